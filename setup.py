@@ -1,0 +1,150 @@
+"""Builds the one native module `dsn_kernels._C`: a pybind11 module and operators on LibTorch's stable ABI.
+
+Environment (a switch is on unless unset, empty, 0, off, no or false):
+    BUILD_NO_CUDA=1       leave the CUDA sources out, even where nvcc is found
+    FORCE_CUDA=1          fail where nvcc is missing, instead of building for the CPU only
+    CUDA_HOME             the CUDA toolkit to use (default: the nvcc on PATH, then /usr/local/cuda)
+    TORCH_CUDA_ARCH_LIST  architectures, as in "8.0;9.0a;12.0+PTX" (default: those of DEFAULT_ARCHS that nvcc knows)
+    MAX_JOBS              compilers that run at a time (default: one per core)
+    DEBUG=1               no optimisation, debug symbols
+    CXX                   C++ compiler (default: c++, g++ or clang++)
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.errors import PlatformError
+
+try:
+    import pybind11
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError as error:
+    hint = "run 'pip install torch==2.13.0 ninja pybind11' first, or build without --no-build-isolation"
+    raise SystemExit(f"error: the build needs {error.name}: {hint}") from None
+
+CSRC = Path(__file__).resolve().parent / "csrc"
+TORCH_FLOOR = (2, 11)
+DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
+
+
+def switch(name: str) -> bool:
+    return os.environ.get(name, "").lower() not in ("", "0", "off", "no", "false")
+
+
+def find_compiler() -> str:
+    """The C++ compiler: CXX if set, else the first usual name on PATH."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    found = [command for command in candidates if shutil.which(shlex.split(command)[-1])]
+    if not found:
+        names = ", ".join(candidates)
+        raise PlatformError(f"no C++ compiler: {names} not found; install one (Debian: apt-get install g++) or set CXX")
+    return found[0]
+
+
+def find_nvcc() -> str | None:
+    """Path of nvcc, or None for a build without CUDA."""
+    forced, home = switch("FORCE_CUDA"), os.environ.get("CUDA_HOME")
+    if forced and switch("BUILD_NO_CUDA"):
+        raise PlatformError("FORCE_CUDA and BUILD_NO_CUDA contradict each other: unset one of them")
+    places = f"{home}/bin" if home else f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin"
+    nvcc = None if switch("BUILD_NO_CUDA") else shutil.which("nvcc", path=places)
+    if forced and not nvcc:
+        raise PlatformError(f"FORCE_CUDA is set, but no nvcc in {places}: install the CUDA toolkit or set CUDA_HOME")
+    return nvcc
+
+
+def parse_archs(text: str) -> list[tuple[str, bool]]:
+    """[("9.0a", True)] for "9.0a+PTX"; the flag says whether PTX is embedded beside the machine code."""
+    archs = [re.fullmatch(r"(\d+\.\d[af]?)(\+PTX)?", entry) for entry in text.replace(";", " ").split()]
+    if not archs or None in archs:
+        raise PlatformError(f"TORCH_CUDA_ARCH_LIST={text!r}: expected entries such as 9.0, 9.0a, 12.0+PTX, split by ;")
+    return [(match[1], bool(match[2])) for match in archs]
+
+
+class BuildNative(BuildExtension):
+    """BuildExtension that first checks and prints the configuration and, given an nvcc, compiles csrc/cuda with it."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        if self.editable_mode:  # pip's own folder is temporary; in this one the next build finds its objects
+            self.build_temp = str(CSRC.parent / "build" / f"editable-{sysconfig.get_platform()}-{sys.version_info[1]}")
+
+    def run(self):
+        os.environ["CXX"] = find_compiler()
+        os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
+        if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH_FLOOR:
+            raise PlatformError(f"torch {torch.__version__} is too old: expected 2.{TORCH_FLOOR[1]} or later")
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            raise PlatformError("Python.h not found: install Python's headers (Debian: apt-get install python3-dev)")
+        if not shutil.which("ninja"):
+            raise PlatformError("ninja not found: run 'pip install ninja'")
+        print(f"dsn-kernels: torch {torch.__version__}, {os.environ['CXX']}, {os.environ['MAX_JOBS']} jobs", flush=True)
+        if nvcc := find_nvcc():
+            self.add_cuda(self.extensions[0], nvcc)
+        else:
+            reason = "BUILD_NO_CUDA is set" if switch("BUILD_NO_CUDA") else "nvcc not found"
+            print(f"dsn-kernels: {reason}: building the CPU kernels only", flush=True)
+        super().run()
+
+    def add_cuda(self, extension, nvcc: str):
+        """Compiles csrc/cuda/*.cu and links them with the static CUDA runtime: no torch header, no CUDA at import."""
+        archs = parse_archs(os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS)
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+            archs = [(arch, ptx) for arch, ptx in archs if f"compute_{re.sub('[.a]', '', arch)}" in known]
+        names = " ".join(arch + "+PTX" * ptx for arch, ptx in archs)
+        print(f"dsn-kernels: CUDA kernels for {names} with {nvcc}", flush=True)
+
+        options = [f"-ccbin={os.environ['CXX']}", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}"]
+        options += [f'-DDSN_CUDA_ARCHS="{names}"', *(["-O0", "-g"] if switch("DEBUG") else ["-O3"])]
+        for number, ptx in ((arch.replace(".", ""), ptx) for arch, ptx in archs):
+            kinds = ["sm", "compute"] if ptx else ["sm"]
+            options += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
+        command = shlex.join([nvcc, *options]).replace("$", "$$")
+        folder = Path(self.build_temp).resolve() / "cuda"
+        folder.mkdir(parents=True, exist_ok=True)
+        rules = [f"rule nvcc\n  command = {command} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"]
+        for source in sorted((CSRC / "cuda").glob("*.cu")):
+            extension.extra_objects.append(str(folder / f"{source.stem}.o"))
+            rules.append(f"build {source.stem}.o: nvcc " + re.sub("([$ :])", r"$\1", str(source)))
+        (folder / "build.ninja").write_text("\n".join(rules) + "\n")
+        if subprocess.run(["ninja", "-C", str(folder), "-j", os.environ["MAX_JOBS"]]).returncode:
+            raise PlatformError("nvcc failed, see above; BUILD_NO_CUDA=1 builds without CUDA")
+
+        dryrun = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True)
+        extension.library_dirs += re.findall(r'"-L([^"]+)"', dryrun.stderr)
+        extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
+        extension.define_macros.append(("DSN_WITH_CUDA", None))
+
+
+def native_extension():
+    optimise = ["-O0", "-g"] if switch("DEBUG") else ["-O3", "-g0"]
+    extension = CppExtension(
+        "dsn_kernels._C",
+        ["csrc/library.cpp", *sorted(f"csrc/cpu/{source.name}" for source in (CSRC / "cpu").glob("*.cpp"))],
+        include_dirs=[pybind11.get_include(), str(CSRC)],
+        define_macros=[("TORCH_TARGET_VERSION", "0x{:02x}{:02x}000000000000".format(*TORCH_FLOOR))],
+        extra_compile_args=["-std=c++20", "-fvisibility=hidden", *optimise],
+        extra_link_args=["-Wl,--exclude-libs,ALL"],
+    )
+    extension.libraries = ["torch_cpu"]  # the stable ABI is all there
+    return extension
+
+
+if __name__ == "__main__":
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    packages = find_packages(include=["dsn_kernels*"]) + find_packages("python")
+    setup(
+        packages=packages,
+        package_dir={"dsn_models": "python/dsn_models"},
+        ext_modules=[native_extension()],
+        cmdclass={"build_ext": BuildNative},
+    )
