@@ -1,0 +1,136 @@
+// Packed weight layouts and plan records: written here once, read by the kernels and, through
+// pybind11, by the Python code that packs.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+
+namespace dsn {
+
+// A tile is 32 pixels of one channel: two AVX-512 vectors, four AVX2 vectors. A block's state is
+// [tile][channel][kTile], so a tile's channels are contiguous and concat is writing further on.
+constexpr int kTile = 32;
+constexpr int kAlign = 16;  // floats; every packed field starts on a cache line
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+// Output channels are computed `row_block` at a time: the least padding, larger blocks preferred.
+inline int row_block(int64_t out_channels) {
+  constexpr struct {
+    int rows;
+    double cost;  // relative time of one row, measured
+  } kChoices[] = {{12, 1.0}, {8, 1.05}, {6, 1.1}, {4, 1.3}};
+  int best = 12;
+  double best_cost = 1e30;
+  for (auto choice : kChoices) {
+    double cost = choice.cost * static_cast<double>(round_up(out_channels, choice.rows));
+    if (cost < best_cost) best = choice.rows, best_cost = cost;
+  }
+  return best;
+}
+inline int64_t padded_rows(int64_t out_channels) { return round_up(out_channels, row_block(out_channels)); }
+
+// Plain data, built anew for each sample: no allocation.
+struct Shape {
+  int dims = 0;
+  std::array<int64_t, 4> sizes{};
+  Shape(std::initializer_list<int64_t> list) {
+    for (int64_t n : list) sizes[dims++] = n;
+  }
+  Shape() = default;
+  int64_t numel() const {
+    int64_t n = 1;
+    for (int i = 0; i < dims; ++i) n *= sizes[i];
+    return n;
+  }
+};
+
+struct Field {
+  const char* name = "";
+  int64_t offset = 0;  // in floats, from the start of the unit
+  Shape shape;         // an empty field has a zero in its shape
+};
+
+struct Layout {
+  std::array<Field, 10> fields;
+  int count = 0;
+  int64_t size = 0;
+  void add(const char* name, Shape shape) {
+    fields[count++] = {name, size, shape};
+    size = round_up(size + shape.numel(), kAlign);
+  }
+};
+
+// Weights of a convolution with `taps` taps: [row block][in channel][tap][row].
+inline Shape conv_shape(int64_t out, int64_t in, int64_t taps) {
+  int rows = row_block(out);
+  return {ceil_div(out, rows), in, taps, rows};
+}
+
+enum class Merge : int64_t { kConcat = 0, kAdd = 1 };
+
+// One gated layer of a dense block with `in` input channels, of which the last `skippable * growth`
+// come from earlier layers of the block. BN1 is (scale, shift); BN2 is folded into the convolution
+// before it and leaves `bias`. A skipped slice is the constant relu(shift) for its consumers:
+// `constants` holds, per slice, its product with the consumer's weights (per tap for a 3x3).
+namespace dense_layer {
+enum { kGate, kGateBias, kScale, kShift, kReduce, kReduceBias, kConstants, kConv, kConvBias, kExpand };
+inline Layout layout(int64_t in, int64_t growth, int64_t bottleneck, int64_t skippable, Merge merge) {
+  bool add = merge == Merge::kAdd;
+  int64_t slices = add ? 0 : skippable;
+  Layout l;
+  l.add("gate", {in});
+  l.add("gate_bias", {1});
+  l.add("scale", {in});
+  l.add("shift", {in});
+  l.add("reduce", bottleneck ? conv_shape(bottleneck, in, 1) : Shape{0});
+  l.add("reduce_bias", {bottleneck ? padded_rows(bottleneck) : 0});
+  l.add("constants", bottleneck ? Shape{slices, padded_rows(bottleneck)} : Shape{slices, 9, padded_rows(growth)});
+  int64_t conv_out = add ? bottleneck : growth;
+  l.add("conv", conv_shape(conv_out, bottleneck ? bottleneck : in, 9));
+  l.add("conv_bias", {add ? padded_rows(conv_out) : 0});
+  l.add("expand", add ? conv_shape(in, bottleneck, 1) : Shape{0});
+  return l;
+}
+}  // namespace dense_layer
+
+// BN-ReLU-1x1-average-pool over `in` channels, the guide's behind the source's; `slices` skippable
+// slices of the source, then of the guide.
+namespace transition {
+enum { kScale, kShift, kWeight, kConstants };
+inline Layout layout(int64_t in, int64_t out, int64_t slices) {
+  Layout l;
+  l.add("scale", {in});
+  l.add("shift", {in});
+  l.add("weight", conv_shape(out, in, 1));
+  l.add("constants", {slices, padded_rows(out)});
+  return l;
+}
+}  // namespace transition
+
+// BN-ReLU-GAP-linear.
+namespace head {
+enum { kScale, kShift, kWeight, kBias, kConstants };
+inline Layout layout(int64_t in, int64_t classes, int64_t slices) {
+  Layout l;
+  l.add("scale", {in});
+  l.add("shift", {in});
+  l.add("weight", {classes, in});
+  l.add("bias", {classes});
+  l.add("constants", {slices, classes});
+  return l;
+}
+}  // namespace head
+
+namespace stem {
+enum { kWeight };
+inline Layout layout(int64_t in, int64_t out) {
+  Layout l;
+  l.add("weight", conv_shape(out, in, 9));
+  return l;
+}
+}  // namespace stem
+
+}  // namespace dsn

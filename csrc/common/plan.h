@@ -1,0 +1,45 @@
+// A network as a list of instructions that one worker runs for one sample.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "layout.h"
+
+namespace dsn {
+
+// The state of a block: its input channels, then one slice per layer.
+struct BufferSpec {
+  int64_t channels, height, width;
+  int64_t pixels() const { return height * width; }
+  int64_t tiles() const { return ceil_div(pixels(), kTile); }
+};
+
+enum class Op : int64_t { kLoad, kStem, kDenseBlock, kTransition, kHead, kStore };
+enum class GateKind : int64_t { kNone, kHard, kSoft };
+
+// One record of the plan; what an instruction does not use is zero (buffers: -1).
+struct Instruction {
+  Op op;
+  int64_t src, dst;             // buffers; a dense block works in place on dst
+  int64_t in_channels;          // of src that are read (guide not counted)
+  int64_t out_channels;         // growth rate, transition width, classes
+  int64_t layers, bottleneck;   // dense block
+  GateKind gate;                // dense block
+  Merge merge;                  // dense block
+  int64_t weights;              // offset of the first field in the packed weights
+  int64_t first_gate;           // dense block: column of its first layer in the gate arrays
+  int64_t guide;                // transition: buffer of the guide, -1 without
+  int64_t out_offset;           // head: first logit
+};
+constexpr int kInstructionFields = 13;
+constexpr int kBufferFields = 3;
+
+struct Plan {
+  std::vector<BufferSpec> buffers;
+  std::vector<Instruction> code;
+  int64_t gates = 0;   // gated layers of all blocks
+  int64_t logits = 0;  // outputs of all heads
+};
+
+}  // namespace dsn

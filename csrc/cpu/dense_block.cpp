@@ -1,0 +1,254 @@
+// dense_block: gated pre-activation layers, plain or bottleneck, concat or add merge, computed in place
+// on one buffer. A skipped layer costs its gate; a skipped slice costs its consumers nothing.
+#include <cmath>
+#include <cstring>
+
+#include "worker.h"
+
+namespace dsn::cpu {
+namespace {
+
+using namespace dense_layer;
+
+class DenseBlock {
+ public:
+  DenseBlock(Worker& w, const Instruction& in)
+      : w(w),
+        in(in),
+        map(w.plan.buffers[in.dst]),
+        state(w.state(in.dst)),
+        live(w.live[in.dst]),
+        patches(map, in.bottleneck ? in.bottleneck : map.channels),
+        add(in.merge == Merge::kAdd) {
+    int64_t offset = in.weights;
+    for (int64_t l = 0; l < in.layers; ++l) {
+      int64_t channels = in.in_channels + (add ? 0 : l * in.out_channels);
+      packed.emplace_back(w.weights, offset, layout(channels, in.out_channels, in.bottleneck, l, in.merge));
+      offset += packed.back().layout.size;
+    }
+    live.reset(static_cast<int>(in.in_channels));
+    live.slices = add ? 0 : static_cast<int>(in.layers);
+  }
+
+  void run() {
+    w.team.phase(0, [](int64_t) {}, [&] { decide(0); });
+    for (int64_t l = 0; l < in.layers; ++l) {
+      if (!w.sample.taken[in.first_gate + l]) {
+        if (!add) live.skipped.push_back(static_cast<int>(l));
+        continue;
+      }
+      layer(l);
+      if (!add) live.append(static_cast<int>(channels(l)), static_cast<int>(in.out_channels));
+    }
+  }
+
+ private:
+  int64_t channels(int64_t l) const { return channels_of(packed[l]); }
+
+  // Gates from layer l on, up to the first that opens; one thread decides for the team.
+  void decide(int64_t l) {
+    const Sample& s = w.sample;
+    for (; l < in.layers; ++l) {
+      const int64_t g = in.first_gate + l;
+      if (in.gate == GateKind::kNone) {
+        s.score[g] = 1;
+        s.taken[g] = 1;
+      } else {
+        float z = w.kernel.dot(packed[l][kGate], w.pooled(in.dst), static_cast<int>(channels(l))) + *packed[l][kGateBias];
+        w.macs += channels(l);
+        s.score[g] = in.gate == GateKind::kHard ? std::fmax(0.f, std::fmin(z + 0.5f, 1.f)) : 1 / (1 + std::exp(-z));
+        s.taken[g] = s.forced ? s.forced[g] : s.score[g] > s.threshold[g];
+      }
+      if (s.taken[g]) return;
+      if (!add) std::memset(w.pooled(in.dst) + channels(l), 0, in.out_channels * sizeof(float));
+    }
+  }
+
+  void layer(int64_t l) {
+    const Packed& p = packed[l];
+    float* base = w.arena + w.memory.patches;
+    constants(p);
+    auto finish = [&, l] {
+      if (add)
+        w.pool(in.dst, 0, in.in_channels);
+      else
+        w.pool(in.dst, channels(l), channels(l) + in.out_channels);
+      decide(l + 1);
+    };
+    if (w.team.alone()) {  // one patch behind, so that a ring of three stays in cache
+      for (int i = 0; i <= patches.count; ++i) {
+        if (i < patches.count) fill(p, base, i, true);
+        if (i > 0) convolve(p, l, base, i - 1, true);
+      }
+      finish();
+    } else {
+      w.team.phase(patches.count, [&](int64_t i) { fill(p, base, static_cast<int>(i), false); });
+      w.team.phase(patches.count, [&](int64_t i) { convolve(p, l, base, static_cast<int>(i), false); }, finish);
+    }
+  }
+
+  // What the skipped slices contribute: a bias of the bottleneck, or nine tap sums of a plain 3x3.
+  void constants(const Packed& p) {
+    const int64_t rows = in.bottleneck ? padded_rows(in.bottleneck) : 9 * padded_rows(in.out_channels);
+    bias.assign(rows, 0.f);
+    if (in.bottleneck) std::memcpy(bias.data(), p[kReduceBias], rows * sizeof(float));
+    for (int slice : live.skipped)
+      for (int64_t i = 0; i < rows; ++i) bias[i] += p[kConstants][slice * rows + i];
+    if (!in.bottleneck && !live.skipped.empty()) sum_taps();
+  }
+
+  // The 3x3's input in patch i: the bottleneck's output, or the normalised state.
+  void fill(const Packed& p, float* base, int i, bool ring) {
+    const int64_t depth = in.bottleneck ? in.bottleneck : live.channels();
+    const int64_t first = int64_t{i} * patches.tiles, last = std::min<int64_t>(first + patches.tiles, map.tiles());
+    float* patch = patches.at(base, i, ring);
+    for (int64_t t = first; t < last; ++t) {
+      const float* src = state + t * map.channels * kTile;
+      float* dst = patch + patches.width + (t - first) * kTile;
+      if (!in.bottleneck) {
+        w.kernel.normalise(src, live.runs.data(), static_cast<int>(live.runs.size()), p[kScale], p[kShift], dst,
+                           patches.stride);
+        continue;
+      }
+      float* tile = w.scratch();
+      w.kernel.normalise(src, live.runs.data(), static_cast<int>(live.runs.size()), p[kScale], p[kShift], tile, kTile);
+      ConvTile c{};
+      c.src = tile;
+      c.src_stride = kTile;
+      c.weight = p[kReduce];
+      c.channels = static_cast<int>(channels_of(p));
+      c.runs = live.runs.data();
+      c.run_count = static_cast<int>(live.runs.size());
+      c.out_channels = static_cast<int>(in.bottleneck);
+      c.row_block = row_block(in.bottleneck);
+      c.valid = w.valid(map, t);
+      c.bias = bias.data();
+      c.relu = true;
+      c.dst = dst;
+      c.dst_stride = patches.stride;
+      w.conv(c, 1);
+    }
+    share_halo(base, i, ring, depth, first);
+  }
+
+  // Copies a patch's ends into its neighbours' halos and writes the zeros above and below the map.
+  void share_halo(float* base, int i, bool ring, int64_t depth, int64_t first_tile) {
+    const int64_t bytes = patches.width * sizeof(float);
+    const int64_t pixels = std::min<int64_t>(map.pixels() - first_tile * kTile, int64_t{patches.tiles} * kTile);
+    float* patch = patches.at(base, i, ring);
+    float* before = i > 0 ? patches.at(base, i - 1, ring) : nullptr;
+    float* after = i + 1 < patches.count ? patches.at(base, i + 1, ring) : nullptr;
+    const int64_t end = patches.width + int64_t{patches.tiles} * kTile;  // of the patch's own pixels
+    for (int64_t c = 0; c < depth; ++c) {
+      float* row = patch + c * patches.stride;
+      if (!before) std::memset(row, 0, bytes);
+      if (!after) std::memset(row + patches.width + pixels, 0, (patches.stride - patches.width - pixels) * sizeof(float));
+      if (before) std::memcpy(before + c * patches.stride + end, row + patches.width, bytes);
+      if (after) std::memcpy(after + c * patches.stride, row + end - patches.width, bytes);
+    }
+  }
+
+  void convolve(const Packed& p, int64_t l, float* base, int i, bool ring) {
+    const int64_t first = int64_t{i} * patches.tiles, last = std::min<int64_t>(first + patches.tiles, map.tiles());
+    const float* patch = patches.at(base, i, ring);
+    const Run whole{0, static_cast<int>(in.bottleneck)};
+    for (int64_t t = first; t < last; ++t) {
+      Edges edges(t * kTile, map.width);
+      ConvTile c{};
+      c.src = patch + patches.width + (t - first) * kTile;
+      c.src_stride = patches.stride;
+      c.weight = p[kConv];
+      c.channels = static_cast<int>(in.bottleneck ? in.bottleneck : channels_of(p));
+      c.runs = in.bottleneck ? &whole : live.runs.data();
+      c.run_count = in.bottleneck ? 1 : static_cast<int>(live.runs.size());
+      c.out_channels = static_cast<int>(add ? in.bottleneck : in.out_channels);
+      c.row_block = row_block(c.out_channels);
+      c.valid = w.valid(map, t);
+      c.width = static_cast<int>(map.width);
+      c.edge = edges.bits;
+      c.dst_stride = kTile;
+      float* sums = w.sums(in.dst) + t * map.channels;
+      if (add) {
+        c.bias = p[kConvBias];
+        c.relu = true;
+        c.dst = w.scratch();
+        w.conv(c, 9);
+        expand(p, t, c.dst, sums);
+        continue;
+      }
+      c.dst = state + (t * map.channels + channels(l)) * kTile;
+      c.sums = sums + channels(l);
+      if (!in.bottleneck && !live.skipped.empty()) {
+        start_from_constants(c.dst, t, c.valid);
+        c.accumulate = true;
+      }
+      w.conv(c, 9);
+    }
+  }
+
+  // The add merge's last 1x1, summed into the state.
+  void expand(const Packed& p, int64_t t, const float* src, float* sums) {
+    const Run whole{0, static_cast<int>(in.bottleneck)};
+    ConvTile c{};
+    c.src = src;
+    c.src_stride = kTile;
+    c.weight = p[kExpand];
+    c.channels = static_cast<int>(in.bottleneck);
+    c.runs = &whole;
+    c.run_count = 1;
+    c.out_channels = static_cast<int>(in.in_channels);
+    c.row_block = row_block(in.in_channels);
+    c.valid = w.valid(map, t);
+    c.accumulate = true;
+    c.dst = state + t * map.channels * kTile;
+    c.dst_stride = kTile;
+    c.sums = sums;
+    w.conv(c, 1);
+  }
+
+  // A constant slice under zero padding: each pixel gets the taps that lie inside the map.
+  void start_from_constants(float* dst, int64_t t, int valid) {
+    const int64_t rows = padded_rows(in.out_channels);
+    int64_t y = t * kTile / map.width, x = t * kTile % map.width;
+    for (int p = 0; p < valid; ++p) {
+      const float* border = borders.data() + border_kind(y, x) * rows;
+      for (int64_t m = 0; m < in.out_channels; ++m) dst[m * kTile + p] = border[m];
+      if (++x == map.width) x = 0, ++y;
+    }
+  }
+
+  // Which of a pixel's neighbours above, below, left and right lie outside, as bits.
+  int border_kind(int64_t y, int64_t x) const {
+    return (y == 0) | (y == map.height - 1) << 1 | (x == 0) << 2 | (x == map.width - 1) << 3;
+  }
+
+  // borders[kind] = the sum of the taps that lie inside for that kind of pixel.
+  void sum_taps() {
+    const int64_t rows = padded_rows(in.out_channels);
+    borders.assign(16 * rows, 0.f);
+    for (int kind = 0; kind < 16; ++kind)
+      for (int tap = 0; tap < 9; ++tap) {
+        const int dy = tap / 3, dx = tap % 3;
+        if ((dy == 0 && kind & 1) || (dy == 2 && kind & 2) || (dx == 0 && kind & 4) || (dx == 2 && kind & 8)) continue;
+        for (int64_t m = 0; m < rows; ++m) borders[kind * rows + m] += bias[tap * rows + m];
+      }
+  }
+
+  static int64_t channels_of(const Packed& p) { return p.layout.fields[kGate].shape.numel(); }
+
+  Worker& w;
+  const Instruction& in;
+  const BufferSpec& map;
+  float* state;
+  Live& live;
+  Patches patches;
+  bool add;
+  std::vector<Packed> packed;
+  std::vector<float> bias, borders;
+};
+
+}  // namespace
+
+void run_dense_block(Worker& w, const Instruction& in) { DenseBlock(w, in).run(); }
+
+}  // namespace dsn::cpu

@@ -1,0 +1,95 @@
+// How an image enters a buffer (load, stem) and a map leaves one (store).
+#include <cstring>
+
+#include "worker.h"
+
+namespace dsn::cpu {
+
+void Worker::pool(int64_t buffer, int64_t begin, int64_t end) const {
+  const BufferSpec& map = plan.buffers[buffer];
+  for (int64_t c = begin; c < end; ++c) {
+    float total = 0;
+    for (int64_t t = 0; t < map.tiles(); ++t) total += sums(buffer)[t * map.channels + c];
+    pooled(buffer)[c] = total / static_cast<float>(map.pixels());
+  }
+}
+
+void run_load(Worker& w, const Instruction& in) {
+  const BufferSpec& map = w.plan.buffers[in.dst];
+  w.live[in.dst].reset(static_cast<int>(in.in_channels));
+  w.team.phase(
+      map.tiles(),
+      [&](int64_t t) {
+        const int valid = w.valid(map, t);
+        for (int64_t c = 0; c < in.in_channels; ++c) {
+          const float* src = w.sample.image + c * map.pixels() + t * kTile;
+          float* dst = w.state(in.dst) + (t * map.channels + c) * kTile;
+          float total = 0;
+          for (int p = 0; p < kTile; ++p) {
+            dst[p] = p < valid ? src[p] : 0.f;
+            total += dst[p];
+          }
+          w.sums(in.dst)[t * map.channels + c] = total;
+        }
+      },
+      [&] { w.pool(in.dst, 0, in.in_channels); });
+}
+
+void run_stem(Worker& w, const Instruction& in) {
+  const BufferSpec& map = w.plan.buffers[in.dst];
+  const Packed p(w.weights, in.weights, stem::layout(in.in_channels, in.out_channels));
+  const Patches patches(map, in.in_channels);
+  const Run whole{0, static_cast<int>(in.in_channels)};
+  w.live[in.dst].reset(static_cast<int>(in.out_channels));
+  w.team.phase(
+      patches.count,
+      [&](int64_t i) {
+        // A patch is filled from the image and used at once; no other thread has the same.
+        float* patch = patches.at(w.arena + w.memory.patches, static_cast<int>(i), w.team.alone());
+        const int64_t first = i * patches.tiles, last = std::min<int64_t>(first + patches.tiles, map.tiles());
+        const int64_t begin = first * kTile - map.width;
+        for (int64_t c = 0; c < in.in_channels; ++c)
+          for (int64_t q = 0; q < patches.stride; ++q) {
+            const int64_t pixel = begin + q;
+            patch[c * patches.stride + q] = pixel >= 0 && pixel < map.pixels() ? w.sample.image[c * map.pixels() + pixel] : 0.f;
+          }
+        for (int64_t t = first; t < last; ++t) {
+          Edges edges(t * kTile, map.width);
+          ConvTile c{};
+          c.src = patch + patches.width + (t - first) * kTile;
+          c.src_stride = patches.stride;
+          c.weight = p[stem::kWeight];
+          c.channels = static_cast<int>(in.in_channels);
+          c.runs = &whole;
+          c.run_count = 1;
+          c.out_channels = static_cast<int>(in.out_channels);
+          c.row_block = row_block(in.out_channels);
+          c.valid = w.valid(map, t);
+          c.width = static_cast<int>(map.width);
+          c.edge = edges.bits;
+          c.dst = w.state(in.dst) + t * map.channels * kTile;
+          c.dst_stride = kTile;
+          c.sums = w.sums(in.dst) + t * map.channels;
+          w.conv(c, 9);
+        }
+      },
+      [&] { w.pool(in.dst, 0, in.out_channels); });
+}
+
+// Skipped slices leave as zeros.
+void run_store(Worker& w, const Instruction& in) {
+  const BufferSpec& map = w.plan.buffers[in.src];
+  std::vector<uint8_t> alive(map.channels, 0);
+  for (const Run& r : w.live[in.src].runs) std::fill_n(alive.begin() + r.begin, r.count, uint8_t{1});
+  w.team.phase(in.in_channels, [&](int64_t c) {
+    float* dst = w.sample.map + c * map.pixels();
+    if (!alive[c]) {
+      std::memset(dst, 0, map.pixels() * sizeof(float));
+      return;
+    }
+    for (int64_t t = 0; t < map.tiles(); ++t)
+      std::memcpy(dst + t * kTile, w.state(in.src) + (t * map.channels + c) * kTile, w.valid(map, t) * sizeof(float));
+  });
+}
+
+}  // namespace dsn::cpu

@@ -1,0 +1,62 @@
+// The micro-kernels behind one table per instruction set; the table is chosen when the library runs.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/layout.h"
+
+namespace dsn::cpu {
+
+// A contiguous range of live channels.
+struct Run {
+  int begin;
+  int count;
+};
+
+// One tile of a convolution with 1 or 9 taps:
+//   dst[m][p] = relu?(init + sum over live channels c, taps t of w[m][c][t] * src[c][p + shift(t)])
+// src holds live channels only, one after another; weights are addressed by channel.
+struct ConvTile {
+  const float* src;  // [live][src_stride], at the tile's first pixel
+  int64_t src_stride;
+  const float* weight;  // [blocks][channels][taps][rows]
+  int channels;         // of weight
+  const Run* runs;
+  int run_count;
+  int out_channels;
+  int row_block;
+  int valid;            // pixels of the tile that exist; the others are stored as zero
+  int width;            // of the map; taps = 9 only
+  const uint32_t* edge; // [2] bit p set: pixel p has a left / right neighbour; taps = 9 only
+  const float* bias;    // [out_channels, padded] or null
+  bool accumulate;      // start from dst
+  bool relu;
+  float* dst;  // [out_channels][dst_stride]
+  int64_t dst_stride;
+  float* sums;  // [out_channels] sums over the tile's pixels, or null
+};
+
+struct Kernels {
+  const char* name;
+  void (*pointwise)(const ConvTile&);
+  void (*conv3x3)(const ConvTile&);
+  // dst[live][kTile] = relu(scale * src[channel][kTile] + shift) for the live channels
+  void (*normalise)(const float* src, const Run* runs, int run_count, const float* scale, const float* shift, float* dst,
+                    int64_t dst_stride);
+  // sum over the map's pixels of relu(scale * src + shift); tiles are tile_stride floats apart
+  float (*normalised_sum)(const float* src, int64_t tile_stride, int pixels, float scale, float shift);
+  // dst[y][x] = mean over a 2x2 window of relu(scale * src + shift); src is [height][width]
+  void (*normalise_pool)(const float* src, int height, int width, float scale, float shift, float* dst);
+  float (*dot)(const float* a, const float* b, int n);
+};
+
+extern const Kernels kGeneric;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+// The best table this machine can run; DSN_ISA=generic|avx2|avx512 lowers it.
+const Kernels& kernels();
+
+}  // namespace dsn::cpu

@@ -1,0 +1,11 @@
+// Micro-kernels for any machine GCC or Clang has 128-bit vectors for.
+#include "kernels.h"
+
+namespace dsn::cpu {
+namespace generic {
+#define DSN_VECTOR_BYTES 16
+#include "kernels_impl.h"
+}  // namespace generic
+
+const Kernels kGeneric = {"generic", generic::conv_tile<1>, generic::conv_tile<9>, generic::normalise, generic::normalised_sum, generic::normalise_pool, generic::dot};
+}  // namespace dsn::cpu

@@ -1,0 +1,146 @@
+// What a stage works with: one sample, a team of threads, and the memory of both.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "../common/plan.h"
+#include "kernels.h"
+#include "team.h"
+
+namespace dsn::cpu {
+
+// Where a sample's state lives inside an arena, in floats; computed once per plan and team size.
+struct MemoryMap {
+  struct Buffer {
+    int64_t state, sums, pooled;
+  };
+  std::vector<Buffer> buffers;
+  int64_t patches = 0;         // 3x3 inputs with their halo; every patch for a team, a ring of three for one thread
+  int64_t pooled_tiles = 0;    // a transition's input after pooling
+  int64_t features = 0;        // a head's input
+  int64_t scratch = 0;         // per thread: tile, plane, bias
+  int64_t scratch_stride = 0;
+  int64_t size = 0;
+};
+MemoryMap map_memory(const Plan& plan, int team_size);
+
+// The channels of a buffer that hold data; the slices that do not.
+struct Live {
+  std::vector<Run> runs;
+  std::vector<int> skipped;
+  int slices = 0;  // skippable ones, skipped or not
+
+  void reset(int channels) {
+    runs.assign(1, {0, channels});
+    skipped.clear();
+    slices = 0;
+  }
+  void append(int begin, int count) {
+    if (runs.back().begin + runs.back().count == begin)
+      runs.back().count += count;
+    else
+      runs.push_back({begin, count});
+  }
+  int channels() const {
+    int n = 0;
+    for (const Run& r : runs) n += r.count;
+    return n;
+  }
+};
+
+// Inputs and outputs of one sample.
+struct Sample {
+  const float* image;      // [C, H, W]
+  const uint8_t* forced;   // [gates] or null
+  const float* threshold;  // [gates]
+  uint8_t* taken;          // [gates]
+  float* score;            // [gates]
+  float* logits;           // [logits]
+  float* map;              // [C, H, W] of the store instruction
+  std::atomic<int64_t>* macs;
+};
+
+struct Packed {
+  const float* base;
+  const Layout layout;
+  Packed(const float* weights, int64_t offset, Layout l) : base(weights + offset), layout(std::move(l)) {}
+  const float* operator[](int field) const { return base + layout.fields[field].offset; }
+};
+
+class Worker {
+ public:
+  Worker(const Plan& plan, const MemoryMap& memory, const float* weights, float* arena, Team team, Sample sample)
+      : plan(plan), memory(memory), weights(weights), arena(arena), team(team), sample(sample),
+        live(plan.buffers.size()) {}
+
+  void run();
+
+  float* state(int64_t b) const { return arena + memory.buffers[b].state; }    // [tiles][channels][kTile]
+  float* sums(int64_t b) const { return arena + memory.buffers[b].sums; }      // [tiles][channels]
+  float* pooled(int64_t b) const { return arena + memory.buffers[b].pooled; }  // [channels]
+  float* scratch() const { return arena + memory.scratch + team.rank() * memory.scratch_stride; }
+  int valid(const BufferSpec& b, int64_t tile) const { return static_cast<int>(std::min<int64_t>(kTile, b.pixels() - tile * kTile)); }
+
+  // Runs a tile and counts its multiply-accumulates, here and nowhere else.
+  void conv(const ConvTile& tile, int taps) {
+    (taps == 9 ? kernel.conv3x3 : kernel.pointwise)(tile);
+    int64_t depth = 0;
+    for (int r = 0; r < tile.run_count; ++r) depth += tile.runs[r].count;
+    macs += depth * taps * tile.out_channels * tile.valid;
+  }
+
+  // pooled = mean over the pixels, from the tiles' sums, in a fixed order
+  void pool(int64_t buffer, int64_t begin, int64_t end) const;
+
+  const Plan& plan;
+  const MemoryMap& memory;
+  const float* weights;
+  float* arena;
+  Team team;
+  Sample sample;
+  const Kernels& kernel = kernels();
+  std::vector<Live> live;  // per buffer; every thread of a team keeps its own
+  int64_t macs = 0;
+};
+
+// The input of a 3x3 convolution: patches of `tiles` tiles with `width` pixels more on either side,
+// [patch][channel][stride]. A pixel near a patch's end is stored in its neighbour too, so that the
+// convolution reads one contiguous patch.
+struct Patches {
+  Patches(const BufferSpec& map, int64_t channels)
+      : width(static_cast<int>(map.width)),
+        tiles(static_cast<int>(ceil_div(map.width, kTile))),
+        count(static_cast<int>(ceil_div(map.tiles(), tiles))),
+        stride(round_up(tiles * kTile + 2 * width, kAlign)),
+        size(channels * stride) {}
+  int width, tiles, count;
+  int64_t stride, size;
+  int64_t floats(int team_size) const { return size * (team_size == 1 ? std::min(count, 3) : count); }
+  float* at(float* base, int patch, bool ring) const { return base + (ring ? patch % 3 : patch) * size; }
+};
+
+// Bit p of [0] / [1]: pixel `first + p` has a left / right neighbour in its row.
+struct Edges {
+  uint32_t bits[2] = {0, 0};
+  Edges(int64_t first, int64_t width) {
+    for (int p = 0; p < kTile; ++p) {
+      int64_t column = (first + p) % width;
+      bits[0] |= static_cast<uint32_t>(column != 0) << p;
+      bits[1] |= static_cast<uint32_t>(column != width - 1) << p;
+    }
+  }
+};
+
+// Phases a team goes through for a plan, at most.
+int64_t phase_count(const Plan& plan);
+
+void run_load(Worker&, const Instruction&);
+void run_store(Worker&, const Instruction&);
+void run_stem(Worker&, const Instruction&);
+void run_dense_block(Worker&, const Instruction&);
+void run_transition(Worker&, const Instruction&);
+void run_head(Worker&, const Instruction&);
+
+}  // namespace dsn::cpu

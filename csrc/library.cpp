@@ -1,0 +1,95 @@
+// Every operator's schema, the module's initialisation, and what was built.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/library.h>
+
+#include "common/layout.h"
+#include "common/plan.h"
+#include "cpu/kernels.h"
+#ifdef DSN_WITH_CUDA
+#include "cuda/device_info.h"
+#endif
+
+namespace py = pybind11;
+
+STABLE_TORCH_LIBRARY(dsn, m) {
+  m.def(
+      "network(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, int[] plan)"
+      " -> (Tensor logits, Tensor gates, Tensor scores, Tensor macs)");
+  m.def(
+      "dense_block(Tensor x, Tensor weights, Tensor thresholds, Tensor? forced_gates, int growth, int layers,"
+      " int bottleneck, int gate, int merge) -> (Tensor y, Tensor gates, Tensor scores, Tensor macs)");
+  m.def("preact_conv2d(Tensor x, Tensor weights, int out_channels) -> Tensor");
+  m.def("head(Tensor x, Tensor weights, int classes) -> Tensor");
+}
+
+namespace {
+
+using dsn::Layout;
+using dsn::Merge;
+
+// [(name, offset, shape)], size
+py::tuple describe(const Layout& layout) {
+  py::list fields;
+  for (int i = 0; i < layout.count; ++i) {
+    const dsn::Field& f = layout.fields[i];
+    py::list shape;
+    for (int d = 0; d < f.shape.dims; ++d) shape.append(f.shape.sizes[d]);
+    fields.append(py::make_tuple(f.name, f.offset, shape));
+  }
+  return py::make_tuple(fields, layout.size);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = __VERSION__;
+  info["torch_target"] = "2.11";
+#ifdef DSN_BUILD_TORCH
+  info["torch_build"] = DSN_BUILD_TORCH;
+#endif
+#ifdef DSN_WITH_CUDA
+  info["cuda"] = true;
+  info["cuda_archs"] = DSN_CUDA_ARCHS;
+#else
+  info["cuda"] = false;
+  info["cuda_archs"] = "";
+#endif
+  info["isa"] = dsn::cpu::kernels().name;
+#ifdef NDEBUG
+  info["debug"] = false;
+#else
+  info["debug"] = true;
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Operators of dsn_kernels and the layouts of their packed weights.";
+  m.def("build_info", &build_info, "What was compiled, and the instruction set chosen for this machine.");
+  m.attr("TILE") = dsn::kTile;
+  m.attr("OPS") = py::dict(py::arg("load") = static_cast<int>(dsn::Op::kLoad), py::arg("stem") = static_cast<int>(dsn::Op::kStem),
+                           py::arg("dense_block") = static_cast<int>(dsn::Op::kDenseBlock),
+                           py::arg("transition") = static_cast<int>(dsn::Op::kTransition),
+                           py::arg("head") = static_cast<int>(dsn::Op::kHead), py::arg("store") = static_cast<int>(dsn::Op::kStore));
+  m.attr("GATES") = py::dict(py::arg("none") = static_cast<int>(dsn::GateKind::kNone), py::arg("hard") = static_cast<int>(dsn::GateKind::kHard),
+                             py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft));
+  m.attr("MERGES") = py::dict(py::arg("concat") = static_cast<int>(Merge::kConcat), py::arg("add") = static_cast<int>(Merge::kAdd));
+  m.def("row_block", &dsn::row_block, py::arg("out_channels"));
+  m.def(
+      "dense_layer_layout",
+      [](int64_t in, int64_t growth, int64_t bottleneck, int64_t skippable, int64_t merge) {
+        return describe(dsn::dense_layer::layout(in, growth, bottleneck, skippable, static_cast<Merge>(merge)));
+      },
+      py::arg("in_channels"), py::arg("growth"), py::arg("bottleneck"), py::arg("skippable"), py::arg("merge"));
+  m.def(
+      "transition_layout", [](int64_t in, int64_t out, int64_t slices) { return describe(dsn::transition::layout(in, out, slices)); },
+      py::arg("in_channels"), py::arg("out_channels"), py::arg("slices"));
+  m.def(
+      "head_layout", [](int64_t in, int64_t classes, int64_t slices) { return describe(dsn::head::layout(in, classes, slices)); },
+      py::arg("in_channels"), py::arg("classes"), py::arg("slices"));
+  m.def(
+      "stem_layout", [](int64_t in, int64_t out) { return describe(dsn::stem::layout(in, out)); }, py::arg("in_channels"),
+      py::arg("out_channels"));
+}

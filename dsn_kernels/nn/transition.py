@@ -1,0 +1,22 @@
+"""The twin of a transition."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .. import ops
+from .packing import Packer, pack_transition
+
+
+class Transition(nn.Module):
+    """Same call and output as `dsn_models.densenet.Transition` in ``eval()``: [B, C, H, W] to [B, O, H // 2, W // 2]."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        packer = Packer()
+        pack_transition(packer, module, [])
+        self.out_channels = module.conv.out_channels
+        self.register_buffer("weights", packer.tensor())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.preact_conv2d(x, self.weights, self.out_channels)
