@@ -1,0 +1,95 @@
+"""Latency of several callables measured in turns, so that what disturbs the machine disturbs them all."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per call: median, 10th and 90th percentile."""
+
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Latency:
+        """The percentiles of measured ``seconds`` (at least one), linear between neighbours."""
+        p10, median, p90 = np.percentile(np.asarray(seconds) * 1e3, [10, 50, 90])
+        return cls(float(median), float(p10), float(p90))
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class InterleavedTimer:
+    """Times callables in turns, under ``torch.inference_mode()``.
+
+    In a round every callable has one turn, in an order shuffled per round. A turn is one call that is not counted,
+    which brings its data back to the caches and outlives the busy-waiting threads of the one before, and then
+    counted calls until ``turn_seconds`` have passed, at least one.
+
+    Args:
+        calls: what to time, by name.
+        seed: of the order.
+        clock: seconds, monotonic; for tests.
+    """
+
+    def __init__(
+        self,
+        calls: Mapping[str, Callable[[], object]],
+        seed: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.calls = dict(calls)
+        self.samples: dict[str, list[float]] = {name: [] for name in calls}
+        self._order = random.Random(seed)
+        self._clock = clock
+
+    def run(
+        self,
+        seconds: float,
+        min_rounds: int = 5,
+        turn_seconds: float = 0.1,
+        on_round: Callable[[float], None] | None = None,
+    ) -> None:
+        """Runs rounds until ``seconds`` per callable have passed and ``min_rounds`` are done.
+
+        ``on_round`` is told the fraction done, in [0, 1]. An interruption keeps the samples taken so far.
+        """
+        budget = seconds * len(self.calls)
+        start = self._clock()
+        rounds = 0
+        with torch.inference_mode():
+            while rounds < min_rounds or self._clock() - start < budget:
+                names = list(self.calls)
+                self._order.shuffle(names)
+                for name in names:
+                    self._turn(name, turn_seconds)
+                rounds += 1
+                if on_round is not None:
+                    elapsed = self._clock() - start
+                    on_round(min(1.0, rounds / min_rounds, elapsed / budget if budget else 1.0))
+
+    def _turn(self, name: str, turn_seconds: float) -> None:
+        call, samples, clock = self.calls[name], self.samples[name], self._clock
+        call()
+        start = before = clock()
+        while True:
+            call()
+            after = clock()
+            samples.append(after - before)
+            if after - start >= turn_seconds:
+                return
+            before = after
+
+    def latencies(self) -> dict[str, Latency]:
+        """Of every callable with at least one counted call."""
+        return {name: Latency.of(samples) for name, samples in self.samples.items() if samples}
