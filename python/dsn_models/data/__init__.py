@@ -1,0 +1,44 @@
+"""Data sets with a coarse and a fine task, read in the form in which they are published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from . import cifar, folder, idx, navon
+from .base import CoarseFineDataset
+
+KINDS = ("navon-idx", "navon-sklearn", "cifar-10", "cifar-100", "folder")
+
+__all__ = ["KINDS", "CoarseFineDataset", "cifar", "folder", "idx", "navon", "open_dataset"]
+
+
+def open_dataset(
+    kind: str, path: str | Path | None, train: bool, images: int | None = None, **options: Any
+) -> CoarseFineDataset:
+    """The data set of a kind.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        path: the folder that holds it; none is needed for ``"navon-sklearn"``. A ``"folder"`` holds ``train``, ``test``
+            and ``coarse.json``, the map from fine to coarse class names.
+        train: the training part, with its augmentation, else the test part.
+        images: number of Navon images.
+        options: of the data set's class.
+
+    Raises:
+        UserError: the kind is unknown, a path is missing, or the files are damaged.
+    """
+    if kind not in KINDS:
+        raise UserError(f"unknown data kind {kind!r}; expected one of {', '.join(KINDS)}")
+    if kind == "navon-sklearn":
+        return navon.from_sklearn(train, images, **options)
+    if path is None or not Path(path).is_dir():
+        raise UserError(f"data folder is {path}; expected an existing folder that holds {kind} data")
+    if kind == "navon-idx":
+        return navon.from_idx(path, train, images, **options)
+    if kind == "folder":
+        part = Path(path) / ("train" if train else "test")
+        return folder.ImageFolder(part, Path(path) / "coarse.json", train=train, **options)
+    return cifar.CIFAR(path, train, 10 if kind == "cifar-10" else 100, **options)

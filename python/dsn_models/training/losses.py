@@ -1,0 +1,72 @@
+"""What training adds to the cross-entropies, and the gates' state during training."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..dual_skipping import BRANCHES, DualSkippingNetwork
+from ..gates import PooledGate
+
+
+class GateRecorder:
+    """Collects, while it is open, each gate's logit and multiplier of the last training forward pass, differentiable.
+
+    ``logits[branch]`` and ``multipliers[branch]`` are lists of [B], one per layer.
+    """
+
+    def __init__(self, model: DualSkippingNetwork) -> None:
+        self.model = model
+        self.logits: dict[str, list[Tensor]] = {name: [] for name in BRANCHES}
+        self.multipliers: dict[str, list[Tensor]] = {name: [] for name in BRANCHES}
+
+    def __enter__(self) -> GateRecorder:
+        self.handles = [
+            gate.register_forward_hook(self._hook(name))
+            for name in BRANCHES
+            for gate in getattr(self.model, name).modules()
+            if isinstance(gate, PooledGate)
+        ]
+        return self
+
+    def _hook(self, name: str):
+        def record(gate: nn.Module, args: tuple[Tensor], multiplier: Tensor) -> None:
+            self.logits[name].append(gate.logit(args[0]))
+            self.multipliers[name].append(multiplier)
+
+        return record
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def auxiliary_loss(logits: list[Tensor], multipliers: list[Tensor]) -> Tensor:
+    """Binary cross-entropy that keeps gates alive. Dual Skipping Networks, implementation details.
+
+    Over the gates whose multipliers are all 0 or all 1 in the batch: the mean of BCE(sigmoid(z), t) with t = 1 for a
+    gate that is always shut and t = 0 for one that is always open, divided by the number of all gates. The paper gives
+    neither target nor weight; the opposite of the stuck value is our reading.
+    """
+    z, m = torch.stack(logits), torch.stack(multipliers).detach()
+    shut, opened = (m == 0).all(1), (m == 1).all(1)
+    loss = F.binary_cross_entropy_with_logits(z, shut[:, None].expand_as(z).to(z.dtype), reduction="none").mean(1)
+    return (loss * (shut | opened)).mean()
+
+
+def sparsity_loss(multipliers: list[Tensor], target: float) -> Tensor:
+    """``max(0, mean multiplier - target)^2`` over a branch's layers and the batch. An option of ours, not the paper's."""
+    return (torch.stack(multipliers).mean() - target).clamp(min=0) ** 2
+
+
+def open_gates(model: DualSkippingNetwork) -> None:
+    """Sets every gate to score 1 whatever its input: weight 0, bias 1/2. The network then equals the ungated one."""
+    for gate in model.modules():
+        if isinstance(gate, PooledGate):
+            nn.init.zeros_(gate.linear.weight)
+            nn.init.constant_(gate.linear.bias, 0.5)
