@@ -104,7 +104,7 @@ class BuildNative(BuildExtension):
         print(f"dsn-kernels: CUDA kernels for {names} with {nvcc}", flush=True)
 
         options = [f"-ccbin={os.environ['CXX']}", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}"]
-        options += [f'-DDSN_CUDA_ARCHS="{names}"', *(["-O0", "-g"] if switch("DEBUG") else ["-O3"])]
+        options += ["-O0", "-g"] if switch("DEBUG") else ["-O3"]
         for number, ptx in ((arch.replace(".", ""), ptx) for arch, ptx in archs):
             kinds = ["sm", "compute"] if ptx else ["sm"]
             options += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
@@ -122,16 +122,17 @@ class BuildNative(BuildExtension):
         dryrun = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True)
         extension.library_dirs += re.findall(r'"-L([^"]+)"', dryrun.stderr)
         extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
-        extension.define_macros.append(("DSN_WITH_CUDA", None))
+        extension.define_macros += [("DSN_WITH_CUDA", None), ("DSN_CUDA_ARCHS", f'"{names}"')]
 
 
 def native_extension():
-    optimise = ["-O0", "-g"] if switch("DEBUG") else ["-O3", "-g0"]
+    floor = "0x{:02x}{:02x}000000000000".format(*TORCH_FLOOR)
+    optimise = ["-O0", "-g", "-UNDEBUG"] if switch("DEBUG") else ["-O3", "-g0"]
     extension = CppExtension(
         "dsn_kernels._C",
         ["csrc/library.cpp", *sorted(f"csrc/cpu/{source.name}" for source in (CSRC / "cpu").glob("*.cpp"))],
         include_dirs=[pybind11.get_include(), str(CSRC)],
-        define_macros=[("TORCH_TARGET_VERSION", "0x{:02x}{:02x}000000000000".format(*TORCH_FLOOR))],
+        define_macros=[("TORCH_TARGET_VERSION", floor), ("DSN_BUILD_TORCH", f'"{torch.__version__}"')],
         extra_compile_args=["-std=c++20", "-fvisibility=hidden", *optimise],
         extra_link_args=["-Wl,--exclude-libs,ALL"],
     )

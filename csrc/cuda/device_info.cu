@@ -44,7 +44,6 @@ DeviceInfo describe(int device) {
 
 RuntimeInfo runtime() {
   RuntimeInfo info;
-  info.architectures = DSN_CUDA_ARCHS;
   info.runtime_version = CUDART_VERSION;
   cudaDriverGetVersion(&info.driver_version);
   int count = 0;

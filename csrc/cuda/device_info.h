@@ -9,10 +9,9 @@
 namespace dsn::cuda {
 
 struct RuntimeInfo {
-  std::string architectures;  // as compiled in: "7.5 8.0 ... 12.0+PTX"
-  int runtime_version = 0;    // 13000 is CUDA 13.0; linked statically
-  int driver_version = 0;     // newest CUDA the driver serves; 0 without a driver
-  std::string error;          // why no device is usable; empty if one is
+  int runtime_version = 0;  // 13000 is CUDA 13.0; linked statically
+  int driver_version = 0;   // newest CUDA the driver serves; 0 without a driver
+  std::string error;        // why no device is usable; empty if one is
 };
 
 struct DeviceInfo {

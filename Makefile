@@ -1,0 +1,60 @@
+# make demo    the shipped network on real handwritten digits: table on the terminal, report in HTML
+# make test    builds everything and runs the tests
+# make bench   the benchmark against the runtimes a user would run instead
+# make lint    ruff, clang-format, mypy            make format   rewrites the code in the house style
+# make clean   removes the environment and everything built
+#
+# All of it happens in .venv, made here from $(PYTHON) and the pinned requirements/*.txt. Needs python3 (3.10 to 3.13)
+# with venv and headers, a C++20 compiler and make. A second call finds its stamps and starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BENCH ?= dsn-navon
+
+pip = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+native := setup.py pyproject.toml $(shell find csrc -type f)
+cpp := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+python := setup.py dsn_kernels python tests benchmarks
+
+.NOTPARALLEL:
+.PHONY: demo test bench lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/stamp-build
+	$(VENV)/bin/dsn demo
+
+test: $(VENV)/stamp-build $(VENV)/stamp-test
+	$(VENV)/bin/python -m pytest -q
+
+bench: $(VENV)/stamp-build $(VENV)/stamp-bench
+	$(VENV)/bin/dsn bench $(BENCH)
+
+lint: $(VENV)/stamp-test
+	$(VENV)/bin/ruff check $(wildcard $(python))
+	$(VENV)/bin/ruff format --check $(wildcard $(python))
+	$(VENV)/bin/clang-format --dry-run -Werror $(cpp)
+	$(VENV)/bin/mypy
+
+format: $(VENV)/stamp-test
+	$(VENV)/bin/ruff check --fix $(wildcard $(python))
+	$(VENV)/bin/ruff format $(wildcard $(python))
+	$(VENV)/bin/clang-format -i $(cpp)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info dsn_kernels/_C.*.so
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/stamp-run: requirements/run.txt | $(VENV)/bin/python
+	$(pip) install -r requirements/run.txt
+	@touch $@
+
+$(VENV)/stamp-%: requirements/%.txt $(VENV)/stamp-run
+	$(pip) install -r $<
+	@touch $@
+
+$(VENV)/stamp-build: $(native) $(VENV)/stamp-run
+	$(pip) install --no-build-isolation --no-deps --editable .
+	$(pip) check
+	@touch $@
