@@ -1,4 +1,4 @@
-"""Dual Skipping Networks (Cheng et al., CVPR 2018): a coarse and a fine branch of blocks whose layers are gated per image."""
+"""Dual Skipping Networks (Cheng et al., CVPR 2018): a coarse and a fine branch whose layers are gated per image."""
 
 from __future__ import annotations
 
@@ -114,6 +114,7 @@ class SkipDenseBlock(nn.Module):
         taken, scores = [], []
         pooled = x.mean((2, 3))
         for i, (layer, gate) in enumerate(zip(self.layers, self.gates, strict=True)):
+            assert isinstance(gate, PooledGate)
             score = gate.score(pooled)
             take = score > threshold if forced is None else forced[:, i] != 0
             y = layer(x)
@@ -169,11 +170,12 @@ class Branch(nn.Module):
             self.blocks.append(block)
         self.channels = channels
         self.head = Head(channels, classes)
+        self._block_layers = config.block_layers
 
     @property
     def num_layers(self) -> int:
         """L, the number of gated layers."""
-        return sum(len(block.layers) for block in self.blocks)
+        return sum(self._block_layers)
 
     def forward(
         self, x: Tensor, guide: Tensor | None = None, threshold: float = 0.5, forced: Tensor | None = None
@@ -183,7 +185,7 @@ class Branch(nn.Module):
         for i, block in enumerate(self.blocks):
             if i > 0:
                 x = self.transitions[i - 1](join_guide(x, guide if i == len(self.blocks) - 1 else None))
-            count = len(block.layers)
+            count = self._block_layers[i]
             x, t, s = block(x, threshold, None if forced is None else forced[:, first : first + count])
             first += count
             taken.append(t)
@@ -246,18 +248,18 @@ class DualSkippingNetwork(nn.Module):
 
 
 class _DenseBranch(nn.Module):
-    def __init__(self, branch: Branch) -> None:
+    def __init__(self, branch: Branch, merge: Merge) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(block.layers for block in branch.blocks)
+        self.blocks = nn.ModuleList(nn.Sequential(*block.get_submodule("layers").children()) for block in branch.blocks)
         self.transitions = branch.transitions
         self.head = branch.head
-        self.merge = branch.blocks[0].merge
+        self.merge = merge
 
     def forward(self, x: Tensor, guide: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        for i, layers in enumerate(self.layers):
+        for i, layers in enumerate(self.blocks):
             if i > 0:
-                x = self.transitions[i - 1](join_guide(x, guide if i == len(self.layers) - 1 else None))
-            for layer in layers:
+                x = self.transitions[i - 1](join_guide(x, guide if i == len(self.blocks) - 1 else None))
+            for layer in layers.children():
                 x = torch.cat([x, layer(x)], 1) if self.merge == "concat" else x + layer(x)
         return self.head(x), x
 
@@ -271,8 +273,8 @@ class DenseDual(nn.Module):
     def __init__(self, network: DualSkippingNetwork) -> None:
         super().__init__()
         self.stem = network.stem
-        self.coarse = _DenseBranch(network.coarse)
-        self.fine = _DenseBranch(network.fine)
+        self.coarse = _DenseBranch(network.coarse, network.config.merge)
+        self.fine = _DenseBranch(network.fine, network.config.merge)
         self.guide = network.config.guide
         self.train(network.training)
 

@@ -46,6 +46,6 @@ class LeNet(nn.Module):
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
-        dtype = self.features[0].weight.dtype
+        dtype = next(self.parameters()).dtype
         check_images(images, self.config.in_channels, self.config.image_size, dtype)
         return self.classifier(self.features(images).flatten(1))

@@ -34,7 +34,7 @@ class PreActivationUnit(nn.Module):
 
 
 class ResidualBottleneck(nn.Module):
-    """Pre-activation bottleneck unit with its shortcut: a 1x1 convolution where the shape changes, else the identity."""
+    """Pre-activation bottleneck unit with its shortcut: a 1x1 convolution where the shape changes, else x."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

@@ -58,6 +58,7 @@ def _read_binary(path: Path, label_bytes: int) -> list[np.ndarray]:
 
 def _read(root: Path, train: bool, classes: int) -> list[np.ndarray]:
     """Images uint8 [N, 3, 32, 32] and the columns of labels: (fine) of CIFAR-10, (coarse, fine) of CIFAR-100."""
+    keys: tuple[str, ...]
     if classes == 10:
         stems = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
         folders, keys = ("cifar-10-batches-py", "cifar-10-batches-bin"), ("labels",)

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.tensorboard import SummaryWriter
 
 from .. import zoo
 from ..checkpoints import save
@@ -27,7 +26,7 @@ from .state import RunState, restore_state, save_state
 
 
 def learning_rate(section: OptimiserSection, epoch: int, fraction: float) -> float:
-    """``lr / 2 (1 + cos(pi t))`` with t the finished part of the phase: ungated with ``lr``, then gated with ``gated_lr``.
+    """``lr / 2 (1 + cos(pi t))``, t the finished part of the phase: ungated with ``lr``, then gated with ``gated_lr``.
 
     ``fraction`` is the finished part of ``epoch``, in [0, 1).
     """
@@ -90,7 +89,7 @@ def _train_epoch(
     state: RunState,
     bar: Progress,
 ) -> dict[str, float]:
-    """One epoch; the order of its images follows from the seed and the epoch alone. Returns the means over its steps."""
+    """One epoch, its order of images a function of seed and epoch alone. Returns the means over its steps."""
     model.train()
     dataset.set_epoch(state.epoch)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(recipe.seed * 1_000_003 + state.epoch))
@@ -112,9 +111,7 @@ def _train_epoch(
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip)
         if not bool(norm.isfinite()):
-            raise UserError(
-                f"training diverged in epoch {state.epoch + 1}: the gradient is {norm.item()}; lower the lr"
-            )
+            raise UserError(f"training diverged in epoch {state.epoch + 1}: gradient norm {norm.item()}; lower the lr")
         optimiser.step()
         state.step += 1
         for key, value in facts.items():
@@ -136,8 +133,19 @@ def _check(recipe: Recipe, model: nn.Module, dataset: CoarseFineDataset) -> None
     for name, count in wanted.items():
         if count != available[name]:
             raise UserError(
-                f"recipe {recipe.name}: the model has {count} {name} classes, the data {available[name]}; set options.classes"
+                f"recipe {recipe.name}: the model has {count} {name} classes, the data {available[name]}; "
+                "set options.classes"
             )
+
+
+def _scalar_writer(folder: Path, epoch: int, console: Console) -> Any:
+    """TensorBoard's writer, or None where TensorBoard is not installed, said in one line."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        console.print("TensorBoard is not installed, no log for it is written (pip install tensorboard)")
+        return None
+    return SummaryWriter(str(folder), purge_step=epoch)
 
 
 def _describe(totals: dict[str, float]) -> str:
@@ -154,7 +162,8 @@ def train(
 ) -> Path:
     """Trains a reference model and writes ``out/NAME.safetensors``, NAME being the recipe's.
 
-    After each epoch the complete state goes to ``out/NAME.state`` and scalars to ``out/tensorboard``. An interrupted run
+    After each epoch the complete state goes to ``out/NAME.state``, and scalars to ``out/tensorboard`` if TensorBoard is
+    installed. An interrupted run
     (Ctrl-C raises ``KeyboardInterrupt`` after the files are closed) is resumed by the same call and ends at the same
     weights as one that was not interrupted; the epoch in which it stopped is done again. Runs on the CPU, with as many
     threads as ``torch.get_num_threads()``.
@@ -189,10 +198,10 @@ def train(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         out.mkdir(parents=True, exist_ok=True)
-        writer = SummaryWriter(str(out / "tensorboard"), purge_step=state.epoch)
+        writer = _scalar_writer(out / "tensorboard", state.epoch, console)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another output folder") from error
-    with writer, Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console, transient=True) as bar:
+    with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console, transient=True) as bar:
         while state.epoch < recipe.train.epochs:
             gated_epoch = state.epoch - recipe.train.ungated_epochs
             if isinstance(model, DualSkippingNetwork) and gated_epoch >= 0:
@@ -200,13 +209,17 @@ def train(
                     open_gates(model)
                 set_slope(model, 1 + recipe.gates.slope_step * gated_epoch)
             totals = _train_epoch(model, optimiser, train_set, recipe, state, bar)
-            for key, value in totals.items():
-                writer.add_scalar(key, value, state.epoch)
+            if writer is not None:
+                for key, value in totals.items():
+                    writer.add_scalar(key, value, state.epoch)
+                writer.flush()
             assert state.history is not None
             state.history.append(totals)
             state.epoch += 1
             save_state(state_path, recipe, model, optimiser, state)
             console.print(f"epoch {state.epoch}/{recipe.train.epochs}  {state.seconds:.0f} s  {_describe(totals)}")
+    if writer is not None:
+        writer.close()
     model.eval()
     results = evaluate(model, test_set, task=recipe.task)
     console.print_json(data=results)

@@ -34,6 +34,7 @@ class GateRecorder:
 
     def _hook(self, name: str):
         def record(gate: nn.Module, args: tuple[Tensor], multiplier: Tensor) -> None:
+            assert isinstance(gate, PooledGate)
             self.logits[name].append(gate.logit(args[0]))
             self.multipliers[name].append(multiplier)
 
@@ -60,7 +61,7 @@ def auxiliary_loss(logits: list[Tensor], multipliers: list[Tensor]) -> Tensor:
 
 
 def sparsity_loss(multipliers: list[Tensor], target: float) -> Tensor:
-    """``max(0, mean multiplier - target)^2`` over a branch's layers and the batch. An option of ours, not the paper's."""
+    """``max(0, mean multiplier - target)^2`` over a branch's layers and the batch. Our option, not the paper's."""
     return (torch.stack(multipliers).mean() - target).clamp(min=0) ** 2
 
 

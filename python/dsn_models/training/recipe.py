@@ -75,7 +75,7 @@ class Recipe(_Section):
     options: dict[str, Any] = {}
     data: DataSection
     train: OptimiserSection
-    gates: GateSection = GateSection()
+    gates: GateSection = Field(default_factory=lambda: GateSection.model_validate({}))
 
 
 def recipe_names() -> list[str]:
