@@ -7,7 +7,7 @@ Environment (a switch is on unless unset, empty, 0, off, no or false):
     TORCH_CUDA_ARCH_LIST  architectures, as in "8.0;9.0a;12.0+PTX" (default: those of DEFAULT_ARCHS that nvcc knows)
     MAX_JOBS              compilers that run at a time (default: one per core)
     DEBUG=1               no optimisation, debug symbols
-    CXX                   C++ compiler (default: c++, g++ or clang++)
+    CXX                   C++ compiler (default: c++ or g++)
 """
 
 import os
@@ -41,12 +41,12 @@ def switch(name: str) -> bool:
 
 def find_compiler() -> str:
     """The C++ compiler: CXX if set, else the first usual name on PATH."""
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++"]
     found = [command for command in candidates if shutil.which(shlex.split(command)[-1])]
-    if not found:
-        names = ", ".join(candidates)
-        raise PlatformError(f"no C++ compiler: {names} not found; install one (Debian: apt-get install g++) or set CXX")
-    return found[0]
+    if found:
+        return found[0]
+    tried = ", ".join(candidates)
+    raise PlatformError(f"no C++ compiler: {tried} not found; install one (Debian: apt-get install g++) or set CXX")
 
 
 def find_nvcc() -> str | None:
@@ -96,18 +96,17 @@ class BuildNative(BuildExtension):
 
     def add_cuda(self, extension, nvcc: str):
         """Compiles csrc/cuda/*.cu and links them with the static CUDA runtime: no torch header, no CUDA at import."""
-        archs = parse_archs(os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS)
-        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-            known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
-            archs = [(arch, ptx) for arch, ptx in archs if f"compute_{re.sub('[.a]', '', arch)}" in known]
+        given = os.environ.get("TORCH_CUDA_ARCH_LIST")
+        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+        archs = parse_archs(given or DEFAULT_ARCHS)
+        archs = [(arch, ptx) for arch, ptx in archs if given or f"compute_{re.sub('[.a]', '', arch)}" in known]
         names = " ".join(arch + "+PTX" * ptx for arch, ptx in archs)
         print(f"dsn-kernels: CUDA kernels for {names} with {nvcc}", flush=True)
 
         options = [f"-ccbin={os.environ['CXX']}", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}"]
         options += ["-O0", "-g"] if switch("DEBUG") else ["-O3"]
         for number, ptx in ((arch.replace(".", ""), ptx) for arch, ptx in archs):
-            kinds = ["sm", "compute"] if ptx else ["sm"]
-            options += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
+            options += [f"-gencode=arch=compute_{number},code={k}_{number}" for k in ["sm"] + ["compute"] * ptx]
         command = shlex.join([nvcc, *options]).replace("$", "$$")
         folder = Path(self.build_temp).resolve() / "cuda"
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +125,7 @@ class BuildNative(BuildExtension):
 
 
 def native_extension():
-    floor = "0x{:02x}{:02x}000000000000".format(*TORCH_FLOOR)
+    floor = f"0x{TORCH_FLOOR[0]:02x}{TORCH_FLOOR[1]:02x}000000000000"
     optimise = ["-O0", "-g", "-UNDEBUG"] if switch("DEBUG") else ["-O3", "-g0"]
     extension = CppExtension(
         "dsn_kernels._C",
@@ -142,9 +141,8 @@ def native_extension():
 
 if __name__ == "__main__":
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    packages = find_packages(include=["dsn_kernels*"]) + find_packages("python")
     setup(
-        packages=packages,
+        packages=find_packages(include=["dsn_kernels*"]) + find_packages("python"),
         package_dir={"dsn_models": "python/dsn_models"},
         ext_modules=[native_extension()],
         cmdclass={"build_ext": BuildNative},
