@@ -26,6 +26,7 @@ class DenseBlock {
       packed.emplace_back(w.weights, offset, layout(channels, in.out_channels, in.bottleneck, l, in.merge));
       offset += packed.back().layout.size;
     }
+    for (int64_t t = 0; t < map.tiles(); ++t) edges.emplace_back(t * kTile, map.width);
     live.reset(static_cast<int>(in.in_channels));
     live.slices = add ? 0 : static_cast<int>(in.layers);
   }
@@ -110,10 +111,11 @@ class DenseBlock {
                            patches.stride);
         continue;
       }
-      float* tile = w.scratch();
-      w.kernel.normalise(src, live.runs.data(), static_cast<int>(live.runs.size()), p[kScale], p[kShift], tile, kTile);
       ConvTile c{};
-      c.src = tile;
+      c.state = src;
+      c.scale = p[kScale];
+      c.shift = p[kShift];
+      c.src = w.scratch();
       c.src_stride = kTile;
       c.weight = p[kReduce];
       c.channels = static_cast<int>(channels_of(p));
@@ -133,27 +135,22 @@ class DenseBlock {
 
   // Copies a patch's ends into its neighbours' halos and writes the zeros above and below the map.
   void share_halo(float* base, int i, bool ring, int64_t depth, int64_t first_tile) {
-    const int64_t bytes = patches.width * sizeof(float);
-    const int64_t pixels = std::min<int64_t>(map.pixels() - first_tile * kTile, int64_t{patches.tiles} * kTile);
+    const int64_t stride = patches.stride, end = patches.width + int64_t{patches.tiles} * kTile;
+    const int64_t used = patches.width + std::min<int64_t>(map.pixels() - first_tile * kTile, int64_t{patches.tiles} * kTile);
+    const int width = patches.width, rows = static_cast<int>(depth);
     float* patch = patches.at(base, i, ring);
-    float* before = i > 0 ? patches.at(base, i - 1, ring) : nullptr;
-    float* after = i + 1 < patches.count ? patches.at(base, i + 1, ring) : nullptr;
-    const int64_t end = patches.width + int64_t{patches.tiles} * kTile;  // of the patch's own pixels
-    for (int64_t c = 0; c < depth; ++c) {
-      float* row = patch + c * patches.stride;
-      if (!before) std::memset(row, 0, bytes);
-      if (!after) std::memset(row + patches.width + pixels, 0, (patches.stride - patches.width - pixels) * sizeof(float));
-      if (before) std::memcpy(before + c * patches.stride + end, row + patches.width, bytes);
-      if (after) std::memcpy(after + c * patches.stride, row + end - patches.width, bytes);
-    }
+    const bool top = i == 0, bottom = i + 1 == patches.count;
+    if (top) w.kernel.zero_rows(patch, stride, rows, width);
+    if (bottom) w.kernel.zero_rows(patch + used, stride, rows, static_cast<int>(stride - used));
+    if (!top) w.kernel.copy_rows(patch + width, stride, patches.at(base, i - 1, ring) + end, stride, rows, width);
+    if (!bottom) w.kernel.copy_rows(patch + end - width, stride, patches.at(base, i + 1, ring), stride, rows, width);
   }
 
   void convolve(const Packed& p, int64_t l, float* base, int i, bool ring) {
     const int64_t first = int64_t{i} * patches.tiles, last = std::min<int64_t>(first + patches.tiles, map.tiles());
-    const float* patch = patches.at(base, i, ring);
+    float* patch = patches.at(base, i, ring);
     const Run whole{0, static_cast<int>(in.bottleneck)};
     for (int64_t t = first; t < last; ++t) {
-      Edges edges(t * kTile, map.width);
       ConvTile c{};
       c.src = patch + patches.width + (t - first) * kTile;
       c.src_stride = patches.stride;
@@ -165,7 +162,7 @@ class DenseBlock {
       c.row_block = row_block(c.out_channels);
       c.valid = w.valid(map, t);
       c.width = static_cast<int>(map.width);
-      c.edge = edges.bits;
+      c.edge = edges[t].bits;
       c.dst_stride = kTile;
       float* sums = w.sums(in.dst) + t * map.channels;
       if (add) {
@@ -187,7 +184,7 @@ class DenseBlock {
   }
 
   // The add merge's last 1x1, summed into the state.
-  void expand(const Packed& p, int64_t t, const float* src, float* sums) {
+  void expand(const Packed& p, int64_t t, float* src, float* sums) {
     const Run whole{0, static_cast<int>(in.bottleneck)};
     ConvTile c{};
     c.src = src;
@@ -244,6 +241,7 @@ class DenseBlock {
   Patches patches;
   bool add;
   std::vector<Packed> packed;
+  std::vector<Edges> edges;  // of each tile
   std::vector<float> bias, borders;
 };
 

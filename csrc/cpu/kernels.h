@@ -17,8 +17,11 @@ struct Run {
 //   dst[m][p] = relu?(init + sum over live channels c, taps t of w[m][c][t] * src[c][p + shift(t)])
 // src holds live channels only, one after another; weights are addressed by channel.
 struct ConvTile {
-  const float* src;  // [live][src_stride], at the tile's first pixel
+  float* src;  // [live][src_stride], at the tile's first pixel
   int64_t src_stride;
+  // Taps = 1: if set, src is first filled with relu(scale * state + shift); state is [channels][kTile].
+  const float* state;
+  const float *scale, *shift;
   const float* weight;  // [blocks][channels][taps][rows]
   int channels;         // of weight
   const Run* runs;
@@ -45,8 +48,12 @@ struct Kernels {
                     int64_t dst_stride);
   // sum over the map's pixels of relu(scale * src + shift); tiles are tile_stride floats apart
   float (*normalised_sum)(const float* src, int64_t tile_stride, int pixels, float scale, float shift);
-  // dst[y][x] = mean over a 2x2 window of relu(scale * src + shift); src is [height][width]
+  // dst[y][x] = mean over a 2x2 window of relu(scale * src + shift); src is [height][width]. Reads one vector past src
+  // and needs height / 2 * width + 2 * kAlign floats at dst.
   void (*normalise_pool)(const float* src, int height, int width, float scale, float shift, float* dst);
+  // The first n floats of each row; rows are a stride apart
+  void (*copy_rows)(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int rows, int n);
+  void (*zero_rows)(float* dst, int64_t stride, int rows, int n);
   float (*dot)(const float* a, const float* b, int n);
 };
 

@@ -30,6 +30,7 @@ typedef __mmask16 Mask;
 static inline Mask make_mask(uint32_t bits) { return (Mask)bits; }
 static inline vec load_masked(const float* p, Mask m) { return (vec)_mm512_maskz_loadu_ps(m, p); }
 static inline vec keep(vec x, Mask m) { return (vec)_mm512_maskz_mov_ps(m, (__m512)x); }
+static inline void store_first(float* p, vec x, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x); }
 #else
 typedef ivec Mask;
 static inline Mask make_mask(uint32_t bits) {
@@ -39,6 +40,9 @@ static inline Mask make_mask(uint32_t bits) {
 }
 static inline vec keep(vec x, Mask m) { return (vec)((ivec)x & m); }
 static inline vec load_masked(const float* p, Mask m) { return keep(load(p), m); }
+static inline void store_first(float* p, vec x, int n) {
+  for (int i = 0; i < n; ++i) p[i] = x[i];
+}
 #endif
 
 static inline float sum(vec v) {
@@ -58,7 +62,8 @@ static inline __attribute__((always_inline)) void fma_block(vec (&acc)[Rows][Vec
   }
 }
 
-template <int Rows, int Vectors, int Taps>
+// Normalise: the first row block of a 1x1 reads the state, normalises it on the way and leaves src for the others.
+template <int Rows, int Vectors, int Taps, bool Normalise>
 static void conv_block(const ConvTile& t, int block, int first_lane) {
   vec acc[Rows][Vectors];
   const int row0 = block * Rows;
@@ -81,14 +86,24 @@ static void conv_block(const ConvTile& t, int block, int first_lane) {
     }
   }
   const float* block_weight = t.weight + (int64_t)block * t.channels * Taps * Rows;
-  const float* src = t.src + first_lane;
+  float* src = t.src + first_lane;
   for (int r = 0; r < t.run_count; ++r) {
     const float* w = block_weight + (int64_t)t.runs[r].begin * Taps * Rows;
+    const float* raw = Normalise ? t.state + (int64_t)t.runs[r].begin * kTile + first_lane : nullptr;
+    const float *scale = t.scale + t.runs[r].begin, *shift = t.shift + t.runs[r].begin;
     for (int c = t.runs[r].count; c > 0; --c) {
       vec x[Vectors];
       if constexpr (Taps == 1) {
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) x[v] = load(src + v * kLanes);
+        for (int v = 0; v < Vectors; ++v) {
+          if constexpr (Normalise) {
+            x[v] = relu(load(raw + v * kLanes) * broadcast(*scale) + broadcast(*shift));
+            store(src + v * kLanes, x[v]);
+          } else {
+            x[v] = load(src + v * kLanes);
+          }
+        }
+        if constexpr (Normalise) raw += kTile, ++scale, ++shift;
         fma_block<Rows, Vectors>(acc, x, w);
         w += Rows;
       } else {
@@ -153,7 +168,12 @@ template <int Rows, int Vectors, int Taps>
 static void conv_rows(const ConvTile& t) {
   const int blocks = (t.out_channels + Rows - 1) / Rows;
   for (int b = 0; b < blocks; ++b)
-    for (int lane = 0; lane < kTile; lane += Vectors * kLanes) conv_block<Rows, Vectors, Taps>(t, b, lane);
+    for (int lane = 0; lane < kTile; lane += Vectors * kLanes) {
+      if (Taps == 1 && b == 0 && t.state)
+        conv_block<Rows, Vectors, Taps, Taps == 1>(t, b, lane);
+      else
+        conv_block<Rows, Vectors, Taps, false>(t, b, lane);
+    }
 }
 
 // 32 vector registers hold 24 accumulators; 16 hold 12.
@@ -201,20 +221,58 @@ static float normalised_sum(const float* src, int64_t tile_stride, int pixels, f
   return sum(total);
 }
 
-// dst[y][x] = mean of the 2x2 pixels of relu(scale * src + shift); src [2 * height(+1)][width]
+// Sums of neighbouring lanes: [a0+a1, a2+a3, ..., b0+b1, ...].
+static inline vec pair_sums(vec a, vec b) {
+#if DSN_VECTOR_BYTES == 64
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif DSN_VECTOR_BYTES == 32
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) + __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
+}
+
+// Rows are summed pairwise into dst, then neighbours in it; a vector's overrun is overwritten or slack.
 static void normalise_pool(const float* src, int height, int width, float scale, float shift, float* dst) {
-  const int out_width = width / 2;
-  for (int y = 0; y + 1 < height; y += 2, dst += out_width) {
+  const vec s = broadcast(scale), b = broadcast(shift);
+  float* row_sum = dst;
+  for (int y = 0; y + 1 < height; y += 2, row_sum += width) {
     const float *top = src + y * width, *bottom = top + width;
-    for (int x = 0; x < out_width; ++x) {
-      float v[4] = {top[2 * x], top[2 * x + 1], bottom[2 * x], bottom[2 * x + 1]};
-      float mean = 0;
-      for (float value : v) {
-        float z = value * scale + shift;
-        mean += z < 0 ? 0 : z;
-      }
-      dst[x] = 0.25f * mean;
+    for (int x = 0; x < width; x += kLanes) store(row_sum + x, relu(load(top + x) * s + b) + relu(load(bottom + x) * s + b));
+  }
+  const int out_height = height / 2, out_width = width / 2;
+  if (width % 2 == 0) {
+    const vec quarter = broadcast(0.25f);
+    for (int i = 0; i < out_height * out_width; i += kLanes)
+      store(dst + i, quarter * pair_sums(load(dst + 2 * i), load(dst + 2 * i + kLanes)));
+    return;
+  }
+  for (int y = 0; y < out_height; ++y)
+    for (int x = 0; x < out_width; ++x) dst[y * out_width + x] = 0.25f * (dst[y * width + 2 * x] + dst[y * width + 2 * x + 1]);
+}
+
+static void copy_rows(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int rows, int n) {
+  const int whole = n / kLanes * kLanes, rest = n - whole;
+  if (whole == 2 * kLanes && rest == 0) {  // a tile, or a row of a 32-pixel map
+    for (; rows > 0; --rows, src += src_stride, dst += dst_stride) {
+      vec a = load(src), b = load(src + kLanes);
+      store(dst, a);
+      store(dst + kLanes, b);
     }
+    return;
+  }
+  for (; rows > 0; --rows, src += src_stride, dst += dst_stride) {
+    for (int i = 0; i < whole; i += kLanes) store(dst + i, load(src + i));
+    if (rest) store_first(dst + whole, load(src + whole), rest);
+  }
+}
+
+static void zero_rows(float* dst, int64_t stride, int rows, int n) {
+  const int whole = n / kLanes * kLanes, rest = n - whole;
+  for (; rows > 0; --rows, dst += stride) {
+    for (int i = 0; i < whole; i += kLanes) store(dst + i, vec{});
+    if (rest) store_first(dst + whole, vec{}, rest);
   }
 }
 

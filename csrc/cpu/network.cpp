@@ -15,10 +15,10 @@ namespace dsn::cpu {
 MemoryMap map_memory(const Plan& plan, int team_size) {
   MemoryMap m;
   auto reserve = [&](int64_t floats) { return std::exchange(m.size, m.size + round_up(floats, kAlign)); };
-  int64_t plane = 0, tile_channels = 0, patches = 0, pooled = 0, features = 0;
+  int64_t tile_channels = 0, patches = 0, features = 0;
   for (const BufferSpec& b : plan.buffers) {
     m.buffers.push_back({reserve(b.channels * b.tiles() * kTile), reserve(b.channels * b.tiles()), reserve(b.channels)});
-    plane = std::max(plane, 2 * (b.tiles() + 1) * kTile);
+    m.plane_stride = std::max(m.plane_stride, (b.tiles() + 2) * kTile);
     tile_channels = std::max(tile_channels, b.channels);
   }
   for (const Instruction& in : plan.code) {
@@ -30,14 +30,13 @@ MemoryMap map_memory(const Plan& plan, int team_size) {
     }
     if (in.op == Op::kTransition) {
       const int64_t guide = in.guide >= 0 ? plan.buffers[in.guide].channels : 0;
-      pooled = std::max(pooled, (in.in_channels + guide) * plan.buffers[in.dst].tiles() * kTile);
+      tile_channels = std::max(tile_channels, in.in_channels + guide);
     }
     if (in.op == Op::kHead) features = std::max(features, in.in_channels);
   }
   m.patches = reserve(patches + kAlign);
-  m.pooled_tiles = reserve(pooled);
   m.features = reserve(features);
-  m.scratch_stride = round_up(std::max(plane, tile_channels * kTile), kAlign);
+  m.scratch_stride = tile_channels * kTile + 2 * m.plane_stride;
   m.scratch = reserve(m.scratch_stride * team_size);
   return m;
 }

@@ -15,16 +15,17 @@ class Upsample {
   Upsample(const BufferSpec& from, const BufferSpec& to)
       : from(from), to(to), columns(taps(from.width, to.width)), rows(taps(from.height, to.height)), wide(from.height * to.width) {}
 
-  void operator()(const float* src, float* dst) {
-    for (int64_t y = 0; y < from.height; ++y)
+  // Rows [first, last) of the result.
+  void operator()(const float* src, int64_t first, int64_t last, float* dst) {
+    for (int64_t y = rows[first].low; y <= rows[last - 1].high; ++y)
       for (int64_t x = 0; x < to.width; ++x) {
         const Tap& t = columns[x];
         wide[y * to.width + x] = src[y * from.width + t.low] * (1 - t.weight) + src[y * from.width + t.high] * t.weight;
       }
-    for (int64_t y = 0; y < to.height; ++y) {
+    for (int64_t y = first; y < last; ++y, dst += to.width) {
       const Tap& t = rows[y];
       const float *low = wide.data() + t.low * to.width, *high = wide.data() + t.high * to.width;
-      for (int64_t x = 0; x < to.width; ++x) dst[y * to.width + x] = low[x] * (1 - t.weight) + high[x] * t.weight;
+      for (int64_t x = 0; x < to.width; ++x) dst[x] = low[x] * (1 - t.weight) + high[x] * t.weight;
     }
   }
 
@@ -48,10 +49,12 @@ class Upsample {
   std::vector<float> wide;
 };
 
-// A channel's tiles as one plane.
-void gather(const float* state, const BufferSpec& map, int64_t channel, float* plane) {
-  for (int64_t t = 0; t < map.tiles(); ++t)
-    std::memcpy(plane + t * kTile, state + (t * map.channels + channel) * kTile, kTile * sizeof(float));
+// Copies the tiles that hold pixels [begin, end) of a channel; returns where `begin` is in dst.
+const float* gather(const Worker& w, int64_t buffer, int64_t channel, int64_t begin, int64_t end, float* dst) {
+  const int64_t first = begin / kTile, channels = w.plan.buffers[buffer].channels;
+  w.kernel.copy_rows(w.state(buffer) + (first * channels + channel) * kTile, channels * kTile, dst, kTile,
+                     static_cast<int>(ceil_div(end, kTile) - first), kTile);
+  return dst + (begin - first * kTile);
 }
 
 }  // namespace
@@ -83,31 +86,37 @@ void run_transition(Worker& w, const Instruction& in) {
   for (int slice : skipped)
     for (int64_t m = 0; m < rows; ++m) bias[m] += p[kConstants][slice * rows + m];
 
-  float* tiles = w.arena + w.memory.pooled_tiles;  // [tile][live channel][kTile]
   const auto planes = static_cast<int64_t>(channel.size());
   std::vector<Upsample> upsample;
   if (guided) upsample.emplace_back(w.plan.buffers[in.guide], from);
-  w.team.phase(planes, [&](int64_t i) {
-    const int c = channel[i];
-    float* plane = w.scratch();
-    float* pooled = plane + round_up(from.pixels(), kTile);
-    if (c < in.in_channels) {
-      gather(w.state(in.src), from, c, plane);
-    } else {
-      gather(w.state(in.guide), w.plan.buffers[in.guide], c - in.in_channels, pooled);
-      upsample[0](pooled, plane);
-    }
-    w.kernel.normalise_pool(plane, static_cast<int>(from.height), static_cast<int>(from.width), p[kScale][c], p[kShift][c], pooled);
-    for (int64_t t = 0; t < to.tiles(); ++t)
-      std::memcpy(tiles + (t * planes + i) * kTile, pooled + t * kTile, kTile * sizeof(float));
-  });
-
   w.live[in.dst].reset(static_cast<int>(in.out_channels));
   w.team.phase(
       to.tiles(),
       [&](int64_t t) {
+        float* tile = w.scratch();  // [live channel][kTile]
+        float* plane = tile + planes * kTile;
+        float* other = plane + w.memory.plane_stride;
+        const int valid = w.valid(to, t);
+        const int64_t first_row = t * kTile / to.width, last_row = (t * kTile + valid - 1) / to.width + 1;
+        const int64_t begin = 2 * first_row * from.width, end = 2 * last_row * from.width;
+        const int64_t skip = t * kTile - first_row * to.width;
+        for (int64_t i = 0; i < planes; ++i) {
+          const int c = channel[i];
+          const float* src;
+          if (c < in.in_channels) {
+            src = gather(w, in.src, c, begin, end, plane);
+          } else {
+            const BufferSpec& guide = w.plan.buffers[in.guide];
+            const float* small = gather(w, in.guide, c - in.in_channels, 0, guide.pixels(), other);
+            upsample[0](small, 2 * first_row, 2 * last_row, plane);
+            src = plane;
+          }
+          w.kernel.normalise_pool(src, static_cast<int>(end - begin) / static_cast<int>(from.width), static_cast<int>(from.width),
+                                  p[kScale][c], p[kShift][c], other);
+          std::memcpy(tile + i * kTile, other + skip, kTile * sizeof(float));
+        }
         ConvTile c{};
-        c.src = tiles + t * planes * kTile;
+        c.src = tile;
         c.src_stride = kTile;
         c.weight = p[kWeight];
         c.channels = static_cast<int>(channels);
@@ -115,7 +124,7 @@ void run_transition(Worker& w, const Instruction& in) {
         c.run_count = static_cast<int>(runs.size());
         c.out_channels = static_cast<int>(in.out_channels);
         c.row_block = row_block(in.out_channels);
-        c.valid = w.valid(to, t);
+        c.valid = valid;
         c.bias = bias.data();
         c.dst = w.state(in.dst) + t * to.channels * kTile;
         c.dst_stride = kTile;

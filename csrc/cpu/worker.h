@@ -18,9 +18,9 @@ struct MemoryMap {
   };
   std::vector<Buffer> buffers;
   int64_t patches = 0;         // 3x3 inputs with their halo; every patch for a team, a ring of three for one thread
-  int64_t pooled_tiles = 0;    // a transition's input after pooling
   int64_t features = 0;        // a head's input
-  int64_t scratch = 0;         // per thread: tile, plane, bias
+  int64_t scratch = 0;         // per thread: a tile, two planes
+  int64_t plane_stride = 0;
   int64_t scratch_stride = 0;
   int64_t size = 0;
 };
@@ -125,10 +125,11 @@ struct Patches {
 struct Edges {
   uint32_t bits[2] = {0, 0};
   Edges(int64_t first, int64_t width) {
+    int64_t column = first % width;
     for (int p = 0; p < kTile; ++p) {
-      int64_t column = (first + p) % width;
       bits[0] |= static_cast<uint32_t>(column != 0) << p;
-      bits[1] |= static_cast<uint32_t>(column != width - 1) << p;
+      if (++column == width) column = 0;
+      bits[1] |= static_cast<uint32_t>(column != 0) << p;
     }
   }
 };
