@@ -33,7 +33,7 @@ def _eager(dense: nn.Module, images: Tensor) -> Call:
 
 
 def _channels_last(dense: nn.Module, images: Tensor) -> Call:
-    network = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    network = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return lambda x: network(x.to(memory_format=torch.channels_last))
 
 
@@ -56,9 +56,16 @@ def _onnx_bytes(dense: nn.Module, images: Tensor) -> bytes:
         for dynamo in (False, True):
             buffer = io.BytesIO()
             try:
-                torch.onnx.export(dense, (images,), buffer, input_names=["images"], dynamo=dynamo, verbose=False)
+                torch.onnx.export(
+                    dense,
+                    (images,),
+                    buffer,  # type: ignore[arg-type]
+                    input_names=["images"],
+                    dynamo=dynamo,
+                    verbose=False,
+                )
                 return buffer.getvalue()
-            except Exception as error:  # noqa: BLE001 (whatever an exporter raises is its reason)
+            except Exception as error:
                 failures.append(_reason(error))
     finally:
         log.setLevel(level)
@@ -128,7 +135,7 @@ def build(name: str, dense: nn.Module, images: Tensor) -> Call:
             raise
         except ImportError as missing:
             raise BaselineUnavailable(f"not installed: pip install {missing.name or name}") from missing
-        except Exception as failure:  # noqa: BLE001 (a baseline that fails is reported, not fatal)
+        except Exception as failure:  # a baseline that fails is reported, not fatal
             raise BaselineUnavailable(_reason(failure)) from failure
     if not error <= TOLERANCE:
         raise BaselineUnavailable(f"wrong answer: relative difference to eager is {error:.1e}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_models import UserError
@@ -31,7 +32,7 @@ class FlopCount:
         return 1.0 - self.executed.double().mean().item() / self.dense
 
 
-def count_dense(model: nn.Module) -> int:
+def count_dense(model: Any) -> int:
     """MACs per sample of a plain network: half of what ``torch.utils.flop_counter`` counts for one image.
 
     A gated network is counted as its ``dense_equivalent()``, without the gates.
@@ -49,7 +50,7 @@ def count_dense(model: nn.Module) -> int:
     return counter.get_total_flops() // 2
 
 
-def flops(model: nn.Module, images: Tensor | None = None) -> FlopCount:
+def flops(model: Any, images: Tensor | None = None) -> FlopCount:
     """Dense and executed MACs of ``model``.
 
     An accelerated model executes what its gates let run. A reference model computes every layer and then masks, so

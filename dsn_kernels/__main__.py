@@ -1,0 +1,5 @@
+"""``python -m dsn_kernels``: the same as ``dsn``."""
+
+from .cli import main
+
+main()

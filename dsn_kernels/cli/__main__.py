@@ -1,0 +1,5 @@
+"""``python -m dsn_kernels.cli``: the same as ``dsn``."""
+
+from . import main
+
+main()

@@ -1,0 +1,159 @@
+"""``dsn bench``: latency and MACs beside the dense network run in other ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dsn_models import UserError
+
+from ..measure.baselines import BASELINES
+from ..measure.bench import BenchSettings, Images
+from ..measure.bench import bench as measure
+from ..measure.gates import GateSetting
+from .common import (
+    JsonOption,
+    ThreadsOption,
+    check_writable,
+    console,
+    load_model,
+    mega,
+    millis,
+    open_test_data,
+    percent,
+    set_threads,
+    write_json,
+)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _integers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in _split(text)]
+    except ValueError:
+        raise UserError(f"{option} is {text!r}; expected numbers separated by commas, such as 1,8,64") from None
+
+
+def _dtype(text: str) -> torch.dtype:
+    dtype = getattr(torch, text, None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(f"dtype is {text!r}; expected float32")
+    return dtype
+
+
+def _images(metadata: dict[str, Any], kind: str | None, data: Path | None) -> Images | None:
+    """Batches of the test data where a checkpoint or the user names some, else None."""
+    if kind is None and data is None and metadata.get("recipe", {}).get("data", {}).get("kind") != "navon-sklearn":
+        return None
+    dataset = open_test_data(metadata, kind, data, None)
+    if len(dataset) == 0:
+        raise UserError("the test data is empty; expected at least one image")
+    return lambda batch, n: dataset.batch(torch.arange(n * batch, (n + 1) * batch) % len(dataset))[0]
+
+
+def tables(document: dict[str, Any]) -> list[Table]:
+    """The document's rows for people: the network under its gates, then the dense network run in other ways."""
+    title = f"{document['model']} on {document['machine']['cpu']}, {document['threads']} threads: median ms per batch"
+    ours = Table(title=title)
+    for column in ("batch", "gates", "ours", "all open", "best dense", "speed-up", "MACs", "saved", "latency saved"):
+        ours.add_column(column, justify="right")
+    ours.add_column("realised", justify="right")
+    dense: dict[int, dict[str, dict[str, float]]] = {}
+    for row in document["rows"]:
+        dense[row["batch"]] = row["baselines_ms"]
+        best = row["best_baseline"]
+        ours.add_row(
+            str(row["batch"]),
+            row["gates"],
+            millis(row["ours_ms"]["median"]),
+            millis(row["ours_open_ms"]["median"]),
+            "-" if best is None else f"{millis(row['baselines_ms'][best]['median'])} {best}",
+            "-" if best is None else f"{row['speedup_vs_best']:.2f}x",
+            mega(row["macs_executed"]),
+            percent(row["macs_saved"]),
+            percent(row["latency_saved"]),
+            "-" if row["realised_fraction"] is None else f"{row['realised_fraction']:.2f}",
+        )
+    if not any(dense.values()):
+        return [ours]
+    names = [name for name in BASELINES if any(name in entries for entries in dense.values())]
+    others = Table(title="the dense network, without gates: median ms per batch")
+    for column in ("batch", *names):
+        others.add_column(column, justify="right")
+    for batch, entries in dense.items():
+        cells = (millis(entries[name]["median"]) if name in entries else "-" for name in names)
+        others.add_row(str(batch), *cells)
+    return [ours, others]
+
+
+def bench(
+    model: Annotated[str, typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.")],
+    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32.")] = "float32",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,64",
+    gates: Annotated[
+        str, typer.Option(help="open, shut, trained, paper, random:P (every gate shut with probability P); several.")
+    ] = "open,random:0.5",
+    against: Annotated[str, typer.Option(help="Dense baselines; an empty string for none.")] = ",".join(BASELINES),
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, images and random gates.")] = 0,
+    seconds: Annotated[float, typer.Option(help="Of timing per contestant and batch size.")] = 3.0,
+    data: Annotated[Path | None, typer.Option(help="Folder of test images; noise if not given.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Of the data, as for dsn eval.")] = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Latency and MACs beside eager, compiled and exported dense baselines, timed in turns in one run."""
+    check_writable(json)
+    set_threads(threads)
+    if device != "cpu":
+        raise UserError(f"device is {device!r}; expected cpu, the one that this build has kernels for")
+    chosen = [GateSetting(text) for text in dict.fromkeys(_split(gates))] or [GateSetting("open")]
+    settings = BenchSettings(
+        batches=list(dict.fromkeys(_integers(batch, "batch"))),
+        gates=chosen,
+        against=list(dict.fromkeys(_split(against))),
+        dtype=_dtype(dtype),
+        seed=seed,
+        seconds=seconds,
+    )
+    network, metadata = load_model(model, seed)
+    if not Path(model).exists() and "trained" in gates:
+        raise UserError(f"gates trained: {model} has random weights; expected a checkpoint")
+    images = _images(metadata, kind, data)
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console(stderr=True), transient=True
+    )
+    with progress:
+        task = progress.add_task("", total=1.0)
+
+        def show_row(row: dict[str, Any]) -> None:
+            line = f"batch {row['batch']}, gates {row['gates']}: {millis(row['ours_ms']['median'])} ms"
+            if row["best_baseline"]:
+                line += f", {row['speedup_vs_best']:.2f}x as fast as {row['best_baseline']}"
+            progress.console.print(line)
+
+        document = measure(
+            network,
+            model,
+            settings,
+            images=images,
+            on_step=lambda text, done: progress.update(task, description=text, completed=done),
+            on_row=show_row,
+        )
+    if json is not None:
+        write_json(document, json)
+    else:
+        for table in tables(document):
+            console().print(table)
+    for name, reason in document["missing"].items():
+        console(stderr=True).print(f"missing: {name}: {reason}", soft_wrap=True)
+    if document.get("interrupted"):
+        raise KeyboardInterrupt

@@ -1,0 +1,115 @@
+"""What the commands share: consoles, JSON output, models and data by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import nn
+
+import dsn_models
+from dsn_models import UserError, checkpoints
+from dsn_models.data import CoarseFineDataset, open_dataset
+from dsn_models.training.recipe import Recipe
+
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file or stdout instead of a table.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; torch's own choice if not given.")]
+
+# A table that is piped keeps its columns; on a terminal rich knows the width.
+_PIPED_WIDTH = 160
+
+
+def console(stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _PIPED_WIDTH)
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def check_writable(target: str | Path | None) -> None:
+    """Refuses a file that cannot be written, before the work whose result it is to hold.
+
+    Raises:
+        UserError: the folder is missing or read-only, or the path is a folder.
+    """
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected a file name")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"cannot write {path}: no folder {folder}; make it or choose another place")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}: folder {folder} is read-only; choose another place")
+
+
+def write_json(document: dict[str, Any], target: str) -> None:
+    """To stdout for ``-``, else to a file, beside and then renamed."""
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        checkpoints.write_atomically(Path(target), text.encode())
+
+
+def load_model(source: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
+    """A checkpoint's model and metadata, or a zoo model with random weights and ``{}``.
+
+    Raises:
+        UserError: there is neither a file nor a zoo model of that name, or the file is damaged.
+    """
+    if source in dsn_models.names() and not Path(source).exists():
+        torch.manual_seed(seed)
+        return dsn_models.create(source).eval(), {}
+    if not Path(source).exists():
+        raise UserError(f"no checkpoint at {source}; expected a file or one of {', '.join(dsn_models.names())}")
+    return dsn_models.load(source), checkpoints.read_metadata(source)
+
+
+def open_test_data(
+    metadata: dict[str, Any], kind: str | None, data: Path | None, images: int | None
+) -> CoarseFineDataset:
+    """The test part of the data a checkpoint was trained on, or of another ``kind``.
+
+    Raises:
+        UserError: no kind is given or known, or the data cannot be read.
+    """
+    section: dict[str, Any] = {}
+    if "recipe" in metadata:
+        recipe = Recipe.model_validate(metadata["recipe"])
+        section = recipe.data.model_dump()
+    if kind is None and not section:
+        raise UserError("the checkpoint does not say what it was trained on; choose with --kind")
+    options: dict[str, Any] = {}
+    if section and kind in (None, section["kind"]):
+        options = {**section["options"], "images": section["test_images"]}
+    if images is not None:
+        options["images"] = images
+    if options.get("images") is None:
+        options.pop("images", None)
+    return open_dataset(kind or section["kind"], data, False, **options)
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def millis(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def mega(macs: float) -> str:
+    return f"{macs / 1e6:.2f} M"

@@ -1,0 +1,77 @@
+"""``dsn eval``: accuracy and skip ratio of a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+import dsn_kernels
+from dsn_models import UserError
+from dsn_models.data import KINDS
+from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
+from dsn_models.training.evaluation import evaluate as measure
+
+from .common import (
+    JsonOption,
+    ThreadsOption,
+    check_writable,
+    console,
+    load_model,
+    open_test_data,
+    percent,
+    set_threads,
+    write_json,
+)
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """Accuracy and layers skipped per branch, of what ``dsn_models.training.evaluate`` returns."""
+    table = Table(title=f"{results['images']} test images")
+    for column in ("branch", "accuracy", "layers skipped"):
+        table.add_column(column, justify="left" if column == "branch" else "right")
+    for name in BRANCHES:
+        if name in results:
+            skipped = results[name].get("skipped")
+            table.add_row(name, percent(results[name]["accuracy"]), "-" if skipped is None else percent(skipped))
+    return table
+
+
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint written by dsn train.")],
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the data.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help=f"Of the data: {', '.join(KINDS)}; what it was trained on if not given.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
+    task: Annotated[str | None, typer.Option(help="Of a model without gates: coarse or fine.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Number of Navon images.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    threads: ThreadsOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Accuracy and skip ratio of each branch on a test set."""
+    check_writable(json)
+    set_threads(threads)
+    if not Path(checkpoint).exists():
+        raise UserError(f"no checkpoint at {checkpoint}; expected a file written by dsn train")
+    model, metadata = load_model(checkpoint)
+    tasks: tuple[str, ...] = ("both",) if isinstance(model, DualSkippingNetwork) else BRANCHES
+    task = task or metadata.get("recipe", {}).get("task") or tasks[0]
+    if task not in tasks:
+        raise UserError(f"task is {task!r}; expected {' or '.join(tasks)} for this model")
+    dataset = open_test_data(metadata, kind, data, images)
+    fast = dsn_kernels.accelerate(model, backend=backend)
+    start = time.perf_counter()
+    results = measure(fast, dataset, task=task, batch=batch)
+    seconds = time.perf_counter() - start
+    if json is not None:
+        document = {"schema": 1, "checkpoint": checkpoint, "backend": backend, "seconds": seconds, **results}
+        write_json(document, json)
+        return
+    out = console()
+    out.print(results_table(results))
+    out.print(f"backend {backend}, {seconds:.1f} s", soft_wrap=True)

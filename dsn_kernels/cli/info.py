@@ -1,0 +1,85 @@
+"""``dsn info``: what was built and what runs here."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import dsn_kernels
+import dsn_models
+from dsn_models import UserError
+
+from ..measure import machine
+from .common import JsonOption, check_writable, console, write_json
+
+_BACKENDS = ("cpu", "cuda", "triton", "reference")
+_PEERS = ("onnxruntime", "openvino", "onnx", "tensorboard")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _backends() -> dict[str, str]:
+    """Of each backend ``runs``, after running it, or why not."""
+    torch.manual_seed(0)
+    model = dsn_models.create("dsn-navon", image_size=16).eval()
+    image = torch.rand(1, 1, 16, 16)
+    states = {}
+    for name in _BACKENDS:
+        try:
+            with torch.inference_mode():
+                dsn_kernels.accelerate(model, backend=name)(image)
+            states[name] = "runs"
+        except UserError as error:
+            states[name] = f"not here: {error}"
+        except RuntimeError as error:
+            states[name] = f"fails: {str(error).splitlines()[0]}"
+    return states
+
+
+def collect() -> dict[str, Any]:
+    """The facts as ``dsn info --json`` writes them."""
+    devices = ["cpu"] + [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return {
+        "schema": 1,
+        "dsn_kernels": _version("dsn-kernels"),
+        "commit": machine.source_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "build": dsn_kernels._C.build_info(),
+        "machine": machine.describe(),
+        "threads": torch.get_num_threads(),
+        "devices": devices,
+        "backends": _backends(),
+        "models": dsn_models.names(),
+        "packages": {name: _version(name) for name in _PEERS},
+    }
+
+
+def info(json: JsonOption = None) -> None:
+    """What was built, and what runs here."""
+    check_writable(json)
+    facts = collect()
+    if json is not None:
+        write_json(facts, json)
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        if key == "schema":
+            continue
+        if isinstance(value, dict):
+            for name, entry in value.items():
+                table.add_row(f"{key}.{name}", "-" if entry is None else str(entry))
+        elif isinstance(value, list):
+            table.add_row(key, ", ".join(value))
+        else:
+            table.add_row(key, "-" if value is None else str(value))
+    console().print(table)
