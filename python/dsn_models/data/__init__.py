@@ -9,7 +9,15 @@ from ..errors import UserError
 from . import cifar, folder, idx, navon
 from .base import CoarseFineDataset
 
-KINDS = ("navon-idx", "navon-sklearn", "cifar-10", "cifar-100", "folder")
+_NAVON = ("canvas", "glyph", "shade", "distortions", "fresh", "seed", "split_seed")
+_OPTIONS = {
+    "navon-idx": _NAVON,
+    "navon-sklearn": _NAVON,
+    "cifar-10": ("seed",),
+    "cifar-100": ("seed",),
+    "folder": ("image_size", "seed"),
+}
+KINDS = tuple(_OPTIONS)
 
 __all__ = ["KINDS", "CoarseFineDataset", "cifar", "folder", "idx", "navon", "open_dataset"]
 
@@ -32,6 +40,10 @@ def open_dataset(
     """
     if kind not in KINDS:
         raise UserError(f"unknown data kind {kind!r}; expected one of {', '.join(KINDS)}")
+    for key in options:
+        if key not in _OPTIONS[kind]:
+            known = ", ".join(_OPTIONS[kind])
+            raise UserError(f"unknown option {key!r} of {kind} data; expected one of {known}")
     if kind == "navon-sklearn":
         return navon.from_sklearn(train, images, **options)
     if path is None or not Path(path).is_dir():

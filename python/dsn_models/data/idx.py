@@ -31,9 +31,9 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _UINT8 or data[3] == 0:
         raise UserError(f"{path} begins with {data[:4].hex()}; expected an IDX file of unsigned bytes (000008..)")
     start = 4 + 4 * data[3]
-    shape = [int(n) for n in np.frombuffer(data[4:start], ">u4")]
-    if len(shape) != data[3] or len(data) != start + math.prod(shape):
-        expected = start + math.prod(shape)
+    shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4)]
+    expected = start + math.prod(shape)
+    if len(data) < start or len(data) != expected:
         raise UserError(f"{path} holds {len(data)} bytes, its header promises {expected}; download it again")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -201,7 +202,10 @@ def train(
         writer = _scalar_writer(out / "tensorboard", state.epoch, console)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another output folder") from error
-    with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console, transient=True) as bar:
+    bar = Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console, transient=True)
+    with bar, contextlib.ExitStack() as stack:
+        if writer is not None:
+            stack.callback(writer.close)
         while state.epoch < recipe.train.epochs:
             gated_epoch = state.epoch - recipe.train.ungated_epochs
             if isinstance(model, DualSkippingNetwork) and gated_epoch >= 0:
@@ -218,8 +222,6 @@ def train(
             state.epoch += 1
             save_state(state_path, recipe, model, optimiser, state)
             console.print(f"epoch {state.epoch}/{recipe.train.epochs}  {state.seconds:.0f} s  {_describe(totals)}")
-    if writer is not None:
-        writer.close()
     model.eval()
     results = evaluate(model, test_set, task=recipe.task)
     console.print_json(data=results)

@@ -1,0 +1,35 @@
+"""Small configurations of every model, quick on one core."""
+
+import dsn_models
+import torch
+
+SMALL = {
+    "dsn-navon": {"image_size": 16},
+    "concat-40": {"block_layers": (2, 2, 2), "image_size": 8},
+    "concat-bc-100": {"block_layers": (2, 2, 2), "image_size": 8},
+    "add-166": {"growth_rate": 4, "stage_widths": (8, 16, 32), "block_layers": (2, 2, 2), "image_size": 8},
+    "dsn-121": {"growth_rate": 8, "block_layers": (2, 2, 2, 2), "image_size": 64},
+    "lenet": {"image_size": 16},
+    "densenet-40": {"block_layers": (2, 2, 2), "image_size": 8},
+    "densenet-bc-100": {"block_layers": (2, 2, 2), "image_size": 8},
+    "densenet-121": {"growth_rate": 8, "block_layers": (2, 2, 2, 2), "image_size": 64},
+    "resnet-18": {"stage_units": (1, 1), "stage_widths": (8, 16), "stem_width": 8, "image_size": 32},
+    "resnet-34": {"stage_units": (1, 1), "stage_widths": (8, 16), "stem_width": 8, "image_size": 32},
+    "resnet-164": {"stage_units": (1, 1, 1), "stage_widths": (16, 32, 64), "image_size": 16},
+}
+DUAL = [name for name in SMALL if name.startswith(("dsn", "concat", "add"))]
+
+
+def make_small(name, **overrides):
+    """A small model whose batch norms have seen data, in eval mode."""
+    torch.manual_seed(0)
+    model = dsn_models.create(name, **{**SMALL[name], **overrides})
+    model.train()
+    model(make_images(model, 4))
+    return model.eval()
+
+
+def make_images(model, batch, dtype=torch.float32):
+    config = model.config
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, config.in_channels, config.image_size, config.image_size, generator=generator).to(dtype)

@@ -1,0 +1,209 @@
+"""Recipes, losses, and runs that stop and go on."""
+
+import json
+
+import dsn_models
+import pytest
+import torch
+from dsn_models import UserError
+from dsn_models.checkpoints import read_metadata
+from dsn_models.data import navon
+from dsn_models.training import Recipe, evaluate, load_recipe, loop, recipe_names, train
+from dsn_models.training.losses import GateRecorder, auxiliary_loss, open_gates, sparsity_loss
+from small_models import make_images, make_small
+
+TINY = """
+name = "tiny"
+model = "dsn-navon"
+[options]
+image_size = 16
+block_layers = [1, 1, 1]
+[data]
+kind = "navon-sklearn"
+train_images = 32
+test_images = 20
+[data.options]
+canvas = 16
+glyph = 4
+[train]
+epochs = 3
+ungated_epochs = 1
+batch = 8
+lr = 0.05
+[gates]
+slope_step = 2.0
+sparsity = 1.0
+target = [0.5, 0.5]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+def run(recipe, out, **options):
+    return train(recipe, None, out, progress=False, **options)
+
+
+def test_a_run_writes_checkpoint_state_and_log(recipe, tmp_path):
+    path = run(recipe, tmp_path / "out")
+    assert path == tmp_path / "out" / "tiny.safetensors"
+    model = dsn_models.load(path)
+    assert model.coarse.blocks[0].gates[0].slope == 3.0
+    facts = read_metadata(path)
+    assert facts["images_seen"] == 96
+    assert facts["recipe"]["train"]["epochs"] == 3
+    assert 0 <= facts["test"]["coarse"]["skipped"] <= 1
+    assert any((tmp_path / "out" / "tensorboard").iterdir())
+    assert facts["test"] == evaluate(model, navon.from_sklearn(False, 20, canvas=16, glyph=4))
+
+
+class Interrupt:
+    """Ctrl-C after so many optimiser steps."""
+
+    def __init__(self, steps):
+        self.left = steps
+        self.step = torch.optim.SGD.step
+
+    def __call__(self, optimiser, *args):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.step(optimiser, *args)
+
+
+@pytest.mark.parametrize("steps", [2, 6, 9])
+def test_interrupted_and_resumed_is_as_if_nothing_happened(recipe, tmp_path, monkeypatch, steps):
+    whole = dsn_models.load(run(recipe, tmp_path / "whole")).state_dict()
+    with monkeypatch.context() as patch:
+        interrupt = Interrupt(steps)
+        patch.setattr(torch.optim.SGD, "step", lambda *args: interrupt(*args))
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "parts")
+    assert not list((tmp_path / "parts").glob("*.safetensors"))
+    torch.randn(5)
+    resumed = dsn_models.load(run(recipe, tmp_path / "parts")).state_dict()
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+
+
+def test_resume_refuses_another_recipe_and_a_damaged_state(recipe, tmp_path):
+    run(recipe, tmp_path)
+    recipe.write_text(TINY.replace("lr = 0.05", "lr = 0.01"))
+    with pytest.raises(UserError, match="belongs to another recipe or an edited one"):
+        run(recipe, tmp_path)
+    state = tmp_path / "tiny.state"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(UserError, match="is no training state, or cut short"):
+        run(recipe, tmp_path)
+    run(recipe, tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("task", ["coarse", "fine"])
+def test_a_baseline_trains(recipe, tmp_path, task):
+    text = TINY.replace('"dsn-navon"', f'"lenet"\ntask = "{task}"').replace("block_layers = [1, 1, 1]", "")
+    recipe.write_text(text)
+    facts = read_metadata(run(recipe, tmp_path))
+    assert set(facts["test"]) == {"images", task}
+
+
+def test_training_reduces_the_loss():
+    base = load_recipe("dsn-navon-digits")
+    assert base.train.ungated_epochs < base.train.epochs
+
+
+def test_diverging_training_says_so(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.F, "cross_entropy", lambda logits, _: logits.sum() * float("nan"))
+    with pytest.raises(UserError, match="training diverged in epoch 1: gradient norm nan; lower the lr"):
+        run(recipe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("batch = 8", "batchsize = 8", "unknown key 'train.batchsize'"),
+        ("epochs = 3", "epochs = 0", "key 'train.epochs'"),
+        ("epochs = 3", "", "field required, key 'train.epochs'"),
+        ("ungated_epochs = 1", "ungated_epochs = 9", "ungated_epochs is 9, more than the 3 epochs"),
+        ("[gates]", "[gate]", "unknown key 'gate'"),
+        ('name = "tiny"', 'name = "../x"', "key 'name'"),
+        ('name = "tiny"', "name =", "is no TOML"),
+        ('model = "dsn-navon"', 'model = "lenet"', "unknown option 'block_layers'"),
+        ('"dsn-navon"', '"dsn-navon"\ntask = "fine"', "task is 'fine'; dsn-navon takes 'both'"),
+        ("image_size = 16", "image_size = 16\nclasses = [10, 5]", "the model has 5 fine classes, the data 10"),
+        ("canvas = 16", "canvass = 16", "unknown option 'canvass'"),
+    ],
+)
+def test_recipes_with_mistakes(recipe, tmp_path, old, new, said):
+    assert old in TINY
+    recipe.write_text(TINY.replace(old, new, 1))
+    with pytest.raises(UserError, match=said) as caught:
+        run(recipe, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_shipped_recipes_are_valid_and_unknown_ones_refused():
+    assert {"dsn-navon-digits", "sb-mnist"} <= set(recipe_names())
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    with pytest.raises(UserError, match="no recipe 'nothing'; expected a TOML file or one of"):
+        load_recipe("nothing")
+
+
+def test_learning_rate_is_a_cosine_in_each_phase():
+    section = load_recipe("sb-mnist").train
+    n, end = section.ungated_epochs, section.epochs
+    assert loop.learning_rate(section, 0, 0.0) == section.lr
+    assert loop.learning_rate(section, n // 2, n / 2 % 1) == pytest.approx(section.lr / 2)
+    assert loop.learning_rate(section, n, 0.0) == section.gated_lr
+    assert loop.learning_rate(section, end - 1, 0.999) < 1e-4
+
+
+def test_auxiliary_loss_by_hand():
+    logits = [torch.tensor([-1.0, -2.0]), torch.tensor([0.6, 0.9]), torch.tensor([0.1, 3.0])]
+    multipliers = [(z + 0.5).clamp(0, 1) for z in logits]
+    shut = torch.nn.functional.softplus(-logits[0]).mean()  # -log sigmoid(z): target 1
+    opened = torch.nn.functional.softplus(logits[1]).mean()  # -log(1 - sigmoid(z)): target 0
+    torch.testing.assert_close(auxiliary_loss(logits, multipliers), (shut + opened) / 3)
+
+
+def test_sparsity_loss_by_hand():
+    multipliers = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])]
+    assert sparsity_loss(multipliers, 0.5) == 0.25**2
+    assert sparsity_loss(multipliers, 0.8) == 0
+
+
+def test_recorder_sees_every_gate_and_leaves_no_hook():
+    model = make_small("dsn-navon").train()
+    images = make_images(model, 2)
+    with GateRecorder(model) as recorder:
+        model(images)
+    model(images)
+    assert {k: len(v) for k, v in recorder.multipliers.items()} == {"coarse": 12, "fine": 12}
+    assert recorder.logits["fine"][3].requires_grad
+
+
+@torch.no_grad()
+def test_opened_gates_equal_the_dense_network():
+    model = make_small("concat-40")
+    open_gates(model)
+    images = make_images(model, 2)
+    torch.testing.assert_close(model(images), model.dense_equivalent()(images))
+    assert model.last_scores["coarse"].eq(1).all()
+
+
+@torch.no_grad()
+def test_evaluate_counts():
+    model, dataset = make_small("dsn-navon"), navon.from_sklearn(False, 30, canvas=16, glyph=2)
+    result = evaluate(model, dataset, batch=7)
+    images, coarse, _ = dataset.batch(torch.arange(30))
+    logits, _ = model(images)
+    assert result["coarse"]["accuracy"] == pytest.approx((logits.argmax(1) == coarse).float().mean().item())
+    assert result["fine"]["skipped"] == pytest.approx(1 - model.last_gates["fine"].float().mean().item())
+    assert evaluate(model, dataset, gated=False)["fine"]["skipped"] == 0
+    assert evaluate(model, dataset, thresholds=1.0)["coarse"]["skipped"] == 1
+    json.dumps(result)
