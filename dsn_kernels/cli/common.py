@@ -41,13 +41,13 @@ def check_writable(target: str | Path | None) -> None:
     """Refuses a file that cannot be written, before the work whose result it is to hold.
 
     Raises:
-        UserError: the folder is missing or read-only, or the path is a folder.
+        UserError: the folder is missing or read-only, or the path is no regular file.
     """
     if target is None or target == "-":
         return
     path = Path(target)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; expected a file name")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder or a device; expected a file name, or - for stdout")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f"cannot write {path}: no folder {folder}; make it or choose another place")

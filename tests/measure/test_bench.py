@@ -1,0 +1,166 @@
+"""The document of a bench run: its schema, its fractions, and what interrupts or refuses it."""
+
+import json
+
+import pytest
+import torch
+
+import dsn_kernels
+import dsn_models
+from dsn_kernels.measure.bench import BenchSettings, WrongAnswer, bench
+from dsn_kernels.measure.gates import GateSetting
+from dsn_models import UserError
+
+TOP = {"schema", "model", "device", "threads", "torch", "commit", "machine", "seed", "missing", "rows"}
+ROW = {
+    "batch": int,
+    "gates": str,
+    "dtype": str,
+    "backend": str,
+    "ours_ms": dict,
+    "ours_open_ms": dict,
+    "baselines_ms": dict,
+    "best_baseline": str,
+    "speedup_vs_best": float,
+    "macs_dense": int,
+    "macs_open": float,
+    "macs_executed": float,
+    "macs_saved": float,
+    "latency_saved": float,
+    "realised_fraction": float,
+    "gflops": float,
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return dsn_models.create("dsn-navon", image_size=16, block_layers=(1, 2)).eval()
+
+
+def settings(gates, **options):
+    options = {"batches": (1, 3), "against": ("eager", "channels_last"), "seconds": 0.0, **options}
+    return BenchSettings(gates=[GateSetting(g) for g in gates], **options)
+
+
+def test_schema(model):
+    rows = []
+    document = bench(model, "tiny", settings(["open", "random:0.5", "trained"]), on_row=rows.append)
+    assert set(document) == TOP and document["schema"] == 1 and document["rows"] == rows
+    assert set(document["machine"]) == {"cpu", "cores"}
+    assert document == json.loads(json.dumps(document, allow_nan=False))
+    assert [(r["batch"], r["gates"]) for r in rows] == [
+        (b, g) for b in (1, 3) for g in ("open", "random:0.5", "trained")
+    ]
+    for row in rows:
+        assert set(row) == set(ROW)
+        for key, kind in ROW.items():
+            assert isinstance(row[key], kind) or (key == "realised_fraction" and row["macs_saved"] == 0), key
+        for latency in (row["ours_ms"], row["ours_open_ms"], *row["baselines_ms"].values()):
+            assert 0 < latency["p10"] <= latency["median"] <= latency["p90"]
+        assert set(row["baselines_ms"]) == {"eager", "channels_last"}
+
+
+def test_fractions(model):
+    document = bench(model, "tiny", settings(["open", "shut"], batches=(2,)))
+    opened, shut = document["rows"]
+    fast = dsn_kernels.accelerate(model)
+    none = {name: torch.zeros(2, 3, dtype=torch.uint8) for name in ("coarse", "fine")}
+    assert shut["macs_executed"] == fast.macs(none)[0].item() < shut["macs_open"] == opened["macs_executed"]
+    assert shut["macs_dense"] == fast.dense_macs
+    assert shut["macs_saved"] == pytest.approx(1 - shut["macs_executed"] / shut["macs_open"])
+    ours, all_open = shut["ours_ms"]["median"], shut["ours_open_ms"]["median"]
+    assert shut["latency_saved"] == pytest.approx(1 - ours / all_open)
+    assert shut["realised_fraction"] == pytest.approx(shut["latency_saved"] / shut["macs_saved"])
+    best = min(shut["baselines_ms"], key=lambda name: shut["baselines_ms"][name]["median"])
+    assert shut["best_baseline"] == best
+    assert shut["speedup_vs_best"] == pytest.approx(shut["baselines_ms"][best]["median"] / ours)
+    assert shut["gflops"] == pytest.approx(2 * shut["macs_executed"] * 2 / (ours * 1e-3) / 1e9)
+    assert opened["macs_saved"] == opened["latency_saved"] == 0 and opened["realised_fraction"] is None
+    assert opened["ours_ms"] == opened["ours_open_ms"] == shut["ours_open_ms"]
+
+
+def test_open_is_measured_even_if_not_asked_for(model):
+    (row,) = bench(model, "tiny", settings(["shut"], batches=(1,), against=()))["rows"]
+    assert row["gates"] == "shut" and row["ours_open_ms"]["median"] > 0
+    assert row["best_baseline"] is None and row["speedup_vs_best"] is None and row["baselines_ms"] == {}
+
+
+def test_small_batches_are_measured_on_many_draws(model):
+    (row,) = bench(model, "tiny", settings(["random:0.5"], batches=(1,), against=()))["rows"]
+    (opened,) = bench(model, "tiny", settings(["open"], batches=(1,), against=()))["rows"]
+    assert row["macs_executed"] * 64 == pytest.approx(round(row["macs_executed"] * 64))
+    assert 0.2 < row["macs_saved"] < 0.8 and opened["macs_saved"] == 0
+
+
+def test_images_of_the_caller(model):
+    seen = []
+
+    def images(batch, n):
+        seen.append((batch, n))
+        return torch.rand(batch, 1, 16, 16)
+
+    bench(model, "tiny", settings(["trained"], batches=(32,), against=()), images=images)
+    assert {(32, 0), (32, 1)} <= set(seen)
+
+
+def test_missing_baseline_is_in_the_document(model, monkeypatch):
+    from dsn_kernels.measure import baselines
+
+    def fails(dense, images):
+        raise RuntimeError("will not")
+
+    monkeypatch.setitem(baselines.BASELINES, "openvino", fails)
+    document = bench(model, "tiny", settings(["open"], batches=(1,), against=("eager", "openvino")))
+    assert document["missing"] == {"openvino": "batch 1: RuntimeError: will not"}
+    assert list(document["rows"][0]["baselines_ms"]) == ["eager"]
+
+
+def test_interruption_returns_what_there_is(model):
+    def interrupt(row):
+        raise KeyboardInterrupt
+
+    document = bench(model, "tiny", settings(["open"]), on_row=interrupt)
+    assert document["interrupted"] is True and [row["batch"] for row in document["rows"]] == [1]
+
+
+def test_wrong_answer_is_not_timed(model, monkeypatch):
+    fast = dsn_kernels.accelerate(model)
+    forward = fast.forward
+    fast.forward = lambda *args, **kwargs: tuple(y + 1 for y in forward(*args, **kwargs))
+    monkeypatch.setattr(dsn_kernels, "accelerate", lambda *args, **kwargs: fast)
+    with pytest.raises(WrongAnswer, match="nothing was timed"):
+        bench(model, "tiny", settings(["open"]))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batches": (0,)}, "batch is"),
+        ({"batches": ()}, "batch is"),
+        ({"against": ("fast",)}, "unknown baseline 'fast'"),
+        ({"seconds": -1.0}, "seconds is"),
+        ({"dtype": torch.float16}, "dtype is"),
+        ({"backend": "abacus"}, "backend is"),
+    ],
+)
+def test_refuses(model, options, message):
+    with pytest.raises(UserError, match=message):
+        bench(model, "tiny", settings(["open"], **options))
+
+
+def test_refuses_a_model_without_gates():
+    with pytest.raises(UserError, match="no gates to measure"):
+        bench(dsn_models.create("lenet"), "lenet", settings(["open"]))
+
+
+def test_refuses_what_has_no_paper_ratio_before_any_work():
+    steps = []
+    with pytest.raises(UserError, match="no skip ratio"):
+        bench(
+            dsn_models.create("concat-40", block_layers=(1, 1, 1)),
+            "concat-40",
+            settings(["paper"]),
+            on_step=lambda *step: steps.append(step),
+        )
+    assert steps == []
