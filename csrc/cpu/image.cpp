@@ -47,12 +47,12 @@ void run_stem(Worker& w, const Instruction& in) {
         // A patch is filled from the image and used at once; no other thread has the same.
         float* patch = patches.at(w.arena + w.memory.patches, static_cast<int>(i), w.team.alone());
         const int64_t first = i * patches.tiles, last = std::min<int64_t>(first + patches.tiles, map.tiles());
-        const int64_t begin = first * kTile - map.width;
+        const int64_t start = first * kTile - map.width;  // the patch's pixels are [start, start + stride)
+        const int64_t begin = std::max<int64_t>(start, 0), end = std::min(start + patches.stride, map.pixels());
+        std::memset(patch, 0, patches.size * sizeof(float));
         for (int64_t c = 0; c < in.in_channels; ++c)
-          for (int64_t q = 0; q < patches.stride; ++q) {
-            const int64_t pixel = begin + q;
-            patch[c * patches.stride + q] = pixel >= 0 && pixel < map.pixels() ? w.sample.image[c * map.pixels() + pixel] : 0.f;
-          }
+          std::memcpy(patch + c * patches.stride + (begin - start), w.sample.image + c * map.pixels() + begin,
+                      (end - begin) * sizeof(float));
         for (int64_t t = first; t < last; ++t) {
           Edges edges(t * kTile, map.width);
           ConvTile c{};

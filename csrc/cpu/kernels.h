@@ -13,6 +13,12 @@ struct Run {
   int count;
 };
 
+// Where each resized row or column lies: between two of the source, `weight` of the way to the second.
+struct Taps {
+  const int *low, *high;
+  const float* weight;
+};
+
 // One tile of a convolution with 1 or 9 taps:
 //   dst[m][p] = relu?(init + sum over live channels c, taps t of w[m][c][t] * src[c][p + shift(t)])
 // src holds live channels only, one after another; weights are addressed by channel.
@@ -48,9 +54,14 @@ struct Kernels {
                     int64_t dst_stride);
   // sum over the map's pixels of relu(scale * src + shift); tiles are tile_stride floats apart
   float (*normalised_sum)(const float* src, int64_t tile_stride, int pixels, float scale, float shift);
-  // dst[y][x] = mean over a 2x2 window of relu(scale * src + shift); src is [height][width]. Reads one vector past src
-  // and needs height / 2 * width + 2 * kAlign floats at dst.
-  void (*normalise_pool)(const float* src, int height, int width, float scale, float shift, float* dst);
+  // `count` pixels of a 2x2 average pool of relu(scale * src + shift) over a map `width` wide. src is a channel of the
+  // map in tiles `tile_stride` floats apart (kTile: a plane); `begin` is the first pixel of the first pair of rows.
+  // scratch holds two such maps; whole vectors are written.
+  void (*normalise_pool)(const float* src, int64_t tile_stride, int begin, int width, int count, float scale, float shift,
+                         float* scratch, float* dst);
+  // Rows [first, last) of a bilinear resize; wide holds the source's rows at the new width.
+  void (*bilinear)(const float* src, int src_width, int dst_width, const Taps& columns, const Taps& rows, int first, int last,
+                   float* wide, float* dst);
   // The first n floats of each row; rows are a stride apart
   void (*copy_rows)(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int rows, int n);
   void (*zero_rows)(float* dst, int64_t stride, int rows, int n);

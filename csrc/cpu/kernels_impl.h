@@ -7,6 +7,7 @@
 typedef float vec __attribute__((vector_size(DSN_VECTOR_BYTES)));
 typedef float vec_unaligned __attribute__((vector_size(DSN_VECTOR_BYTES), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(DSN_VECTOR_BYTES)));
+typedef int32_t ivec_unaligned __attribute__((vector_size(DSN_VECTOR_BYTES), aligned(4)));
 constexpr int kLanes = DSN_VECTOR_BYTES / 4;
 
 static inline vec load(const float* p) { return *reinterpret_cast<const vec_unaligned*>(p); }
@@ -45,10 +46,15 @@ static inline void store_first(float* p, vec x, int n) {
 }
 #endif
 
+// The sum of the lanes, halving.
 static inline float sum(vec v) {
-  float s = 0;
-  for (int i = 0; i < kLanes; ++i) s += v[i];
-  return s;
+#if DSN_VECTOR_BYTES == 64
+  v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+#elif DSN_VECTOR_BYTES == 32
+  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+#endif
+  return (v[0] + v[2]) + (v[1] + v[3]);
 }
 
 template <int Rows, int Vectors>
@@ -233,23 +239,86 @@ static inline vec pair_sums(vec a, vec b) {
 #endif
 }
 
-// Rows are summed pairwise into dst, then neighbours in it; a vector's overrun is overwritten or slack.
-static void normalise_pool(const float* src, int height, int width, float scale, float shift, float* dst) {
-  const vec s = broadcast(scale), b = broadcast(shift);
-  float* row_sum = dst;
-  for (int y = 0; y + 1 < height; y += 2, row_sum += width) {
-    const float *top = src + y * width, *bottom = top + width;
-    for (int x = 0; x < width; x += kLanes) store(row_sum + x, relu(load(top + x) * s + b) + relu(load(bottom + x) * s + b));
+// The sum of two rows' pixels at one place, normalised.
+static inline vec two_rows(const float* top, const float* bottom, vec s, vec b) {
+  return relu(load(top) * s + b) + relu(load(bottom) * s + b);
+}
+
+// Sums of two rows' pixels, a vector at a time, in the order of the output; rows hold whole vectors.
+struct RowSums {
+  const float* src;
+  int64_t tile_stride;
+  int top, column, width;
+  vec scale, shift;
+  const float* at(int pixel) const { return src + pixel / kTile * tile_stride + pixel % kTile; }
+  vec next() {
+    vec sums = two_rows(at(top + column), at(top + width + column), scale, shift);
+    column += kLanes;
+    if (column == width) column = 0, top += 2 * width;
+    return sums;
   }
-  const int out_height = height / 2, out_width = width / 2;
-  if (width % 2 == 0) {
+};
+
+static void normalise_pool(const float* src, int64_t tile_stride, int begin, int width, int count, float scale, float shift,
+                           float* scratch, float* dst) {
+  const vec s = broadcast(scale), b = broadcast(shift);
+  if (width % kLanes == 0) {
+    RowSums sums{src, tile_stride, begin, 0, width, s, b};
     const vec quarter = broadcast(0.25f);
-    for (int i = 0; i < out_height * out_width; i += kLanes)
-      store(dst + i, quarter * pair_sums(load(dst + 2 * i), load(dst + 2 * i + kLanes)));
+    for (int i = 0; i < count; i += kLanes) {
+      const vec low = sums.next(), high = 2 * (count - i) > kLanes ? sums.next() : vec{};
+      store(dst + i, quarter * pair_sums(low, high));
+    }
     return;
   }
-  for (int y = 0; y < out_height; ++y)
-    for (int x = 0; x < out_width; ++x) dst[y * out_width + x] = 0.25f * (dst[y * width + 2 * x] + dst[y * width + 2 * x + 1]);
+  // Any other width: rows in one piece, sums of two rows, then of neighbours; whole vectors, so some overrun.
+  const int out_width = width / 2, rows = (count + out_width - 1) / out_width * 2;
+  const int end = begin + rows * width, first_tile = begin / kTile;
+  float *plane = scratch, *sums = scratch + (end - first_tile * kTile + 2 * kTile);
+  for (int t = first_tile; t * kTile < end; ++t)
+    for (int i = 0; i < kTile; i += kLanes) store(plane + (t - first_tile) * kTile + i, load(src + t * tile_stride + i));
+  const float* top = plane + (begin - first_tile * kTile);
+  for (int y = 0; y < rows / 2; ++y, top += 2 * width)
+    for (int x = 0; x < width; x += kLanes) store(sums + y * width + x, two_rows(top + x, top + width + x, s, b));
+  if (width % 2 == 0) {
+    for (int i = 0; i < count; ++i) dst[i] = 0.25f * (sums[2 * i] + sums[2 * i + 1]);
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    const float* pair = sums + i / out_width * width + i % out_width * 2;
+    dst[i] = 0.25f * (pair[0] + pair[1]);
+  }
+}
+
+// `wide` rows of the source resized horizontally, then blended vertically.
+static void bilinear(const float* src, int src_width, int dst_width, const Taps& columns, const Taps& rows, int first, int last,
+                     float* wide, float* dst) {
+  const bool in_register = src_width <= kLanes && dst_width % kLanes == 0;
+  for (int y = rows.low[first]; y <= rows.high[last - 1]; ++y) {
+    const float* row = src + y * src_width;
+    float* to = wide + y * dst_width;
+    if (in_register) {
+      const vec pixels = load(row);
+      for (int x = 0; x < dst_width; x += kLanes) {
+        const vec low = __builtin_shuffle(pixels, *reinterpret_cast<const ivec_unaligned*>(columns.low + x));
+        const vec high = __builtin_shuffle(pixels, *reinterpret_cast<const ivec_unaligned*>(columns.high + x));
+        store(to + x, low + load(columns.weight + x) * (high - low));
+      }
+    } else {
+      for (int x = 0; x < dst_width; ++x) {
+        const float low = row[columns.low[x]];
+        to[x] = low + columns.weight[x] * (row[columns.high[x]] - low);
+      }
+    }
+  }
+  for (int y = first; y < last; ++y, dst += dst_width) {
+    const float *low = wide + rows.low[y] * dst_width, *high = wide + rows.high[y] * dst_width;
+    const vec weight = broadcast(rows.weight[y]);
+    for (int x = 0; x < dst_width; x += kLanes) {
+      const vec l = load(low + x);
+      store(dst + x, l + weight * (load(high + x) - l));
+    }
+  }
 }
 
 static void copy_rows(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int rows, int n) {

@@ -18,7 +18,7 @@ MemoryMap map_memory(const Plan& plan, int team_size) {
   int64_t tile_channels = 0, patches = 0, features = 0;
   for (const BufferSpec& b : plan.buffers) {
     m.buffers.push_back({reserve(b.channels * b.tiles() * kTile), reserve(b.channels * b.tiles()), reserve(b.channels)});
-    m.plane_stride = std::max(m.plane_stride, (b.tiles() + 2) * kTile);
+    m.plane_stride = std::max(m.plane_stride, (b.tiles() + 4) * kTile);
     tile_channels = std::max(tile_channels, b.channels);
   }
   for (const Instruction& in : plan.code) {
@@ -36,7 +36,7 @@ MemoryMap map_memory(const Plan& plan, int team_size) {
   }
   m.patches = reserve(patches + kAlign);
   m.features = reserve(features);
-  m.scratch_stride = tile_channels * kTile + 2 * m.plane_stride;
+  m.scratch_stride = (tile_channels + 1) * kTile + 4 * m.plane_stride;
   m.scratch = reserve(m.scratch_stride * team_size);
   return m;
 }

@@ -9,53 +9,22 @@ namespace {
 
 using namespace transition;
 
-// Bilinear resize of one channel, half-pixel centres (align_corners=False).
-class Upsample {
- public:
-  Upsample(const BufferSpec& from, const BufferSpec& to)
-      : from(from), to(to), columns(taps(from.width, to.width)), rows(taps(from.height, to.height)), wide(from.height * to.width) {}
-
-  // Rows [first, last) of the result.
-  void operator()(const float* src, int64_t first, int64_t last, float* dst) {
-    for (int64_t y = rows[first].low; y <= rows[last - 1].high; ++y)
-      for (int64_t x = 0; x < to.width; ++x) {
-        const Tap& t = columns[x];
-        wide[y * to.width + x] = src[y * from.width + t.low] * (1 - t.weight) + src[y * from.width + t.high] * t.weight;
-      }
-    for (int64_t y = first; y < last; ++y, dst += to.width) {
-      const Tap& t = rows[y];
-      const float *low = wide.data() + t.low * to.width, *high = wide.data() + t.high * to.width;
-      for (int64_t x = 0; x < to.width; ++x) dst[x] = low[x] * (1 - t.weight) + high[x] * t.weight;
-    }
-  }
-
- private:
-  struct Tap {
-    int64_t low, high;
-    float weight;
-  };
-  static std::vector<Tap> taps(int64_t from, int64_t to) {
-    std::vector<Tap> result(to);
+// Half-pixel centres (align_corners=False).
+struct BilinearTaps {
+  BilinearTaps(int64_t from, int64_t to) : low(to), high(to), weight(to) {
     const float scale = static_cast<float>(from) / static_cast<float>(to);
+    const int last = static_cast<int>(from) - 1;
     for (int64_t i = 0; i < to; ++i) {
       const float centre = std::max(0.f, (static_cast<float>(i) + 0.5f) * scale - 0.5f);
-      const auto low = std::min(static_cast<int64_t>(centre), from - 1);
-      result[i] = {low, std::min(low + 1, from - 1), centre - static_cast<float>(low)};
+      low[i] = std::min(static_cast<int>(centre), last);
+      high[i] = std::min(low[i] + 1, last);
+      weight[i] = centre - static_cast<float>(low[i]);
     }
-    return result;
   }
-  const BufferSpec &from, &to;
-  std::vector<Tap> columns, rows;
-  std::vector<float> wide;
+  Taps taps() const { return {low.data(), high.data(), weight.data()}; }
+  std::vector<int> low, high;
+  std::vector<float> weight;
 };
-
-// Copies the tiles that hold pixels [begin, end) of a channel; returns where `begin` is in dst.
-const float* gather(const Worker& w, int64_t buffer, int64_t channel, int64_t begin, int64_t end, float* dst) {
-  const int64_t first = begin / kTile, channels = w.plan.buffers[buffer].channels;
-  w.kernel.copy_rows(w.state(buffer) + (first * channels + channel) * kTile, channels * kTile, dst, kTile,
-                     static_cast<int>(ceil_div(end, kTile) - first), kTile);
-  return dst + (begin - first * kTile);
-}
 
 }  // namespace
 
@@ -87,33 +56,39 @@ void run_transition(Worker& w, const Instruction& in) {
     for (int64_t m = 0; m < rows; ++m) bias[m] += p[kConstants][slice * rows + m];
 
   const auto planes = static_cast<int64_t>(channel.size());
-  std::vector<Upsample> upsample;
-  if (guided) upsample.emplace_back(w.plan.buffers[in.guide], from);
+  const BufferSpec& small = guided ? w.plan.buffers[in.guide] : from;
+  const BilinearTaps columns(small.width, from.width), lines(small.height, from.height);
   w.live[in.dst].reset(static_cast<int>(in.out_channels));
   w.team.phase(
       to.tiles(),
       [&](int64_t t) {
         float* tile = w.scratch();  // [live channel][kTile]
-        float* plane = tile + planes * kTile;
-        float* other = plane + w.memory.plane_stride;
+        float* planes_scratch = tile + (planes + 1) * kTile;
+        float *plane = planes_scratch, *wide = plane + w.memory.plane_stride, *rest = wide + w.memory.plane_stride;
         const int valid = w.valid(to, t);
-        const int64_t first_row = t * kTile / to.width, last_row = (t * kTile + valid - 1) / to.width + 1;
-        const int64_t begin = 2 * first_row * from.width, end = 2 * last_row * from.width;
-        const int64_t skip = t * kTile - first_row * to.width;
+        // The pairs of rows that the tile's pixels come from; `skip` pixels of the first belong to the tile before.
+        const int first = static_cast<int>(t * kTile / to.width), last = static_cast<int>((t * kTile + valid - 1) / to.width + 1);
+        const int width = static_cast<int>(from.width), skip = static_cast<int>(t * kTile - first * to.width);
         for (int64_t i = 0; i < planes; ++i) {
           const int c = channel[i];
-          const float* src;
-          if (c < in.in_channels) {
-            src = gather(w, in.src, c, begin, end, plane);
-          } else {
-            const BufferSpec& guide = w.plan.buffers[in.guide];
-            const float* small = gather(w, in.guide, c - in.in_channels, 0, guide.pixels(), other);
-            upsample[0](small, 2 * first_row, 2 * last_row, plane);
+          const float* src = w.state(in.src) + c * kTile;
+          int64_t stride = from.channels * kTile;
+          int begin = 2 * first * width;
+          if (c >= in.in_channels) {
+            w.kernel.copy_rows(w.state(in.guide) + (c - in.in_channels) * kTile, small.channels * kTile, rest, kTile,
+                               static_cast<int>(small.tiles()), kTile);
+            w.kernel.bilinear(rest, static_cast<int>(small.width), width, columns.taps(), lines.taps(), 2 * first, 2 * last, wide, plane);
             src = plane;
+            stride = kTile;
+            begin = 0;
           }
-          w.kernel.normalise_pool(src, static_cast<int>(end - begin) / static_cast<int>(from.width), static_cast<int>(from.width),
-                                  p[kScale][c], p[kShift][c], other);
-          std::memcpy(tile + i * kTile, other + skip, kTile * sizeof(float));
+          float* dst = tile + i * kTile;
+          if (skip == 0) {
+            w.kernel.normalise_pool(src, stride, begin, width, valid, p[kScale][c], p[kShift][c], rest, dst);
+          } else {
+            w.kernel.normalise_pool(src, stride, begin, width, skip + valid, p[kScale][c], p[kShift][c], rest, wide);
+            std::memcpy(dst, wide + skip, valid * sizeof(float));
+          }
         }
         ConvTile c{};
         c.src = tile;

@@ -19,7 +19,7 @@ struct MemoryMap {
   std::vector<Buffer> buffers;
   int64_t patches = 0;         // 3x3 inputs with their halo; every patch for a team, a ring of three for one thread
   int64_t features = 0;        // a head's input
-  int64_t scratch = 0;         // per thread: a tile, two planes
+  int64_t scratch = 0;         // per thread: a tile, four planes
   int64_t plane_stride = 0;
   int64_t scratch_stride = 0;
   int64_t size = 0;
