@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-BENCH ?= dsn-navon
+BENCH ?= concat-bc-100 --gates open,paper,random:0.5
 
 pip = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 native := setup.py pyproject.toml $(shell find csrc -type f)

@@ -126,6 +126,5 @@ def test_every_dependency_is_pinned():
 
 
 def test_the_changelog_tells_of_this_version():
-    from importlib.metadata import version
-
-    assert f"## [{version('dsn-kernels')}]" in (ROOT / "CHANGELOG.md").read_text()
+    (version,) = re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
