@@ -40,7 +40,10 @@ def main() -> None:
     A mistake is told in one line on stderr; a traceback means an error of ours.
     """
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        status = app(standalone_mode=False) or 0
+        if status == INTERRUPTED:  # typer turns Ctrl-C into this status, click into Abort
+            raise KeyboardInterrupt
+        sys.exit(status)
     except UserError as error:
         _fail(str(error), USAGE)
     except WrongAnswer as error:
@@ -62,4 +65,4 @@ def main() -> None:
         # A bad option: typer brings its own copy of click, whose exceptions it does not all name.
         if not hasattr(error, "format_message"):
             raise
-        _fail(f"{error.format_message()} See dsn --help.", USAGE)
+        _fail(f"{error.format_message().rstrip('.')}; see dsn --help", USAGE)

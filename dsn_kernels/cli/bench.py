@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dsn_models import UserError
@@ -26,6 +25,7 @@ from .common import (
     millis,
     open_test_data,
     percent,
+    progress_bar,
     set_threads,
     write_json,
 )
@@ -128,10 +128,7 @@ def bench(
     if not Path(model).exists() and "trained" in gates:
         raise UserError(f"gates trained: {model} has random weights; expected a checkpoint")
     images = _images(metadata, kind, data)
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console(stderr=True), transient=True
-    )
-    with progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=1.0)
 
         def show_row(row: dict[str, Any]) -> None:

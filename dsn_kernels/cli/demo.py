@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dsn_models.checkpoints import write_atomically
@@ -23,6 +22,7 @@ from .common import (
     millis,
     open_test_data,
     percent,
+    progress_bar,
     set_threads,
     write_json,
 )
@@ -63,8 +63,7 @@ def demo(
     set_threads(threads)
     model, metadata = load_model(str(checkpoint))
     dataset = open_test_data(metadata, "navon-sklearn", None, images)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=1.0)
         run = run_demo(
             model,

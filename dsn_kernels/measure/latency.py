@@ -57,13 +57,15 @@ class InterleavedTimer:
         self,
         seconds: float,
         min_rounds: int = 5,
-        turn_seconds: float = 0.1,
+        turn_seconds: float | None = None,
         on_round: Callable[[float], None] | None = None,
     ) -> None:
         """Runs rounds until ``seconds`` per callable have passed and ``min_rounds`` are done.
 
-        ``on_round`` is told the fraction done, in [0, 1]. An interruption keeps the samples taken so far.
+        Turns last a tenth of a second, or of ``seconds`` if that is less. ``on_round`` is told the fraction done, in [0, 1]. An interruption keeps the samples taken so far.
         """
+        if turn_seconds is None:
+            turn_seconds = min(0.1, seconds / 10)
         budget = seconds * len(self.calls)
         start = self._clock()
         rounds = 0

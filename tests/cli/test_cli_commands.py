@@ -1,0 +1,147 @@
+"""Each command on its main job."""
+
+import json
+import signal
+import threading
+
+import pytest
+import torch
+
+import dsn_models
+
+
+def test_demo_as_a_new_user(start_dsn, checkpoint, tmp_path):
+    process = start_dsn("demo", "--checkpoint", checkpoint, "--images", 64, "--seconds", 0, "--threads", 1)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    for text in ("accuracy", "layers skipped", "dense", "executed", "batch", "same gates as PyTorch", "dsn-demo.html"):
+        assert text in out
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["dsn-demo.html"]
+    assert (tmp_path / "dsn-demo.html").read_text().startswith("<!doctype html>")
+
+
+def test_demo_json(dsn, checkpoint, tmp_path):
+    arguments = ("--checkpoint", checkpoint, "--images", 64, "--seconds", 0, "--report", "other.html")
+    status, out, _ = dsn("demo", *arguments, "--json", "-")
+    document = json.loads(out)
+    assert status == 0 and document["images"] == 64 and document["report"] == "other.html"
+    assert [row["batch"] for row in document["latency"]] == [1, 8, 64]
+    assert (tmp_path / "other.html").exists()
+
+
+def test_train_then_eval(dsn, recipe, tmp_path):
+    status, out, _ = dsn("train", recipe, "--out", "run", "--json", "-", "--threads", 1)
+    facts = json.loads(out)
+    assert status == 0 and facts["checkpoint"] == "run/tiny.safetensors" and facts["test"]["images"] == 50
+    results = {}
+    for backend in ("reference", "cpu"):
+        file = tmp_path / f"{backend}.json"
+        status, out, _ = dsn("eval", "run/tiny.safetensors", "--backend", backend, "--json", file)
+        assert status == 0 and out == ""
+        results[backend] = json.loads(file.read_text())
+    for branch in ("coarse", "fine"):
+        assert results["cpu"][branch] == results["reference"][branch] == facts["test"][branch]
+    status, out, _ = dsn("eval", "run/tiny.safetensors")
+    assert status == 0 and "layers skipped" in out and "50 test images" in out
+
+
+def test_train_takes_overrides_and_resumes(dsn, recipe):
+    status, out, _ = dsn("train", recipe, "--epochs", 1, "--seed", 7)
+    assert status == 0 and "runs/tiny/tiny.safetensors" in out
+    status, _, err = dsn("train", recipe, "--seed", 7)  # another recipe than the one that was begun
+    assert status == 2 and err.count("\n") == 1 and "--no-resume" not in err
+    status, out, _ = dsn("train", recipe, "--no-resume", "--json", "-")
+    assert status == 0 and json.loads(out)["recipe"]["train"]["epochs"] == 2
+
+
+def test_ctrl_c_in_training(start_dsn, recipe, dsn, tmp_path):
+    process = start_dsn("train", recipe, "--epochs", 100_000, "--out", "run", "--threads", 1)
+    lines = []
+    first_epoch = threading.Event()
+
+    def read():
+        for line in process.stderr:
+            lines.append(line)
+            if "epoch" in line:
+                first_epoch.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert first_epoch.wait(120), lines
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    reader.join()
+    assert lines[-1] == "dsn: interrupted\n" and "Traceback" not in "".join(lines)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"tiny.state", "tensorboard"}  # nothing half-written beside them
+
+
+def test_bench(dsn, checkpoint, tmp_path):
+    gates = "open,shut,random:0.5,paper,trained"
+    options = ("--batch", "1,2", "--against", "eager,channels_last", "--seconds", 0, "--threads", 1)
+    status, out, err = dsn("bench", checkpoint, "--gates", gates, *options, "--json", "bench.json")
+    assert status == 0 and out == ""
+    document = json.loads((tmp_path / "bench.json").read_text())
+    assert document["model"] == str(checkpoint) and document["threads"] == 1 and document["missing"] == {}
+    assert [row["gates"] for row in document["rows"]] == gates.split(",") * 2
+    assert "batch 2, gates paper" in err
+    status, out, _ = dsn("bench", checkpoint, *options)
+    assert status == 0 and "random:0.5" in out and "channels_last" in out and "speed-up" in out
+
+
+def test_bench_by_name_and_without_data(dsn, bare_checkpoint):
+    options = ("--batch", "1", "--against", "", "--seconds", 0, "--json", "-")
+    status, out, _ = dsn("bench", "dsn-navon", "--gates", "shut", *options)
+    (row,) = json.loads(out)["rows"]
+    assert status == 0 and row["best_baseline"] is None
+    status, out, _ = dsn("bench", bare_checkpoint, "--gates", "trained", *options)
+    assert status == 0 and len(json.loads(out)["rows"]) == 1
+
+
+def test_bench_names_what_is_missing(dsn, checkpoint, monkeypatch):
+    from dsn_kernels.measure import baselines
+
+    def absent(dense, images):
+        raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
+
+    monkeypatch.setitem(baselines.BASELINES, "openvino", absent)
+    options = ("--batch", "1", "--gates", "open", "--seconds", 0)
+    status, out, err = dsn("bench", checkpoint, *options, "--against", "openvino,eager", "--json", "-")
+    assert status == 0 and "missing: openvino" in err
+    assert json.loads(out)["missing"] == {"openvino": "batch 1: not installed: pip install openvino"}
+
+
+def test_interrupted_bench_writes_what_it_has(dsn, checkpoint, tmp_path, monkeypatch):
+    from dsn_kernels.measure import bench
+
+    original = bench._bench_batch
+
+    def second_is_interrupted(*arguments):
+        if arguments[3] == 2:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(bench, "_bench_batch", second_is_interrupted)
+    options = ("--batch", "1,2", "--gates", "open", "--against", "", "--seconds", 0)
+    status, _, err = dsn("bench", checkpoint, *options, "--json", "b.json")
+    document = json.loads((tmp_path / "b.json").read_text())
+    assert status == 130 and err.endswith("dsn: interrupted\n")
+    assert document["interrupted"] and [row["batch"] for row in document["rows"]] == [1]
+
+
+def test_info(dsn):
+    status, out, _ = dsn("info", "--json", "-")
+    facts = json.loads(out)
+    assert status == 0
+    assert facts["backends"]["cpu"] == "runs" and facts["backends"]["reference"] == "runs"
+    assert facts["devices"][0] == "cpu" and facts["build"]["isa"] and facts["threads"] == torch.get_num_threads()
+    assert facts["models"] == dsn_models.names()
+    status, out, _ = dsn("info")
+    assert status == 0 and "build.isa" in out and "backends.cpu" in out
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "bench", "info"])
+def test_help(dsn, command):
+    status, out, _ = dsn(command, "--help")
+    assert status == 0 and "--json" in out
