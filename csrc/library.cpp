@@ -14,7 +14,7 @@ namespace py = pybind11;
 
 STABLE_TORCH_LIBRARY(dsn, m) {
   m.def(
-      "network(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, int[] plan)"
+      "network(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor plan, int gates, int logits)"
       " -> (Tensor logits, Tensor gates, Tensor scores, Tensor macs)");
   m.def(
       "dense_block(Tensor x, Tensor weights, Tensor thresholds, Tensor? forced_gates, int growth, int layers,"

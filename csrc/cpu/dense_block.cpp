@@ -20,13 +20,11 @@ class DenseBlock {
         live(w.live[in.dst]),
         patches(map, in.bottleneck ? in.bottleneck : map.channels),
         add(in.merge == Merge::kAdd) {
-    int64_t offset = in.weights;
-    for (int64_t l = 0; l < in.layers; ++l) {
-      int64_t channels = in.in_channels + (add ? 0 : l * in.out_channels);
-      packed.emplace_back(w.weights, offset, layout(channels, in.out_channels, in.bottleneck, l, in.merge));
-      offset += packed.back().layout.size;
+    const float* weights = w.weights + in.weights;
+    for (const Layout& layout : w.compiled.layouts[&in - w.plan.code.data()]) {
+      packed.push_back({weights, layout});
+      weights += layout.size;
     }
-    for (int64_t t = 0; t < map.tiles(); ++t) edges.emplace_back(t * kTile, map.width);
     live.reset(static_cast<int>(in.in_channels));
     live.slices = add ? 0 : static_cast<int>(in.layers);
   }
@@ -162,7 +160,7 @@ class DenseBlock {
       c.row_block = row_block(c.out_channels);
       c.valid = w.valid(map, t);
       c.width = static_cast<int>(map.width);
-      c.edge = edges[t].bits;
+      c.edge = w.compiled.edges[in.dst][t].bits;
       c.dst_stride = kTile;
       float* sums = w.sums(in.dst) + t * map.channels;
       if (add) {
@@ -241,7 +239,6 @@ class DenseBlock {
   Patches patches;
   bool add;
   std::vector<Packed> packed;
-  std::vector<Edges> edges;  // of each tile
   std::vector<float> bias, borders;
 };
 

@@ -9,7 +9,7 @@ void run_head(Worker& w, const Instruction& in) {
   const BufferSpec& map = w.plan.buffers[in.src];
   const Live& live = w.live[in.src];
   const int64_t classes = in.out_channels;
-  const Packed p(w.weights, in.weights, layout(in.in_channels, classes, live.slices));
+  const Packed p = w.packed(in);
   float* features = w.arena + w.memory.features;  // [channels], live ones only
 
   std::vector<int> channel;

@@ -37,7 +37,7 @@ void run_load(Worker& w, const Instruction& in) {
 
 void run_stem(Worker& w, const Instruction& in) {
   const BufferSpec& map = w.plan.buffers[in.dst];
-  const Packed p(w.weights, in.weights, stem::layout(in.in_channels, in.out_channels));
+  const Packed p = w.packed(in);
   const Patches patches(map, in.in_channels);
   const Run whole{0, static_cast<int>(in.in_channels)};
   w.live[in.dst].reset(static_cast<int>(in.out_channels));
@@ -54,7 +54,6 @@ void run_stem(Worker& w, const Instruction& in) {
           std::memcpy(patch + c * patches.stride + (begin - start), w.sample.image + c * map.pixels() + begin,
                       (end - begin) * sizeof(float));
         for (int64_t t = first; t < last; ++t) {
-          Edges edges(t * kTile, map.width);
           ConvTile c{};
           c.src = patch + patches.width + (t - first) * kTile;
           c.src_stride = patches.stride;
@@ -66,7 +65,7 @@ void run_stem(Worker& w, const Instruction& in) {
           c.row_block = row_block(in.out_channels);
           c.valid = w.valid(map, t);
           c.width = static_cast<int>(map.width);
-          c.edge = edges.bits;
+          c.edge = w.compiled.edges[in.dst][t].bits;
           c.dst = w.state(in.dst) + t * map.channels * kTile;
           c.dst_stride = kTile;
           c.sums = w.sums(in.dst) + t * map.channels;

@@ -38,18 +38,18 @@ void run_transition(Worker& w, const Instruction& in) {
   std::vector<Run> runs;     // live channels of source and guide, as the weights count them
   std::vector<int> channel;  // of each live plane
   std::vector<int> skipped;
-  int64_t slices = 0;
+  int slices = 0;
   for (int s = 0; s < 1 + guided; ++s) {
     const int shift = s ? static_cast<int>(in.in_channels) : 0;
     for (const Run& r : sources[s]->runs) {
       runs.push_back({r.begin + shift, r.count});
       for (int c = 0; c < r.count; ++c) channel.push_back(r.begin + shift + c);
     }
-    for (int slice : sources[s]->skipped) skipped.push_back(static_cast<int>(slices) + slice);
+    for (int slice : sources[s]->skipped) skipped.push_back(slices + slice);
     slices += sources[s]->slices;
   }
 
-  const Packed p(w.weights, in.weights, layout(channels, in.out_channels, slices));
+  const Packed p = w.packed(in);
   const int64_t rows = padded_rows(in.out_channels);
   std::vector<float> bias(rows, 0.f);
   for (int slice : skipped)

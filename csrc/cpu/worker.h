@@ -5,7 +5,7 @@
 #include <atomic>
 #include <vector>
 
-#include "../common/plan.h"
+#include "compiled_plan.h"
 #include "kernels.h"
 #include "team.h"
 
@@ -62,17 +62,17 @@ struct Sample {
   std::atomic<int64_t>* macs;
 };
 
+// The packed weights of one unit, by field.
 struct Packed {
   const float* base;
-  const Layout layout;
-  Packed(const float* weights, int64_t offset, Layout l) : base(weights + offset), layout(std::move(l)) {}
+  const Layout& layout;
   const float* operator[](int field) const { return base + layout.fields[field].offset; }
 };
 
 class Worker {
  public:
-  Worker(const Plan& plan, const MemoryMap& memory, const float* weights, float* arena, Team team, Sample sample)
-      : plan(plan), memory(memory), weights(weights), arena(arena), team(team), sample(sample),
+  Worker(const CompiledPlan& compiled, const MemoryMap& memory, const float* weights, float* arena, Team team, Sample sample)
+      : compiled(compiled), plan(compiled.plan), memory(memory), weights(weights), arena(arena), team(team), sample(sample),
         live(plan.buffers.size()) {}
 
   void run();
@@ -94,6 +94,12 @@ class Worker {
   // pooled = mean over the pixels, from the tiles' sums, in a fixed order
   void pool(int64_t buffer, int64_t begin, int64_t end) const;
 
+  // The weights of an instruction's only unit.
+  Packed packed(const Instruction& in) const {
+    return {weights + in.weights, compiled.layouts[&in - plan.code.data()].front()};
+  }
+
+  const CompiledPlan& compiled;
   const Plan& plan;
   const MemoryMap& memory;
   const float* weights;
@@ -119,19 +125,6 @@ struct Patches {
   int64_t stride, size;
   int64_t floats(int team_size) const { return size * (team_size == 1 ? std::min(count, 3) : count); }
   float* at(float* base, int patch, bool ring) const { return base + (ring ? patch % 3 : patch) * size; }
-};
-
-// Bit p of [0] / [1]: pixel `first + p` has a left / right neighbour in its row.
-struct Edges {
-  uint32_t bits[2] = {0, 0};
-  Edges(int64_t first, int64_t width) {
-    int64_t column = first % width;
-    for (int p = 0; p < kTile; ++p) {
-      bits[0] |= static_cast<uint32_t>(column != 0) << p;
-      if (++column == width) column = 0;
-      bits[1] |= static_cast<uint32_t>(column != 0) << p;
-    }
-  }
 };
 
 // Phases a team goes through for a plan, at most.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -41,7 +42,7 @@ class DualSkippingNetwork(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.config = config = model.config
-        self.stem = model.stem if config.stem == "imagenet" else nn.Identity()
+        self.stem = copy.deepcopy(model.stem) if config.stem == "imagenet" else None
         self.layers = {name: getattr(model, name).num_layers for name in BRANCHES}
         plan, packer = Plan(), Packer()
         side = config.image_size if config.stem == "conv3x3" else config.image_size // 4
@@ -100,12 +101,13 @@ class DualSkippingNetwork(nn.Module):
             if config.guide and name == BRANCHES[0]:
                 guide, guide_slices = buffers[last], slices
         self.plan = plan
-        self._plan_words = plan.words()
+        self._sizes = {"gates": plan.gates, "logits": plan.logits}
+        self.register_buffer("plan_words", plan.words(), persistent=False)
         self.register_buffer("weights", packer.tensor())
         self.register_buffer("thresholds", self._per_layer(resolve_thresholds(None, config)), persistent=False)
-        self.last_gates: dict[str, Tensor] = {}
-        self.last_scores: dict[str, Tensor] = {}
-        self.last_macs: Tensor | None = None
+        self.last_macs = torch.empty(0, dtype=torch.int64)
+        self._gates = torch.empty(0, plan.gates, dtype=torch.uint8)
+        self._scores = torch.empty(0, plan.gates)
         self.eval()
         self.requires_grad_(False)
 
@@ -118,15 +120,24 @@ class DualSkippingNetwork(nn.Module):
         check_images(images, self.config.in_channels, self.config.image_size, torch.float32)
         limits = self.thresholds if thresholds is None else self._per_layer(resolve_thresholds(thresholds, self.config))
         forced = None if forced_gates is None else self._join(forced_gates, images.shape[0])
+        x = images if self.stem is None else self.stem(images)
         logits, gates, scores, macs = ops.network(
-            self.stem(images), self.weights, limits, forced, self._plan_words
+            x, self.weights, limits, forced, self.plan_words, **self._sizes
         )
-        if not torch.compiler.is_exporting():
-            self.last_gates = self._split(gates)
-            self.last_scores = self._split(scores)
-            self.last_macs = macs
-        coarse, fine = logits.split(self.config.classes, 1)
-        return coarse, fine
+        if not torch.compiler.is_exporting():  # an exported program returns the logits alone
+            self._gates, self._scores, self.last_macs = gates, scores, macs
+        coarse = self.config.classes[0]
+        return logits[:, :coarse], logits[:, coarse:]
+
+    @property
+    def last_gates(self) -> dict[str, Tensor]:
+        """What each layer did in the last call, uint8 [B, L] by branch: 1 = ran."""
+        return self._split(self._gates)
+
+    @property
+    def last_scores(self) -> dict[str, Tensor]:
+        """The gates' scores in the last call, float32 [B, L] by branch."""
+        return self._split(self._scores)
 
     def macs(self, gates: Mapping[str, Tensor]) -> Tensor:
         """MACs executed for the given gates, by formula: int64 [B]. Equal to the kernels' own count.

@@ -29,9 +29,6 @@ class Instruction:
     guide: int = -1
     out_offset: int = 0
 
-    def words(self) -> list[int]:
-        return list(vars(self).values())
-
 
 @dataclass
 class Plan:
@@ -48,23 +45,30 @@ class Plan:
     def add(self, op: str, **fields: int) -> None:
         self.code.append(Instruction(op=_C.OPS[op], **fields))
 
-    def words(self) -> list[int]:
-        """The integers that :func:`network` takes."""
+    def words(self) -> Tensor:
+        """What :func:`network` takes as ``plan``: int64, buffers first, then the instructions."""
         buffers = [n for sizes in self.buffers for n in sizes]
-        return [len(self.buffers), *buffers, *(n for instruction in self.code for n in instruction.words())]
+        return torch.tensor([len(self.buffers), *buffers, *(n for i in self.code for n in vars(i).values())])
 
+    @property
+    def gates(self) -> int:
+        """Gated layers of all blocks."""
+        return max((i.first_gate + i.layers for i in self.code if i.op == _C.OPS["dense_block"]), default=0)
 
-def _outputs(words: list[int]) -> tuple[int, int]:
-    """Gates and logits of a plan."""
-    step, first = len(Instruction(0).words()), 1 + 3 * words[0]
-    code = [Instruction(*words[i : i + step]) for i in range(first, len(words), step)]
-    gates = [i.first_gate + i.layers for i in code if i.op == _C.OPS["dense_block"]]
-    logits = [i.out_offset + i.out_channels for i in code if i.op == _C.OPS["head"]]
-    return max(gates, default=0), max(logits, default=0)
+    @property
+    def logits(self) -> int:
+        """Outputs of all heads."""
+        return max((i.out_offset + i.out_channels for i in self.code if i.op == _C.OPS["head"]), default=0)
 
 
 def network(
-    image: Tensor, weights: Tensor, thresholds: Tensor, forced_gates: Tensor | None, plan: list[int]
+    image: Tensor,
+    weights: Tensor,
+    thresholds: Tensor,
+    forced_gates: Tensor | None,
+    plan: Tensor,
+    gates: int,
+    logits: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Runs ``plan`` for each sample; what stands between its instructions never leaves a worker's memory.
 
@@ -75,23 +79,24 @@ def network(
         weights: float32, packed by :mod:`dsn_kernels.nn`.
         thresholds: float32 [L] in [0, 1], L the gated layers of all blocks.
         forced_gates: uint8 [B, L] of 0 and 1, or None.
-        plan: ``Plan.words()``.
+        plan: int64, ``Plan.words()``.
+        gates: ``Plan.gates``, L.
+        logits: ``Plan.logits``.
 
     Returns:
-        logits float32 [B, sum of the heads' classes]; gates taken uint8 [B, L]; scores float32 [B, L]; MACs executed
+        logits float32 [B, logits]; gates taken uint8 [B, L]; scores float32 [B, L]; MACs executed
         int64 [B].
 
     Raises:
         RuntimeError: an argument has the wrong device, dtype, shape or values, or the plan does not fit; the message
             names it.
     """
-    return torch.ops.dsn.network(image, weights, thresholds, forced_gates, plan)
+    return torch.ops.dsn.network(image, weights, thresholds, forced_gates, plan, gates, logits)
 
 
 @torch.library.register_fake("dsn::network")
-def _(image, weights, thresholds, forced_gates, plan):
+def _(image, weights, thresholds, forced_gates, plan, gates, logits):
     batch = image.shape[0]
-    gates, logits = _outputs(plan)
     return (
         image.new_empty(batch, logits),
         image.new_empty(batch, gates, dtype=torch.uint8),

@@ -1,57 +1,79 @@
-// A plan read from its integers, checked so that no instruction can leave its memory.
-#include "plan_check.h"
+#include "compiled_plan.h"
 
 #include <algorithm>
+#include <mutex>
 
 namespace dsn::cpu {
 namespace {
 
 constexpr int64_t kLargest = int64_t{1} << 24;
 
-int64_t weight_floats(const Plan& plan, const Instruction& in, int64_t slices) {
+std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t slices) {
   switch (in.op) {
     case Op::kStem:
-      return stem::layout(in.in_channels, in.out_channels).size;
+      return {stem::layout(in.in_channels, in.out_channels)};
     case Op::kDenseBlock: {
-      int64_t floats = 0;
+      std::vector<Layout> layers;
       for (int64_t l = 0; l < in.layers; ++l) {
         const int64_t channels = in.in_channels + (in.merge == Merge::kAdd ? 0 : l * in.out_channels);
-        floats += dense_layer::layout(channels, in.out_channels, in.bottleneck, l, in.merge).size;
+        layers.push_back(dense_layer::layout(channels, in.out_channels, in.bottleneck, l, in.merge));
       }
-      return floats;
+      return layers;
     }
     case Op::kTransition: {
       const int64_t guide = in.guide >= 0 ? plan.buffers[in.guide].channels : 0;
-      return transition::layout(in.in_channels + guide, in.out_channels, slices).size;
+      return {transition::layout(in.in_channels + guide, in.out_channels, slices)};
     }
     case Op::kHead:
-      return head::layout(in.in_channels, in.out_channels, slices).size;
+      return {head::layout(in.in_channels, in.out_channels, slices)};
     default:
-      return 0;
+      return {};
   }
 }
 
 }  // namespace
 
-Plan read_plan(const char* op, const std::vector<int64_t>& words, const BufferSpec& image, int64_t weight_count) {
-  STD_TORCH_CHECK(!words.empty() && words[0] > 0 && words[0] < 64, op, ": plan must start with its number of buffers");
-  const auto buffers = static_cast<size_t>(words[0]);
-  STD_TORCH_CHECK(words.size() > 1 + buffers * kBufferFields &&
-                      (words.size() - 1 - buffers * kBufferFields) % kInstructionFields == 0,
-                  op, ": plan of ", words.size(), " words does not hold whole instructions");
-  Plan plan;
-  size_t at = 1;
-  for (size_t b = 0; b < buffers; ++b, at += kBufferFields) plan.buffers.push_back({words[at], words[at + 1], words[at + 2]});
-  for (; at < words.size(); at += kInstructionFields) {
-    const int64_t* f = &words[at];
+CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, const BufferSpec& image, int64_t weight_count)
+    : words_(words, words + count), image_(image), weight_count_(weight_count) {
+  STD_TORCH_CHECK(count > 0 && words[0] > 0 && words[0] < 64, op, ": plan must start with its number of buffers");
+  const int64_t first = 1 + words[0] * kBufferFields;
+  STD_TORCH_CHECK(count > first && (count - first) % kInstructionFields == 0, op, ": plan of ", count,
+                  " words does not hold whole instructions");
+  for (const int64_t* b = words + 1; b < words + first; b += kBufferFields) plan.buffers.push_back({b[0], b[1], b[2]});
+  for (const int64_t* f = words + first; f < words + count; f += kInstructionFields)
     plan.code.push_back({static_cast<Op>(f[0]), f[1], f[2], f[3], f[4], f[5], f[6], static_cast<GateKind>(f[7]),
                          static_cast<Merge>(f[8]), f[9], f[10], f[11], f[12]});
+  check(op);
+  for (const BufferSpec& b : plan.buffers) {
+    edges.emplace_back();
+    for (int64_t t = 0; t < b.tiles(); ++t) edges.back().emplace_back(t * kTile, b.width);
   }
-  check_plan(op, plan, image, weight_count);
+}
+
+std::shared_ptr<const CompiledPlan> CompiledPlan::get(const char* op, const int64_t* words, int64_t count, const BufferSpec& image,
+                                                      int64_t weight_count) {
+  constexpr size_t kKept = 64;
+  static std::mutex mutex;
+  static auto* cache = new std::vector<std::shared_ptr<const CompiledPlan>>;  // most recent last; outlives every thread
+  auto same = [&](const std::shared_ptr<const CompiledPlan>& p) {
+    return p->weight_count_ == weight_count && p->image_ == image && std::equal(p->words_.begin(), p->words_.end(), words, words + count);
+  };
+  {
+    std::lock_guard lock(mutex);
+    auto found = std::find_if(cache->rbegin(), cache->rend(), same);
+    if (found != cache->rend()) {
+      std::rotate(found.base() - 1, found.base(), cache->end());
+      return cache->back();
+    }
+  }
+  std::shared_ptr<const CompiledPlan> plan(new CompiledPlan(op, words, count, image, weight_count));
+  std::lock_guard lock(mutex);
+  if (cache->size() == kKept) cache->erase(cache->begin());
+  cache->push_back(plan);
   return plan;
 }
 
-void check_plan(const char* op, Plan& plan, const BufferSpec& image, int64_t weight_count) {
+void CompiledPlan::check(const char* op) {
   for (const BufferSpec& b : plan.buffers)
     STD_TORCH_CHECK(b.channels > 0 && b.height > 0 && b.width > 0 && b.channels < kLargest && b.pixels() < kLargest, op,
                     ": plan has a buffer of ", b.channels, " x ", b.height, " x ", b.width);
@@ -78,7 +100,7 @@ void check_plan(const char* op, Plan& plan, const BufferSpec& image, int64_t wei
       case Op::kStem: {
         const BufferSpec& dst = buffer(in.dst);
         const int64_t out = in.op == Op::kLoad ? in.in_channels : in.out_channels;
-        fits(same_map(dst, image) && in.in_channels == image.channels && out > 0 && out <= dst.channels, i);
+        fits(same_map(dst, image_) && in.in_channels == image_.channels && out > 0 && out <= dst.channels, i);
         contents[in.dst] = {out, 0};
         break;
       }
@@ -120,8 +142,11 @@ void check_plan(const char* op, Plan& plan, const BufferSpec& image, int64_t wei
       default:
         STD_TORCH_CHECK(false, op, ": instruction ", i, " of the plan is of unknown kind ", static_cast<int64_t>(in.op));
     }
-    STD_TORCH_CHECK(in.weights + weight_floats(plan, in, slices) <= weight_count, op, ": weights hold ", weight_count,
-                    " floats, instruction ", i, " of the plan needs more; pack them anew");
+    layouts.push_back(layouts_of(plan, in, slices));
+    int64_t end = in.weights;
+    for (const Layout& l : layouts.back()) end += l.size;
+    STD_TORCH_CHECK(end <= weight_count_, op, ": weights hold ", weight_count_, " floats, instruction ", i,
+                    " of the plan needs ", end, "; pack them anew");
   }
 }
 

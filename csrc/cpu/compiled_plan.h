@@ -1,0 +1,46 @@
+// A plan read from its integers, checked so that no instruction can leave its memory, with what every sample would
+// otherwise compute again. Kept between calls: compiling costs as much as a small network.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "../common/checks.h"
+#include "../common/plan.h"
+
+namespace dsn::cpu {
+
+// Bit p of [0] / [1]: pixel `first + p` has a left / right neighbour in its row.
+struct Edges {
+  uint32_t bits[2] = {0, 0};
+  Edges(int64_t first, int64_t width) {
+    int64_t column = first % width;
+    for (int p = 0; p < kTile; ++p) {
+      bits[0] |= static_cast<uint32_t>(column != 0) << p;
+      if (++column == width) column = 0;
+      bits[1] |= static_cast<uint32_t>(column != 0) << p;
+    }
+  }
+};
+
+class CompiledPlan {
+ public:
+  // words: the number of buffers, kBufferFields words each, then kInstructionFields words for each instruction.
+  // Throws if the plan would read or write outside its buffers or weights, or does not start from such an image.
+  static std::shared_ptr<const CompiledPlan> get(const char* op, const int64_t* words, int64_t count, const BufferSpec& image,
+                                                 int64_t weight_count);
+
+  Plan plan;
+  std::vector<std::vector<Layout>> layouts;  // of each instruction, of each layer
+  std::vector<std::vector<Edges>> edges;     // of each buffer, of each tile
+
+ private:
+  CompiledPlan(const char* op, const int64_t* words, int64_t count, const BufferSpec& image, int64_t weight_count);
+  void check(const char* op);
+
+  std::vector<int64_t> words_;
+  BufferSpec image_;
+  int64_t weight_count_;
+};
+
+}  // namespace dsn::cpu
