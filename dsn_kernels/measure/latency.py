@@ -62,7 +62,8 @@ class InterleavedTimer:
     ) -> None:
         """Runs rounds until ``seconds`` per callable have passed and ``min_rounds`` are done.
 
-        Turns last a tenth of a second, or of ``seconds`` if that is less. ``on_round`` is told the fraction done, in [0, 1]. An interruption keeps the samples taken so far.
+        Turns last a tenth of a second, or of ``seconds`` if that is less. ``on_round`` is told the fraction done, in
+        [0, 1]. An interruption keeps the samples taken so far.
         """
         if turn_seconds is None:
             turn_seconds = min(0.1, seconds / 10)

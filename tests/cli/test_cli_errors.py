@@ -9,7 +9,7 @@ from dsn_kernels import cli
 
 
 def cases():
-    """Arguments and a part of the message. CKPT and RECIPE are sound; BARE is a checkpoint that does not tell its data."""
+    """Arguments and a part of the message. CKPT and RECIPE are sound; BARE does not tell its data."""
     return [
         (["fly"], "No such command 'fly'"),
         (["bench"], "Missing argument 'NAME|CKPT'"),
