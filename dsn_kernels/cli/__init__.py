@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
@@ -48,9 +47,6 @@ def main() -> None:
         _fail(str(error), USAGE)
     except WrongAnswer as error:
         _fail(str(error), 1)
-    except BrokenPipeError:  # the reader of our output has gone, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", USAGE)

@@ -49,11 +49,11 @@ def _dtype(text: str) -> torch.dtype:
     return dtype
 
 
-def _images(metadata: dict[str, Any], kind: str | None, data: Path | None) -> Images | None:
+def _images(model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None) -> Images | None:
     """Batches of the test data where a checkpoint or the user names some, else None."""
     if kind is None and data is None and metadata.get("recipe", {}).get("data", {}).get("kind") != "navon-sklearn":
         return None
-    dataset = open_test_data(metadata, kind, data, None)
+    dataset = open_test_data(model, metadata, kind, data, None)
     if len(dataset) == 0:
         raise UserError("the test data is empty; expected at least one image")
     return lambda batch, n: dataset.batch(torch.arange(n * batch, (n + 1) * batch) % len(dataset))[0]
@@ -127,7 +127,7 @@ def bench(
     network, metadata = load_model(model, seed)
     if not Path(model).exists() and "trained" in gates:
         raise UserError(f"gates trained: {model} has random weights; expected a checkpoint")
-    images = _images(metadata, kind, data)
+    images = _images(network, metadata, kind, data)
     with progress_bar() as progress:
         task = progress.add_task("", total=1.0)
 

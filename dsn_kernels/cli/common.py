@@ -88,9 +88,9 @@ def load_model(source: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def open_test_data(
-    metadata: dict[str, Any], kind: str | None, data: Path | None, images: int | None
+    model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None, images: int | None
 ) -> CoarseFineDataset:
-    """The test part of the data a checkpoint was trained on, or of another ``kind``.
+    """The test part of the data that a checkpoint was trained on, or of another ``kind``, for ``model``.
 
     Raises:
         UserError: no kind is given or known, or the data cannot be read.
@@ -106,9 +106,10 @@ def open_test_data(
         options = {**section["options"], "images": section["test_images"]}
     if images is not None:
         options["images"] = images
-    if options.get("images") is None:
-        options.pop("images", None)
-    return open_dataset(kind or section["kind"], data, False, **options)
+    kind = kind or section["kind"]
+    if kind == "folder":
+        options.setdefault("image_size", model.config.image_size)
+    return open_dataset(kind, data, False, **options)
 
 
 def percent(fraction: float) -> str:

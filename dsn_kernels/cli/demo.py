@@ -62,7 +62,7 @@ def demo(
     check_writable(report)
     set_threads(threads)
     model, metadata = load_model(str(checkpoint))
-    dataset = open_test_data(metadata, "navon-sklearn", None, images)
+    dataset = open_test_data(model, metadata, "navon-sklearn", None, images)
     with progress_bar() as progress:
         task = progress.add_task("", total=1.0)
         run = run_demo(

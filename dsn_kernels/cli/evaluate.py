@@ -11,7 +11,7 @@ from rich.table import Table
 
 import dsn_kernels
 from dsn_models import UserError
-from dsn_models.data import KINDS
+from dsn_models.data import KINDS, CoarseFineDataset
 from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
 from dsn_models.training.evaluation import evaluate as measure
 
@@ -40,6 +40,14 @@ def results_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def _check_classes(model: Any, dataset: CoarseFineDataset, task: str) -> None:
+    has = {"coarse": dataset.coarse_classes, "fine": dataset.fine_classes}
+    wanted = dict(zip(BRANCHES, model.config.classes, strict=True)) if task == "both" else {task: model.config.classes}
+    for name, count in wanted.items():
+        if count != has[name]:
+            raise UserError(f"the model has {count} {name} classes, the data {has[name]}; choose other data")
+
+
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint written by dsn train.")],
     data: Annotated[Path | None, typer.Option(help="Folder that holds the data.")] = None,
@@ -63,7 +71,10 @@ def evaluate(
     task = task or metadata.get("recipe", {}).get("task") or tasks[0]
     if task not in tasks:
         raise UserError(f"task is {task!r}; expected {' or '.join(tasks)} for this model")
-    dataset = open_test_data(metadata, kind, data, images)
+    dataset = open_test_data(model, metadata, kind, data, images)
+    _check_classes(model, dataset, task)
+    if backend == "auto" and not isinstance(model, DualSkippingNetwork):
+        backend = "reference"  # a network without gates has nothing to skip
     fast = dsn_kernels.accelerate(model, backend=backend)
     start = time.perf_counter()
     results = measure(fast, dataset, task=task, batch=batch)

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from PIL import Image
 
 import dsn_models
 
@@ -44,6 +45,26 @@ def test_train_then_eval(dsn, recipe, tmp_path):
         assert results["cpu"][branch] == results["reference"][branch] == facts["test"][branch]
     status, out, _ = dsn("eval", "run/tiny.safetensors")
     assert status == 0 and "layers skipped" in out and "50 test images" in out
+
+
+def test_eval_of_a_baseline(dsn):
+    dsn_models.save(dsn_models.create("lenet", image_size=64), "lenet.safetensors")
+    status, out, _ = dsn("eval", "lenet.safetensors", "--kind", "navon-sklearn", "--images", 20, "--task", "fine")
+    assert status == 0 and "fine" in out and "coarse" not in out and "backend reference" in out
+
+
+def test_eval_on_a_folder_of_images(dsn, tmp_path):
+    for fine, colour in (("plane", "blue"), ("cat", "red")):
+        (tmp_path / "data" / "test" / fine).mkdir(parents=True)
+        Image.new("RGB", (9, 12), colour).save(tmp_path / "data" / "test" / fine / "1.png")
+    (tmp_path / "data" / "coarse.json").write_text('{"plane": "vehicle", "cat": "animal"}')
+    options = {"block_layers": (1, 1), "image_size": 16, "in_channels": 3}
+    dsn_models.save(dsn_models.create("dsn-navon", classes=(2, 2), **options), "net.safetensors")
+    status, out, _ = dsn("eval", "net.safetensors", "--kind", "folder", "--data", "data", "--json", "-")
+    assert status == 0 and json.loads(out)["images"] == 2
+    dsn_models.save(dsn_models.create("dsn-navon", classes=(2, 3), **options), "other.safetensors")
+    status, _, err = dsn("eval", "other.safetensors", "--kind", "folder", "--data", "data")
+    assert status == 2 and "the model has 3 fine classes, the data 2" in err
 
 
 def test_train_takes_overrides_and_resumes(dsn, recipe):
