@@ -142,7 +142,7 @@ def bench(
             model,
             settings,
             images=images,
-            on_step=lambda text, done: progress.update(task, description=text, completed=done),
+            on_step=lambda text, done: progress.update(task, description=text, completed=done, refresh=True),
             on_row=show_row,
         )
     if json is not None:

@@ -34,10 +34,13 @@ def console(stderr: bool = False) -> Console:
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr that vanishes when done; nothing where stderr is no terminal."""
+    """A bar on stderr that vanishes when done; nothing where stderr is no terminal.
+
+    It is drawn only when told to (``update(..., refresh=True)``): a thread of its own would disturb what is timed.
+    """
     stderr = console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+    return Progress(*columns, console=stderr, transient=True, auto_refresh=False, disable=not stderr.is_terminal)
 
 
 def set_threads(threads: int | None) -> None:

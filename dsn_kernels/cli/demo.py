@@ -70,7 +70,7 @@ def demo(
             checkpoint.stem,
             dataset,
             seconds=seconds,
-            on_step=lambda text, done: progress.update(task, description=text, completed=done),
+            on_step=lambda text, done: progress.update(task, description=text, completed=done, refresh=True),
         )
     write_atomically(report, render(run).encode())
     if json is not None:
