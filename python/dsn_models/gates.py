@@ -24,6 +24,11 @@ class _StraightThroughHardSigmoid(torch.autograd.Function):
         return grad, None
 
 
+def score_of(logit: Tensor, kind: GateKind) -> Tensor:
+    """``clamp(z + 1/2, 0, 1)`` if hard, ``sigmoid(z)`` if soft; any shape."""
+    return (logit + 0.5).clamp(0.0, 1.0) if kind == "hard" else logit.sigmoid()
+
+
 class PooledGate(nn.Module):
     """Gate of one layer: a linear map of the layer's pooled input, then a threshold function.
 
@@ -48,7 +53,7 @@ class PooledGate(nn.Module):
         super().__init__()
         if kind not in get_args(GateKind):
             raise UserError(f"gate kind is {kind!r}; expected 'hard' or 'soft'")
-        self.kind = kind
+        self.kind: GateKind = kind
         self.linear = nn.Linear(channels, 1)
         self.register_buffer("slope", torch.tensor(1.0))
 
@@ -58,8 +63,7 @@ class PooledGate(nn.Module):
 
     def score(self, pooled: Tensor) -> Tensor:  # [B, C] -> [B]
         """The slope-1 score in [0, 1] that inference compares with the threshold. [B, C] to [B]."""
-        z = self.logit(pooled)
-        return (z + 0.5).clamp(0.0, 1.0) if self.kind == "hard" else z.sigmoid()
+        return score_of(self.logit(pooled), self.kind)
 
     def forward(self, pooled: Tensor) -> Tensor:  # [B, C] -> [B]
         """The multiplier in [0, 1] that training applies to the layer's output. [B, C] to [B]."""

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import zoo
-from ..checkpoints import save
+from ..checkpoints import load, save
 from ..data import CoarseFineDataset, open_dataset
 from ..dual_skipping import BRANCHES, DualSkippingNetwork
 from ..errors import UserError
 from ..gates import set_slope
 from .evaluation import all_open, evaluate
-from .losses import GateRecorder, auxiliary_loss, open_gates, sparsity_loss
+from .losses import GateRecorder, auxiliary_loss, decisiveness_loss, open_gates, sparsity_loss
 from .recipe import OptimiserSection, Recipe, load_recipe
 from .state import RunState, restore_state, save_state
 
@@ -67,6 +67,8 @@ def _dual_loss(
                 loss = loss + recipe.gates.auxiliary * auxiliary_loss(recorder.logits[name], multipliers)
             if recipe.gates.sparsity:
                 loss = loss + recipe.gates.sparsity * sparsity_loss(multipliers, target)
+            if recipe.gates.decisiveness:
+                loss = loss + recipe.gates.decisiveness * decisiveness_loss(recorder.logits[name], model.config.gate)
             facts[f"{name}/skipped"] = 1 - model.last_gates[name].float().mean().item()
             values = torch.stack(multipliers).detach()
             facts[f"{name}/undecided"] = ((values > 0) & (values < 1)).float().mean().item()
@@ -139,6 +141,14 @@ def _check(recipe: Recipe, model: nn.Module, dataset: CoarseFineDataset) -> None
             )
 
 
+def _initialise(model: nn.Module, recipe: Recipe) -> None:
+    assert recipe.init is not None
+    start = load(recipe.init)
+    if start.config != model.config:
+        raise UserError(f"init {recipe.init} is a {start.config}; the recipe's model is {model.config}")
+    model.load_state_dict(start.state_dict())
+
+
 def _scalar_writer(folder: Path, epoch: int, console: Console) -> Any:
     """TensorBoard's writer, or None where TensorBoard is not installed, said in one line."""
     try:
@@ -191,6 +201,8 @@ def train(
     torch.manual_seed(recipe.seed)
     model = zoo.create(recipe.model, **recipe.options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check(recipe, model, train_set)
+    if recipe.init is not None:
+        _initialise(model, recipe)
     optimiser = _make_optimiser(model, recipe.train)
     state, state_path = RunState(history=[]), out / f"{recipe.name}.state"
     if resume and state_path.is_file():
@@ -209,9 +221,9 @@ def train(
         while state.epoch < recipe.train.epochs:
             gated_epoch = state.epoch - recipe.train.ungated_epochs
             if isinstance(model, DualSkippingNetwork) and gated_epoch >= 0:
-                if gated_epoch == 0:
+                if gated_epoch == 0 and recipe.gates.open:
                     open_gates(model)
-                set_slope(model, 1 + recipe.gates.slope_step * gated_epoch)
+                set_slope(model, recipe.gates.slope + recipe.gates.slope_step * gated_epoch)
             totals = _train_epoch(model, optimiser, train_set, recipe, state, bar)
             if writer is not None:
                 for key, value in totals.items():

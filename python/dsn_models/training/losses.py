@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..dual_skipping import BRANCHES, DualSkippingNetwork
-from ..gates import PooledGate
+from ..gates import GateKind, PooledGate, score_of
 
 
 class GateRecorder:
@@ -63,6 +63,15 @@ def auxiliary_loss(logits: list[Tensor], multipliers: list[Tensor]) -> Tensor:
 def sparsity_loss(multipliers: list[Tensor], target: float) -> Tensor:
     """``max(0, mean multiplier - target)^2`` over a branch's layers and the batch. Our option, not the paper's."""
     return (torch.stack(multipliers).mean() - target).clamp(min=0) ** 2
+
+
+def decisiveness_loss(logits: list[Tensor], kind: GateKind) -> Tensor:
+    """Mean of s (1 - s) over a branch's layers and the batch, s the slope-1 score. Our option, not the paper's.
+
+    It drives every score away from the threshold, to whichever side it is on, so that later steps do not flip it.
+    """
+    score = score_of(torch.stack(logits), kind)
+    return (score * (1 - score)).mean()
 
 
 def open_gates(model: DualSkippingNetwork) -> None:

@@ -53,25 +53,36 @@ class OptimiserSection(_Section):
 class GateSection(_Section):
     """Gates of a dual skipping network. See ``dsn_models.training.losses`` for the terms.
 
-    slope_step: added to the slope k, which begins at 1, after every gated epoch.
+    open: begin the gated phase with every gate at score 1, so that it continues the ungated network.
+    slope: slope k of the first gated epoch.
+    slope_step: added to k after every gated epoch.
     auxiliary: weight of the loss on gates that are all 0 or all 1 over a batch.
     sparsity: weight of the loss on branches that run more than their target; 0 (off) in the paper.
     target: (coarse, fine) fraction of layers that may run without that loss.
+    decisiveness: weight of the loss on scores between 0 and 1; 0 (off) in the paper.
     """
 
+    open: bool = True
+    slope: float = Field(1.0, gt=0)
     slope_step: float = Field(1.0, ge=0)
     auxiliary: float = Field(0.01, ge=0)
     sparsity: float = Field(0.0, ge=0)
     target: tuple[float, float] = (1.0, 1.0)
+    decisiveness: float = Field(0.0, ge=0)
 
 
 class Recipe(_Section):
-    """One training run. ``task`` is "both" for dual skipping networks, "coarse" or "fine" for baselines."""
+    """One training run.
+
+    ``task`` is "both" for dual skipping networks, "coarse" or "fine" for baselines. ``init`` is a checkpoint whose
+    weights the run begins with, a path from the working directory.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: str
     task: Literal["both", "coarse", "fine"] = "both"
     seed: int = Field(0, ge=0)
+    init: str | None = None
     options: dict[str, Any] = {}
     data: DataSection
     train: OptimiserSection
