@@ -46,7 +46,7 @@ def run_demo(
     dataset: CoarseFineDataset,
     *,
     batches: tuple[int, ...] = (1, 8, 64),
-    seconds: float = 1.5,
+    seconds: float = 1.0,
     on_step: Callable[[str, float], None] = lambda text, fraction: None,
 ) -> DemoRun:
     """Classifies ``dataset`` with ``accelerate(model)``, holds it against ``model`` and times it.
