@@ -52,7 +52,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
 def demo(
     report: Annotated[Path, typer.Option(help="HTML report to write.")] = Path("dsn-demo.html"),
     checkpoint: Annotated[Path, typer.Option(help="Another network trained on Navon digits.")] = CHECKPOINT,
-    images: Annotated[int, typer.Option(min=64, help="Test digits to classify.")] = 600,
+    images: Annotated[int, typer.Option(min=64, help="Test digits to classify.")] = 500,
     seconds: Annotated[float, typer.Option(min=0, help="Of timing per contestant and batch size.")] = 1.0,
     threads: ThreadsOption = None,
     json: JsonOption = None,

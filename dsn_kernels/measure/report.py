@@ -33,7 +33,8 @@ def latency_figure(latency: list[dict[str, Any]]) -> str:
         heights = [row[key]["median"] / row["batch"] for row in latency]
         places = [x + (i - 1) * 0.27 for x in range(len(latency))]
         bars = axes.bar(places, heights, 0.25, label=label, color=colour)
-        axes.bar_label(bars, fmt="%.2g", padding=2, color=_INK, fontsize=8)
+        labels = [f"{h:.0f}" if h >= 10 else f"{h:.2g}" for h in heights]
+        axes.bar_label(bars, labels, padding=2, color=_INK, fontsize=8)
     axes.set_xticks(range(len(latency)), [f"batch {row['batch']}" for row in latency])
     axes.set_ylabel("milliseconds per image", color=_INK)
     axes.tick_params(colors=_INK)
