@@ -82,6 +82,7 @@ def _onnxruntime(dense: nn.Module, images: Tensor) -> Call:
 
 
 def _openvino(dense: nn.Module, images: Tensor) -> Call:
+    """By way of ONNX: it compiles to the graph that openvino.convert_model's does, and sends no telemetry."""
     import openvino
 
     core = openvino.Core()
