@@ -14,7 +14,8 @@ namespace py = pybind11;
 
 STABLE_TORCH_LIBRARY(dsn, m) {
   m.def(
-      "network(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor plan, int gates, int logits)"
+      "network(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor plan, int gates, int "
+      "logits)"
       " -> (Tensor logits, Tensor gates, Tensor scores, Tensor macs)");
   m.def(
       "dense_block(Tensor x, Tensor weights, Tensor thresholds, Tensor? forced_gates, int growth, int layers,"
@@ -69,13 +70,16 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Operators of dsn_kernels and the layouts of their packed weights.";
   m.def("build_info", &build_info, "What was compiled, and the instruction set chosen for this machine.");
   m.attr("TILE") = dsn::kTile;
-  m.attr("OPS") = py::dict(py::arg("load") = static_cast<int>(dsn::Op::kLoad), py::arg("stem") = static_cast<int>(dsn::Op::kStem),
-                           py::arg("dense_block") = static_cast<int>(dsn::Op::kDenseBlock),
-                           py::arg("transition") = static_cast<int>(dsn::Op::kTransition),
-                           py::arg("head") = static_cast<int>(dsn::Op::kHead), py::arg("store") = static_cast<int>(dsn::Op::kStore));
-  m.attr("GATES") = py::dict(py::arg("none") = static_cast<int>(dsn::GateKind::kNone), py::arg("hard") = static_cast<int>(dsn::GateKind::kHard),
+  m.attr("OPS") = py::dict(
+      py::arg("load") = static_cast<int>(dsn::Op::kLoad), py::arg("stem") = static_cast<int>(dsn::Op::kStem),
+      py::arg("dense_block") = static_cast<int>(dsn::Op::kDenseBlock),
+      py::arg("transition") = static_cast<int>(dsn::Op::kTransition),
+      py::arg("head") = static_cast<int>(dsn::Op::kHead), py::arg("store") = static_cast<int>(dsn::Op::kStore));
+  m.attr("GATES") = py::dict(py::arg("none") = static_cast<int>(dsn::GateKind::kNone),
+                             py::arg("hard") = static_cast<int>(dsn::GateKind::kHard),
                              py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft));
-  m.attr("MERGES") = py::dict(py::arg("concat") = static_cast<int>(Merge::kConcat), py::arg("add") = static_cast<int>(Merge::kAdd));
+  m.attr("MERGES") =
+      py::dict(py::arg("concat") = static_cast<int>(Merge::kConcat), py::arg("add") = static_cast<int>(Merge::kAdd));
   m.def("row_block", &dsn::row_block, py::arg("out_channels"));
   m.def(
       "dense_layer_layout",
@@ -84,12 +88,14 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("in_channels"), py::arg("growth"), py::arg("bottleneck"), py::arg("skippable"), py::arg("merge"));
   m.def(
-      "transition_layout", [](int64_t in, int64_t out, int64_t slices) { return describe(dsn::transition::layout(in, out, slices)); },
+      "transition_layout",
+      [](int64_t in, int64_t out, int64_t slices) { return describe(dsn::transition::layout(in, out, slices)); },
       py::arg("in_channels"), py::arg("out_channels"), py::arg("slices"));
   m.def(
-      "head_layout", [](int64_t in, int64_t classes, int64_t slices) { return describe(dsn::head::layout(in, classes, slices)); },
+      "head_layout",
+      [](int64_t in, int64_t classes, int64_t slices) { return describe(dsn::head::layout(in, classes, slices)); },
       py::arg("in_channels"), py::arg("classes"), py::arg("slices"));
   m.def(
-      "stem_layout", [](int64_t in, int64_t out) { return describe(dsn::stem::layout(in, out)); }, py::arg("in_channels"),
-      py::arg("out_channels"));
+      "stem_layout", [](int64_t in, int64_t out) { return describe(dsn::stem::layout(in, out)); },
+      py::arg("in_channels"), py::arg("out_channels"));
 }

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/core/ScalarType.h>
 
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -21,19 +22,28 @@ inline std::string shape_of(const Tensor& t) {
   return out.str();
 }
 
+// Throws what Python sees as a RuntimeError of one line; torch's own macro would put our source file before it.
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
 // `shape` entries of -1 match any size.
 inline void check_tensor(const char* op, const char* name, const Tensor& t, ScalarType dtype,
                          const std::vector<int64_t>& shape) {
-  STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " must be on the CPU; move it or the model to one device");
-  STD_TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " must be ", torch::headeronly::toString(dtype), ", got ",
-                  torch::headeronly::toString(t.scalar_type()));
+  check(t.is_cpu(), op, ": ", name, " must be on the CPU; move it or the model to one device");
+  check(t.scalar_type() == dtype, op, ": ", name, " must be ", torch::headeronly::toString(dtype), ", got ",
+        torch::headeronly::toString(t.scalar_type()));
   bool fits = t.dim() == static_cast<int64_t>(shape.size());
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || t.size(static_cast<int64_t>(i)) == shape[i];
   if (fits) return;
   std::ostringstream expected;
   for (size_t i = 0; i < shape.size(); ++i)
     expected << (i ? ", " : "") << (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
-  STD_TORCH_CHECK(false, op, ": ", name, " must have shape [", expected.str(), "], got ", shape_of(t));
+  check(false, op, ": ", name, " must have shape [", expected.str(), "], got ", shape_of(t));
 }
 
 }  // namespace dsn

@@ -22,16 +22,16 @@ enum class GateKind : int64_t { kNone, kHard, kSoft };
 // One record of the plan; what an instruction does not use is zero (buffers: -1).
 struct Instruction {
   Op op;
-  int64_t src = -1, dst = -1;               // buffers; a dense block works in place on dst
-  int64_t in_channels = 0;                  // of src that are read (guide not counted)
-  int64_t out_channels = 0;                 // growth rate, transition width, classes
-  int64_t layers = 0, bottleneck = 0;       // dense block
-  GateKind gate = GateKind::kNone;          // dense block
-  Merge merge = Merge::kConcat;             // dense block
-  int64_t weights = 0;                      // offset of the first field in the packed weights
-  int64_t first_gate = 0;                   // dense block: column of its first layer in the gate arrays
-  int64_t guide = -1;                       // transition: buffer of the guide, -1 without
-  int64_t out_offset = 0;                   // head: first logit
+  int64_t src = -1, dst = -1;          // buffers; a dense block works in place on dst
+  int64_t in_channels = 0;             // of src that are read (guide not counted)
+  int64_t out_channels = 0;            // growth rate, transition width, classes
+  int64_t layers = 0, bottleneck = 0;  // dense block
+  GateKind gate = GateKind::kNone;     // dense block
+  Merge merge = Merge::kConcat;        // dense block
+  int64_t weights = 0;                 // offset of the first field in the packed weights
+  int64_t first_gate = 0;              // dense block: column of its first layer in the gate arrays
+  int64_t guide = -1;                  // transition: buffer of the guide, -1 without
+  int64_t out_offset = 0;              // head: first logit
 };
 constexpr int kInstructionFields = 13;
 constexpr int kBufferFields = 3;

@@ -33,12 +33,13 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
 
 }  // namespace
 
-CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, const BufferSpec& image, int64_t weight_count)
+CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, const BufferSpec& image,
+                           int64_t weight_count)
     : words_(words, words + count), image_(image), weight_count_(weight_count) {
-  STD_TORCH_CHECK(count > 0 && words[0] > 0 && words[0] < 64, op, ": plan must start with its number of buffers");
+  dsn::check(count > 0 && words[0] > 0 && words[0] < 64, op, ": plan must start with its number of buffers");
   const int64_t first = 1 + words[0] * kBufferFields;
-  STD_TORCH_CHECK(count > first && (count - first) % kInstructionFields == 0, op, ": plan of ", count,
-                  " words does not hold whole instructions");
+  dsn::check(count > first && (count - first) % kInstructionFields == 0, op, ": plan of ", count,
+             " words does not hold whole instructions");
   for (const int64_t* b = words + 1; b < words + first; b += kBufferFields) plan.buffers.push_back({b[0], b[1], b[2]});
   for (const int64_t* f = words + first; f < words + count; f += kInstructionFields)
     plan.code.push_back({static_cast<Op>(f[0]), f[1], f[2], f[3], f[4], f[5], f[6], static_cast<GateKind>(f[7]),
@@ -50,13 +51,14 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, 
   }
 }
 
-std::shared_ptr<const CompiledPlan> CompiledPlan::get(const char* op, const int64_t* words, int64_t count, const BufferSpec& image,
-                                                      int64_t weight_count) {
+std::shared_ptr<const CompiledPlan> CompiledPlan::get(const char* op, const int64_t* words, int64_t count,
+                                                      const BufferSpec& image, int64_t weight_count) {
   constexpr size_t kKept = 64;
   static std::mutex mutex;
   static auto* cache = new std::vector<std::shared_ptr<const CompiledPlan>>;  // most recent last; outlives every thread
   auto same = [&](const std::shared_ptr<const CompiledPlan>& p) {
-    return p->weight_count_ == weight_count && p->image_ == image && std::equal(p->words_.begin(), p->words_.end(), words, words + count);
+    return p->weight_count_ == weight_count && p->image_ == image &&
+           std::equal(p->words_.begin(), p->words_.end(), words, words + count);
   };
   {
     std::lock_guard lock(mutex);
@@ -75,25 +77,28 @@ std::shared_ptr<const CompiledPlan> CompiledPlan::get(const char* op, const int6
 
 void CompiledPlan::check(const char* op) {
   for (const BufferSpec& b : plan.buffers)
-    STD_TORCH_CHECK(b.channels > 0 && b.height > 0 && b.width > 0 && b.channels < kLargest && b.pixels() < kLargest, op,
-                    ": plan has a buffer of ", b.channels, " x ", b.height, " x ", b.width);
+    dsn::check(b.channels > 0 && b.height > 0 && b.width > 0 && b.channels < kLargest && b.pixels() < kLargest, op,
+               ": plan has a buffer of ", b.channels, " x ", b.height, " x ", b.width);
   struct Contents {  // of a buffer while the plan runs
     int64_t channels = 0, slices = 0;
   };
   std::vector<Contents> contents(plan.buffers.size());
   auto buffer = [&](int64_t b) -> const BufferSpec& {
-    STD_TORCH_CHECK(b >= 0 && b < static_cast<int64_t>(plan.buffers.size()), op, ": plan names buffer ", b, " of ",
-                    plan.buffers.size());
+    dsn::check(b >= 0 && b < static_cast<int64_t>(plan.buffers.size()), op, ": plan names buffer ", b, " of ",
+               plan.buffers.size());
     return plan.buffers[b];
   };
-  auto fits = [&](bool ok, size_t i) { STD_TORCH_CHECK(ok, op, ": instruction ", i, " of the plan does not fit its buffers"); };
+  auto fits = [&](bool ok, size_t i) {
+    dsn::check(ok, op, ": instruction ", i, " of the plan does not fit its buffers");
+  };
   auto same_map = [](const BufferSpec& a, const BufferSpec& b) { return a.height == b.height && a.width == b.width; };
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
-    STD_TORCH_CHECK(in.in_channels > 0 && in.out_channels >= 0 && in.layers >= 0 && in.bottleneck >= 0 && in.in_channels < kLargest &&
-                        in.out_channels < kLargest && in.layers < kLargest && in.bottleneck < kLargest && in.weights >= 0 &&
-                        in.first_gate >= 0 && in.out_offset >= 0 && in.guide >= -1,
-                    op, ": instruction ", i, " of the plan has a size out of range");
+    dsn::check(in.in_channels > 0 && in.out_channels >= 0 && in.layers >= 0 && in.bottleneck >= 0 &&
+                   in.in_channels < kLargest && in.out_channels < kLargest && in.layers < kLargest &&
+                   in.bottleneck < kLargest && in.weights >= 0 && in.first_gate >= 0 && in.out_offset >= 0 &&
+                   in.guide >= -1,
+               op, ": instruction ", i, " of the plan has a size out of range");
     int64_t slices = 0;
     switch (in.op) {
       case Op::kLoad:
@@ -117,13 +122,15 @@ void CompiledPlan::check(const char* op) {
       }
       case Op::kTransition: {
         const BufferSpec &src = buffer(in.src), &dst = buffer(in.dst);
-        fits(in.src != in.dst && contents[in.src].channels == in.in_channels && in.out_channels > 0 && in.out_channels <= dst.channels &&
-                 dst.height == src.height / 2 && dst.width == src.width / 2,
+        fits(in.src != in.dst && contents[in.src].channels == in.in_channels && in.out_channels > 0 &&
+                 in.out_channels <= dst.channels && dst.height == src.height / 2 && dst.width == src.width / 2,
              i);
         slices = contents[in.src].slices;
         if (in.guide >= 0) {
           const BufferSpec& guide = buffer(in.guide);
-          fits(contents[in.guide].channels == guide.channels && in.guide != in.dst && in.guide != in.src && guide.pixels() <= src.pixels(), i);
+          fits(contents[in.guide].channels == guide.channels && in.guide != in.dst && in.guide != in.src &&
+                   guide.pixels() <= src.pixels(),
+               i);
           slices += contents[in.guide].slices;
         }
         contents[in.dst] = {in.out_channels, 0};
@@ -140,13 +147,13 @@ void CompiledPlan::check(const char* op) {
         fits(contents[in.src].channels == in.in_channels, i);
         break;
       default:
-        STD_TORCH_CHECK(false, op, ": instruction ", i, " of the plan is of unknown kind ", static_cast<int64_t>(in.op));
+        dsn::check(false, op, ": instruction ", i, " of the plan is of unknown kind ", static_cast<int64_t>(in.op));
     }
     layouts.push_back(layouts_of(plan, in, slices));
     int64_t end = in.weights;
     for (const Layout& l : layouts.back()) end += l.size;
-    STD_TORCH_CHECK(end <= weight_count_, op, ": weights hold ", weight_count_, " floats, instruction ", i,
-                    " of the plan needs ", end, "; pack them anew");
+    dsn::check(end <= weight_count_, op, ": weights hold ", weight_count_, " floats, instruction ", i,
+               " of the plan needs ", end, "; pack them anew");
   }
 }
 

@@ -27,8 +27,8 @@ class CompiledPlan {
  public:
   // words: the number of buffers, kBufferFields words each, then kInstructionFields words for each instruction.
   // Throws if the plan would read or write outside its buffers or weights, or does not start from such an image.
-  static std::shared_ptr<const CompiledPlan> get(const char* op, const int64_t* words, int64_t count, const BufferSpec& image,
-                                                 int64_t weight_count);
+  static std::shared_ptr<const CompiledPlan> get(const char* op, const int64_t* words, int64_t count,
+                                                 const BufferSpec& image, int64_t weight_count);
 
   Plan plan;
   std::vector<std::vector<Layout>> layouts;  // of each instruction, of each layer

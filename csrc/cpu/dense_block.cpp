@@ -53,7 +53,8 @@ class DenseBlock {
         s.score[g] = 1;
         s.taken[g] = 1;
       } else {
-        float z = w.kernel.dot(packed[l][kGate], w.pooled(in.dst), static_cast<int>(channels(l))) + *packed[l][kGateBias];
+        float z =
+            w.kernel.dot(packed[l][kGate], w.pooled(in.dst), static_cast<int>(channels(l))) + *packed[l][kGateBias];
         w.macs += channels(l);
         s.score[g] = in.gate == GateKind::kHard ? std::fmax(0.f, std::fmin(z + 0.5f, 1.f)) : 1 / (1 + std::exp(-z));
         s.taken[g] = s.forced ? s.forced[g] : s.score[g] > s.threshold[g];
@@ -103,7 +104,7 @@ class DenseBlock {
     float* patch = patches.at(base, i, ring);
     for (int64_t t = first; t < last; ++t) {
       const float* src = state + t * map.channels * kTile;
-      float* dst = patch + patches.width + (t - first) * kTile;
+      float* dst = patch + patches.halo + (t - first) * kTile;
       if (!in.bottleneck) {
         w.kernel.normalise(src, live.runs.data(), static_cast<int>(live.runs.size()), p[kScale], p[kShift], dst,
                            patches.stride);
@@ -133,15 +134,16 @@ class DenseBlock {
 
   // Copies a patch's ends into its neighbours' halos and writes the zeros above and below the map.
   void share_halo(float* base, int i, bool ring, int64_t depth, int64_t first_tile) {
-    const int64_t stride = patches.stride, end = patches.width + int64_t{patches.tiles} * kTile;
-    const int64_t used = patches.width + std::min<int64_t>(map.pixels() - first_tile * kTile, int64_t{patches.tiles} * kTile);
-    const int width = patches.width, rows = static_cast<int>(depth);
+    const int64_t stride = patches.stride, end = patches.halo + int64_t{patches.tiles} * kTile;
+    const int64_t used =
+        patches.halo + std::min<int64_t>(map.pixels() - first_tile * kTile, int64_t{patches.tiles} * kTile);
+    const int halo = patches.halo, rows = static_cast<int>(depth);
     float* patch = patches.at(base, i, ring);
     const bool top = i == 0, bottom = i + 1 == patches.count;
-    if (top) w.kernel.zero_rows(patch, stride, rows, width);
+    if (top) w.kernel.zero_rows(patch, stride, rows, halo);
     if (bottom) w.kernel.zero_rows(patch + used, stride, rows, static_cast<int>(stride - used));
-    if (!top) w.kernel.copy_rows(patch + width, stride, patches.at(base, i - 1, ring) + end, stride, rows, width);
-    if (!bottom) w.kernel.copy_rows(patch + end - width, stride, patches.at(base, i + 1, ring), stride, rows, width);
+    if (!top) w.kernel.copy_rows(patch + halo, stride, patches.at(base, i - 1, ring) + end, stride, rows, halo);
+    if (!bottom) w.kernel.copy_rows(patch + end - halo, stride, patches.at(base, i + 1, ring), stride, rows, halo);
   }
 
   void convolve(const Packed& p, int64_t l, float* base, int i, bool ring) {
@@ -150,7 +152,7 @@ class DenseBlock {
     const Run whole{0, static_cast<int>(in.bottleneck)};
     for (int64_t t = first; t < last; ++t) {
       ConvTile c{};
-      c.src = patch + patches.width + (t - first) * kTile;
+      c.src = patch + patches.halo + (t - first) * kTile;
       c.src_stride = patches.stride;
       c.weight = p[kConv];
       c.channels = static_cast<int>(in.bottleneck ? in.bottleneck : channels_of(p));

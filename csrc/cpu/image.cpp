@@ -47,7 +47,7 @@ void run_stem(Worker& w, const Instruction& in) {
         // A patch is filled from the image and used at once; no other thread has the same.
         float* patch = patches.at(w.arena + w.memory.patches, static_cast<int>(i), w.team.alone());
         const int64_t first = i * patches.tiles, last = std::min<int64_t>(first + patches.tiles, map.tiles());
-        const int64_t start = first * kTile - map.width;  // the patch's pixels are [start, start + stride)
+        const int64_t start = first * kTile - patches.halo;  // the patch's pixels are [start, start + stride)
         const int64_t begin = std::max<int64_t>(start, 0), end = std::min(start + patches.stride, map.pixels());
         std::memset(patch, 0, patches.size * sizeof(float));
         for (int64_t c = 0; c < in.in_channels; ++c)
@@ -55,7 +55,7 @@ void run_stem(Worker& w, const Instruction& in) {
                       (end - begin) * sizeof(float));
         for (int64_t t = first; t < last; ++t) {
           ConvTile c{};
-          c.src = patch + patches.width + (t - first) * kTile;
+          c.src = patch + patches.halo + (t - first) * kTile;
           c.src_stride = patches.stride;
           c.weight = p[stem::kWeight];
           c.channels = static_cast<int>(in.in_channels);

@@ -34,11 +34,11 @@ struct ConvTile {
   int run_count;
   int out_channels;
   int row_block;
-  int valid;            // pixels of the tile that exist; the others are stored as zero
-  int width;            // of the map; taps = 9 only
-  const uint32_t* edge; // [2] bit p set: pixel p has a left / right neighbour; taps = 9 only
-  const float* bias;    // [out_channels, padded] or null
-  bool accumulate;      // start from dst
+  int valid;             // pixels of the tile that exist; the others are stored as zero
+  int width;             // of the map; taps = 9 only
+  const uint32_t* edge;  // [2] bit p set: pixel p has a left / right neighbour; taps = 9 only
+  const float* bias;     // [out_channels, padded] or null
+  bool accumulate;       // start from dst
   bool relu;
   float* dst;  // [out_channels][dst_stride]
   int64_t dst_stride;
@@ -50,18 +50,18 @@ struct Kernels {
   void (*pointwise)(const ConvTile&);
   void (*conv3x3)(const ConvTile&);
   // dst[live][kTile] = relu(scale * src[channel][kTile] + shift) for the live channels
-  void (*normalise)(const float* src, const Run* runs, int run_count, const float* scale, const float* shift, float* dst,
-                    int64_t dst_stride);
+  void (*normalise)(const float* src, const Run* runs, int run_count, const float* scale, const float* shift,
+                    float* dst, int64_t dst_stride);
   // sum over the map's pixels of relu(scale * src + shift); tiles are tile_stride floats apart
   float (*normalised_sum)(const float* src, int64_t tile_stride, int pixels, float scale, float shift);
   // `count` pixels of a 2x2 average pool of relu(scale * src + shift) over a map `width` wide. src is a channel of the
   // map in tiles `tile_stride` floats apart (kTile: a plane); `begin` is the first pixel of the first pair of rows.
   // scratch holds two such maps; whole vectors are written.
-  void (*normalise_pool)(const float* src, int64_t tile_stride, int begin, int width, int count, float scale, float shift,
-                         float* scratch, float* dst);
+  void (*normalise_pool)(const float* src, int64_t tile_stride, int begin, int width, int count, float scale,
+                         float shift, float* scratch, float* dst);
   // Rows [first, last) of a bilinear resize; wide holds the source's rows at the new width.
-  void (*bilinear)(const float* src, int src_width, int dst_width, const Taps& columns, const Taps& rows, int first, int last,
-                   float* wide, float* dst);
+  void (*bilinear)(const float* src, int src_width, int dst_width, const Taps& columns, const Taps& rows, int first,
+                   int last, float* wide, float* dst);
   // The first n floats of each row; rows are a stride apart
   void (*copy_rows)(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int rows, int n);
   void (*zero_rows)(float* dst, int64_t stride, int rows, int n);

@@ -31,7 +31,9 @@ typedef __mmask16 Mask;
 static inline Mask make_mask(uint32_t bits) { return (Mask)bits; }
 static inline vec load_masked(const float* p, Mask m) { return (vec)_mm512_maskz_loadu_ps(m, p); }
 static inline vec keep(vec x, Mask m) { return (vec)_mm512_maskz_mov_ps(m, (__m512)x); }
-static inline void store_first(float* p, vec x, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x); }
+static inline void store_first(float* p, vec x, int n) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
+}
 #else
 typedef ivec Mask;
 static inline Mask make_mask(uint32_t bits) {
@@ -233,7 +235,8 @@ static inline vec pair_sums(vec a, vec b) {
   return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
          __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 #elif DSN_VECTOR_BYTES == 32
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) + __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
 #else
   return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
 #endif
@@ -259,8 +262,8 @@ struct RowSums {
   }
 };
 
-static void normalise_pool(const float* src, int64_t tile_stride, int begin, int width, int count, float scale, float shift,
-                           float* scratch, float* dst) {
+static void normalise_pool(const float* src, int64_t tile_stride, int begin, int width, int count, float scale,
+                           float shift, float* scratch, float* dst) {
   const vec s = broadcast(scale), b = broadcast(shift);
   if (width % kLanes == 0) {
     RowSums sums{src, tile_stride, begin, 0, width, s, b};
@@ -276,7 +279,8 @@ static void normalise_pool(const float* src, int64_t tile_stride, int begin, int
   const int end = begin + rows * width, first_tile = begin / kTile;
   float *plane = scratch, *sums = scratch + (end - first_tile * kTile + 2 * kTile);
   for (int t = first_tile; t * kTile < end; ++t)
-    for (int i = 0; i < kTile; i += kLanes) store(plane + (t - first_tile) * kTile + i, load(src + t * tile_stride + i));
+    for (int i = 0; i < kTile; i += kLanes)
+      store(plane + (t - first_tile) * kTile + i, load(src + t * tile_stride + i));
   const float* top = plane + (begin - first_tile * kTile);
   for (int y = 0; y < rows / 2; ++y, top += 2 * width)
     for (int x = 0; x < width; x += kLanes) store(sums + y * width + x, two_rows(top + x, top + width + x, s, b));
@@ -291,8 +295,8 @@ static void normalise_pool(const float* src, int64_t tile_stride, int begin, int
 }
 
 // `wide` rows of the source resized horizontally, then blended vertically.
-static void bilinear(const float* src, int src_width, int dst_width, const Taps& columns, const Taps& rows, int first, int last,
-                     float* wide, float* dst) {
+static void bilinear(const float* src, int src_width, int dst_width, const Taps& columns, const Taps& rows, int first,
+                     int last, float* wide, float* dst) {
   const bool in_register = src_width <= kLanes && dst_width % kLanes == 0;
   for (int y = rows.low[first]; y <= rows.high[last - 1]; ++y) {
     const float* row = src + y * src_width;

@@ -17,12 +17,14 @@ MemoryMap map_memory(const Plan& plan, int team_size) {
   auto reserve = [&](int64_t floats) { return std::exchange(m.size, m.size + round_up(floats, kAlign)); };
   int64_t tile_channels = 0, patches = 0, features = 0;
   for (const BufferSpec& b : plan.buffers) {
-    m.buffers.push_back({reserve(b.channels * b.tiles() * kTile), reserve(b.channels * b.tiles()), reserve(b.channels)});
+    m.buffers.push_back(
+        {reserve(b.channels * b.tiles() * kTile), reserve(b.channels * b.tiles()), reserve(b.channels)});
     m.plane_stride = std::max(m.plane_stride, (b.tiles() + 4) * kTile);
     tile_channels = std::max(tile_channels, b.channels);
   }
   for (const Instruction& in : plan.code) {
-    if (in.op == Op::kStem) patches = std::max(patches, Patches(plan.buffers[in.dst], in.in_channels).floats(team_size));
+    if (in.op == Op::kStem)
+      patches = std::max(patches, Patches(plan.buffers[in.dst], in.in_channels).floats(team_size));
     if (in.op == Op::kDenseBlock) {
       const BufferSpec& map = plan.buffers[in.dst];
       patches = std::max(patches, Patches(map, in.bottleneck ? in.bottleneck : map.channels).floats(team_size));
@@ -139,14 +141,15 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
   AtenTensorHandle handle;
-  STD_TORCH_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
-                                           aoti_torch_device_type_cpu(), 0, &handle) == AOTI_TORCH_SUCCESS,
-                  "dsn: out of memory for an output");
+  check(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                                 aoti_torch_device_type_cpu(), 0, &handle) == AOTI_TORCH_SUCCESS,
+        "dsn: out of memory for an output");
   return Tensor(handle);
 }
 
-Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& input, const Tensor& image, const Tensor& weights,
-            const std::optional<Tensor>& thresholds, const std::optional<Tensor>& forced, const BufferSpec& output) {
+Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& input, const Tensor& image,
+            const Tensor& weights, const std::optional<Tensor>& thresholds, const std::optional<Tensor>& forced,
+            const BufferSpec& output) {
   const Plan& plan = compiled.plan;
   const int64_t batch = image.size(0);
   check_tensor(op, "image", image, ScalarType::Float, {-1, input.channels, input.height, input.width});
@@ -154,7 +157,8 @@ Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& inpu
   if (forced) check_tensor(op, "forced_gates", *forced, ScalarType::Byte, {batch, plan.gates});
 
   const int32_t float32 = aoti_torch_dtype_float32();
-  Outputs out{empty({batch, plan.logits}, float32), empty({batch, output.channels, output.height, output.width}, float32),
+  Outputs out{empty({batch, plan.logits}, float32),
+              empty({batch, output.channels, output.height, output.width}, float32),
               empty({batch, plan.gates}, aoti_torch_dtype_uint8()), empty({batch, plan.gates}, float32),
               empty({batch}, aoti_torch_dtype_int64())};
   if (batch == 0) return out;
@@ -165,13 +169,13 @@ Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& inpu
     const Tensor t = torch::stable::contiguous(*thresholds);
     std::copy_n(t.const_data_ptr<float>(), plan.gates, threshold.begin());
   }
-  for (float t : threshold) STD_TORCH_CHECK(t >= 0 && t <= 1, op, ": thresholds must lie in [0, 1], got ", t);
+  for (float t : threshold) check(t >= 0 && t <= 1, op, ": thresholds must lie in [0, 1], got ", t);
   std::optional<Tensor> f;
   if (forced) {
     f = torch::stable::contiguous(*forced);
     const uint8_t* values = f->const_data_ptr<uint8_t>();
     for (int64_t i = 0; i < f->numel(); ++i)
-      STD_TORCH_CHECK(values[i] <= 1, op, ": forced_gates must hold 0 (skip) or 1 (run), got ", static_cast<int>(values[i]));
+      check(values[i] <= 1, op, ": forced_gates must hold 0 (skip) or 1 (run), got ", static_cast<int>(values[i]));
   }
 
   Batch b{compiled,
@@ -196,35 +200,40 @@ BufferSpec map_of(const char* op, const char* name, const Tensor& x, const Tenso
   return {x.size(1), x.size(2), x.size(3)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> network_cpu(const Tensor& image, const Tensor& weights, const Tensor& thresholds,
-                                                       const std::optional<Tensor>& forced_gates, const Tensor& plan_words,
-                                                       int64_t gates, int64_t logits) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> network_cpu(const Tensor& image, const Tensor& weights,
+                                                       const Tensor& thresholds,
+                                                       const std::optional<Tensor>& forced_gates,
+                                                       const Tensor& plan_words, int64_t gates, int64_t logits) {
   const BufferSpec input = map_of("network", "image", image, weights);
   check_tensor("network", "plan", plan_words, ScalarType::Long, {-1});
   const Tensor words = torch::stable::contiguous(plan_words);
-  const auto compiled = CompiledPlan::get("network", words.const_data_ptr<int64_t>(), words.numel(), input, weights.numel());
+  const auto compiled =
+      CompiledPlan::get("network", words.const_data_ptr<int64_t>(), words.numel(), input, weights.numel());
   const Plan& plan = compiled->plan;
-  STD_TORCH_CHECK(plan.gates == gates && plan.logits == logits, "network: the plan has ", plan.gates, " gates and ", plan.logits,
-                  " logits, got gates=", gates, " and logits=", logits);
+  check(plan.gates == gates && plan.logits == logits, "network: the plan has ", plan.gates, " gates and ", plan.logits,
+        " logits, got gates=", gates, " and logits=", logits);
   Outputs out = run("network", *compiled, input, image, weights, thresholds, forced_gates, {0, 1, 1});
   return {out.logits, out.gates, out.scores, out.macs};
 }
 
 // A plan of a few instructions, through the same words as a whole network's.
-std::shared_ptr<const CompiledPlan> compile(const char* op, const std::vector<BufferSpec>& buffers, const std::vector<Instruction>& code,
-                                            const BufferSpec& input, const Tensor& weights) {
+std::shared_ptr<const CompiledPlan> compile(const char* op, const std::vector<BufferSpec>& buffers,
+                                            const std::vector<Instruction>& code, const BufferSpec& input,
+                                            const Tensor& weights) {
   std::vector<int64_t> words{static_cast<int64_t>(buffers.size())};
   for (const BufferSpec& b : buffers) words.insert(words.end(), {b.channels, b.height, b.width});
   for (const Instruction& i : code)
-    words.insert(words.end(), {static_cast<int64_t>(i.op), i.src, i.dst, i.in_channels, i.out_channels, i.layers, i.bottleneck,
-                               static_cast<int64_t>(i.gate), static_cast<int64_t>(i.merge), i.weights, i.first_gate, i.guide,
-                               i.out_offset});
+    words.insert(words.end(), {static_cast<int64_t>(i.op), i.src, i.dst, i.in_channels, i.out_channels, i.layers,
+                               i.bottleneck, static_cast<int64_t>(i.gate), static_cast<int64_t>(i.merge), i.weights,
+                               i.first_gate, i.guide, i.out_offset});
   return CompiledPlan::get(op, words.data(), static_cast<int64_t>(words.size()), input, weights.numel());
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> dense_block_cpu(const Tensor& x, const Tensor& weights, const Tensor& thresholds,
-                                                           const std::optional<Tensor>& forced_gates, int64_t growth, int64_t layers,
-                                                           int64_t bottleneck, int64_t gate, int64_t merge) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> dense_block_cpu(const Tensor& x, const Tensor& weights,
+                                                           const Tensor& thresholds,
+                                                           const std::optional<Tensor>& forced_gates, int64_t growth,
+                                                           int64_t layers, int64_t bottleneck, int64_t gate,
+                                                           int64_t merge) {
   const BufferSpec input = map_of("dense_block", "x", x, weights);
   BufferSpec map = input;
   if (merge == static_cast<int64_t>(Merge::kConcat)) map.channels += growth * layers;
@@ -246,13 +255,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dense_block_cpu(const Tensor& x, cons
 
 Tensor preact_conv2d_cpu(const Tensor& x, const Tensor& weights, int64_t out_channels) {
   const BufferSpec input = map_of("preact_conv2d", "x", x, weights);
-  STD_TORCH_CHECK(input.height > 1 && input.width > 1, "preact_conv2d: x must be at least 2 x 2, got ", shape_of(x));
+  check(input.height > 1 && input.width > 1, "preact_conv2d: x must be at least 2 x 2, got ", shape_of(x));
   const BufferSpec map{out_channels, input.height / 2, input.width / 2};
-  const auto plan = compile("preact_conv2d", {input, map},
-                            {{.op = Op::kLoad, .dst = 0, .in_channels = input.channels},
-                             {.op = Op::kTransition, .src = 0, .dst = 1, .in_channels = input.channels, .out_channels = out_channels},
-                             {.op = Op::kStore, .src = 1, .in_channels = out_channels}},
-                            input, weights);
+  const auto plan =
+      compile("preact_conv2d", {input, map},
+              {{.op = Op::kLoad, .dst = 0, .in_channels = input.channels},
+               {.op = Op::kTransition, .src = 0, .dst = 1, .in_channels = input.channels, .out_channels = out_channels},
+               {.op = Op::kStore, .src = 1, .in_channels = out_channels}},
+              input, weights);
   return run("preact_conv2d", *plan, input, x, weights, std::nullopt, std::nullopt, map).map;
 }
 

@@ -67,7 +67,8 @@ void run_transition(Worker& w, const Instruction& in) {
         float *plane = planes_scratch, *wide = plane + w.memory.plane_stride, *rest = wide + w.memory.plane_stride;
         const int valid = w.valid(to, t);
         // The pairs of rows that the tile's pixels come from; `skip` pixels of the first belong to the tile before.
-        const int first = static_cast<int>(t * kTile / to.width), last = static_cast<int>((t * kTile + valid - 1) / to.width + 1);
+        const int first = static_cast<int>(t * kTile / to.width),
+                  last = static_cast<int>((t * kTile + valid - 1) / to.width + 1);
         const int width = static_cast<int>(from.width), skip = static_cast<int>(t * kTile - first * to.width);
         for (int64_t i = 0; i < planes; ++i) {
           const int c = channel[i];
@@ -77,7 +78,8 @@ void run_transition(Worker& w, const Instruction& in) {
           if (c >= in.in_channels) {
             w.kernel.copy_rows(w.state(in.guide) + (c - in.in_channels) * kTile, small.channels * kTile, rest, kTile,
                                static_cast<int>(small.tiles()), kTile);
-            w.kernel.bilinear(rest, static_cast<int>(small.width), width, columns.taps(), lines.taps(), 2 * first, 2 * last, wide, plane);
+            w.kernel.bilinear(rest, static_cast<int>(small.width), width, columns.taps(), lines.taps(), 2 * first,
+                              2 * last, wide, plane);
             src = plane;
             stride = kTile;
             begin = 0;

@@ -17,9 +17,9 @@ struct MemoryMap {
     int64_t state, sums, pooled;
   };
   std::vector<Buffer> buffers;
-  int64_t patches = 0;         // 3x3 inputs with their halo; every patch for a team, a ring of three for one thread
-  int64_t features = 0;        // a head's input
-  int64_t scratch = 0;         // per thread: a tile, four planes
+  int64_t patches = 0;   // 3x3 inputs with their halo; every patch for a team, a ring of three for one thread
+  int64_t features = 0;  // a head's input
+  int64_t scratch = 0;   // per thread: a tile, four planes
   int64_t plane_stride = 0;
   int64_t scratch_stride = 0;
   int64_t size = 0;
@@ -71,8 +71,15 @@ struct Packed {
 
 class Worker {
  public:
-  Worker(const CompiledPlan& compiled, const MemoryMap& memory, const float* weights, float* arena, Team team, Sample sample)
-      : compiled(compiled), plan(compiled.plan), memory(memory), weights(weights), arena(arena), team(team), sample(sample),
+  Worker(const CompiledPlan& compiled, const MemoryMap& memory, const float* weights, float* arena, Team team,
+         Sample sample)
+      : compiled(compiled),
+        plan(compiled.plan),
+        memory(memory),
+        weights(weights),
+        arena(arena),
+        team(team),
+        sample(sample),
         live(plan.buffers.size()) {}
 
   void run();
@@ -81,7 +88,9 @@ class Worker {
   float* sums(int64_t b) const { return arena + memory.buffers[b].sums; }      // [tiles][channels]
   float* pooled(int64_t b) const { return arena + memory.buffers[b].pooled; }  // [channels]
   float* scratch() const { return arena + memory.scratch + team.rank() * memory.scratch_stride; }
-  int valid(const BufferSpec& b, int64_t tile) const { return static_cast<int>(std::min<int64_t>(kTile, b.pixels() - tile * kTile)); }
+  int valid(const BufferSpec& b, int64_t tile) const {
+    return static_cast<int>(std::min<int64_t>(kTile, b.pixels() - tile * kTile));
+  }
 
   // Runs a tile and counts its multiply-accumulates, here and nowhere else.
   void conv(const ConvTile& tile, int taps) {
@@ -111,17 +120,20 @@ class Worker {
   int64_t macs = 0;
 };
 
-// The input of a 3x3 convolution: patches of `tiles` tiles with `width` pixels more on either side,
+// The input of a 3x3 convolution: patches of `tiles` tiles with `halo` pixels more on either side,
 // [patch][channel][stride]. A pixel near a patch's end is stored in its neighbour too, so that the
-// convolution reads one contiguous patch.
+// convolution reads one contiguous patch. The halo is a row and, unless patches end where rows do, the
+// next row's first pixel.
 struct Patches {
-  Patches(const BufferSpec& map, int64_t channels)
-      : width(static_cast<int>(map.width)),
-        tiles(static_cast<int>(ceil_div(map.width, kTile))),
-        count(static_cast<int>(ceil_div(map.tiles(), tiles))),
-        stride(round_up(tiles * kTile + 2 * width, kAlign)),
-        size(channels * stride) {}
-  int width, tiles, count;
+  Patches(const BufferSpec& map, int64_t channels) {
+    const int64_t rows = round_up(map.width, kTile);
+    halo = static_cast<int>(rows % map.width == 0 ? map.width : map.width + 1);
+    tiles = static_cast<int>(ceil_div(halo, kTile));
+    count = static_cast<int>(ceil_div(map.tiles(), tiles));
+    stride = round_up(tiles * kTile + 2 * halo, kAlign);
+    size = channels * stride;
+  }
+  int halo, tiles, count;
   int64_t stride, size;
   int64_t floats(int team_size) const { return size * (team_size == 1 ? std::min(count, 3) : count); }
   float* at(float* base, int patch, bool ring) const { return base + (ring ? patch % 3 : patch) * size; }

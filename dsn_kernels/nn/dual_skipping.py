@@ -23,8 +23,7 @@ from .packing import Packer, pack_dense_block, pack_head, pack_stem, pack_transi
 class DualSkippingNetwork(nn.Module):
     """Same call and same outputs as `dsn_models.DualSkippingNetwork` in ``eval()``; computes only what the gates open.
 
-    After each call ``last_gates`` and ``last_scores`` hold ``{"coarse": [B, L], "fine": [B, L]}`` and ``last_macs``
-    the multiply-accumulates the kernels counted, int64 [B].
+    After each call ``last_gates``, ``last_scores`` and ``last_macs`` say what ran.
 
     Args:
         model: the reference network.
@@ -101,13 +100,13 @@ class DualSkippingNetwork(nn.Module):
             if config.guide and name == BRANCHES[0]:
                 guide, guide_slices = buffers[last], slices
         self.plan = plan
+        # Of a stem that torch runs; a 3x3 stem is part of the plan.
+        self._stem_macs = 0 if self.stem is None else (config.image_size // 2) ** 2 * model.stem.conv.weight.numel()
         self._sizes = {"gates": plan.gates, "logits": plan.logits}
         self.register_buffer("plan_words", plan.words(), persistent=False)
         self.register_buffer("weights", packer.tensor())
         self.register_buffer("thresholds", self._per_layer(resolve_thresholds(None, config)), persistent=False)
-        self.last_macs = torch.empty(0, dtype=torch.int64)
-        self._gates = torch.empty(0, plan.gates, dtype=torch.uint8)
-        self._scores = torch.empty(0, plan.gates)
+        self._last = (torch.empty(0, plan.gates, dtype=torch.uint8), torch.empty(0, plan.gates), torch.empty(0).long())
         self.eval()
         self.requires_grad_(False)
 
@@ -118,26 +117,31 @@ class DualSkippingNetwork(nn.Module):
         thresholds: float | Mapping[str, float] | None = None,
     ) -> tuple[Tensor, Tensor]:
         check_images(images, self.config.in_channels, self.config.image_size, torch.float32)
+        if images.device != self.weights.device:
+            raise UserError(f"images are on {images.device}; expected {self.weights.device}: move them or the model")
         limits = self.thresholds if thresholds is None else self._per_layer(resolve_thresholds(thresholds, self.config))
         forced = None if forced_gates is None else self._join(forced_gates, images.shape[0])
         x = images if self.stem is None else self.stem(images)
-        logits, gates, scores, macs = ops.network(
-            x, self.weights, limits, forced, self.plan_words, **self._sizes
-        )
+        logits, gates, scores, macs = ops.network(x, self.weights, limits, forced, self.plan_words, **self._sizes)
         if not torch.compiler.is_exporting():  # an exported program returns the logits alone
-            self._gates, self._scores, self.last_macs = gates, scores, macs
+            self._last = (gates, scores, macs + self._stem_macs if self._stem_macs else macs)
         coarse = self.config.classes[0]
         return logits[:, :coarse], logits[:, coarse:]
 
     @property
     def last_gates(self) -> dict[str, Tensor]:
         """What each layer did in the last call, uint8 [B, L] by branch: 1 = ran."""
-        return self._split(self._gates)
+        return self._split(self._last[0])
 
     @property
     def last_scores(self) -> dict[str, Tensor]:
         """The gates' scores in the last call, float32 [B, L] by branch."""
-        return self._split(self._scores)
+        return self._split(self._last[1])
+
+    @property
+    def last_macs(self) -> Tensor:
+        """Multiply-accumulates that the kernels counted while they ran the last call, int64 [B]."""
+        return self._last[2]
 
     def macs(self, gates: Mapping[str, Tensor]) -> Tensor:
         """MACs executed for the given gates, by formula: int64 [B]. Equal to the kernels' own count.
@@ -148,7 +152,7 @@ class DualSkippingNetwork(nn.Module):
             gates: ``{"coarse": [B, L], "fine": [B, L]}`` of 0 and 1.
         """
         joined = torch.cat([gates[name] for name in BRANCHES], 1).long()
-        total = joined.new_full((joined.shape[0],), self._stem_macs())
+        total = joined.new_full((joined.shape[0],), self._stem_macs)
         live: dict[int, Tensor] = {}
         for step in self.plan.code:
             pixels = {b: h * w for b, (_, h, w) in enumerate(self.plan.buffers)}
@@ -161,7 +165,12 @@ class DualSkippingNetwork(nn.Module):
                     taken = joined[:, step.first_gate + layer]
                     width = step.in_channels + (0 if add else layer * step.out_channels)
                     gate, cost = dense_layer_macs(
-                        pixels[step.dst], channels, width, step.out_channels, step.bottleneck, "add" if add else "concat"
+                        pixels[step.dst],
+                        channels,
+                        width,
+                        step.out_channels,
+                        step.bottleneck,
+                        "add" if add else "concat",
                     )
                     total += gate + taken * cost
                     if not add:
@@ -177,7 +186,7 @@ class DualSkippingNetwork(nn.Module):
     @property
     def dense_macs(self) -> int:
         """MACs of the same network without gates as a framework runs it: every layer, 1x1 before the pool."""
-        total = self._stem_macs()
+        total = self._stem_macs
         for step in self.plan.code:
             if step.op == _C.OPS["stem"]:  # an add network repeats it; the dense one does not
                 _, height, width = self.plan.buffers[step.dst]
@@ -206,13 +215,6 @@ class DualSkippingNetwork(nn.Module):
             elif step.op == _C.OPS["head"]:
                 total += step.in_channels * step.out_channels
         return total
-
-    def _stem_macs(self) -> int:
-        """Of a stem that torch runs."""
-        if self.config.stem == "conv3x3":
-            return 0
-        conv = self.stem.conv
-        return (self.config.image_size // 2) ** 2 * conv.weight.numel()
 
     def _per_layer(self, limits: Mapping[str, float]) -> Tensor:
         return torch.cat([torch.full((self.layers[name],), float(limits[name])) for name in BRANCHES])

@@ -1,0 +1,198 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import assert_as_exact_as_torch, assert_gates_agree, make_block
+
+import dsn_kernels
+from dsn_kernels import _C, nn
+from dsn_kernels.nn.packing import Packer, pack_dense_block
+
+CASES = {
+    "bottleneck": {"channels": 24, "layers": 4},
+    "plain": {"channels": 24, "layers": 4, "bottleneck": False},
+    "add": {"channels": 16, "layers": 4, "merge": "add"},
+    "soft": {"channels": 24, "layers": 3, "gate": "soft"},
+    "growth-6": {"channels": 12, "layers": 3, "growth": 6, "bottleneck": False},
+    "growth-32": {"channels": 64, "layers": 2, "growth": 32},
+    "one-layer": {"channels": 5, "layers": 1, "growth": 7},
+}
+
+
+def random_gates(batch, layers, seed=0):
+    return torch.randint(0, 2, (batch, layers), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+def images(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("case", CASES, ids=list(CASES))
+@pytest.mark.parametrize("pattern", ["own", "open", "shut", "random"])
+def test_equals_masked_reference(case, pattern, threads):
+    block = make_block(**CASES[case])
+    layers, batch = len(block.layers), 3
+    x = images(batch, CASES[case]["channels"], 8, 8)
+    forced = {
+        "own": None,
+        "open": torch.ones(batch, layers, dtype=torch.uint8),
+        "shut": torch.zeros(batch, layers, dtype=torch.uint8),
+        "random": random_gates(batch, layers),
+    }[pattern]
+    y, taken, scores = nn.DenseBlock(block)(x, 0.5, forced)
+    exact = copy.deepcopy(block).double()
+    reference, _, reference_scores = exact(x.double(), 0.5, taken)
+    assert_as_exact_as_torch(y, block(x, 0.5, taken)[0], reference)
+    if pattern == "own":
+        assert_gates_agree(taken, scores, reference_scores, 0.5)
+    else:
+        assert torch.equal(taken, forced)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (2, 2), (7, 7), (5, 33), (14, 14), (31, 32), (9, 70)])
+@pytest.mark.parametrize("bottleneck", [True, False])
+def test_odd_sizes(size, bottleneck, threads):
+    block = make_block(channels=8, layers=3, growth=6, bottleneck=bottleneck)
+    x = images(3, 8, *size)
+    forced = torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 1]], dtype=torch.uint8)
+    y, _, _ = nn.DenseBlock(block)(x, 0.5, forced)
+    exact = copy.deepcopy(block).double()
+    assert_as_exact_as_torch(y, block(x, 0.5, forced)[0], exact(x.double(), 0.5, forced)[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(0, 3),
+    channels=st.integers(1, 20),
+    growth=st.integers(1, 14),
+    layers=st.integers(1, 4),
+    height=st.integers(1, 19),
+    width=st.integers(1, 19),
+    bottleneck=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_shape(batch, channels, growth, layers, height, width, bottleneck, seed):
+    block = make_block(channels, layers, growth, bottleneck)
+    x, forced = images(batch, channels, height, width), random_gates(batch, layers, seed)
+    y, taken, _ = nn.DenseBlock(block)(x, 0.5, forced)
+    assert y.shape == (batch, channels + layers * growth, height, width)
+    assert torch.equal(taken, forced)
+    if batch:
+        exact = copy.deepcopy(block).double()
+        assert_as_exact_as_torch(y, block(x, 0.5, forced)[0], exact(x.double(), 0.5, forced)[0])
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2"])
+def test_lower_instruction_sets_agree(isa, subprocess_python):
+    """The same library in a process limited to a lower instruction set."""
+    subprocess_python(
+        """
+        import copy, torch
+        from dsn_kernels import _C, nn
+        from references import assert_as_exact_as_torch, make_block, make_head, make_transition
+        for bottleneck in (True, False):
+            block = make_block(24, 3, bottleneck=bottleneck)
+            x, forced = torch.randn(3, 24, 9, 16), torch.tensor([[1, 0, 1]] * 3, dtype=torch.uint8)
+            y = nn.DenseBlock(block)(x, 0.5, forced)[0]
+            assert_as_exact_as_torch(y, block(x, 0.5, forced)[0], copy.deepcopy(block).double()(x.double(), 0.5, forced)[0])
+        for module, twin in ((make_transition(24, 20), nn.Transition), (make_head(24, 5), nn.Head)):
+            for size in ((16, 16), (9, 14)):
+                x = torch.randn(2, 24, *size)
+                assert_as_exact_as_torch(twin(module)(x), module(x), copy.deepcopy(module).double()(x.double()))
+        print(_C.build_info()["isa"])
+        """,
+        expect=isa,
+        DSN_ISA=isa,
+    )
+
+
+def test_non_contiguous_input():
+    block = make_block(channels=8, layers=2)
+    x = images(4, 16, 8, 9)[::2, ::2].transpose(2, 3)
+    twin = nn.DenseBlock(block)
+    assert torch.equal(twin(x)[0], twin(x.contiguous())[0])
+
+
+def test_skipped_slices_are_zero():
+    block = make_block(channels=8, layers=2)
+    y, _, _ = nn.DenseBlock(block)(images(2, 8, 6, 6), 0.5, torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8))
+    assert not y[0, 8:20].any() and y[0, 20:].any()
+    assert y[1, 8:20].any() and not y[1, 20:].any()
+
+
+def test_threshold_decides():
+    block = make_block(channels=8, layers=3)
+    x, twin = images(4, 8, 6, 6), nn.DenseBlock(block)
+    _, _, scores = twin(x, 0.5)
+    assert torch.equal(twin(x, 1.0)[1], torch.zeros(4, 3, dtype=torch.uint8))  # no score exceeds 1
+    first = scores[0, 0].item()
+    assert twin(x, first)[1][0, 0] == 0, "a score that ties with the threshold does not exceed it"
+
+
+def test_same_result_for_any_number_of_threads():
+    block = make_block(channels=24, layers=4)
+    twin, x, before = nn.DenseBlock(block), images(3, 24, 16, 16), torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        results.append(twin(x))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def arguments(block, x, forced=None):
+    packer = Packer()
+    fields = pack_dense_block(packer, block)
+    layers = fields["layers"]
+    return (
+        (x, packer.tensor(), torch.full((layers,), 0.5), forced),
+        {"growth": fields["out_channels"], "layers": layers, "bottleneck": fields["bottleneck"]},
+    )
+
+
+def test_opcheck():
+    block = make_block(channels=8, layers=2)
+    (x, weights, thresholds, _), fields = arguments(block, images(2, 8, 5, 5))
+    for forced in (None, random_gates(2, 2)):
+        torch.library.opcheck(
+            torch.ops.dsn.dense_block.default, (x, weights, thresholds, forced, *fields.values(), _C.GATES["hard"], 0)
+        )
+
+
+def test_nan_stays_nan():
+    block = make_block(channels=8, layers=1)
+    x = images(1, 8, 4, 4)
+    x[0, 0, 0, 0] = float("nan")
+    y, _, _ = nn.DenseBlock(block)(x, 0.5, torch.ones(1, 1, dtype=torch.uint8))
+    assert y[0, 8:].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": images(8, 5, 5)}, r"dense_block: x must have shape \[any, any, any, any\], got \[8, 5, 5\]"),
+        ({"x": images(2, 8, 5, 5).double()}, "dense_block: x must be Float, got Double"),
+        ({"weights": torch.zeros(3)}, "dense_block: weights hold 3 floats"),
+        ({"thresholds": torch.full((3,), 0.5)}, r"dense_block: thresholds must have shape \[2\], got \[3\]"),
+        ({"thresholds": torch.tensor([0.5, 1.5])}, r"dense_block: thresholds must lie in \[0, 1\], got 1.5"),
+        ({"thresholds": torch.tensor([0.5, float("nan")])}, r"dense_block: thresholds must lie in \[0, 1\], got"),
+        (
+            {"forced_gates": torch.zeros(2, 3, dtype=torch.uint8)},
+            r"forced_gates must have shape \[2, 2\], got \[2, 3\]",
+        ),
+        ({"forced_gates": torch.zeros(2, 2)}, "dense_block: forced_gates must be Byte, got Float"),
+        ({"forced_gates": torch.full((2, 2), 2, dtype=torch.uint8)}, "must hold 0 .skip. or 1 .run., got 2"),
+        ({"layers": -1}, "dense_block: "),
+        ({"growth": 0}, "dense_block: "),
+        ({"bottleneck": -4}, "dense_block: "),
+    ],
+)
+def test_bad_arguments_are_named_in_one_line(change, message):
+    positional, fields = arguments(make_block(channels=8, layers=2), images(2, 8, 5, 5))
+    given = {**dict(zip(("x", "weights", "thresholds", "forced_gates"), positional, strict=True)), **fields, **change}
+    with pytest.raises(RuntimeError, match=message) as error:
+        dsn_kernels.ops.dense_block(**given)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,74 @@
+import pytest
+import torch
+from references import make_head
+from small_models import make_images, make_small
+
+import dsn_kernels
+from dsn_kernels.nn.packing import Packer, pack_head
+from dsn_kernels.ops.network import Plan
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return dsn_kernels.accelerate(make_small("concat-bc-100"))
+
+
+def arguments(fast, batch=2, forced=None):
+    plan = fast.plan
+    images = make_images(fast, batch)
+    return [images, fast.weights, fast.thresholds, forced, fast.plan_words, plan.gates, plan.logits]
+
+
+def test_opcheck(fast):
+    forced = torch.randint(0, 2, (2, fast.plan.gates), dtype=torch.uint8)
+    for gates in (None, forced):
+        torch.library.opcheck(torch.ops.dsn.network.default, tuple(arguments(fast, 2, gates)))
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, torch.zeros(2, 3, 9, 8), "network: instruction 0 of the plan does not fit its buffers"),
+        (1, torch.zeros(10), "network: weights hold 10 floats, instruction 0 of the plan needs"),
+        (4, torch.tensor([1, 2, 3]), "network: plan of 3 words does not hold whole instructions"),
+        (4, torch.tensor([99]), "network: plan must start with its number of buffers"),
+        (5, 3, "network: the plan has 12 gates and 120 logits, got gates=3"),
+    ],
+)
+def test_bad_arguments(fast, position, value, message):
+    given = arguments(fast)
+    given[position] = value
+    with pytest.raises(RuntimeError, match=message):
+        dsn_kernels.ops.network(*given)
+
+
+def test_no_corrupted_plan_leaves_its_memory(fast):
+    """Every word of the plan, changed: refused, or run inside its buffers."""
+    given = arguments(fast)
+    words = fast.plan_words
+    refused = 0
+    for i in range(len(words)):
+        for value in (-1, 0, 1, 7, 10**6, 2**62):
+            changed = words.clone()
+            changed[i] = value
+            given[4] = changed
+            try:
+                dsn_kernels.ops.network(*given)
+            except RuntimeError as error:
+                assert str(error).startswith("network: ")
+                refused += 1
+    assert refused > len(words)
+
+
+def test_plan_of_load_and_head():
+    """Plans need not be dual networks."""
+    plan = Plan()
+    buffer = plan.buffer(3, 4, 4)
+    plan.add("load", dst=buffer, in_channels=3)
+    plan.add("head", src=buffer, in_channels=3, out_channels=2)
+    module, head = make_head(3, 2), Packer()
+    pack_head(head, module, [])
+    x = torch.randn(5, 3, 4, 4)
+    logits, gates, _, macs = dsn_kernels.ops.network(x, head.tensor(), torch.empty(0), None, plan.words(), 0, 2)
+    torch.testing.assert_close(logits, module(x))
+    assert gates.shape == (5, 0) and macs.tolist() == [6] * 5
