@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from dsn_models.errors import UserError
 
 from . import nn as twins
 
-_TWINS = {
+_TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     DualSkippingNetwork: twins.DualSkippingNetwork,
     SkipDenseBlock: twins.DenseBlock,
     Transition: twins.Transition,
@@ -36,8 +37,8 @@ def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32, backend: st
         backend: ``"cpu"``, ``"reference"`` (the model itself, in eval mode) or ``"auto"``.
 
     Raises:
-        UserError: nothing in the model can be accelerated, a weight holds NaN or infinity or is not on the CPU, or dtype or
-            backend are not served.
+        UserError: nothing in the model can be accelerated, a weight holds NaN or infinity or is not on the CPU, or
+            dtype or backend are not served.
     """
     if backend not in _BACKENDS:
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")
@@ -56,7 +57,7 @@ def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32, backend: st
     if twin is not None:
         return twin
     fast = copy.deepcopy(model).eval()
-    swapped = []
+    swapped: list[str] = []
     for name, module in list(fast.named_modules()):
         parent, _, child = name.rpartition(".")
         if any(name.startswith(done + ".") for done in swapped):
@@ -71,7 +72,7 @@ def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32, backend: st
             f"model is a {type(model).__name__} without a part that can be accelerated; supported: {supported} "
             f"of dsn_models (zoo: {', '.join(dsn_models.zoo.names())})"
         )
-    fast.swapped = swapped
+    fast.swapped = swapped  # type: ignore[assignment]
     return fast
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dsn_models.dual_skipping import SkipDenseBlock
+
 from .. import _C, ops
 from .packing import Packer, pack_dense_block
 
@@ -16,13 +18,15 @@ class DenseBlock(nn.Module):
     [B, L] and their scores float32 [B, L].
     """
 
-    def __init__(self, block: nn.Module) -> None:
+    weights: Tensor
+
+    def __init__(self, block: SkipDenseBlock) -> None:
         super().__init__()
         packer = Packer()
         fields = pack_dense_block(packer, block)
         self.growth, self.layers, self.bottleneck = fields["out_channels"], fields["layers"], fields["bottleneck"]
         self.gate = next(name for name, code in _C.GATES.items() if code == fields["gate"])
-        self.merge = block.merge
+        self.merge: str = block.merge
         self.register_buffer("weights", packer.tensor())
 
     def forward(self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dsn_models.densenet import Head as Reference
+
 from .. import ops
 from .packing import Packer, pack_head
 
@@ -11,7 +13,9 @@ from .packing import Packer, pack_head
 class Head(nn.Module):
     """Same call and output as `dsn_models.densenet.Head` in ``eval()``: [B, C, H, W] to logits [B, classes]."""
 
-    def __init__(self, module: nn.Module) -> None:
+    weights: Tensor
+
+    def __init__(self, module: Reference) -> None:
         super().__init__()
         packer = Packer()
         pack_head(packer, module, [])

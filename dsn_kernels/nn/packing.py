@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from dsn_models.densenet import DenseLayer, Head, Transition
+from dsn_models.dual_skipping import SkipDenseBlock
+from dsn_models.resnet import PreActivationUnit
 
 from .. import _C
 
@@ -85,67 +91,77 @@ def slice_constants(weight: Tensor, shift: Tensor, slices: list[range]) -> Tenso
     return constants if constants.shape[1] > 1 else constants.squeeze(1)
 
 
-def skippable_slices(block: nn.Module, first: int = 0) -> list[range]:
-    """The channels that each gated layer of a concatenating dense block adds, counted from ``first``."""
-    if block.merge != "concat":
+def skippable_slices(block: SkipDenseBlock) -> list[range]:
+    """The channels that each gated layer of a dense block adds; none for the add merge."""
+    if block.merge == "add":
         return []
-    start = first + block.layers[0].norm1.num_features
-    growth = last_conv(block.layers[0]).out_channels
+    growth, start = _conv_out(_layers(block)[0]), _in_channels(block)
     return [range(start + i * growth, start + (i + 1) * growth) for i in range(len(block.layers))]
 
 
-def last_conv(layer: nn.Module) -> nn.Conv2d:
-    """The convolution whose output a dense layer returns."""
-    return getattr(layer, "conv3", None) or getattr(layer, "conv2", None) or layer.conv1
+def block_width(block: SkipDenseBlock) -> int:
+    """Channels of a dense block's output."""
+    slices = skippable_slices(block)
+    return slices[-1].stop if slices else _in_channels(block)
 
 
-def pack_dense_block(packer: Packer, block: nn.Module) -> dict[str, int]:
-    """Packs a `SkipDenseBlock`; returns the plan's fields that describe it."""
-    merge = block.merge
-    first = block.layers[0]
-    bottleneck = first.conv1.out_channels if hasattr(first, "conv2") else 0
-    growth = last_conv(first).out_channels
+def _in_channels(block: SkipDenseBlock) -> int:
+    return _layers(block)[0].norm1.num_features
+
+
+def _layers(block: SkipDenseBlock) -> list[Any]:
+    return list(block.layers)  # DenseLayer or PreActivationUnit, which a ModuleList does not say
+
+
+def _conv_out(layer: DenseLayer | PreActivationUnit) -> int:
+    """Channels that a layer returns."""
+    if isinstance(layer, PreActivationUnit):
+        return layer.conv3.out_channels
+    return (layer.conv2 if layer.bottleneck else layer.conv1).out_channels
+
+
+def pack_dense_block(packer: Packer, block: SkipDenseBlock) -> dict[str, int]:
+    """Packs a block; returns the fields of its instruction."""
+    first, gates = _layers(block)[0], list[Any](block.gates)
+    growth, merge = _conv_out(first), _C.MERGES[block.merge]
+    bottleneck = first.conv1.out_channels if isinstance(first, PreActivationUnit) or first.bottleneck else 0
     slices = skippable_slices(block)
     offsets = []
-    for i, (layer, gate) in enumerate(zip(block.layers, block.gates, strict=True)):
-        scale, shift = fold(layer.norm1)
-        weight = layer.conv1.weight.double()
-        fields = {"gate": gate.linear.weight.flatten(), "gate_bias": gate.linear.bias, "scale": scale, "shift": shift}
-        if bottleneck:
-            scale2, shift2 = fold(layer.norm2)
-            weight = weight * scale2[:, None, None, None]
-            fields |= {"reduce": block_conv(weight), "reduce_bias": pad_rows(shift2)}
-            conv = layer.conv2.weight.double()
-            if merge == "add":
-                scale3, shift3 = fold(layer.norm3)
-                conv = conv * scale3[:, None, None, None]
-                fields |= {"conv_bias": pad_rows(shift3), "expand": block_conv(layer.conv3.weight.double())}
-            fields["conv"] = block_conv(conv)
-        else:
-            fields["conv"] = block_conv(weight)
-        if merge == "concat":
-            fields["constants"] = slice_constants(weight, shift, slices[:i])
-        layout = _C.dense_layer_layout(scale.numel(), growth, bottleneck, i, _C.MERGES[merge])
-        fields["constants"] = fields.get("constants", torch.zeros(_shape(layout, "constants"))).reshape(
-            _shape(layout, "constants")
-        )
-        offsets.append(packer.add(layout, **fields))
+    for i, (layer, gate) in enumerate(zip(_layers(block), gates, strict=True)):
+        layout = _C.dense_layer_layout(layer.norm1.num_features, growth, bottleneck, i, merge)
+        fields = _layer_fields(layer, slices[:i])
+        offsets.append(packer.add(layout, gate=gate.linear.weight.flatten(), gate_bias=gate.linear.bias, **fields))
     return {
-        "in_channels": first.norm1.num_features,
+        "in_channels": _in_channels(block),
         "out_channels": growth,
         "layers": len(block.layers),
         "bottleneck": bottleneck,
-        "gate": _C.GATES[block.gates[0].kind],
-        "merge": _C.MERGES[merge],
+        "gate": _C.GATES[gates[0].kind],
+        "merge": merge,
         "weights": offsets[0],
     }
 
 
-def _shape(layout: tuple[list[tuple[str, int, list[int]]], int], name: str) -> list[int]:
-    return next(shape for field, _, shape in layout[0] if field == name)
+def _layer_fields(layer: DenseLayer | PreActivationUnit, slices: list[range]) -> dict[str, Tensor]:
+    """A layer's weights, each batch norm but the first folded into the convolution before it."""
+    scale, shift = fold(layer.norm1)
+    first = layer.conv1.weight.double()
+    fields = {"scale": scale, "shift": shift}
+    if isinstance(layer, DenseLayer) and not layer.bottleneck:
+        return fields | {"conv": block_conv(first), "constants": slice_constants(first, shift, slices)}
+    scale2, shift2 = fold(layer.norm2)
+    first = first * scale2[:, None, None, None]
+    second = layer.conv2.weight.double()
+    fields |= {"reduce": block_conv(first), "reduce_bias": pad_rows(shift2)}
+    if isinstance(layer, DenseLayer):
+        return fields | {"conv": block_conv(second), "constants": slice_constants(first, shift, slices)}
+    scale3, shift3 = fold(layer.norm3)
+    second = second * scale3[:, None, None, None]
+    expand = block_conv(layer.conv3.weight.double())
+    return fields | {"conv": block_conv(second), "conv_bias": pad_rows(shift3), "expand": expand}
 
 
-def pack_transition(packer: Packer, module: nn.Module, slices: list[range]) -> int:
+def pack_transition(packer: Packer, module: Transition, slices: list[range]) -> int:
     """Packs a `Transition` whose input holds the skippable ``slices``; returns its offset."""
     scale, shift = fold(module.norm)
     weight = module.conv.weight.double()
@@ -158,7 +174,7 @@ def pack_transition(packer: Packer, module: nn.Module, slices: list[range]) -> i
     )
 
 
-def pack_head(packer: Packer, module: nn.Module, slices: list[range]) -> int:
+def pack_head(packer: Packer, module: Head, slices: list[range]) -> int:
     """Packs a `Head` whose input holds the skippable ``slices``; returns its offset."""
     scale, shift = fold(module.norm)
     weight = module.classifier.weight.double()

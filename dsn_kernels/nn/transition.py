@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dsn_models.densenet import Transition as Reference
+
 from .. import ops
 from .packing import Packer, pack_transition
 
 
 class Transition(nn.Module):
-    """Same call and output as `dsn_models.densenet.Transition` in ``eval()``: [B, C, H, W] to [B, O, H // 2, W // 2]."""
+    """Same call and output as `dsn_models.densenet.Transition` in ``eval()``.
 
-    def __init__(self, module: nn.Module) -> None:
+    [B, C, H, W] to [B, O, H // 2, W // 2].
+    """
+
+    weights: Tensor
+
+    def __init__(self, module: Reference) -> None:
         super().__init__()
         packer = Packer()
         pack_transition(packer, module, [])

@@ -70,19 +70,18 @@ def _(*args, out_val, **kwargs) -> int:
     return 2 * int(out_val[3].sum())
 
 
-def dense_layer_macs(
-    pixels: int, live: Tensor, channels: int, growth: int, bottleneck: int, merge: str, gated: bool = True
-) -> tuple[int, Tensor]:
-    """MACs of one layer: those of its gate, and those of the layer if it runs.
+def dense_layer_macs(pixels: int, live: Tensor, growth: int, bottleneck: int, merge: int) -> Tensor:
+    """MACs of one layer that runs, its gate not counted.
 
     Args:
         pixels: H * W.
-        live: int64 [B], input channels that hold data: the input's and those of earlier layers that ran.
-        channels: all input channels.
+        live: int64 [B], input channels that hold data: the block input's and those of earlier layers that ran.
+        growth: channels that the layer adds (concat).
+        bottleneck: channels between 1x1 and 3x3; 0 for plain layers.
+        merge: of ``_C.MERGES``.
     """
-    gate = channels if gated else 0
     if not bottleneck:
-        return gate, pixels * 9 * live * growth
-    if merge == "add":
-        return gate, pixels * (2 * live * bottleneck + 9 * bottleneck * bottleneck)
-    return gate, pixels * (live * bottleneck + 9 * bottleneck * growth)
+        return pixels * 9 * live * growth
+    if merge == _C.MERGES["add"]:
+        return pixels * (2 * live * bottleneck + 9 * bottleneck * bottleneck)
+    return pixels * (live * bottleneck + 9 * bottleneck * growth)

@@ -9,6 +9,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import _C
+from .dense_block import dense_layer_macs
+from .head import head_macs
+from .preact_conv2d import preact_conv2d_macs
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,66 @@ class Plan:
     @property
     def gates(self) -> int:
         """Gated layers of all blocks."""
-        return max((i.first_gate + i.layers for i in self.code if i.op == _C.OPS["dense_block"]), default=0)
+        return max((i.first_gate + i.layers for i in self._steps("dense_block")), default=0)
 
     @property
     def logits(self) -> int:
         """Outputs of all heads."""
-        return max((i.out_offset + i.out_channels for i in self.code if i.op == _C.OPS["head"]), default=0)
+        return max((i.out_offset + i.out_channels for i in self._steps("head")), default=0)
+
+    def macs(self, gates: Tensor) -> Tensor:
+        """MACs the kernels execute for gates [B, L] of 0 and 1: int64 [B].
+
+        Counted: stems, gates, layers that run over channels that hold data, transitions after pooling, heads.
+        """
+        gates = gates.long()
+        total = gates.new_zeros(gates.shape[0])
+        live: dict[int, Tensor] = {}  # channels of a buffer that hold data
+        for step in self.code:
+            if step.op == _C.OPS["stem"]:
+                total += self._pixels(step.dst) * 9 * step.in_channels * step.out_channels
+            elif step.op == _C.OPS["dense_block"]:
+                channels = torch.full_like(total, step.in_channels)
+                for layer in range(step.layers):
+                    taken = gates[:, step.first_gate + layer]
+                    if step.gate != _C.GATES["none"]:
+                        total += step.in_channels + layer * self._added(step)
+                    total += taken * dense_layer_macs(
+                        self._pixels(step.dst), channels, step.out_channels, step.bottleneck, step.merge
+                    )
+                    channels = channels + taken * self._added(step)
+                live[step.dst] = channels
+            elif step.op == _C.OPS["transition"]:
+                inputs = live[step.src] + (live[step.guide] if step.guide >= 0 else 0)
+                total += preact_conv2d_macs(self._pixels(step.dst), inputs, step.out_channels)
+            elif step.op == _C.OPS["head"]:
+                total += head_macs(live[step.src], step.out_channels)
+        return total
+
+    def dense_macs(self) -> int:
+        """MACs of the network without gates as a framework runs it: every layer, a transition's 1x1 before its pool."""
+        # Networks with the add merge refill the first buffer for each branch; a framework runs the stem once.
+        total = sum(self._pixels(s.dst) * 9 * s.in_channels * s.out_channels for s in self._steps("stem")[:1])
+        for step in self._steps("dense_block"):
+            for layer in range(step.layers):
+                channels = torch.tensor(step.in_channels + layer * self._added(step))
+                pixels = self._pixels(step.dst)
+                total += int(dense_layer_macs(pixels, channels, step.out_channels, step.bottleneck, step.merge))
+        for step in self._steps("transition"):
+            inputs = step.in_channels + (self.buffers[step.guide][0] if step.guide >= 0 else 0)
+            total += self._pixels(step.src) * inputs * step.out_channels
+        return total + sum(step.in_channels * step.out_channels for step in self._steps("head"))
+
+    def _steps(self, op: str) -> list[Instruction]:
+        return [i for i in self.code if i.op == _C.OPS[op]]
+
+    def _pixels(self, buffer: int) -> int:
+        return self.buffers[buffer][1] * self.buffers[buffer][2]
+
+    @staticmethod
+    def _added(block: Instruction) -> int:
+        """Channels by which a layer widens its block."""
+        return block.out_channels if block.merge == _C.MERGES["concat"] else 0
 
 
 def network(
