@@ -96,7 +96,7 @@ class SkipDenseBlock(nn.Module):
     For layer i with input x (concat: everything before it; add: the running sum), p = global average of x:
 
     - ``eval()``: runs iff ``score(p) > threshold``; its output is kept as it is, else zeros take its place.
-    - ``train()``: its output is multiplied by the gate's training multiplier.
+    - ``train()``: its output is multiplied by the gate's training multiplier; a frozen gate decides as in ``eval()``.
     - ``forced``: the given 0 or 1 takes the place of the decision, or of the multiplier.
 
     Every layer is computed, then masked: this is the truth that kernels are held to.
@@ -118,7 +118,7 @@ class SkipDenseBlock(nn.Module):
             score = gate.score(pooled)
             take = score > threshold if forced is None else forced[:, i] != 0
             y = layer(x)
-            if self.training and forced is None:
+            if self.training and forced is None and gate.learns:
                 y = y * gate(pooled)[:, None, None, None]
             else:
                 y = torch.where(take[:, None, None, None], y, torch.zeros_like(y))

@@ -24,11 +24,6 @@ class _StraightThroughHardSigmoid(torch.autograd.Function):
         return grad, None
 
 
-def score_of(logit: Tensor, kind: GateKind) -> Tensor:
-    """``clamp(z + 1/2, 0, 1)`` if hard, ``sigmoid(z)`` if soft; any shape."""
-    return (logit + 0.5).clamp(0.0, 1.0) if kind == "hard" else logit.sigmoid()
-
-
 class PooledGate(nn.Module):
     """Gate of one layer: a linear map of the layer's pooled input, then a threshold function.
 
@@ -57,13 +52,19 @@ class PooledGate(nn.Module):
         self.linear = nn.Linear(channels, 1)
         self.register_buffer("slope", torch.tensor(1.0))
 
+    @property
+    def learns(self) -> bool:
+        """False once ``requires_grad_(False)`` froze the gate; it then decides in training as in inference."""
+        return self.linear.weight.requires_grad
+
     def logit(self, pooled: Tensor) -> Tensor:  # [B, C] -> [B]
         """z = w . p + b. ``pooled`` [B, C] floating point; returns [B]."""
         return self.linear(pooled).squeeze(1)
 
     def score(self, pooled: Tensor) -> Tensor:  # [B, C] -> [B]
         """The slope-1 score in [0, 1] that inference compares with the threshold. [B, C] to [B]."""
-        return score_of(self.logit(pooled), self.kind)
+        z = self.logit(pooled)
+        return (z + 0.5).clamp(0.0, 1.0) if self.kind == "hard" else z.sigmoid()
 
     def forward(self, pooled: Tensor) -> Tensor:  # [B, C] -> [B]
         """The multiplier in [0, 1] that training applies to the layer's output. [B, C] to [B]."""

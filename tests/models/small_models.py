@@ -1,7 +1,8 @@
 """Small configurations of every model, quick on one core."""
 
-import dsn_models
 import torch
+
+import dsn_models
 
 SMALL = {
     "dsn-navon": {"image_size": 16},

@@ -3,13 +3,14 @@
 import errno
 import os
 
-import dsn_models
 import pytest
 import torch
-from dsn_models import UserError
-from dsn_models.checkpoints import read_metadata
 from safetensors.torch import save_file
 from small_models import SMALL, make_images, make_small
+
+import dsn_models
+from dsn_models import UserError
+from dsn_models.checkpoints import read_metadata
 
 
 @pytest.mark.parametrize("name", list(SMALL))

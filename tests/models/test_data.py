@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+
 from dsn_models import UserError
 from dsn_models.data import cifar, idx, navon, open_dataset
 from dsn_models.data.folder import ImageFolder

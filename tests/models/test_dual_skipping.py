@@ -1,11 +1,12 @@
 """The dual skipping network against its formula written by hand, and its refusals."""
 
-import dsn_models
 import pytest
 import torch
-from dsn_models import UserError
 from small_models import DUAL, make_images, make_small
 from torch.nn import functional as F
+
+import dsn_models
+from dsn_models import UserError
 
 
 def batch_norm(x, norm):

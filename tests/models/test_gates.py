@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from dsn_models import UserError
 from dsn_models.gates import PooledGate, set_slope
 

@@ -1,7 +1,8 @@
 """The golden table of parameter counts."""
 
-import dsn_models
 import pytest
+
+import dsn_models
 from dsn_models.gates import PooledGate
 
 

@@ -1,8 +1,9 @@
 """torchvision's DenseNet-121 keys, written out from their pattern, load into the baseline and into both branches."""
 
-import dsn_models
 import pytest
 import torch
+
+import dsn_models
 from dsn_models import UserError, load_torchvision_densenet121
 
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -21,19 +21,28 @@ from ..dual_skipping import BRANCHES, DualSkippingNetwork
 from ..errors import UserError
 from ..gates import set_slope
 from .evaluation import all_open, evaluate
-from .losses import GateRecorder, auxiliary_loss, decisiveness_loss, open_gates, sparsity_loss
+from .losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
 from .recipe import OptimiserSection, Recipe, load_recipe
 from .state import RunState, restore_state, save_state
 
 
+def phase_of(section: OptimiserSection, epoch: int) -> Literal["ungated", "gated", "settled"]:
+    """The phase that an epoch, counted from 0, belongs to."""
+    if epoch < section.ungated_epochs:
+        return "ungated"
+    return "gated" if epoch < section.epochs - section.settled_epochs else "settled"
+
+
 def learning_rate(section: OptimiserSection, epoch: int, fraction: float) -> float:
-    """``lr / 2 (1 + cos(pi t))``, t the finished part of the phase: ungated with ``lr``, then gated with ``gated_lr``.
+    """``lr / 2 (1 + cos(pi t))``, t the finished part of the phase: ungated ``lr``, ``gated_lr``, then ``settled_lr``.
 
     ``fraction`` is the finished part of ``epoch``, in [0, 1).
     """
-    gated = epoch >= section.ungated_epochs
-    first, last = (section.ungated_epochs, section.epochs) if gated else (0, section.ungated_epochs)
-    base = section.gated_lr if gated and section.gated_lr is not None else section.lr
+    settled = section.epochs - section.settled_epochs
+    bounds = {"ungated": (0, section.ungated_epochs), "gated": (section.ungated_epochs, settled)}
+    first, last = bounds.get(phase_of(section, epoch), (settled, section.epochs))
+    gated_lr = section.gated_lr or section.lr
+    base = {"ungated": section.lr, "gated": gated_lr}.get(phase_of(section, epoch), section.settled_lr or gated_lr)
     return base / 2 * (1 + math.cos(math.pi * (epoch + fraction - first) / (last - first)))
 
 
@@ -50,10 +59,10 @@ def _make_optimiser(model: nn.Module, section: OptimiserSection) -> torch.optim.
 
 
 def _dual_loss(
-    model: DualSkippingNetwork, images: Tensor, labels: dict[str, Tensor], recipe: Recipe, gated: bool
+    model: DualSkippingNetwork, images: Tensor, labels: dict[str, Tensor], recipe: Recipe, phase: str
 ) -> tuple[Tensor, dict[str, float]]:
     with GateRecorder(model) as recorder:
-        outputs = model(images, forced_gates=None if gated else all_open(model, len(images)))
+        outputs = model(images, forced_gates=all_open(model, len(images)) if phase == "ungated" else None)
     loss = torch.zeros(())
     facts: dict[str, float] = {}
     for name, logits, target in zip(BRANCHES, outputs, recipe.gates.target, strict=True):
@@ -61,15 +70,14 @@ def _dual_loss(
         facts[f"{name}/loss"] = entropy.item()
         facts[f"{name}/accuracy"] = (logits.argmax(1) == labels[name]).float().mean().item()
         loss = loss + entropy
-        if gated:
+        if phase != "ungated":
+            facts[f"{name}/skipped"] = 1 - model.last_gates[name].float().mean().item()
+        if phase == "gated":
             multipliers = recorder.multipliers[name]
             if recipe.gates.auxiliary:
                 loss = loss + recipe.gates.auxiliary * auxiliary_loss(recorder.logits[name], multipliers)
             if recipe.gates.sparsity:
                 loss = loss + recipe.gates.sparsity * sparsity_loss(multipliers, target)
-            if recipe.gates.decisiveness:
-                loss = loss + recipe.gates.decisiveness * decisiveness_loss(recorder.logits[name], model.config.gate)
-            facts[f"{name}/skipped"] = 1 - model.last_gates[name].float().mean().item()
             values = torch.stack(multipliers).detach()
             facts[f"{name}/undecided"] = ((values > 0) & (values < 1)).float().mean().item()
     return loss, facts
@@ -97,7 +105,7 @@ def _train_epoch(
     dataset.set_epoch(state.epoch)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(recipe.seed * 1_000_003 + state.epoch))
     steps = max(len(dataset) // recipe.train.batch, 1)
-    gated = state.epoch >= recipe.train.ungated_epochs
+    phase = phase_of(recipe.train, state.epoch)
     totals: dict[str, float] = {}
     started = time.monotonic()
     task = bar.add_task("", total=steps, loss=math.nan)
@@ -107,7 +115,7 @@ def _train_epoch(
         images, coarse, fine = dataset.batch(order[i * recipe.train.batch : (i + 1) * recipe.train.batch])
         images, labels = images.contiguous(memory_format=torch.channels_last), {"coarse": coarse, "fine": fine}
         if isinstance(model, DualSkippingNetwork):
-            loss, facts = _dual_loss(model, images, labels, recipe, gated)
+            loss, facts = _dual_loss(model, images, labels, recipe, phase)
         else:
             loss, facts = _single_loss(model, images, labels, recipe.task)
         optimiser.zero_grad()
@@ -223,6 +231,7 @@ def train(
             if isinstance(model, DualSkippingNetwork) and gated_epoch >= 0:
                 if gated_epoch == 0 and recipe.gates.open:
                     open_gates(model)
+                freeze_gates(model, phase_of(recipe.train, state.epoch) == "settled")
                 set_slope(model, recipe.gates.slope + recipe.gates.slope_step * gated_epoch)
             totals = _train_epoch(model, optimiser, train_set, recipe, state, bar)
             if writer is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..dual_skipping import BRANCHES, DualSkippingNetwork
-from ..gates import GateKind, PooledGate, score_of
+from ..gates import PooledGate
 
 
 class GateRecorder:
@@ -65,13 +65,11 @@ def sparsity_loss(multipliers: list[Tensor], target: float) -> Tensor:
     return (torch.stack(multipliers).mean() - target).clamp(min=0) ** 2
 
 
-def decisiveness_loss(logits: list[Tensor], kind: GateKind) -> Tensor:
-    """Mean of s (1 - s) over a branch's layers and the batch, s the slope-1 score. Our option, not the paper's.
-
-    It drives every score away from the threshold, to whichever side it is on, so that later steps do not flip it.
-    """
-    score = score_of(torch.stack(logits), kind)
-    return (score * (1 - score)).mean()
+def freeze_gates(model: DualSkippingNetwork, frozen: bool) -> None:
+    """Stops, or lets go on, the learning of every gate."""
+    for gate in model.modules():
+        if isinstance(gate, PooledGate):
+            gate.requires_grad_(not frozen)
 
 
 def open_gates(model: DualSkippingNetwork) -> None:

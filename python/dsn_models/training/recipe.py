@@ -32,21 +32,28 @@ class DataSection(_Section):
 
 
 class OptimiserSection(_Section):
-    """SGD with Nesterov momentum, no dampening; the learning rate falls along a cosine within each phase."""
+    """SGD with Nesterov momentum, no dampening; the learning rate falls along a cosine within each phase.
+
+    The phases: ``ungated_epochs`` run every layer; then the gates learn; in the last ``settled_epochs`` they are frozen
+    and decide as in inference, and the other weights adapt to that.
+    """
 
     epochs: int = Field(gt=0)
     ungated_epochs: int = Field(0, ge=0)
+    settled_epochs: int = Field(0, ge=0)
     batch: int = Field(64, gt=1)
     lr: float = Field(0.1, gt=0)
     gated_lr: float | None = Field(None, gt=0)
+    settled_lr: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, gt=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     clip: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> OptimiserSection:
-        if self.ungated_epochs > self.epochs:
-            raise ValueError(f"ungated_epochs is {self.ungated_epochs}, more than the {self.epochs} epochs")
+        if self.ungated_epochs + self.settled_epochs > self.epochs:
+            phases = f"ungated_epochs {self.ungated_epochs} and settled_epochs {self.settled_epochs}"
+            raise ValueError(f"{phases} are more than the {self.epochs} epochs")
         return self
 
 
@@ -59,7 +66,6 @@ class GateSection(_Section):
     auxiliary: weight of the loss on gates that are all 0 or all 1 over a batch.
     sparsity: weight of the loss on branches that run more than their target; 0 (off) in the paper.
     target: (coarse, fine) fraction of layers that may run without that loss.
-    decisiveness: weight of the loss on scores between 0 and 1; 0 (off) in the paper.
     """
 
     open: bool = True
@@ -68,7 +74,6 @@ class GateSection(_Section):
     auxiliary: float = Field(0.01, ge=0)
     sparsity: float = Field(0.0, ge=0)
     target: tuple[float, float] = (1.0, 1.0)
-    decisiveness: float = Field(0.0, ge=0)
 
 
 class Recipe(_Section):
