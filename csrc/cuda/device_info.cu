@@ -48,7 +48,7 @@ RuntimeInfo runtime() {
   cudaDriverGetVersion(&info.driver_version);
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess) info.error = cudaGetErrorString(status);
+  if (status != cudaSuccess) info.error = info.driver_version ? cudaGetErrorString(status) : "no CUDA driver";
   cudaGetLastError();
   return info;
 }
