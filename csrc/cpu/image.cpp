@@ -7,11 +7,13 @@ namespace dsn::cpu {
 
 void Worker::pool(int64_t buffer, int64_t begin, int64_t end) const {
   const BufferSpec& map = plan.buffers[buffer];
-  for (int64_t c = begin; c < end; ++c) {
-    float total = 0;
-    for (int64_t t = 0; t < map.tiles(); ++t) total += sums(buffer)[t * map.channels + c];
-    pooled(buffer)[c] = total / static_cast<float>(map.pixels());
+  float* mean = pooled(buffer);
+  std::fill(mean + begin, mean + end, 0.f);
+  for (int64_t t = 0; t < map.tiles(); ++t) {
+    const float* row = sums(buffer) + t * map.channels;
+    for (int64_t c = begin; c < end; ++c) mean[c] += row[c];
   }
+  for (int64_t c = begin; c < end; ++c) mean[c] /= static_cast<float>(map.pixels());
 }
 
 void run_load(Worker& w, const Instruction& in) {

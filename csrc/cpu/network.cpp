@@ -105,32 +105,35 @@ struct Batch {
   }
 };
 
-// Whole rounds of samples go one to a thread; what is left over is shared by all threads.
+// Samples go one to a thread; the last, and what is left over from whole rounds, are shared by the threads that have
+// nothing else to do. Samples differ in what they skip, so without that the slowest thread would finish alone.
 void run_batch(Batch& batch) {
   const int threads = std::min<int>(static_cast<int>(torch::stable::get_num_threads()), Team::kMaxSize);
-  const int64_t singles = threads == 1 ? batch.size : batch.size / threads * threads;
-  const int64_t shared = batch.size - singles;
+  const int64_t left_over = batch.size % threads;
+  const int64_t shared = threads == 1 ? 0 : left_over ? left_over : 1;
+  const int64_t singles = batch.size - shared;
   const MemoryMap alone = map_memory(batch.plan, 1), together = map_memory(batch.plan, threads);
 
   std::vector<std::unique_ptr<Arena>> arenas;
-  if (singles)
-    for (int t = 0; t < threads; ++t) arenas.push_back(std::make_unique<Arena>(alone.size));
-  std::unique_ptr<Arena> shared_arena;
-  if (shared) shared_arena = std::make_unique<Arena>(std::max(together.size, alone.size));
-  const int64_t phases = phase_count(batch.plan);
-  std::vector<PhaseFlags> flags(static_cast<size_t>(shared * phases));
+  for (int t = 0; t < (singles ? threads : 1); ++t)
+    arenas.push_back(std::make_unique<Arena>(shared ? std::max(alone.size, together.size) : alone.size));
+  std::vector<std::unique_ptr<TeamState>> teams;
+  for (int64_t i = 0; i < shared; ++i) teams.push_back(std::make_unique<TeamState>(phase_count(batch.plan)));
+  std::atomic<float*> team_arena{singles ? nullptr : arenas[0]->data()};
   std::atomic<int64_t> next{0};
 
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     const int rank = static_cast<int>(begin);
     const bool only_thread = end - begin == threads;  // nested in another parallel region
+    float* arena = arenas[singles ? rank : 0]->data();
     const int64_t mine = only_thread ? batch.size : singles;
-    float* arena = singles ? arenas[rank]->data() : only_thread ? shared_arena->data() : nullptr;
     for (int64_t i; (i = next.fetch_add(1)) < mine;)
       Worker(batch.compiled, alone, batch.weights, arena, Team(), batch.sample(i)).run();
     if (only_thread) return;
+    float* none = nullptr;  // the first thread without a sample of its own lends the team its memory
+    team_arena.compare_exchange_strong(none, arena);
     for (int64_t i = 0; i < shared; ++i)
-      Worker(batch.compiled, together, batch.weights, shared_arena->data(), Team(rank, threads, &flags[i * phases]),
+      Worker(batch.compiled, together, batch.weights, team_arena.load(), Team(rank, threads, *teams[i]),
              batch.sample(singles + i))
           .run();
   });

@@ -2,13 +2,15 @@
 //
 // Work is claimed, threads are not counted: a phase is over when its chunks are done, whoever did
 // them, so no schedule of the thread pool can deadlock it and results do not depend on it. A chunk
-// has a preferred thread, whose cache holds its data; another takes it only if that one is late.
+// has a preferred thread, whose cache holds its data; another takes it if that one has not joined
+// yet (it may still be busy with a sample of its own) or is late.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
-#include <memory>
 #include <thread>
+#include <vector>
 
 namespace dsn::cpu {
 
@@ -18,11 +20,18 @@ inline void cpu_relax() {
 #endif
 }
 
-// One per phase; zero before the team starts.
-struct alignas(64) PhaseFlags {
-  std::atomic<uint64_t> claimed{0};
+// `finished` is polled, so it has a cache line of its own.
+struct PhaseFlags {
+  alignas(64) std::atomic<uint64_t> claimed{0};
   std::atomic<int> done{0};
-  std::atomic<bool> finished{false};
+  alignas(64) std::atomic<bool> finished{false};
+};
+
+// What the threads of a team share: one for each sample.
+struct TeamState {
+  explicit TeamState(int64_t phases) : flags(static_cast<size_t>(phases)) {}
+  std::atomic<uint64_t> joined{0};
+  std::vector<PhaseFlags> flags;
 };
 
 class Team {
@@ -30,7 +39,9 @@ class Team {
   static constexpr int kMaxSize = 64;
 
   Team() = default;  // a thread alone
-  Team(int rank, int size, PhaseFlags* flags) : rank_(rank), size_(size), flags_(flags) {}
+  Team(int rank, int size, TeamState& state) : rank_(rank), size_(size), state_(&state) {
+    state.joined.fetch_or(uint64_t{1} << rank, std::memory_order_relaxed);
+  }
 
   bool alone() const { return size_ == 1; }
   int rank() const { return rank_; }
@@ -43,12 +54,19 @@ class Team {
       finish();
       return;
     }
-    PhaseFlags& flags = *flags_++;
+    PhaseFlags& flags = state_->flags[static_cast<size_t>(next_phase_++)];
     take(flags, rank_, items, work, finish);
-    for (int spins = 0; !flags.finished.load(std::memory_order_acquire); ++spins) {
-      if (spins == kPatience)
-        for (int i = 1; i < size_; ++i) take(flags, (rank_ + i) % size_, items, work, finish);
-      spins < kSpins ? cpu_relax() : std::this_thread::yield();
+    const auto start = std::chrono::steady_clock::now();
+    bool patient = true;
+    for (int spins = 1; !flags.finished.load(std::memory_order_acquire); ++spins) {
+      // The clock costs some pauses, so it is read now and then.
+      if (patient && spins % 16 == 0) patient = std::chrono::steady_clock::now() - start < kPatience;
+      const uint64_t joined = patient ? state_->joined.load(std::memory_order_relaxed) : 0;
+      for (int i = 1; i < size_; ++i) {
+        const int other = (rank_ + i) % size_;
+        if (!(joined >> other & 1)) take(flags, other, items, work, finish);
+      }
+      patient ? cpu_relax() : std::this_thread::yield();
     }
   }
   template <class Work>
@@ -57,12 +75,12 @@ class Team {
   }
 
  private:
-  static constexpr int kPatience = 400;  // pauses before taking a late thread's chunk: some microseconds
-  static constexpr int kSpins = 20000;
+  static constexpr std::chrono::microseconds kPatience{50};  // several phases of a small map
 
   template <class Work, class Finish>
   void take(PhaseFlags& flags, int chunk, int64_t items, const Work& work, const Finish& finish) {
     uint64_t bit = uint64_t{1} << chunk;
+    if (flags.claimed.load(std::memory_order_relaxed) & bit) return;
     if (flags.claimed.fetch_or(bit, std::memory_order_acq_rel) & bit) return;
     for (int64_t i = items * chunk / size_; i < items * (chunk + 1) / size_; ++i) work(i);
     if (flags.done.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
@@ -73,7 +91,8 @@ class Team {
 
   int rank_ = 0;
   int size_ = 1;
-  PhaseFlags* flags_ = nullptr;
+  TeamState* state_ = nullptr;
+  int64_t next_phase_ = 0;
 };
 
 }  // namespace dsn::cpu
