@@ -105,7 +105,7 @@ def test_resume_refuses_another_recipe_and_a_damaged_state(recipe, tmp_path):
 def test_fine_tuning_begins_with_a_checkpoint(recipe, tmp_path):
     first = run(recipe, tmp_path / "first")
     text = TINY.replace('"dsn-navon"', f'"dsn-navon"\ninit = "{first}"').replace("lr = 0.05", "lr = 1e-12")
-    text = text.replace("ungated_epochs = 1", "").replace("[gates]", "[gates]\nopen = false\nslope = 9.0")
+    text = text.replace("ungated_epochs = 1", "").replace("[gates]", "[gates]\nbegin = 'kept'\nslope = 9.0")
     recipe.write_text(text)
     before = dsn_models.load(first).state_dict()
     after = dsn_models.load(run(recipe, tmp_path / "second")).state_dict()
@@ -122,7 +122,7 @@ def test_settled_gates_keep_their_weights_and_decide_as_in_inference(recipe, tmp
     text = TINY.replace('"dsn-navon"', f'"dsn-navon"\ninit = "{first}"').replace(
         "ungated_epochs = 1", "settled_epochs = 3"
     )
-    recipe.write_text(text.replace("[gates]", "[gates]\nopen = false"))
+    recipe.write_text(text.replace("[gates]", "[gates]\nbegin = 'kept'"))
     before = dsn_models.load(first).state_dict()
     after = dsn_models.load(run(recipe, tmp_path / "second")).state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before if ".gates." in key and "slope" not in key)

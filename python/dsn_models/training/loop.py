@@ -20,6 +20,7 @@ from ..data import CoarseFineDataset, open_dataset
 from ..dual_skipping import BRANCHES, DualSkippingNetwork
 from ..errors import UserError
 from ..gates import set_slope
+from .calibration import calibrate_gates
 from .evaluation import all_open, evaluate
 from .losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
 from .recipe import OptimiserSection, Recipe, load_recipe
@@ -229,8 +230,10 @@ def train(
         while state.epoch < recipe.train.epochs:
             gated_epoch = state.epoch - recipe.train.ungated_epochs
             if isinstance(model, DualSkippingNetwork) and gated_epoch >= 0:
-                if gated_epoch == 0 and recipe.gates.open:
+                if gated_epoch == 0 and recipe.gates.begin == "open":
                     open_gates(model)
+                elif gated_epoch == 0 and recipe.gates.begin == "calibrated":
+                    calibrate_gates(model, train_set, recipe.gates.target)
                 freeze_gates(model, phase_of(recipe.train, state.epoch) == "settled")
                 set_slope(model, recipe.gates.slope + recipe.gates.slope_step * gated_epoch)
             totals = _train_epoch(model, optimiser, train_set, recipe, state, bar)

@@ -60,15 +60,16 @@ class OptimiserSection(_Section):
 class GateSection(_Section):
     """Gates of a dual skipping network. See ``dsn_models.training.losses`` for the terms.
 
-    open: begin the gated phase with every gate at score 1, so that it continues the ungated network.
+    begin: "open", the gated phase begins with every gate at score 1; "calibrated", with the least needed layers half
+        open (see ``dsn_models.training.calibration``); "kept", with the gates as they are.
     slope: slope k of the first gated epoch.
     slope_step: added to k after every gated epoch.
     auxiliary: weight of the loss on gates that are all 0 or all 1 over a batch.
     sparsity: weight of the loss on branches that run more than their target; 0 (off) in the paper.
-    target: (coarse, fine) fraction of layers that may run without that loss.
+    target: (coarse, fine) fraction of layers that may run without that loss, and that calibrated gates begin with.
     """
 
-    open: bool = True
+    begin: Literal["open", "calibrated", "kept"] = "open"
     slope: float = Field(1.0, gt=0)
     slope_step: float = Field(1.0, ge=0)
     auxiliary: float = Field(0.01, ge=0)
