@@ -64,11 +64,35 @@ py::dict build_info() {
   return info;
 }
 
+// Of each device the CUDA runtime sees: a line of facts, and whether this build's code runs there.
+py::list cuda_devices() {
+  py::list lines;
+#ifdef DSN_WITH_CUDA
+  for (const dsn::cuda::DeviceInfo& d : dsn::cuda::devices()) {
+    std::string line = d.name + ", sm_" + std::to_string(d.major) + std::to_string(d.minor) + ", " +
+                       std::to_string(d.memory_bytes >> 30) + " GiB: ";
+    lines.append(line + (d.error.empty() ? "runs sm_" + std::to_string(d.kernel_arch / 10) + " code" : d.error));
+  }
+#endif
+  return lines;
+}
+
+// Why there is no device; empty if there is one or nothing of CUDA was built.
+std::string cuda_error() {
+#ifdef DSN_WITH_CUDA
+  return dsn::cuda::runtime().error;
+#else
+  return "";
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Operators of dsn_kernels and the layouts of their packed weights.";
   m.def("build_info", &build_info, "What was compiled, and the instruction set chosen for this machine.");
+  m.def("cuda_devices", &cuda_devices, "One line per CUDA device; initialises the driver.");
+  m.def("cuda_error", &cuda_error, "Why no CUDA device is usable, or nothing.");
   m.attr("TILE") = dsn::kTile;
   m.attr("OPS") = py::dict(
       py::arg("load") = static_cast<int>(dsn::Op::kLoad), py::arg("stem") = static_cast<int>(dsn::Op::kStem),

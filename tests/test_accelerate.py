@@ -155,6 +155,17 @@ def test_empty_batch():
     assert fast.last_gates["fine"].shape == (0, fast.layers["fine"]) and fast.last_macs.shape == (0,)
 
 
+def test_nan_pixels_skip_every_layer_as_in_the_reference():
+    model, fast = make_pair("concat-bc-100")
+    x = make_images(model, 2)
+    x[0, 0, 0, 0] = float("nan")
+    actual, expected = fast(x), model(x)
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+    for branch in BRANCHES:
+        assert torch.equal(fast.last_gates[branch], model.last_gates[branch])
+        torch.testing.assert_close(fast.last_scores[branch], model.last_scores[branch], equal_nan=True)
+
+
 def test_state_dict_round_trip(tmp_path):
     model, fast = make_pair("concat-bc-100")
     x = make_images(model, 2)

@@ -56,7 +56,8 @@ class DenseBlock {
         float z =
             w.kernel.dot(packed[l][kGate], w.pooled(in.dst), static_cast<int>(channels(l))) + *packed[l][kGateBias];
         w.macs += channels(l);
-        s.score[g] = in.gate == GateKind::kHard ? std::fmax(0.f, std::fmin(z + 0.5f, 1.f)) : 1 / (1 + std::exp(-z));
+        // A NaN stays NaN and, exceeding nothing, skips its layer, as in torch.
+        s.score[g] = in.gate == GateKind::kHard ? std::clamp(z + 0.5f, 0.f, 1.f) : 1 / (1 + std::exp(-z));
         s.taken[g] = s.forced ? s.forced[g] : s.score[g] > s.threshold[g];
       }
       if (s.taken[g]) return;

@@ -47,7 +47,9 @@ def _backends() -> dict[str, str]:
 
 def collect() -> dict[str, Any]:
     """The facts as ``dsn info --json`` writes them."""
-    devices = ["cpu"] + [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    devices = ["cpu", *dsn_kernels._C.cuda_devices()]
+    if error := dsn_kernels._C.cuda_error():
+        devices.append(f"no CUDA device: {error}")
     return {
         "schema": 1,
         "dsn_kernels": _version("dsn-kernels"),
