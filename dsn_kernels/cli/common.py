@@ -17,7 +17,7 @@ from torch import nn
 import dsn_models
 from dsn_models import UserError, checkpoints
 from dsn_models.data import CoarseFineDataset, open_dataset
-from dsn_models.training.recipe import Recipe
+from dsn_models.training.recipe import DataSection
 
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file or stdout instead of a table.")
@@ -99,9 +99,11 @@ def open_test_data(
         UserError: no kind is given or known, or the data cannot be read.
     """
     section: dict[str, Any] = {}
-    if "recipe" in metadata:
-        recipe = Recipe.model_validate(metadata["recipe"])
-        section = recipe.data.model_dump()
+    if "recipe" in metadata:  # only its data matters here; the rest may be in the words of another version
+        try:
+            section = DataSection.model_validate(metadata["recipe"]["data"]).model_dump()
+        except (KeyError, TypeError, ValueError):
+            raise UserError("the checkpoint's recipe does not say what data it needs; choose with --kind") from None
     if kind is None and not section:
         raise UserError("the checkpoint does not say what it was trained on; choose with --kind")
     options: dict[str, Any] = {}

@@ -41,7 +41,10 @@ def cases():
         (["eval", "CKPT", "--kind", "navon-sklearn", "--backend", "abacus"], "backend is 'abacus'"),
         (["train", "absent"], "no recipe 'absent'"),
         (["train", "RECIPE", "--epochs", "0"], "recipe tiny"),
-        (["train", "RECIPE", "--ungated-epochs", "9"], "ungated_epochs is 9"),
+        (
+            ["train", "RECIPE", "--ungated-epochs", "9"],
+            "ungated_epochs 9 and settled_epochs 0 are more than the 2 epochs",
+        ),
         (["train", "CKPT"], "is no TOML"),
         (["demo", "--checkpoint", "absent.safetensors"], "no checkpoint at absent.safetensors"),
         (["demo", "--checkpoint", "CKPT", "--images", "3"], "'--images'"),

@@ -1,9 +1,10 @@
 import torch
+from small_models import make_small
+
 from dsn_models.data import navon
 from dsn_models.dual_skipping import BRANCHES
 from dsn_models.gates import PooledGate
 from dsn_models.training.calibration import calibrate_gates
-from small_models import make_small
 
 
 def test_calibrated_gates_begin_half_open_or_open():
