@@ -208,9 +208,15 @@ class DenseBlock {
   void start_from_constants(float* dst, int64_t t, int valid) {
     const int64_t rows = padded_rows(in.out_channels);
     int64_t y = t * kTile / map.width, x = t * kTile % map.width;
+    // Most pixels of a tile are of one kind; the others are set one by one.
+    const int common = border_kind(y, std::min<int64_t>(1, map.width - 1));
+    for (int64_t m = 0; m < in.out_channels; ++m)
+      std::fill_n(dst + m * kTile, kTile, borders[static_cast<size_t>(common * rows + m)]);
     for (int p = 0; p < valid; ++p) {
-      const float* border = borders.data() + border_kind(y, x) * rows;
-      for (int64_t m = 0; m < in.out_channels; ++m) dst[m * kTile + p] = border[m];
+      const int kind = border_kind(y, x);
+      if (kind != common)
+        for (int64_t m = 0; m < in.out_channels; ++m)
+          dst[m * kTile + p] = borders[static_cast<size_t>(kind * rows + m)];
       if (++x == map.width) x = 0, ++y;
     }
   }
