@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .densenet import Head, StemKind, check_images, init_weights, make_stem
+from .errors import UserError
+
+UnitKind = Literal["basic", "bottleneck", "preact"]
+ShortcutKind = Literal["projection", "pad"]
+Masks = Sequence[Tensor | None]  # one per convolution of a unit, [B, C] or None, multiplied after its batch norm
+
+
+def _mask(x: Tensor, masks: Masks | None, convolution: int) -> Tensor:
+    mask = None if masks is None else masks[convolution]
+    return x if mask is None else x * mask[:, :, None, None]
 
 
 class PreActivationUnit(nn.Module):
     """The residual of a bottleneck unit: BN-ReLU-1x1(w)-BN-ReLU-3x3(w)-BN-ReLU-1x1(N), w = N / 4, no shortcut added.
 
-    [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]. The caller adds the shortcut.
+    [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]. The caller adds the shortcut. ``masks`` as in
+    :class:`ResidualUnit`; those of the first two convolutions multiply what the next batch norm gives.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -27,65 +39,187 @@ class PreActivationUnit(nn.Module):
         self.norm3 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
         x = self.conv1(F.relu(self.norm1(x)))
-        x = self.conv2(F.relu(self.norm2(x)))
-        return self.conv3(F.relu(self.norm3(x)))
+        x = self.conv2(F.relu(_mask(self.norm2(x), masks, 0)))
+        return _mask(self.conv3(F.relu(_mask(self.norm3(x), masks, 1))), masks, 2)
 
 
-class ResidualBottleneck(nn.Module):
-    """Pre-activation bottleneck unit with its shortcut: a 1x1 convolution where the shape changes, else x."""
+class PadShortcut(nn.Module):
+    """Option A of the ResNet paper: every ``stride``-th pixel, zero channels added evenly on both sides. No weights."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.residual = PreActivationUnit(in_channels, out_channels, stride)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        before = (out_channels - in_channels) // 2
+        self.stride, self.padding = stride, (0, 0, 0, 0, before, out_channels - in_channels - before)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.residual(x)
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
 
 
-class BasicUnit(nn.Module):
-    """Post-activation basic unit: ReLU(shortcut + BN-3x3-ReLU-BN-3x3), 1x1-BN shortcut where the shape changes."""
+def _make_shortcut(kind: ShortcutKind, norm: bool, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    if kind == "pad":
+        return PadShortcut(in_channels, out_channels, stride)
+    projection = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(projection, nn.BatchNorm2d(out_channels)) if norm else projection
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+
+class ResidualUnit(nn.Module):
+    """What the units share. ``shortcut``: identity, or where the shape changes a projection (1x1) or padding.
+
+    - ``residual(x, masks=None)``: the branch of convolutions, before the shortcut is added. ``masks[i]`` [B, C]
+      multiplies the output of convolution i after its batch norm; None leaves one as it is.
+    - ``merge(shortcut, residual)``: their sum, with the ReLU of post-activation units.
+    - ``forward(x, masks=None)``: ``merge(shortcut(x), residual(x, masks))``.
+    - ``widths``: output channels of each convolution of the residual.
+    """
+
+    residual: Callable[..., Tensor]
+    shortcut: nn.Module
+    widths: tuple[int, ...]
+
+    def merge(self, shortcut: Tensor, residual: Tensor) -> Tensor:
+        return F.relu(shortcut + residual)
+
+    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
+        return self.merge(self.shortcut(x), self.residual(x, masks))
+
+
+class BasicUnit(ResidualUnit):
+    """Post-activation basic unit: ReLU(shortcut + BN-3x3-ReLU-BN-3x3); a projection is followed by BN."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: ShortcutKind = "projection") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(out_channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
+        self.shortcut = _make_shortcut(shortcut, True, in_channels, out_channels, stride)
+        self.widths = (out_channels, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(self.shortcut(x) + y)
+    def residual(self, x: Tensor, masks: Masks | None = None) -> Tensor:
+        x = F.relu(_mask(self.norm1(self.conv1(x)), masks, 0))
+        return _mask(self.norm2(self.conv2(x)), masks, 1)
+
+
+class BottleneckUnit(ResidualUnit):
+    """Post-activation bottleneck: ReLU(shortcut + BN-1x1(N)-ReLU-BN-3x3(w)-ReLU-BN-1x1(w)), w = N / 4, N outputs.
+
+    The 3x3 convolution has the stride, as in torchvision. A projection is followed by BN.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: ShortcutKind = "projection") -> None:
+        super().__init__()
+        width = out_channels // 4
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(out_channels)
+        self.shortcut = _make_shortcut(shortcut, True, in_channels, out_channels, stride)
+        self.widths = (width, width, out_channels)
+
+    def residual(self, x: Tensor, masks: Masks | None = None) -> Tensor:
+        x = F.relu(_mask(self.norm1(self.conv1(x)), masks, 0))
+        x = F.relu(_mask(self.norm2(self.conv2(x)), masks, 1))
+        return _mask(self.norm3(self.conv3(x)), masks, 2)
+
+
+class ResidualBottleneck(ResidualUnit):
+    """Pre-activation bottleneck unit: shortcut + residual, no ReLU after; a projection has no BN."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: ShortcutKind = "projection") -> None:
+        super().__init__()
+        self.residual = PreActivationUnit(in_channels, out_channels, stride)
+        self.shortcut = _make_shortcut(shortcut, False, in_channels, out_channels, stride)
+        self.widths = (out_channels // 4, out_channels // 4, out_channels)
+
+    def merge(self, shortcut: Tensor, residual: Tensor) -> Tensor:
+        return shortcut + residual
+
+
+_UNITS = {"basic": BasicUnit, "bottleneck": BottleneckUnit, "preact": ResidualBottleneck}
 
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """What :class:`ResNet` is built from."""
+    """What :class:`ResNet` is built from.
+
+    Attributes:
+        name: zoo name.
+        stage_units: residual units of each stage.
+        stage_widths: output channels of each stage's units; bottlenecks are a quarter as wide inside.
+        stem_width: output channels of the stem.
+        unit: ``"basic"`` and ``"bottleneck"`` (post-activation), ``"preact"`` (pre-activation bottleneck).
+        classes: of the task.
+        in_channels, image_size: images are [B, in_channels, image_size, image_size].
+        stem: ``"conv3x3"`` or ``"imagenet"``.
+        shortcut: where the shape changes: ``"projection"`` (1x1) or ``"pad"`` (option A of the ResNet paper).
+
+    Raises:
+        UserError: a field has a value outside the above.
+    """
 
     name: str
     stage_units: tuple[int, ...]
     stage_widths: tuple[int, ...]
     stem_width: int
-    unit: Literal["basic", "preact"]
+    unit: UnitKind
     classes: int
     in_channels: int = 3
     image_size: int = 32
     stem: StemKind = "conv3x3"
+    shortcut: ShortcutKind = "projection"
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("unit", UnitKind), ("stem", StemKind), ("shortcut", ShortcutKind)):
+            if getattr(self, field) not in get_args(allowed):
+                raise UserError(f"{field} is {getattr(self, field)!r}; expected one of {', '.join(get_args(allowed))}")
+        if not self.stage_units or min(self.stage_units) < 1:
+            raise UserError(f"stage_units is {self.stage_units}; expected one positive number per stage")
+        if len(self.stage_widths) != len(self.stage_units):
+            raise UserError(f"stage_widths is {self.stage_widths}; expected one width per stage")
+        if min(self.stage_widths) < 1 or self.unit != "basic" and any(width % 4 for width in self.stage_widths):
+            raise UserError(f"stage_widths is {self.stage_widths}; expected positive numbers, multiples of 4 for "
+                            "bottlenecks")  # fmt: skip
+        if min(self.stem_width, self.classes, self.in_channels, self.image_size) < 1:
+            raise UserError("stem_width, classes, in_channels and image_size must be positive")
+
+
+def make_resnet_stem(config: ResNetConfig) -> nn.Module:
+    """The stem; the 3x3 stem of post-activation networks is followed by BN-ReLU, as ``"imagenet"`` always is."""
+    stem = make_stem(config.stem, config.in_channels, config.stem_width)
+    if config.unit != "preact" and config.stem == "conv3x3":
+        return nn.Sequential(stem, nn.BatchNorm2d(config.stem_width), nn.ReLU())
+    return stem
+
+
+def make_units(config: ResNetConfig) -> list[ResidualUnit]:
+    """The residual units of all stages; the first of each later stage halves the map."""
+    channels, units = config.stem_width, []
+    for stage, (count, width) in enumerate(zip(config.stage_units, config.stage_widths, strict=True)):
+        for i in range(count):
+            stride = 2 if stage > 0 and i == 0 else 1
+            units.append(_UNITS[config.unit](channels, width, stride, config.shortcut))
+            channels = width
+    return units
+
+
+def make_resnet_head(config: ResNetConfig) -> nn.Module:
+    """GAP-linear, after BN-ReLU where the units are pre-activation ones."""
+    channels = config.stage_widths[-1]
+    if config.unit == "preact":
+        return Head(channels, config.classes)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, config.classes))
 
 
 class ResNet(nn.Module):
     """ResNet for one task: stem, stages of residual units (the first unit of each later stage halves the map), head.
 
-    The head of pre-activation networks is BN-ReLU-GAP-linear; that of basic ones GAP-linear, and their 3x3 stem is
+    The head of pre-activation networks is BN-ReLU-GAP-linear; that of the others GAP-linear, and their 3x3 stem is
     followed by BN-ReLU. ``forward``: images [B, in_channels, image_size, image_size] to logits [B, classes].
 
     Raises:
@@ -95,22 +229,9 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
-        channels = config.stem_width
-        self.stem = make_stem(config.stem, config.in_channels, channels)
-        if config.unit == "basic" and config.stem == "conv3x3":
-            self.stem = nn.Sequential(self.stem, nn.BatchNorm2d(channels), nn.ReLU())
-        make_unit = BasicUnit if config.unit == "basic" else ResidualBottleneck
-        units: list[nn.Module] = []
-        for stage, (count, width) in enumerate(zip(config.stage_units, config.stage_widths, strict=True)):
-            for i in range(count):
-                units.append(make_unit(channels, width, 2 if stage > 0 and i == 0 else 1))
-                channels = width
-        self.units = nn.Sequential(*units)
-        self.head: nn.Module
-        if config.unit == "preact":
-            self.head = Head(channels, config.classes)
-        else:
-            self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, config.classes))
+        self.stem = make_resnet_stem(config)
+        self.units = nn.Sequential(*make_units(config))
+        self.head = make_resnet_head(config)
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:

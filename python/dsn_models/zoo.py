@@ -21,7 +21,7 @@ FAMILIES: dict[str, tuple[type, type[nn.Module]]] = {
     "lenet": (LeNetConfig, LeNet),
 }
 
-_CONFIGS = (
+_CONFIGS: tuple[Any, ...] = (
     DualSkippingConfig(
         "dsn-navon", 6, (3, 3, 3, 3), bottleneck=False, guide=False, classes=(10, 10), in_channels=1, image_size=64
     ),
@@ -40,7 +40,18 @@ _CONFIGS = (
     DenseNetConfig("densenet-121", 32, (6, 12, 24, 16), True, 0.5, 1000, image_size=224, stem="imagenet"),
     ResNetConfig("resnet-18", (2, 2, 2, 2), (64, 128, 256, 512), 64, "basic", 1000, image_size=224, stem="imagenet"),
     ResNetConfig("resnet-34", (3, 4, 6, 3), (64, 128, 256, 512), 64, "basic", 1000, image_size=224, stem="imagenet"),
+    *(
+        ResNetConfig(
+            f"resnet-{depth}", units, (256, 512, 1024, 2048), 64, "bottleneck", 1000, image_size=224, stem="imagenet"
+        )
+        for depth, units in ((50, (3, 4, 6, 3)), (101, (3, 4, 23, 3)), (152, (3, 8, 36, 3)))
+    ),
+    *(
+        ResNetConfig(f"resnet-{6 * n + 2}", (n, n, n), (16, 32, 64), 16, "basic", 10, shortcut="pad")
+        for n in (3, 5, 6, 9, 12, 18)
+    ),
     ResNetConfig("resnet-164", (18, 18, 18), (64, 128, 256), 16, "preact", 100),
+    ResNetConfig("resnet-164-narrow", (18, 18, 18), (16, 128, 256), 16, "preact", 10),
 )  # fmt: skip
 _ZOO = {config.name: config for config in _CONFIGS}
 
