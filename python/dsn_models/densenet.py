@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from .errors import UserError
 
 StemKind = Literal["conv3x3", "imagenet"]
+# A unit's convolutions in order, each with the batch norm that its output meets inside the unit, if any.
+Convolutions = tuple[tuple[str, str | None], ...]
 
 
 def make_stem(kind: StemKind, in_channels: int, out_channels: int) -> nn.Module:
@@ -74,6 +76,7 @@ class DenseLayer(nn.Module):
     def __init__(self, in_channels: int, growth_rate: int, bottleneck: bool) -> None:
         super().__init__()
         self.bottleneck = bottleneck
+        self.convolutions: Convolutions = (("conv1", "norm2"), ("conv2", None)) if bottleneck else (("conv1", None),)
         self.norm1 = nn.BatchNorm2d(in_channels)
         if bottleneck:
             width = 4 * growth_rate
@@ -179,3 +182,10 @@ class DenseNet(nn.Module):
         for transition, block in zip(self.transitions, list(self.blocks)[1:], strict=True):
             x = block(transition(x))
         return self.head(x)
+
+
+ZOO = (
+    (DenseNetConfig("densenet-40", 12, (12, 12, 12), False, 1.0, 100), "CIFAR-100"),
+    (DenseNetConfig("densenet-bc-100", 12, (16, 16, 16), True, 0.5, 100), "CIFAR-100"),
+    (DenseNetConfig("densenet-121", 32, (6, 12, 24, 16), True, 0.5, 1000, image_size=224, stem="imagenet"), "ImageNet"),
+)

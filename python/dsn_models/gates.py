@@ -1,4 +1,4 @@
-"""Gates that decide, per sample, whether a layer runs. Dual Skipping Networks, section 3.1 and equation 1."""
+"""Gates that decide, per sample, whether a layer (Dual Skipping Networks) or a filter (GaterNet) runs."""
 
 from __future__ import annotations
 
@@ -85,3 +85,34 @@ def set_slope(module: nn.Module, slope: float) -> None:
     for gate in module.modules():
         if isinstance(gate, PooledGate):
             gate.slope.fill_(slope)
+
+
+def saturating_sigmoid(x: Tensor) -> Tensor:
+    """``clamp(1.2 sigmoid(x) - 0.1, 0, 1)``, any shape. GaterNet (https://arxiv.org/abs/1811.11205), section 3.2.2."""
+    return (1.2 * x.sigmoid() - 0.1).clamp(0.0, 1.0)
+
+
+class _StraightThroughStep(torch.autograd.Function):
+    """1 where x > 0, else 0, forward; the gradient of :func:`saturating_sigmoid` backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        s = x.sigmoid()
+        saturated = (1.2 * s - 0.1 <= 0) | (1.2 * s - 0.1 >= 1)
+        return torch.where(saturated, torch.zeros_like(grad), grad * 1.2 * s * (1 - s))
+
+
+def improved_semhash(scores: Tensor, discrete: Tensor) -> Tensor:  # [B, c], [B] -> [B, c]
+    """Improved SemHash without its noise: differentiable gates. GaterNet, section 3.2.2.
+
+    ``g_alpha = saturating_sigmoid(scores)`` for samples where ``discrete`` is False, ``g_beta = 1(scores > 0)`` with
+    g_alpha's gradient where it is True. ``scores`` [B, c] floating point, ``discrete`` bool [B]; returns [B, c] in
+    [0, 1].
+    """
+    return torch.where(discrete[:, None], _StraightThroughStep.apply(scores), saturating_sigmoid(scores))

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .densenet import Head, StemKind, check_images, init_weights, make_stem
+from .densenet import Convolutions, Head, StemKind, check_images, init_weights, make_stem
 from .errors import UserError
 
 UnitKind = Literal["basic", "bottleneck", "preact"]
 ShortcutKind = Literal["projection", "pad"]
-Masks = Sequence[Tensor | None]  # one per convolution of a unit, [B, C] or None, multiplied after its batch norm
-
-
-def _mask(x: Tensor, masks: Masks | None, convolution: int) -> Tensor:
-    mask = None if masks is None else masks[convolution]
-    return x if mask is None else x * mask[:, :, None, None]
 
 
 class PreActivationUnit(nn.Module):
     """The residual of a bottleneck unit: BN-ReLU-1x1(w)-BN-ReLU-3x3(w)-BN-ReLU-1x1(N), w = N / 4, no shortcut added.
 
-    [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]. The caller adds the shortcut. ``masks`` as in
-    :class:`ResidualUnit`; those of the first two convolutions multiply what the next batch norm gives.
+    [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]. The caller adds the shortcut.
     """
+
+    convolutions: ClassVar[Convolutions] = (("conv1", "norm2"), ("conv2", "norm3"), ("conv3", None))
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -39,10 +34,10 @@ class PreActivationUnit(nn.Module):
         self.norm3 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
 
-    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(F.relu(self.norm1(x)))
-        x = self.conv2(F.relu(_mask(self.norm2(x), masks, 0)))
-        return _mask(self.conv3(F.relu(_mask(self.norm3(x), masks, 1))), masks, 2)
+        x = self.conv2(F.relu(self.norm2(x)))
+        return self.conv3(F.relu(self.norm3(x)))
 
 
 class PadShortcut(nn.Module):
@@ -69,26 +64,25 @@ def _make_shortcut(kind: ShortcutKind, norm: bool, in_channels: int, out_channel
 class ResidualUnit(nn.Module):
     """What the units share. ``shortcut``: identity, or where the shape changes a projection (1x1) or padding.
 
-    - ``residual(x, masks=None)``: the branch of convolutions, before the shortcut is added. ``masks[i]`` [B, C]
-      multiplies the output of convolution i after its batch norm; None leaves one as it is.
+    - ``residual(x)``: the branch of convolutions, before the shortcut is added.
     - ``merge(shortcut, residual)``: their sum, with the ReLU of post-activation units.
-    - ``forward(x, masks=None)``: ``merge(shortcut(x), residual(x, masks))``.
-    - ``widths``: output channels of each convolution of the residual.
+    - ``forward(x)``: ``merge(shortcut(x), residual(x))``.
     """
 
-    residual: Callable[..., Tensor]
+    residual: Callable[[Tensor], Tensor]
     shortcut: nn.Module
-    widths: tuple[int, ...]
 
     def merge(self, shortcut: Tensor, residual: Tensor) -> Tensor:
         return F.relu(shortcut + residual)
 
-    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
-        return self.merge(self.shortcut(x), self.residual(x, masks))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.merge(self.shortcut(x), self.residual(x))
 
 
 class BasicUnit(ResidualUnit):
     """Post-activation basic unit: ReLU(shortcut + BN-3x3-ReLU-BN-3x3); a projection is followed by BN."""
+
+    convolutions: ClassVar[Convolutions] = (("conv1", "norm1"), ("conv2", "norm2"))
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: ShortcutKind = "projection") -> None:
         super().__init__()
@@ -97,11 +91,10 @@ class BasicUnit(ResidualUnit):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.shortcut = _make_shortcut(shortcut, True, in_channels, out_channels, stride)
-        self.widths = (out_channels, out_channels)
 
-    def residual(self, x: Tensor, masks: Masks | None = None) -> Tensor:
-        x = F.relu(_mask(self.norm1(self.conv1(x)), masks, 0))
-        return _mask(self.norm2(self.conv2(x)), masks, 1)
+    def residual(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        return self.norm2(self.conv2(x))
 
 
 class BottleneckUnit(ResidualUnit):
@@ -109,6 +102,8 @@ class BottleneckUnit(ResidualUnit):
 
     The 3x3 convolution has the stride, as in torchvision. A projection is followed by BN.
     """
+
+    convolutions: ClassVar[Convolutions] = (("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3"))
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: ShortcutKind = "projection") -> None:
         super().__init__()
@@ -120,12 +115,11 @@ class BottleneckUnit(ResidualUnit):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(out_channels)
         self.shortcut = _make_shortcut(shortcut, True, in_channels, out_channels, stride)
-        self.widths = (width, width, out_channels)
 
-    def residual(self, x: Tensor, masks: Masks | None = None) -> Tensor:
-        x = F.relu(_mask(self.norm1(self.conv1(x)), masks, 0))
-        x = F.relu(_mask(self.norm2(self.conv2(x)), masks, 1))
-        return _mask(self.norm3(self.conv3(x)), masks, 2)
+    def residual(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return self.norm3(self.conv3(x))
 
 
 class ResidualBottleneck(ResidualUnit):
@@ -135,7 +129,6 @@ class ResidualBottleneck(ResidualUnit):
         super().__init__()
         self.residual = PreActivationUnit(in_channels, out_channels, stride)
         self.shortcut = _make_shortcut(shortcut, False, in_channels, out_channels, stride)
-        self.widths = (out_channels // 4, out_channels // 4, out_channels)
 
     def merge(self, shortcut: Tensor, residual: Tensor) -> Tensor:
         return shortcut + residual
@@ -238,3 +231,23 @@ class ResNet(nn.Module):
         dtype = next(self.parameters()).dtype
         check_images(images, self.config.in_channels, self.config.image_size, dtype)
         return self.head(self.units(self.stem(images)))
+
+
+def _imagenet(depth: int, units: tuple[int, ...], unit: UnitKind) -> tuple[ResNetConfig, str]:
+    widths = (64, 128, 256, 512) if unit == "basic" else (256, 512, 1024, 2048)
+    return ResNetConfig(f"resnet-{depth}", units, widths, 64, unit, 1000, image_size=224, stem="imagenet"), "ImageNet"
+
+
+ZOO = (
+    _imagenet(18, (2, 2, 2, 2), "basic"),
+    _imagenet(34, (3, 4, 6, 3), "basic"),
+    _imagenet(50, (3, 4, 6, 3), "bottleneck"),
+    _imagenet(101, (3, 4, 23, 3), "bottleneck"),
+    _imagenet(152, (3, 8, 36, 3), "bottleneck"),
+    *(
+        (ResNetConfig(f"resnet-{6 * n + 2}", (n, n, n), (16, 32, 64), 16, "basic", 10, shortcut="pad"), "CIFAR-10")
+        for n in (3, 5, 6, 9, 12, 18)
+    ),
+    (ResNetConfig("resnet-164", (18, 18, 18), (64, 128, 256), 16, "preact", 100), "CIFAR-100"),
+    (ResNetConfig("resnet-164-narrow", (18, 18, 18), (16, 128, 256), 16, "preact", 10), "CIFAR-10"),
+)
