@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from . import cifar, folder, idx, navon
+from . import cifar, cifar_jpeg, folder, idx, navon
 from .base import CoarseFineDataset
 
 _NAVON = ("canvas", "glyph", "shade", "distortions", "fresh", "seed", "split_seed")
@@ -15,11 +15,12 @@ _OPTIONS = {
     "navon-sklearn": _NAVON,
     "cifar-10": ("seed",),
     "cifar-100": ("seed",),
+    "cifar-10-jpeg": ("mean", "std", "seed"),
     "folder": ("image_size", "seed"),
 }
 KINDS = tuple(_OPTIONS)
 
-__all__ = ["KINDS", "CoarseFineDataset", "cifar", "folder", "idx", "navon", "open_dataset"]
+__all__ = ["KINDS", "CoarseFineDataset", "cifar", "cifar_jpeg", "folder", "idx", "navon", "open_dataset"]
 
 
 def open_dataset(
@@ -32,7 +33,7 @@ def open_dataset(
         path: the folder that holds it; none is needed for ``"navon-sklearn"``. A ``"folder"`` holds ``train``, ``test``
             and ``coarse.json``, the map from fine to coarse class names.
         train: the training part, with its augmentation, else the test part.
-        images: number of Navon images.
+        images: number of Navon images, or of images read from ``"cifar-10-jpeg"`` archives.
         options: of the data set's class.
 
     Raises:
@@ -53,4 +54,6 @@ def open_dataset(
     if kind == "folder":
         part = Path(path) / ("train" if train else "test")
         return folder.ImageFolder(part, Path(path) / "coarse.json", train=train, **options)
+    if kind == "cifar-10-jpeg":
+        return cifar_jpeg.CIFAR10Jpeg(path, train, images, **options)
     return cifar.CIFAR(path, train, 10 if kind == "cifar-10" else 100, **options)

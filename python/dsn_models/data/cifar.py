@@ -95,12 +95,27 @@ class CIFAR(CoarseFineDataset):
         if classes not in _MEAN:
             raise UserError(f"classes is {classes}; CIFAR has 10 or 100")
         columns = [torch.from_numpy(np.ascontiguousarray(a)) for a in _read(Path(root), train, classes)]
-        self.images, self.fine = columns[0], columns[-1]
-        if int(self.fine.max()) >= classes:
-            raise UserError(f"{root} holds the label {int(self.fine.max())}; expected CIFAR-{classes}")
-        self.coarse = columns[1] if classes == 100 else torch.tensor(CIFAR10_COARSE)[self.fine]
-        self.coarse_classes, self.fine_classes = (20, 100) if classes == 100 else (2, 10)
-        self.mean, self.std = (torch.tensor(t[classes])[:, None, None] for t in (_MEAN, _STD))
+        images, fine = columns[0], columns[-1]
+        if int(fine.max()) >= classes:
+            raise UserError(f"{root} holds the label {int(fine.max())}; expected CIFAR-{classes}")
+        coarse = columns[1] if classes == 100 else torch.tensor(CIFAR10_COARSE)[fine]
+        counts = (20, 100) if classes == 100 else (2, 10)
+        self._hold(images, coarse, fine, counts, _MEAN[classes], _STD[classes], train, seed)
+
+    def _hold(
+        self,
+        images: Tensor,
+        coarse: Tensor,
+        fine: Tensor,
+        classes: tuple[int, int],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        train: bool,
+        seed: int,
+    ) -> None:
+        self.images, self.coarse, self.fine = images, coarse, fine
+        self.coarse_classes, self.fine_classes = classes
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
         self.train, self.seed = train, seed
         self.set_epoch(0)
 
