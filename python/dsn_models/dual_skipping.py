@@ -334,3 +334,26 @@ def resolve_forced_gates(
         if gates.numel() and int(gates.max()) > 1:
             raise UserError(f"forced_gates['{name}'] holds {int(gates.max())}; expected only 0 and 1")
     return {name: forced_gates[name] for name in BRANCHES}
+
+
+ZOO = (
+    (
+        DualSkippingConfig(
+            "dsn-navon", 6, (3, 3, 3, 3), bottleneck=False, guide=False, classes=(10, 10), in_channels=1, image_size=64
+        ),
+        "sb-MNIST",
+    ),
+    (DualSkippingConfig("concat-40", 12, (12, 12, 12), bottleneck=False), "CIFAR-100"),
+    (DualSkippingConfig("concat-bc-100", 12, (16, 16, 16), bottleneck=True, compression=0.5), "CIFAR-100"),
+    (
+        DualSkippingConfig("add-166", 32, (18, 18, 18), bottleneck=True, merge="add", stage_widths=(64, 128, 256)),
+        "CIFAR-100",
+    ),
+    (
+        DualSkippingConfig(
+            "dsn-121", 32, (6, 12, 24, 16), bottleneck=True, compression=0.5, classes=(39, 200), image_size=224,
+            stem="imagenet",
+        ),
+        "CUB-200-2011",
+    ),
+)  # fmt: skip

@@ -49,3 +49,6 @@ class LeNet(nn.Module):
         dtype = next(self.parameters()).dtype
         check_images(images, self.config.in_channels, self.config.image_size, dtype)
         return self.classifier(self.features(images).flatten(1))
+
+
+ZOO = ((LeNetConfig("lenet", 10), "MNIST"),)

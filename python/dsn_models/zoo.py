@@ -1,64 +1,87 @@
-"""Names and builders of the models: ``create("concat-bc-100", classes=(20, 100))``."""
+"""Names and builders of the models: ``create("concat-bc-100", classes=(20, 100))``.
+
+A family is one file with a configuration, a module and ``ZOO``, its pairs of configuration and data set. It joins by
+one line in :data:`FAMILIES`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import difflib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import torch
+from rich.console import Console
+from rich.table import Table
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from .densenet import DenseNet, DenseNetConfig
-from .dual_skipping import DualSkippingConfig, DualSkippingNetwork
+from . import densenet, dual_skipping, lenet, resnet
 from .errors import UserError
-from .lenet import LeNet, LeNetConfig
-from .resnet import ResNet, ResNetConfig
 
-# A checkpoint names the family; the family says which configuration and module to build.
-FAMILIES: dict[str, tuple[type, type[nn.Module]]] = {
-    "dual_skipping": (DualSkippingConfig, DualSkippingNetwork),
-    "densenet": (DenseNetConfig, DenseNet),
-    "resnet": (ResNetConfig, ResNet),
-    "lenet": (LeNetConfig, LeNet),
+
+class Family(NamedTuple):
+    """A checkpoint names its family; the family says which configuration and module to build.
+
+    Attributes:
+        config: the dataclass of the configuration; it has ``name``, ``classes``, ``in_channels`` and ``image_size``.
+        module: built from a configuration.
+        paper: short reference.
+        zoo: (configuration, name of the data set) of each zoo model.
+    """
+
+    config: type
+    module: type[nn.Module]
+    paper: str
+    zoo: Sequence[tuple[Any, str]]
+
+
+FAMILIES: dict[str, Family] = {
+    "dual_skipping": Family(
+        dual_skipping.DualSkippingConfig, dual_skipping.DualSkippingNetwork, "DSN, CVPR 2018", dual_skipping.ZOO
+    ),
+    "densenet": Family(densenet.DenseNetConfig, densenet.DenseNet, "DenseNet, CVPR 2017", densenet.ZOO),
+    "resnet": Family(resnet.ResNetConfig, resnet.ResNet, "ResNet, CVPR 2016", resnet.ZOO),
+    "lenet": Family(lenet.LeNetConfig, lenet.LeNet, "LeNet-5, 1998", lenet.ZOO),
 }
 
-_CONFIGS: tuple[Any, ...] = (
-    DualSkippingConfig(
-        "dsn-navon", 6, (3, 3, 3, 3), bottleneck=False, guide=False, classes=(10, 10), in_channels=1, image_size=64
-    ),
-    DualSkippingConfig("concat-40", 12, (12, 12, 12), bottleneck=False),
-    DualSkippingConfig("concat-bc-100", 12, (16, 16, 16), bottleneck=True, compression=0.5),
-    DualSkippingConfig(
-        "add-166", 32, (18, 18, 18), bottleneck=True, merge="add", stage_widths=(64, 128, 256)
-    ),
-    DualSkippingConfig(
-        "dsn-121", 32, (6, 12, 24, 16), bottleneck=True, compression=0.5, classes=(39, 200), image_size=224,
-        stem="imagenet",
-    ),
-    LeNetConfig("lenet", 10),
-    DenseNetConfig("densenet-40", 12, (12, 12, 12), False, 1.0, 100),
-    DenseNetConfig("densenet-bc-100", 12, (16, 16, 16), True, 0.5, 100),
-    DenseNetConfig("densenet-121", 32, (6, 12, 24, 16), True, 0.5, 1000, image_size=224, stem="imagenet"),
-    ResNetConfig("resnet-18", (2, 2, 2, 2), (64, 128, 256, 512), 64, "basic", 1000, image_size=224, stem="imagenet"),
-    ResNetConfig("resnet-34", (3, 4, 6, 3), (64, 128, 256, 512), 64, "basic", 1000, image_size=224, stem="imagenet"),
-    *(
-        ResNetConfig(
-            f"resnet-{depth}", units, (256, 512, 1024, 2048), 64, "bottleneck", 1000, image_size=224, stem="imagenet"
-        )
-        for depth, units in ((50, (3, 4, 6, 3)), (101, (3, 4, 23, 3)), (152, (3, 8, 36, 3)))
-    ),
-    *(
-        ResNetConfig(f"resnet-{6 * n + 2}", (n, n, n), (16, 32, 64), 16, "basic", 10, shortcut="pad")
-        for n in (3, 5, 6, 9, 12, 18)
-    ),
-    ResNetConfig("resnet-164", (18, 18, 18), (64, 128, 256), 16, "preact", 100),
-    ResNetConfig("resnet-164-narrow", (18, 18, 18), (16, 128, 256), 16, "preact", 10),
-)  # fmt: skip
-_ZOO = {config.name: config for config in _CONFIGS}
+
+class _Entry(NamedTuple):
+    family: str
+    config: Any
+    dataset: str
+
+
+_ZOO = {
+    config.name: _Entry(family, config, dataset)
+    for family, parts in FAMILIES.items()
+    for config, dataset in parts.zoo
+}  # fmt: skip
+
+
+class Summary(NamedTuple):
+    """A zoo model: ``parameters`` in all, ``macs`` (multiply-accumulates) of one image with every gate open."""
+
+    name: str
+    paper: str
+    dataset: str
+    parameters: int
+    macs: int
 
 
 def names() -> list[str]:
     """The names that :func:`create` knows."""
-    return list(_ZOO)
+    return [*_ZOO]
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _ZOO:
+        near = difflib.get_close_matches(str(name), _ZOO, n=4, cutoff=0.5)
+        if near:
+            raise UserError(f"unknown model {name!r}; near it: {', '.join(near)} (dsn_models.zoo.list() prints all)")
+        raise UserError(f"unknown model {name!r}; expected one of {', '.join(_ZOO)}")
+    return _ZOO[name]
 
 
 def family_of(model: nn.Module) -> str:
@@ -67,8 +90,8 @@ def family_of(model: nn.Module) -> str:
     Raises:
         UserError: the model is none of ours.
     """
-    for family, (_, module) in FAMILIES.items():
-        if type(model) is module:
+    for family, parts in FAMILIES.items():
+        if type(model) is parts.module:
             return family
     raise UserError(f"model is a {type(model).__name__}; expected one made by dsn_models.create or dsn_models.load")
 
@@ -81,12 +104,12 @@ def build(family: str, fields: dict[str, Any]) -> nn.Module:
     """
     if family not in FAMILIES:
         raise UserError(f"model family is {family!r}; expected one of {', '.join(FAMILIES)}")
-    config_type, module = FAMILIES[family]
+    config_type, module = FAMILIES[family].config, FAMILIES[family].module
     known = [field.name for field in dataclasses.fields(config_type)]
     for key in fields:
         if key not in known:
             raise UserError(f"unknown option {key!r}; expected one of {', '.join(known)}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    values = {k: tuple(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for k, v in fields.items()}
     try:
         return module(config_type(**values))
     except TypeError as error:
@@ -98,19 +121,49 @@ def create(name: str, *, classes: int | tuple[int, int] | None = None, **overrid
 
     Args:
         name: one of :func:`names`.
-        classes: class count of a baseline, (coarse, fine) of a dual skipping network; the zoo's own if not given.
+        classes: class count of a single task, (coarse, fine) of a two-branch network; the zoo's own if not given.
         overrides: other fields of the configuration, such as ``image_size``, ``gate`` or ``block_layers``.
 
     Raises:
-        UserError: the name, an option or a value is unknown.
+        UserError: the name, an option or a value is unknown; an unknown name is answered with the near ones.
     """
-    if name not in _ZOO:
-        raise UserError(f"unknown model {name!r}; expected one of {', '.join(_ZOO)}")
-    config = _ZOO[name]
-    family = next(f for f, (config_type, _) in FAMILIES.items() if type(config) is config_type)
+    entry = _entry(name)
     if classes is not None:
-        pair = family == "dual_skipping"
-        if pair != isinstance(classes, (tuple, list)):
+        pair = isinstance(entry.config.classes, tuple)
+        if pair != isinstance(classes, Sequence):
             raise UserError(f"classes is {classes!r}; {name} takes {'(coarse, fine)' if pair else 'one number'}")
         overrides["classes"] = classes
-    return build(family, {**dataclasses.asdict(config), **overrides})
+    return build(entry.family, {**dataclasses.asdict(entry.config), **overrides})
+
+
+def summarise(name: str) -> Summary:
+    """What :func:`list` prints of one model. It is counted without weights or data, on torch's meta device.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    entry = _entry(name)
+    config = entry.config
+    with torch.device("meta"), torch.no_grad():
+        model = create(name).eval()
+        images = torch.empty(1, config.in_channels, config.image_size, config.image_size)
+        with FlopCounterMode(display=False) as counter:
+            model(images)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Summary(name, FAMILIES[entry.family].paper, entry.dataset, parameters, counter.get_total_flops() // 2)
+
+
+def list(pattern: str = "") -> None:
+    """Prints name, paper, data set, parameters and MACs of every model whose name contains ``pattern``.
+
+    Parameters are all that the module holds; MACs those of convolutions and linear layers, for one image of the data
+    set's size with every gate open.
+    """
+    table = Table("name", "paper", "data set")
+    table.add_column("parameters", justify="right")
+    table.add_column("MACs", justify="right")
+    for name in names():
+        if pattern in name:
+            summary = summarise(name)
+            table.add_row(*summary[:3], f"{summary.parameters:,}", f"{summary.macs / 1e6:,.1f} M")
+    Console(highlight=False).print(table)
