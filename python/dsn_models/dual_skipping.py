@@ -12,13 +12,12 @@ from torch.nn import functional as F
 
 from .densenet import DenseLayer, Head, StemKind, Transition, check_images, init_weights, make_stem
 from .errors import UserError
-from .gates import GateKind, PooledGate
+from .gates import ForcedGates, GateKind, PooledGate, check_keys, resolve_forced_gates
 from .resnet import PreActivationUnit
 
 Merge = Literal["concat", "add"]
 BRANCHES = ("coarse", "fine")
 
-ForcedGates = Mapping[str, Tensor]
 Thresholds = float | Mapping[str, float]
 
 
@@ -290,11 +289,6 @@ def _check_threshold(threshold: float, branch: str) -> None:
         raise UserError(f"threshold of the {branch} branch is {threshold!r}; expected a number in [0, 1]")
 
 
-def _check_keys(given: Mapping[str, object], argument: str) -> None:
-    if set(given) != set(BRANCHES):
-        raise UserError(f"{argument} has the keys {sorted(given)}; expected 'coarse' and 'fine'")
-
-
 def resolve_thresholds(thresholds: Thresholds | None, config: DualSkippingConfig) -> dict[str, float]:
     """One threshold per branch: the given number or mapping, else the configuration's.
 
@@ -304,36 +298,13 @@ def resolve_thresholds(thresholds: Thresholds | None, config: DualSkippingConfig
     if thresholds is None:
         return dict(zip(BRANCHES, config.thresholds, strict=True))
     if isinstance(thresholds, Mapping):
-        _check_keys(thresholds, "thresholds")
+        check_keys(thresholds, "thresholds", BRANCHES)
         resolved = {name: thresholds[name] for name in BRANCHES}
     else:
         resolved = dict.fromkeys(BRANCHES, thresholds)
     for name, value in resolved.items():
         _check_threshold(value, name)
     return resolved
-
-
-def resolve_forced_gates(
-    forced_gates: ForcedGates | None, batch: int, layers: Mapping[str, int]
-) -> dict[str, Tensor | None]:
-    """The forced gates of each branch after checking, or None for each.
-
-    Raises:
-        UserError: a branch is missing or unknown, or a tensor is not uint8 [batch, layers] of 0 and 1.
-    """
-    if forced_gates is None:
-        return dict.fromkeys(BRANCHES)
-    if not isinstance(forced_gates, Mapping):
-        raise UserError(f"forced_gates is a {type(forced_gates).__name__}; expected a mapping with 'coarse' and 'fine'")
-    _check_keys(forced_gates, "forced_gates")
-    for name in BRANCHES:
-        gates, expected = forced_gates[name], [batch, layers[name]]
-        if not isinstance(gates, Tensor) or gates.dtype != torch.uint8 or list(gates.shape) != expected:
-            given = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
-            raise UserError(f"forced_gates['{name}'] is {given}; expected torch.uint8 {expected}")
-        if gates.numel() and int(gates.max()) > 1:
-            raise UserError(f"forced_gates['{name}'] holds {int(gates.max())}; expected only 0 and 1")
-    return {name: forced_gates[name] for name in BRANCHES}
 
 
 ZOO = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from .errors import UserError
 
 GateKind = Literal["hard", "soft"]
+ForcedGates = Mapping[str, Tensor]
 
 
 class _StraightThroughHardSigmoid(torch.autograd.Function):
@@ -92,27 +94,70 @@ def saturating_sigmoid(x: Tensor) -> Tensor:
     return (1.2 * x.sigmoid() - 0.1).clamp(0.0, 1.0)
 
 
-class _StraightThroughStep(torch.autograd.Function):
-    """1 where x > 0, else 0, forward; the gradient of :func:`saturating_sigmoid` backward."""
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, surrogate: Tensor) -> Tensor:
+        return value.clone()
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return (x > 0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        s = x.sigmoid()
-        saturated = (1.2 * s - 0.1 <= 0) | (1.2 * s - 0.1 >= 1)
-        return torch.where(saturated, torch.zeros_like(grad), grad * 1.2 * s * (1 - s))
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
 
 
-def improved_semhash(scores: Tensor, discrete: Tensor) -> Tensor:  # [B, c], [B] -> [B, c]
-    """Improved SemHash without its noise: differentiable gates. GaterNet, section 3.2.2.
+def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
+    """``value`` forward, ``surrogate``'s gradient backward; both of one shape and dtype."""
+    return _StraightThrough.apply(value, surrogate)
 
-    ``g_alpha = saturating_sigmoid(scores)`` for samples where ``discrete`` is False, ``g_beta = 1(scores > 0)`` with
-    g_alpha's gradient where it is True. ``scores`` [B, c] floating point, ``discrete`` bool [B]; returns [B, c] in
-    [0, 1].
+
+class SemHash(nn.Module):
+    """Improved SemHash: real scores to binary gates that learn. GaterNet, section 3.2.2.
+
+    - ``eval()``: ``1(s > 0)``.
+    - ``train()``: with noise e ~ N(0, 1), half of the samples, drawn anew each time, use
+      ``g_alpha = saturating_sigmoid(s + e)``, the others ``g_beta = 1(s + e > 0)`` with g_alpha's gradient.
+
+    ``forward``: scores [B, c] floating point to gates [B, c] in [0, 1] of the same dtype.
     """
-    return torch.where(discrete[:, None], _StraightThroughStep.apply(scores), saturating_sigmoid(scores))
+
+    def forward(self, scores: Tensor) -> Tensor:  # [B, c] -> [B, c]
+        if not self.training:
+            return (scores > 0).to(scores.dtype)
+        noisy = scores + torch.randn_like(scores)
+        alpha = saturating_sigmoid(noisy)
+        binary = torch.randperm(len(scores), device=scores.device) < len(scores) // 2
+        return torch.where(binary[:, None], straight_through((noisy > 0).to(alpha.dtype), alpha), alpha)
+
+
+def check_keys(given: Iterable[str], argument: str, names: Iterable[str]) -> None:
+    """Refuses a mapping whose keys are not ``names``.
+
+    Raises:
+        UserError: in one line, the keys given and those expected.
+    """
+    if set(given) != set(names):
+        expected = " and ".join(repr(name) for name in names)
+        raise UserError(f"{argument} has the keys {sorted(given)}; expected {expected}")
+
+
+def resolve_forced_gates(
+    forced_gates: ForcedGates | None, batch: int, counts: Mapping[str, int]
+) -> dict[str, Tensor | None]:
+    """The forced gates by name after checking, or None for each. ``counts``: number of gates by name.
+
+    Raises:
+        UserError: a name is missing or unknown, or a tensor is not uint8 [batch, count] of 0 and 1.
+    """
+    if forced_gates is None:
+        return dict.fromkeys(counts)
+    if not isinstance(forced_gates, Mapping):
+        expected = " and ".join(repr(name) for name in counts)
+        raise UserError(f"forced_gates is a {type(forced_gates).__name__}; expected a mapping with {expected}")
+    check_keys(forced_gates, "forced_gates", counts)
+    for name, count in counts.items():
+        gates, shape = forced_gates[name], [batch, count]
+        if not isinstance(gates, Tensor) or gates.dtype != torch.uint8 or list(gates.shape) != shape:
+            given = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
+            raise UserError(f"forced_gates['{name}'] is {given}; expected torch.uint8 {shape}")
+        if gates.numel() and int(gates.max()) > 1:
+            raise UserError(f"forced_gates['{name}'] holds {int(gates.max())}; expected only 0 and 1")
+    return {name: forced_gates[name] for name in counts}

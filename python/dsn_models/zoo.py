@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import densenet, dual_skipping, lenet, resnet
+from . import densenet, dual_skipping, gaternet, inception, lenet, resnet, shake_shake, skipnet
 from .errors import UserError
 
 
@@ -43,6 +43,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "densenet": Family(densenet.DenseNetConfig, densenet.DenseNet, "DenseNet, CVPR 2017", densenet.ZOO),
     "resnet": Family(resnet.ResNetConfig, resnet.ResNet, "ResNet, CVPR 2016", resnet.ZOO),
+    "skipnet": Family(skipnet.SkipNetConfig, skipnet.SkipNet, "SkipNet, ECCV 2018", skipnet.ZOO),
+    "gaternet": Family(gaternet.GaterNetConfig, gaternet.GaterNet, "GaterNet, CVPR 2019", gaternet.ZOO),
+    "shake_shake": Family(
+        shake_shake.ShakeShakeConfig, shake_shake.ShakeShake, "Shake-Shake, ICLR workshop 2017", shake_shake.ZOO
+    ),
+    "inception": Family(inception.InceptionConfig, inception.InceptionV4, "Inception-v4, AAAI 2017", inception.ZOO),
     "lenet": Family(lenet.LeNetConfig, lenet.LeNet, "LeNet-5, 1998", lenet.ZOO),
 }
 

@@ -1,0 +1,236 @@
+"""SkipNet (Wang et al., https://arxiv.org/abs/1711.09485): a ResNet whose units are kept or bypassed per image."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .densenet import check_images, init_weights
+from .errors import UserError
+from .gates import ForcedGates, resolve_forced_gates, straight_through
+from .resnet import ZOO as BACKBONES
+from .resnet import ResidualUnit, ResNet, ResNetConfig, make_resnet_head, make_resnet_stem, make_units
+
+SkipGateKind = Literal["rnn", "ff-1", "ff-2"]
+UNITS = "units"  # the key of ``last_gates``, ``last_scores`` and ``forced_gates``
+_EMBEDDING = 10  # width of the recurrent gate's input and of its state
+
+# From the scores [B] of one gate to its values [B] in {0, 1}.
+Decide = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SkipNetConfig(ResNetConfig):
+    """What :class:`SkipNet` is built from: a residual network and its gates.
+
+    Attributes:
+        gate: ``"rnn"``, one recurrent gate shared by all units; ``"ff-1"`` or ``"ff-2"``, one convolutional gate each.
+        threshold: a unit is kept iff its score exceeds it; in [0, 1].
+
+    Raises:
+        UserError: a field has a value outside the above.
+    """
+
+    gate: SkipGateKind = "rnn"
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gate not in get_args(SkipGateKind):
+            raise UserError(f"gate is {self.gate!r}; expected one of {', '.join(get_args(SkipGateKind))}")
+        if isinstance(self.threshold, bool) or not 0 <= self.threshold <= 1:
+            raise UserError(f"threshold is {self.threshold!r}; expected a number in [0, 1]")
+        if sum(self.stage_units) < 2:
+            raise UserError(f"stage_units is {self.stage_units}; expected two units or more, the first is never gated")
+
+
+class FeedForwardGate(nn.Module):
+    """FF-I and FF-II gates: convolutions, then the softmax of two logits. Section 2; layers as in the authors' code.
+
+    FF-I: max-pool 2, 3x3-BN-ReLU, 3x3/2-BN-ReLU; FF-II: 3x3/2-BN-ReLU. Both: global average, linear C->2, softmax.
+    ``forward``: the unit's input [B, C, H, W] to the probability of keeping it, [B].
+    """
+
+    def __init__(self, channels: int, deep: bool) -> None:
+        super().__init__()
+        self.deep = deep
+        if deep:
+            self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.deep:
+            x = F.relu(self.norm1(self.conv1(F.max_pool2d(x, 2))))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return self.linear(x.mean((2, 3))).softmax(1)[:, 1]
+
+
+class RecurrentGate(nn.Module):
+    """The part of the RNN gate that all units share: LSTM(10, 10), linear 10->1, sigmoid. Section 2.
+
+    ``forward``: an embedding [B, 10] and the state after the gate before, None at an image's first gate, to the
+    probability of keeping the unit, [B], and the new state.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTMCell(_EMBEDDING, _EMBEDDING)
+        self.proj = nn.Linear(_EMBEDDING, 1)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        state = self.rnn(x, state)
+        return self.proj(state[0]).squeeze(1).sigmoid(), state
+
+
+class SkipNet(nn.Module):
+    """The network. With x_i the merged output of unit i, F its residual, S its shortcut and the first unit ungated:
+
+    ``x_{i+1} = g_i ReLU(S(x_i) + F(x_i)) + (1 - g_i) S(x_i)``, equation 1; ``g_i = 1(score_i > threshold)``.
+
+    A bypassed unit passes its shortcut on, down-sampled where the shape changes, without the ReLU. Every unit is
+    computed, then masked: this is the truth that kernels are held to. ``train()`` takes the same decisions and passes
+    gradients straight through to the scores (section 2.2, supervised pre-training).
+
+    ``forward(images, forced_gates=None, decide=None)``: images [B, in_channels, image_size, image_size] to logits
+    [B, classes]. Afterwards ``last_gates`` and ``last_scores`` hold ``{"units": [B, L]}``: what each gate did (uint8,
+    1 = kept) and its score; L = units - 1.
+
+    The gate of the last unit's output decides nothing. It is there, frozen, because the authors' networks have it and
+    their parameter counts and files with it.
+
+    Args of ``forward``:
+        forced_gates: ``{"units": uint8 [B, L]}`` of 0 and 1, in place of the decisions.
+        decide: from one gate's scores [B] to its values [B] in {0, 1}, in place of the threshold; called L times.
+
+    Raises:
+        UserError: images or forced gates do not fit.
+    """
+
+    def __init__(self, config: SkipNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = make_resnet_stem(config)
+        units = make_units(config)
+        self.units = nn.ModuleList(units)
+        self.head = make_resnet_head(config)
+        stages = zip(config.stage_widths, config.stage_units, strict=True)
+        channels = [width for width, count in stages for _ in range(count)]
+        if config.gate == "rnn":
+            self.gates = nn.ModuleList(nn.Linear(width, _EMBEDDING) for width in channels)
+            self.control = RecurrentGate()
+        else:
+            self.gates = nn.ModuleList(FeedForwardGate(width, config.gate == "ff-1") for width in channels)
+        self.gates[-1].requires_grad_(False)
+        init_weights(self)
+        self.last_gates: dict[str, Tensor] = {}
+        self.last_scores: dict[str, Tensor] = {}
+
+    @property
+    def num_gates(self) -> int:
+        """L, the number of gates that decide: one less than units."""
+        return len(self.units) - 1
+
+    def forward(self, images: Tensor, forced_gates: ForcedGates | None = None, decide: Decide | None = None) -> Tensor:
+        config = self.config
+        dtype = next(self.parameters()).dtype
+        check_images(images, config.in_channels, config.image_size, dtype)
+        forced = resolve_forced_gates(forced_gates, len(images), {UNITS: self.num_gates})[UNITS]
+        if decide is None:
+            decide = self._decide
+        x = self.units[0](self.stem(images))
+        state: tuple[Tensor, Tensor] | None = None
+        taken, scores = [], []
+        for i, unit in enumerate(list(self.units)[1:]):
+            assert isinstance(unit, ResidualUnit)
+            if config.gate == "rnn":
+                score, state = self.control(self.gates[i](x.mean((2, 3))), state)
+            else:
+                score = self.gates[i](x)
+            gate = (decide(score) if forced is None else forced[:, i].to(dtype))[:, None, None, None]
+            shortcut = unit.shortcut(x)
+            kept = unit.merge(shortcut, unit.residual(x))
+            if gate.requires_grad:
+                x = gate * kept + (1 - gate) * shortcut
+            else:
+                x = torch.where(gate != 0, kept, shortcut)
+            taken.append(gate.detach().flatten() != 0)
+            scores.append(score)
+        self.last_gates = {UNITS: torch.stack(taken, 1).to(torch.uint8)}
+        self.last_scores = {UNITS: torch.stack(scores, 1)}
+        return self.head(x)
+
+    def _decide(self, score: Tensor) -> Tensor:
+        kept = (score > self.config.threshold).to(score.dtype)
+        return straight_through(kept, score) if self.training else kept
+
+    def load_backbone(self, backbone: ResNet) -> None:
+        """Copies the weights of a residual network of the same shape, in place; the gates are left as they are.
+
+        Raises:
+            UserError: stem, units or head differ in shape.
+        """
+        shape = [field.name for field in dataclasses.fields(ResNetConfig) if field.name != "name"]
+        for name in shape:
+            given, wanted = getattr(backbone.config, name), getattr(self.config, name)
+            if given != wanted:
+                raise UserError(
+                    f"backbone {backbone.config.name} has {name} {given}; {self.config.name} needs {wanted}"
+                )
+        for part in ("stem", "units", "head"):
+            getattr(self, part).load_state_dict(getattr(backbone, part).state_dict())
+
+    def open_gates(self, score: float = 0.75) -> None:
+        """Biases every gate towards ``score``, in (0, 1): the network begins close to the ungated one.
+
+        Sets the bias of the recurrent gate's projection, or of each feed-forward gate's linear layer. How gates begin
+        is not in the paper: this is our option for a trained backbone.
+        """
+        last = (
+            [self.control.proj] if self.config.gate == "rnn" else [gate.get_submodule("linear") for gate in self.gates]
+        )
+        for linear in last:
+            assert isinstance(linear, nn.Linear)
+            nn.init.zeros_(linear.bias)
+            linear.bias.data[-1] = math.log(score / (1 - score))
+
+    def dense_equivalent(self) -> ResNet:
+        """The same weights without gates: every unit runs. Shares this network's parameters."""
+        fields = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(ResNetConfig)}
+        dense = ResNet(ResNetConfig(**fields))
+        dense.stem, dense.units, dense.head = self.stem, nn.Sequential(*self.units), self.head
+        return dense.train(self.training)
+
+
+def _gated(backbone: ResNetConfig, name: str, **changes: Any) -> SkipNetConfig:
+    fields = {field.name: getattr(backbone, field.name) for field in dataclasses.fields(ResNetConfig)}
+    return SkipNetConfig(**{**fields, "name": name, **changes})
+
+
+_CIFAR_GATES: tuple[tuple[int, str, SkipGateKind], ...] = (
+    *((depth, "rnn", "rnn") for depth in (38, 74, 110, 152)),
+    (38, "ff", "ff-1"), (74, "ff", "ff-1"), (110, "ff", "ff-2"), (152, "ff", "ff-2"),
+)  # fmt: skip
+
+ZOO = (
+    *(
+        (SkipNetConfig(f"skipnet-{d}-{label}", (d // 6,) * 3, (16, 32, 64), 16, "basic", 10, gate=gate), "CIFAR-10")
+        for d, label, gate in _CIFAR_GATES
+    ),
+    *(
+        (_gated(config, f"skipnet-{config.name.removeprefix('resnet-')}-rnn-imagenet"), dataset)
+        for config, dataset in BACKBONES
+        if dataset == "ImageNet"
+    ),
+    # Not the paper's: on the published ResNet-32, whose shortcuts have no weights.
+    (SkipNetConfig("skipnet-32-rnn", (5, 5, 5), (16, 32, 64), 16, "basic", 10, shortcut="pad"), "CIFAR-10"),
+)
