@@ -1,0 +1,82 @@
+// What every kernel includes, whichever machine it is compiled for: nvcc builds it for the device, g++ with DSN_SIMT for
+// the runner in csrc/simt, which plays the device on the host. No torch header.
+//
+// A kernel is `template <class Traits> __global__ void foo_kernel(const __grid_constant__ Params p)`, written in CUDA as
+// usual (threadIdx, __syncthreads, shuffles, atomics, plain pointers) but for three things: shared memory is dynamic and
+// comes from shared_memory(), inline PTX stands in ptx.cuh only, and launches go through launch().
+#pragma once
+
+#ifdef DSN_SIMT
+#include "simt/cuda_on_host.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include <cstdint>
+#include <type_traits>
+
+namespace dsn::cuda {
+
+// The block's dynamic shared memory, from `offset` bytes on. 128-byte aligned at offset 0.
+template <class T>
+__device__ inline T* shared_memory(int offset = 0) {
+#ifdef DSN_SIMT
+  return reinterpret_cast<T*>(simt::shared_memory() + offset);
+#else
+  extern __shared__ __align__(128) unsigned char dsn_dynamic_shared_memory[];
+  return reinterpret_cast<T*>(dsn_dynamic_shared_memory + offset);
+#endif
+}
+
+struct LaunchConfig {
+  dim3 grid;
+  dim3 block;
+  int shared_bytes = 0;
+  dim3 cluster = dim3(1, 1, 1);
+  // Programmatic dependent launch: may start before the kernel ahead of it in the stream has ended. Every block then calls
+  // ptx::grid_dependency_wait() before it touches what other kernels write or read. Ignored before sm_90.
+  bool dependent = false;
+  cudaStream_t stream = nullptr;
+};
+
+// launch<foo_kernel<Traits>>(config, params): the one way a kernel is started, on the device and on the host. Returns the
+// launch's error, without synchronising; on the host, what a kernel did wrong is thrown as simt::Error.
+template <auto kKernel, class Params>
+cudaError_t launch(const LaunchConfig& config, const Params& params) {
+#ifdef DSN_SIMT
+  return simt::launch<kKernel>(config, params);
+#else
+  int device = 0;
+  int major = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (status == cudaSuccess && config.shared_bytes > 48 * 1024) {
+    status = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes);
+  }
+  if (status != cudaSuccess) return status;
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t described = {};
+  described.gridDim = config.grid;
+  described.blockDim = config.block;
+  described.dynamicSmemBytes = static_cast<size_t>(config.shared_bytes);
+  described.stream = config.stream;
+  described.attrs = attributes;
+  if (config.cluster.x * config.cluster.y * config.cluster.z > 1) {
+    cudaLaunchAttribute& cluster = attributes[described.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = config.cluster.x;
+    cluster.val.clusterDim.y = config.cluster.y;
+    cluster.val.clusterDim.z = config.cluster.z;
+  }
+  if (config.dependent && major >= 9) {
+    cudaLaunchAttribute& dependent = attributes[described.numAttrs++];
+    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    dependent.val.programmaticStreamSerializationAllowed = 1;
+  }
+  return cudaLaunchKernelEx(&described, kKernel, params);
+#endif
+}
+
+}  // namespace dsn::cuda
