@@ -188,4 +188,8 @@ ZOO = (
     (DenseNetConfig("densenet-40", 12, (12, 12, 12), False, 1.0, 100), "CIFAR-100"),
     (DenseNetConfig("densenet-bc-100", 12, (16, 16, 16), True, 0.5, 100), "CIFAR-100"),
     (DenseNetConfig("densenet-121", 32, (6, 12, 24, 16), True, 0.5, 1000, image_size=224, stem="imagenet"), "ImageNet"),
+    *(
+        (DenseNetConfig(f"densenet-{depth}-{k}", k, ((depth - 4) // 6,) * 3, True, 0.5, 10), "CIFAR-10")
+        for depth, k in ((100, 12), (250, 24), (190, 40))
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from .distributed import own_rows, world_size
 from .errors import UserError
 
 GateKind = Literal["hard", "soft"]
@@ -122,9 +123,10 @@ class SemHash(nn.Module):
     def forward(self, scores: Tensor) -> Tensor:  # [B, c] -> [B, c]
         if not self.training:
             return (scores > 0).to(scores.dtype)
-        noisy = scores + torch.randn_like(scores)
+        batch = len(scores) * world_size()
+        noisy = scores + own_rows(torch.randn(batch, scores.shape[1], dtype=scores.dtype, device=scores.device))
         alpha = saturating_sigmoid(noisy)
-        binary = torch.randperm(len(scores), device=scores.device) < len(scores) // 2
+        binary = own_rows(torch.randperm(batch, device=scores.device) < batch // 2)
         return torch.where(binary[:, None], straight_through((noisy > 0).to(alpha.dtype), alpha), alpha)
 
 

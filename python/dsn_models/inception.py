@@ -28,11 +28,30 @@ class ConvNorm(nn.Module):
 
 
 class Branches(nn.Module):
-    """``cat([branch(x) for each branch], 1)``; a branch that is itself :class:`Branches` adds its parts in place."""
+    """``cat([branch(x) for each branch], 1)``. [B, in_channels, H, W] to [B, C, H', W'].
 
-    def __init__(self, *branches: nn.Module) -> None:
+    A branch ends in a :class:`ConvNorm`, in other :class:`Branches`, or is a pool.
+    """
+
+    def __init__(self, in_channels: int, *branches: nn.Module) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.branches = nn.ModuleList(branches)
+
+    def parts(self) -> list[tuple[str | None, int]]:
+        """Of each part of the concatenation, in order: path of the last :class:`ConvNorm` (None, a pool), channels."""
+        parts: list[tuple[str | None, int]] = []
+        for i, branch in enumerate(self.branches):
+            path, last = f"branches.{i}", branch
+            if isinstance(branch, nn.Sequential):
+                path, last = f"{path}.{len(branch) - 1}", branch[-1]
+            if isinstance(last, Branches):
+                parts += [(f"{path}.{inner}", channels) for inner, channels in last.parts()]
+            elif isinstance(last, ConvNorm):
+                parts.append((path, last.conv.out_channels))
+            else:
+                parts.append((None, self.in_channels))
+        return parts
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([branch(x) for branch in self.branches], 1)
@@ -65,18 +84,20 @@ def make_inception_stem(in_channels: int) -> nn.Sequential:
         _halving(in_channels, 32),
         ConvNorm(32, 32, 3, valid=True),
         ConvNorm(32, 64, 3),
-        Branches(nn.MaxPool2d(3, stride=2), _halving(64, 96)),
+        Branches(64, nn.MaxPool2d(3, stride=2), _halving(64, 96)),
         Branches(
+            160,
             _chain(160, (64, 1), then=ConvNorm(64, 96, 3, valid=True)),
             _chain(160, (64, 1), (64, (1, 7)), (64, (7, 1)), then=ConvNorm(64, 96, 3, valid=True)),
         ),
-        Branches(_halving(192, 192), nn.MaxPool2d(3, stride=2)),
+        Branches(192, _halving(192, 192), nn.MaxPool2d(3, stride=2)),
     )
 
 
 def make_inception_a() -> Branches:
     """Figure 4: [B, 384, H, W] to the same shape."""
     return Branches(
+        384,
         _chain(384, (96, 1)),
         _chain(384, (64, 1), (96, 3)),
         _chain(384, (64, 1), (96, 3), (96, 3)),
@@ -87,13 +108,17 @@ def make_inception_a() -> Branches:
 def make_reduction_a() -> Branches:
     """Figure 7 with k, l, m, n = 192, 224, 256, 384: [B, 384, H, W] to [B, 1024, H', W'], half the size."""
     return Branches(
-        _halving(384, 384), _chain(384, (192, 1), (224, 3), then=_halving(224, 256)), nn.MaxPool2d(3, stride=2)
+        384,
+        _halving(384, 384),
+        _chain(384, (192, 1), (224, 3), then=_halving(224, 256)),
+        nn.MaxPool2d(3, stride=2),
     )
 
 
 def make_inception_b() -> Branches:
     """Figure 5: [B, 1024, H, W] to the same shape."""
     return Branches(
+        1024,
         _chain(1024, (384, 1)),
         _chain(1024, (192, 1), (224, (1, 7)), (256, (7, 1))),
         _chain(1024, (192, 1), (192, (7, 1)), (224, (1, 7)), (224, (7, 1)), (256, (1, 7))),
@@ -104,6 +129,7 @@ def make_inception_b() -> Branches:
 def make_reduction_b() -> Branches:
     """Figure 8: [B, 1024, H, W] to [B, 1536, H', W'], half the size."""
     return Branches(
+        1024,
         _chain(1024, (192, 1), then=_halving(192, 192)),
         _chain(1024, (256, 1), (256, (1, 7)), (320, (7, 1)), then=_halving(320, 320)),
         nn.MaxPool2d(3, stride=2),
@@ -114,9 +140,10 @@ def make_inception_c() -> Branches:
     """Figure 6: [B, 1536, H, W] to the same shape."""
 
     def ends(channels: int) -> Branches:
-        return Branches(ConvNorm(channels, 256, (1, 3)), ConvNorm(channels, 256, (3, 1)))
+        return Branches(channels, ConvNorm(channels, 256, (1, 3)), ConvNorm(channels, 256, (3, 1)))
 
     return Branches(
+        1536,
         _chain(1536, (256, 1)),
         _chain(1536, (384, 1), then=ends(384)),
         _chain(1536, (384, 1), (448, (3, 1)), (512, (1, 3)), then=ends(512)),
@@ -165,3 +192,6 @@ class InceptionV4(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.config.in_channels, self.config.image_size, next(self.parameters()).dtype)
         return self.head(self.units(self.stem(images)))
+
+
+ZOO = ((InceptionConfig("inception-v4", 1000), "ImageNet"),)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .densenet import Convolutions, check_images, init_weights
+from .distributed import own_rows, world_size
 
 
 class ShakeBranch(nn.Module):
@@ -53,7 +54,8 @@ def shake(first: Tensor, second: Tensor, training: bool) -> Tensor:
     """
     if not training:
         return (first + second) / 2
-    forward, backward = torch.rand(2, len(first), 1, 1, 1, dtype=first.dtype, device=first.device).unbind()
+    batch = len(first) * world_size()
+    forward, backward = own_rows(torch.rand(batch, 2, 1, 1, 1, dtype=first.dtype, device=first.device)).unbind(1)
     mixed = second + backward * (first - second)
     return mixed + (second + forward * (first - second) - mixed).detach()
 
@@ -119,3 +121,6 @@ class ShakeShake(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.config.in_channels, self.config.image_size, next(self.parameters()).dtype)
         return self.head(self.units(self.stem(images)))
+
+
+ZOO = tuple((ShakeShakeConfig(f"shake-shake-{width}d", width, 16, 10), "CIFAR-10") for width in (64, 96))

@@ -1,0 +1,310 @@
+"""GaterNet (Chen et al., https://arxiv.org/abs/1811.11205): one network chooses, per image, the filters of another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import densenet, inception, resnet, shake_shake
+from .distributed import own_rows, world_size
+from .errors import UserError
+from .gates import ForcedGates, SemHash, resolve_forced_gates
+
+Gated = Literal["last", "all"]
+FILTERS = "filters"  # the key of ``last_gates``, ``last_scores`` and ``forced_gates``
+_MODULES: dict[type, type[nn.Module]] = {
+    resnet.ResNetConfig: resnet.ResNet,
+    densenet.DenseNetConfig: densenet.DenseNet,
+    shake_shake.ShakeShakeConfig: shake_shake.ShakeShake,
+    inception.InceptionConfig: inception.InceptionV4,
+}
+_KNOWN: dict[str, Any] = {
+    config.name: config for family in (resnet, densenet, shake_shake, inception) for config, _ in family.ZOO
+}
+
+
+@dataclass(frozen=True)
+class GaterNetConfig:
+    """What :class:`GaterNet` is built from.
+
+    Attributes:
+        name: zoo name.
+        backbone: zoo name of the network whose filters are gated.
+        gater: zoo name of the ResNet that sees the image first; its classifier is left out.
+        bottleneck: b, the width between the gater's two linear maps.
+        classes: of the task.
+        backbone_options, gater_options: other fields of their configurations, such as ``{"shortcut": "pad"}``.
+        gated: ``"last"``, the last convolution of each unit, as in the paper (section 4.4); ``"all"``, every
+            convolution of these units. The latter is our option.
+        in_channels, image_size: images are [B, in_channels, image_size, image_size].
+
+    Raises:
+        UserError: a field has a value outside the above.
+    """
+
+    name: str
+    backbone: str
+    gater: str
+    bottleneck: int
+    classes: int
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    gater_options: Mapping[str, Any] = field(default_factory=dict)
+    gated: Gated = "last"
+    in_channels: int = 3
+    image_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.gated not in get_args(Gated):
+            raise UserError(f"gated is {self.gated!r}; expected one of {', '.join(get_args(Gated))}")
+        if self.bottleneck < 1:
+            raise UserError(f"bottleneck is {self.bottleneck}; expected a positive number")
+        for part in ("backbone_options", "gater_options"):
+            options = {k: tuple(v) if isinstance(v, list) else v for k, v in getattr(self, part).items()}
+            object.__setattr__(self, part, options)
+
+    def part(self, role: Literal["backbone", "gater"]) -> Any:
+        """The complete configuration of the backbone or of the gater.
+
+        Raises:
+            UserError: its name or one of its options is unknown, or the gater is no ResNet.
+        """
+        name, options = getattr(self, role), getattr(self, f"{role}_options")
+        if name not in _KNOWN:
+            raise UserError(f"{role} is {name!r}; expected one of {', '.join(_KNOWN)}")
+        config = _KNOWN[name]
+        if role == "gater" and not isinstance(config, resnet.ResNetConfig):
+            raise UserError(f"gater is {name!r}; expected a ResNet")
+        fixed = {"classes": self.classes, "in_channels": self.in_channels, "image_size": self.image_size}
+        known = [f.name for f in dataclasses.fields(config) if f.name not in ("name", *fixed)]
+        for key in options:
+            if key not in known:
+                raise UserError(f"unknown key {key!r} in {role}_options; expected one of {', '.join(known)}")
+        return dataclasses.replace(config, **fixed, **options)
+
+
+class GatedConvolution(NamedTuple):
+    """A convolution whose filters ``gates`` of the mask switch; paths in the backbone, ``norm`` None if it has none."""
+
+    conv: str
+    norm: str | None
+    gates: slice
+
+
+class GatePoint(NamedTuple):
+    """Where a slice of the mask enters the backbone.
+
+    Attributes:
+        unit: path of the unit in the backbone.
+        module: path of the module whose output [B, stop - start, H, W] the mask multiplies.
+        gates: slice of the mask.
+        convolutions: those that make this output. Channels that a pool passes on belong to none.
+    """
+
+    unit: str
+    module: str
+    gates: slice
+    convolutions: tuple[GatedConvolution, ...]
+
+
+def _gated_units(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Units whose filters are gated: residual units and branches, dense layers but a block's first, concatenations."""
+    excluded: list[str] = []
+    for path, module in backbone.named_modules():
+        if any(f"{path}.".startswith(other) for other in excluded):
+            continue
+        if isinstance(module, densenet.DenseBlock):
+            excluded.append(f"{path}.layers.0.")
+        elif isinstance(module, inception.Branches):
+            excluded.append(f"{path}.")
+            yield path, module
+        elif hasattr(module, "convolutions"):
+            yield path, module
+
+
+_Part = tuple[str | None, str | None, int]  # convolution, batch norm, filters
+
+
+def _outputs(unit: nn.Module) -> list[tuple[str, list[_Part]]]:
+    """Of each output in a unit that can be gated: the path of the module that gives it, and its parts."""
+    outputs: list[tuple[str, list[_Part]]] = []
+    if isinstance(unit, inception.Branches):
+        parts: list[_Part] = [
+            (None, None, filters) if path is None else (f"{path}.conv", f"{path}.norm", filters)
+            for path, filters in unit.parts()
+        ]
+        last = {norm for _, norm, _ in parts}
+        for path, module in unit.named_modules():
+            if isinstance(module, inception.ConvNorm) and f"{path}.norm" not in last:
+                outputs.append((f"{path}.norm", [(f"{path}.conv", f"{path}.norm", module.conv.out_channels)]))
+        outputs.append(("", parts))
+    else:
+        for conv, norm in unit.convolutions:  # type: ignore[union-attr]
+            outputs.append((norm or conv, [(conv, norm, unit.get_submodule(conv).out_channels)]))  # type: ignore[list-item]
+    return outputs
+
+
+def find_gate_points(backbone: nn.Module, gated: Gated = "last") -> list[GatePoint]:
+    """The gate points of a backbone in the order of the mask. Section 4.4 of the paper; ``gated`` as in the config."""
+    points: list[GatePoint] = []
+    start = 0
+    for unit_path, unit in _gated_units(backbone):
+        outputs = _outputs(unit)
+        for module, parts in outputs if gated == "all" else outputs[-1:]:
+            first, convolutions = start, []
+            for conv, norm, filters in parts:
+                if conv is not None:
+                    norm_path = None if norm is None else f"{unit_path}.{norm}"
+                    convolutions.append(
+                        GatedConvolution(f"{unit_path}.{conv}", norm_path, slice(start, start + filters))
+                    )
+                start += filters
+            path = f"{unit_path}.{module}" if module else unit_path
+            points.append(GatePoint(unit_path, path, slice(first, start), tuple(convolutions)))
+    return points
+
+
+class _FilterMask:
+    """Forward hook: multiplies a module's output [B, C, H, W] by ``mask`` [B, C], while there is one."""
+
+    mask: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output if self.mask is None else output * self.mask[:, :, None, None]
+
+
+class Gater(nn.Module):
+    """Image to one score per gated filter: features f, FC1 (h to b), BN, ReLU, FC2 (b to c). Section 3.2.
+
+    ``forward``: images [B, in_channels, image_size, image_size] to scores g' [B, c].
+    """
+
+    def __init__(self, config: resnet.ResNetConfig, bottleneck: int, gates: int) -> None:
+        super().__init__()
+        self.features = resnet.ResNet(config)
+        head = self.features.head
+        classifier = head.classifier if isinstance(head, densenet.Head) else head[-1]  # type: ignore[index]
+        self.fc1 = nn.Linear(classifier.in_features, bottleneck)  # type: ignore[arg-type]
+        if isinstance(head, densenet.Head):
+            head.classifier = nn.Identity()  # type: ignore[assignment]
+        else:
+            head[-1] = nn.Identity()  # type: ignore[index, operator]
+        self.norm = nn.BatchNorm1d(bottleneck)
+        self.fc2 = nn.Linear(bottleneck, gates)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.norm(self.fc1(self.features(images)))))
+
+
+class GaterNet(nn.Module):
+    """The gater decides, per image, which filters of the backbone run.
+
+    With g' = gater(images) [B, c] and the mask g [B, c] (:class:`dsn_models.gates.SemHash`), slice ``point.gates`` of g
+    multiplies the output of module ``point.module`` of the backbone for each ``point`` of ``gate_points``: that of a
+    convolution after its batch norm, so that an "off" filter is exactly off (equation 4).
+
+    - ``eval()``: g = 1(g' > 0).
+    - ``train()``: SemHash's noisy gates, then dropout of rate ``gate_dropout`` on g (appendix B; survivors are scaled
+      by 1 / (1 - rate), our reading). A gater frozen by ``gater.requires_grad_(False)`` decides as in ``eval()``.
+
+    ``forward(images, forced_gates=None)``: images [B, in_channels, image_size, image_size] to logits [B, classes].
+    Afterwards ``last_gates["filters"]`` (uint8 [B, c]) is 1(g' > 0) or what was forced, and ``last_scores["filters"]``
+    ([B, c]) is g'. ``forced_gates``: ``{"filters": uint8 [B, c]}`` of 0 and 1, in place of the mask.
+
+    Raises:
+        UserError: images or forced gates do not fit.
+    """
+
+    def __init__(self, config: GaterNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        backbone = config.part("backbone")
+        self.backbone = _MODULES[type(backbone)](backbone)
+        self.gate_points = find_gate_points(self.backbone, config.gated)
+        self.gater = Gater(config.part("gater"), config.bottleneck, self.num_gates)
+        self.gate = SemHash()
+        self.gate_dropout = 0.0
+        self._masks = [_FilterMask() for _ in self.gate_points]
+        for point, mask in zip(self.gate_points, self._masks, strict=True):
+            self.backbone.get_submodule(point.module).register_forward_hook(mask)
+        self.last_gates: dict[str, Tensor] = {}
+        self.last_scores: dict[str, Tensor] = {}
+
+    @property
+    def num_gates(self) -> int:
+        """c, the number of gated filters."""
+        return self.gate_points[-1].gates.stop
+
+    @property
+    def unit_sizes(self) -> dict[str, int]:
+        """Gates of each unit by its path in the backbone, in the order of the mask."""
+        sizes: dict[str, int] = {}
+        for point in self.gate_points:
+            sizes[point.unit] = sizes.get(point.unit, 0) + point.gates.stop - point.gates.start
+        return sizes
+
+    def train(self, mode: bool = True) -> GaterNet:
+        super().train(mode)
+        if not next(self.gater.parameters()).requires_grad:
+            self.gater.eval()
+            self.gate.eval()
+        return self
+
+    def forward(self, images: Tensor, forced_gates: ForcedGates | None = None) -> Tensor:
+        resnet.check_images(images, self.config.in_channels, self.config.image_size, self.gater.fc1.weight.dtype)
+        forced = resolve_forced_gates(forced_gates, len(images), {FILTERS: self.num_gates})[FILTERS]
+        scores = self.gater(images)
+        if forced is None:
+            mask = self.gate(scores)
+            if self.gate.training and self.gate_dropout:
+                ones = mask.new_ones(len(mask) * world_size(), self.num_gates)
+                mask = mask * own_rows(F.dropout(ones, self.gate_dropout))
+        else:
+            mask = forced.to(scores)
+        for point, hook in zip(self.gate_points, self._masks, strict=True):
+            hook.mask = mask[:, point.gates]
+        try:
+            logits = self.backbone(images)
+        finally:
+            for hook in self._masks:
+                hook.mask = None
+        taken = scores > 0 if forced is None else forced != 0
+        self.last_gates = {FILTERS: taken.to(torch.uint8)}
+        self.last_scores = {FILTERS: scores.detach()}
+        return logits
+
+    def dense_equivalent(self) -> nn.Module:
+        """The backbone without gates: every filter runs. Shares this network's parameters."""
+        return self.backbone
+
+
+def _cifar(backbone: str, classes: int = 10, **options: Any) -> tuple[GaterNetConfig, str]:
+    gater_options = {"shortcut": "projection"}
+    config = GaterNetConfig(f"gaternet-{backbone}", backbone, "resnet-20", 8, classes, options, gater_options)
+    return config, "CIFAR-10"
+
+
+def _imagenet(backbone: str, image_size: int = 224) -> tuple[GaterNetConfig, str]:
+    config = GaterNetConfig(f"gaternet-{backbone}", backbone, "resnet-18", 256, 1000, image_size=image_size)
+    return config, "ImageNet"
+
+
+ZOO = (
+    _cifar("resnet-20", shortcut="projection"),
+    _cifar("resnet-56", shortcut="projection"),
+    _cifar("resnet-164", stage_widths=(16, 128, 256)),
+    _cifar("densenet-100-12"),
+    _cifar("densenet-250-24"),
+    _cifar("densenet-190-40"),
+    _cifar("shake-shake-64d", stem_width=64),
+    _cifar("shake-shake-96d", stem_width=96),
+    _imagenet("resnet-34"),
+    _imagenet("resnet-101"),
+    _imagenet("resnet-152"),
+    _imagenet("inception-v4", 299),
+)
