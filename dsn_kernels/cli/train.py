@@ -19,6 +19,8 @@ def _override(recipe: Recipe, **train_options: Any) -> Recipe:
     """The recipe with some values of its ``[train]`` section replaced; None leaves one as it is."""
     content = recipe.model_dump()
     content["train"] |= {key: value for key, value in train_options.items() if value is not None}
+    if train_options.get("epochs") is not None:
+        content["train"]["iterations"] = None
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

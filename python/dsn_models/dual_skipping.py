@@ -225,15 +225,18 @@ class DualSkippingNetwork(nn.Module):
         self.last_gates: dict[str, Tensor] = {}
         self.last_scores: dict[str, Tensor] = {}
 
+    @property
+    def gate_counts(self) -> dict[str, int]:
+        """L of each branch, by name."""
+        return {name: getattr(self, name).num_layers for name in BRANCHES}
+
     def forward(
         self, images: Tensor, forced_gates: ForcedGates | None = None, thresholds: Thresholds | None = None
     ) -> tuple[Tensor, Tensor]:
         config = self.config
         check_images(images, config.in_channels, config.image_size, self.coarse.head.classifier.weight.dtype)
         limits = resolve_thresholds(thresholds, config)
-        forced = resolve_forced_gates(
-            forced_gates, images.shape[0], {name: getattr(self, name).num_layers for name in BRANCHES}
-        )
+        forced = resolve_forced_gates(forced_gates, images.shape[0], self.gate_counts)
         x = self.stem(images)
         coarse, coarse_taken, coarse_scores, guide = self.coarse(x, None, limits["coarse"], forced["coarse"])
         fine, fine_taken, fine_scores, _ = self.fine(x, guide if config.guide else None, limits["fine"], forced["fine"])

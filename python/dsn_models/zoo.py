@@ -6,6 +6,7 @@ one line in :data:`FAMILIES`.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import difflib
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ class Summary(NamedTuple):
     macs: int
 
 
-def names() -> list[str]:
+def names() -> builtins.list[str]:
     """The names that :func:`create` knows."""
     return [*_ZOO]
 

@@ -176,7 +176,7 @@ def test_bad_configurations(overrides, said):
 
 
 def test_unknown_model():
-    with pytest.raises(UserError, match="unknown model 'concat-41'; expected one of dsn-navon"):
+    with pytest.raises(UserError, match="unknown model 'concat-41'; near it: concat-40"):
         dsn_models.create("concat-41")
     with pytest.raises(UserError, match="lenet takes one number"):
         dsn_models.create("lenet", classes=(1, 2))

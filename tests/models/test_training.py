@@ -1,6 +1,7 @@
 """Recipes, losses, and runs that stop and go on."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import dsn_models
 from dsn_models import UserError
 from dsn_models.checkpoints import read_metadata
 from dsn_models.data import navon
-from dsn_models.training import Recipe, evaluate, load_recipe, loop, recipe_names, train
+from dsn_models.training import Recipe, evaluate, load_recipe, recipe_names, schedule, train
 from dsn_models.training.losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
+from dsn_models.training.objectives import make_objective
 
 TINY = """
 name = "tiny"
@@ -138,13 +140,13 @@ def test_settled_gates_keep_their_weights_and_decide_as_in_inference(recipe, tmp
 @pytest.mark.parametrize("task", ["coarse", "fine"])
 def test_a_baseline_trains(recipe, tmp_path, task):
     text = TINY.replace('"dsn-navon"', f'"lenet"\ntask = "{task}"').replace("block_layers = [1, 1, 1]", "")
-    recipe.write_text(text)
+    recipe.write_text(text.split("[gates]")[0])
     facts = read_metadata(run(recipe, tmp_path))
     assert set(facts["test"]) == {"images", task}
 
 
 def test_diverging_training_says_so(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.F, "cross_entropy", lambda logits, _: logits.sum() * float("nan"))
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda logits, _: logits.sum() * float("nan"))
     with pytest.raises(UserError, match="training diverged in epoch 1: gradient norm nan; lower the lr"):
         run(recipe, tmp_path)
 
@@ -154,7 +156,7 @@ def test_diverging_training_says_so(recipe, tmp_path, monkeypatch):
     [
         ("batch = 8", "batchsize = 8", "unknown key 'train.batchsize'"),
         ("epochs = 3", "epochs = 0", "key 'train.epochs'"),
-        ("epochs = 3", "", "field required, key 'train.epochs'"),
+        ("epochs = 3", "", "expected epochs or iterations, one of both, key 'train'"),
         (
             "ungated_epochs = 1",
             "ungated_epochs = 9",
@@ -164,6 +166,11 @@ def test_diverging_training_says_so(recipe, tmp_path, monkeypatch):
         ('name = "tiny"', 'name = "../x"', "key 'name'"),
         ('name = "tiny"', "name =", "is no TOML"),
         ('model = "dsn-navon"', 'model = "lenet"', "unknown option 'block_layers'"),
+        (
+            'model = "dsn-navon"\n[options]\nimage_size = 16\nblock_layers = [1, 1, 1]',
+            'model = "lenet"\ntask = "fine"\n[options]\nimage_size = 16',
+            r"table \[gates\] is not for lenet, which takes none",
+        ),
         ('"dsn-navon"', '"dsn-navon"\ntask = "fine"', "task is 'fine'; dsn-navon takes 'both'"),
         ("image_size = 16", "image_size = 16\nclasses = [10, 5]", "the model has 5 fine classes, the data 10"),
         ("canvas = 16", "canvass = 16", "unknown option 'canvass'"),
@@ -187,15 +194,52 @@ def test_shipped_recipes_are_valid_and_unknown_ones_refused():
         load_recipe("nothing")
 
 
+def rates(section, steps_per_epoch=4):
+    """The learning rate of every step of a run of ``dsn-navon``."""
+    recipe = load_recipe("sb-mnist")
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=section)})
+    objective = make_objective(recipe, make_small("dsn-navon"))
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    found = []
+    for span in schedule.spans(objective, steps_per_epoch):
+        scheduler = schedule.make_scheduler(optimiser, recipe.train, span, steps_per_epoch)
+        for _ in range(span.first, span.last):
+            found.append(optimiser.param_groups[0]["lr"])
+            optimiser.step()
+            scheduler.step()
+    return found
+
+
 def test_learning_rate_is_a_cosine_in_each_phase():
-    section = load_recipe("sb-mnist").train
-    section = section.model_copy(update={"epochs": 8, "ungated_epochs": 3, "settled_epochs": 2, "settled_lr": 0.01})
-    assert [loop.phase_of(section, i)[0] for i in range(8)] == list("uuugggss")
-    assert loop.learning_rate(section, 0, 0.0) == section.lr
-    assert loop.learning_rate(section, 1, 0.5) == pytest.approx(section.lr / 2)
-    assert loop.learning_rate(section, 3, 0.0) == section.gated_lr
-    assert loop.learning_rate(section, 6, 0.0) == section.settled_lr
-    assert loop.learning_rate(section, 7, 0.999) < 1e-4
+    section = {"epochs": 8, "ungated_epochs": 3, "settled_epochs": 2, "lr": 0.1, "gated_lr": 0.05, "settled_lr": 0.01}
+    expected = []
+    for length, lr in ((12, 0.1), (12, 0.05), (8, 0.01)):
+        expected += [lr / 2 * (1 + math.cos(math.pi * i / length)) for i in range(length)]
+    assert rates(section) == pytest.approx(expected)
+
+
+def test_learning_rate_falls_in_steps():
+    section = {"epochs": 4, "ungated_epochs": 0, "lr": 1.0, "gated_lr": None}
+    section |= {"schedule": "step", "milestones": (2, 3), "gamma": 0.5}
+    assert rates(section) == [1.0] * 8 + [0.5] * 4 + [0.25] * 4
+    section |= {"epochs": None, "iterations": 5}
+    assert rates(section) == [1.0, 1.0, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("schedule", ['schedule = "step"\nmilestones = [3, 7]', ""])
+def test_a_run_counted_in_iterations_stops_and_goes_on(recipe, tmp_path, monkeypatch, schedule):
+    text = TINY.replace("ungated_epochs = 1", schedule).replace("epochs = 3", "iterations = 10\nnesterov = false")
+    recipe.write_text(text)
+    path = run(recipe, tmp_path / "whole")
+    assert read_metadata(path)["images_seen"] == 80
+    whole = dsn_models.load(path).state_dict()
+    with monkeypatch.context() as patch:
+        interrupt = Interrupt(9)
+        patch.setattr(torch.optim.SGD, "step", lambda *args: interrupt(*args))
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "parts")
+    resumed = dsn_models.load(run(recipe, tmp_path / "parts")).state_dict()
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 
 
 def test_auxiliary_loss_by_hand():
@@ -203,11 +247,12 @@ def test_auxiliary_loss_by_hand():
     multipliers = [(z + 0.5).clamp(0, 1) for z in logits]
     shut = torch.nn.functional.softplus(-logits[0]).mean()  # -log sigmoid(z): target 1
     opened = torch.nn.functional.softplus(logits[1]).mean()  # -log(1 - sigmoid(z)): target 0
-    torch.testing.assert_close(auxiliary_loss(logits, multipliers), (shut + opened) / 3)
+    loss = auxiliary_loss(torch.stack(logits, 1), torch.stack(multipliers, 1))
+    torch.testing.assert_close(loss, (shut + opened) / 3)
 
 
 def test_sparsity_loss_by_hand():
-    multipliers = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])]
+    multipliers = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
     assert sparsity_loss(multipliers, 0.5) == 0.25**2
     assert sparsity_loss(multipliers, 0.8) == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ def evaluate(
     """Accuracy and, of gated networks, the fraction of layers skipped.
 
     Args:
-        model: in eval mode; a dual skipping network, its accelerated twin, or a baseline of one task.
+        model: in eval mode; a network of two branches, its accelerated twin, or one of one task. A gated one leaves
+            ``last_gates``, uint8 [B, L] by branch, or under any one name if it has one task.
         dataset: read in order.
-        task: "both" for dual skipping networks, else the task of the baseline.
+        task: "both" for networks of two branches, else the network's task.
         batch: images at a time.
         thresholds: of the gates; the model's own if not given.
         gated: False forces every layer to run.
@@ -38,19 +40,19 @@ def evaluate(
     tasks = BRANCHES if task == "both" else (task,)
     correct = dict.fromkeys(tasks, 0)
     ran: dict[str, torch.Tensor] = {}
+    device = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device
     for indices in torch.arange(len(dataset)).split(batch):
         images, coarse, fine = dataset.batch(indices)
         labels = {"coarse": coarse, "fine": fine}
-        if task == "both":
-            forced = None if gated else all_open(model, len(images))
-            outputs = model(images, forced_gates=forced, thresholds=thresholds)
-            for name in tasks:
-                taken = model.last_gates[name].sum(0, dtype=torch.int64).cpu()  # type: ignore[index, operator, union-attr]
-                ran[name] = ran.get(name, 0) + taken
-        else:
-            outputs = (model(images),)
-        for name, logits in zip(tasks, outputs, strict=True):
+        options: dict[str, Any] = {} if thresholds is None else {"thresholds": thresholds}
+        if not gated:
+            options["forced_gates"] = all_open(model, len(images))
+        outputs = model(images.to(device), **options)
+        for name, logits in zip(tasks, outputs if task == "both" else (outputs,), strict=True):
             correct[name] += int((logits.argmax(1).cpu() == labels[name]).sum())
+        gates: dict[str, torch.Tensor] = getattr(model, "last_gates", {})
+        for name, taken in zip(tasks, gates.values(), strict=False):
+            ran[name] = ran.get(name, 0) + taken.sum(0, dtype=torch.int64).cpu()
     count = len(dataset)
     result: dict[str, Any] = {"images": count}
     for name in tasks:
@@ -61,6 +63,7 @@ def evaluate(
     return result
 
 
-def all_open(model: nn.Module, batch: int) -> dict[str, torch.Tensor]:
-    """Forced gates that run every layer of a dual skipping network: uint8 ones [batch, L] per branch."""
-    return {name: torch.ones(batch, getattr(model, name).num_layers, dtype=torch.uint8) for name in BRANCHES}
+def all_open(model: Any, batch: int) -> dict[str, torch.Tensor]:
+    """Forced gates that run everything: uint8 ones [batch, L] for each entry of the model's ``gate_counts``."""
+    device = next(model.parameters()).device
+    return {name: torch.ones(batch, n, dtype=torch.uint8, device=device) for name, n in model.gate_counts.items()}

@@ -1,4 +1,4 @@
-"""The training loop. Dual Skipping Networks, section 4, implementation details."""
+"""The training loop: what all families share. What they do not is in ``dsn_models.training.objectives``."""
 
 from __future__ import annotations
 
@@ -6,156 +6,120 @@ import contextlib
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from .. import zoo
-from ..checkpoints import load, save
+from .. import distributed, zoo
+from ..checkpoints import save
 from ..data import CoarseFineDataset, open_dataset
-from ..dual_skipping import BRANCHES, DualSkippingNetwork
 from ..errors import UserError
-from ..gates import set_slope
-from .calibration import calibrate_gates
-from .evaluation import all_open, evaluate
-from .losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
-from .recipe import OptimiserSection, Recipe, load_recipe
+from .objectives import Objective, make_objective
+from .recipe import Recipe, load_recipe
+from .schedule import Span, make_optimiser, make_scheduler, spans
 from .state import RunState, restore_state, save_state
 
 
-def phase_of(section: OptimiserSection, epoch: int) -> Literal["ungated", "gated", "settled"]:
-    """The phase that an epoch, counted from 0, belongs to."""
-    if epoch < section.ungated_epochs:
-        return "ungated"
-    return "gated" if epoch < section.epochs - section.settled_epochs else "settled"
+class _Step(nn.Module):
+    """What DistributedDataParallel wraps: the way from images to the loss, so that objectives see the bare model."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, images: Tensor, labels: dict[str, Tensor], phase: str) -> tuple[Tensor, dict[str, float]]:
+        return self.objective.loss(self.model, images, labels, phase)
 
 
-def learning_rate(section: OptimiserSection, epoch: int, fraction: float) -> float:
-    """``lr / 2 (1 + cos(pi t))``, t the finished part of the phase: ungated ``lr``, ``gated_lr``, then ``settled_lr``.
+class _Run:
+    """One training run: everything that the steps of its epochs need."""
 
-    ``fraction`` is the finished part of ``epoch``, in [0, 1).
-    """
-    settled = section.epochs - section.settled_epochs
-    bounds = {"ungated": (0, section.ungated_epochs), "gated": (section.ungated_epochs, settled)}
-    first, last = bounds.get(phase_of(section, epoch), (settled, section.epochs))
-    gated_lr = section.gated_lr or section.lr
-    base = {"ungated": section.lr, "gated": gated_lr}.get(phase_of(section, epoch), section.settled_lr or gated_lr)
-    return base / 2 * (1 + math.cos(math.pi * (epoch + fraction - first) / (last - first)))
-
-
-def _make_optimiser(model: nn.Module, section: OptimiserSection) -> torch.optim.SGD:
-    """Weight decay is for the weights of convolutions and linear layers, not for biases and batch norms."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    return torch.optim.SGD(
-        [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=section.lr,
-        momentum=section.momentum,
-        nesterov=True,
-    )
-
-
-def _dual_loss(
-    model: DualSkippingNetwork, images: Tensor, labels: dict[str, Tensor], recipe: Recipe, phase: str
-) -> tuple[Tensor, dict[str, float]]:
-    with GateRecorder(model) as recorder:
-        outputs = model(images, forced_gates=all_open(model, len(images)) if phase == "ungated" else None)
-    loss = torch.zeros(())
-    facts: dict[str, float] = {}
-    for name, logits, target in zip(BRANCHES, outputs, recipe.gates.target, strict=True):
-        entropy = F.cross_entropy(logits, labels[name])
-        facts[f"{name}/loss"] = entropy.item()
-        facts[f"{name}/accuracy"] = (logits.argmax(1) == labels[name]).float().mean().item()
-        loss = loss + entropy
-        if phase != "ungated":
-            facts[f"{name}/skipped"] = 1 - model.last_gates[name].float().mean().item()
-        if phase == "gated":
-            multipliers = recorder.multipliers[name]
-            if recipe.gates.auxiliary:
-                loss = loss + recipe.gates.auxiliary * auxiliary_loss(recorder.logits[name], multipliers)
-            if recipe.gates.sparsity:
-                loss = loss + recipe.gates.sparsity * sparsity_loss(multipliers, target)
-            values = torch.stack(multipliers).detach()
-            facts[f"{name}/undecided"] = ((values > 0) & (values < 1)).float().mean().item()
-    return loss, facts
-
-
-def _single_loss(
-    model: nn.Module, images: Tensor, labels: dict[str, Tensor], task: str
-) -> tuple[Tensor, dict[str, float]]:
-    logits = model(images)
-    loss = F.cross_entropy(logits, labels[task])
-    accuracy = (logits.argmax(1) == labels[task]).float().mean().item()
-    return loss, {f"{task}/loss": loss.item(), f"{task}/accuracy": accuracy}
-
-
-def _train_epoch(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    dataset: CoarseFineDataset,
-    recipe: Recipe,
-    state: RunState,
-    bar: Progress,
-) -> dict[str, float]:
-    """One epoch, its order of images a function of seed and epoch alone. Returns the means over its steps."""
-    model.train()
-    dataset.set_epoch(state.epoch)
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(recipe.seed * 1_000_003 + state.epoch))
-    steps = max(len(dataset) // recipe.train.batch, 1)
-    phase = phase_of(recipe.train, state.epoch)
-    totals: dict[str, float] = {}
-    started = time.monotonic()
-    task = bar.add_task("", total=steps, loss=math.nan)
-    for i in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(recipe.train, state.epoch, i / steps)
-        images, coarse, fine = dataset.batch(order[i * recipe.train.batch : (i + 1) * recipe.train.batch])
-        images, labels = images.contiguous(memory_format=torch.channels_last), {"coarse": coarse, "fine": fine}
-        if isinstance(model, DualSkippingNetwork):
-            loss, facts = _dual_loss(model, images, labels, recipe, phase)
-        else:
-            loss, facts = _single_loss(model, images, labels, recipe.task)
-        optimiser.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip)
-        if not bool(norm.isfinite()):
-            raise UserError(f"training diverged in epoch {state.epoch + 1}: gradient norm {norm.item()}; lower the lr")
-        optimiser.step()
-        state.step += 1
-        for key, value in facts.items():
-            totals[key] = totals.get(key, 0.0) + value / steps
-        epoch = f"epoch {state.epoch + 1}/{recipe.train.epochs}"
-        bar.update(task, advance=1, description=epoch, loss=loss.item())
-    bar.remove_task(task)
-    state.seconds += time.monotonic() - started
-    return totals
-
-
-def _check(recipe: Recipe, model: nn.Module, dataset: CoarseFineDataset) -> None:
-    dual = isinstance(model, DualSkippingNetwork)
-    if dual != (recipe.task == "both"):
-        expected = "'both'" if dual else "'coarse' or 'fine'"
-        raise UserError(f"recipe {recipe.name}: task is {recipe.task!r}; {recipe.model} takes {expected}")
-    available = {"coarse": dataset.coarse_classes, "fine": dataset.fine_classes}
-    wanted = dict(zip(BRANCHES, model.config.classes, strict=True)) if dual else {recipe.task: model.config.classes}  # type: ignore[union-attr, arg-type]
-    for name, count in wanted.items():
-        if count != available[name]:
+    def __init__(self, recipe: Recipe, train_set: CoarseFineDataset, device: torch.device) -> None:
+        self.recipe, self.train_set, self.device = recipe, train_set, device
+        torch.manual_seed(recipe.seed)
+        self.model: nn.Module = zoo.create(recipe.model, **recipe.options)  # type: ignore[arg-type]
+        self.objective = make_objective(recipe, self.model)
+        self.objective.check(self.model, train_set)
+        self.objective.initialise(self.model)
+        self.model = self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = distributed.share_batch_norms(self.model)
+        if recipe.train.batch % distributed.world_size():
             raise UserError(
-                f"recipe {recipe.name}: the model has {count} {name} classes, the data {available[name]}; "
-                "set options.classes"
+                f"recipe {recipe.name}: {distributed.world_size()} processes cannot share a batch of "
+                f"{recipe.train.batch} evenly; set train.batch to a multiple"
             )
+        self.optimiser = make_optimiser(self.model, self.objective)
+        self.steps_per_epoch = max(len(train_set) // recipe.train.batch, 1)
+        self.spans = spans(self.objective, self.steps_per_epoch)
+        self.state = RunState()
 
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.spans[-1].last
 
-def _initialise(model: nn.Module, recipe: Recipe) -> None:
-    assert recipe.init is not None
-    start = load(recipe.init)
-    if start.config != model.config:
-        raise UserError(f"init {recipe.init} is a {start.config}; the recipe's model is {model.config}")
-    model.load_state_dict(start.state_dict())
+    def span(self) -> Span:
+        """The phase that the next step belongs to."""
+        return next(span for span in self.spans if self.state.step < span.last)
+
+    def _batch(self, order: Tensor, i: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """This process's rows of the i-th batch."""
+        batch = self.recipe.train.batch
+        images, coarse, fine = self.train_set.batch(distributed.own_rows(order[i * batch : (i + 1) * batch]))
+        labels = {"coarse": coarse.to(self.device), "fine": fine.to(self.device)}
+        return images.to(self.device).contiguous(memory_format=torch.channels_last), labels
+
+    def epoch(self, bar: Progress) -> dict[str, float]:
+        """One epoch, its order of images a function of seed and epoch alone. Returns the means over its steps."""
+        recipe, state, dataset = self.recipe, self.state, self.train_set
+        started = time.monotonic()
+        span = self.span()
+        if state.step == span.first:
+            self.objective.begin_phase(self.model, dataset, span.phase.name)
+            state.schedule = None
+        self.objective.begin_epoch(self.model, span.phase.name, state.epoch)
+        scheduler = make_scheduler(self.optimiser, recipe.train, span, self.steps_per_epoch)
+        if state.schedule is not None:
+            scheduler.load_state_dict(state.schedule)
+            for group, lr in zip(self.optimiser.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = lr
+        self.model.train()
+        step: nn.Module = _Step(self.model, self.objective)
+        if distributed.world_size() > 1:  # anew each epoch, since an objective may freeze parameters
+            step = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
+        dataset.set_epoch(state.epoch)
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + state.epoch)
+        order = torch.randperm(len(dataset), generator=generator)
+        steps = min(self.steps_per_epoch, span.last - state.step)
+        totals: dict[str, float] = {}
+        epochs = math.ceil(self.spans[-1].last / self.steps_per_epoch)
+        task = bar.add_task(f"epoch {state.epoch + 1}/{epochs}", total=steps, loss=math.nan)
+        for i in range(steps):
+            images, labels = self._batch(order, i)
+            loss, facts = step(images, labels, span.phase.name)
+            self.optimiser.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.train.clip or math.inf)
+            if not bool(norm.isfinite()):
+                raise UserError(
+                    f"training diverged in epoch {state.epoch + 1}: gradient norm {norm.item()}; lower the lr"
+                )
+            self.optimiser.step()
+            scheduler.step()
+            state.step += 1
+            for key, value in facts.items():
+                totals[key] = totals.get(key, 0.0) + value / steps
+            bar.update(task, advance=1, loss=loss.item())
+        bar.remove_task(task)
+        state.schedule = scheduler.state_dict()
+        state.epoch += 1
+        state.seconds += time.monotonic() - started
+        totals = distributed.average(totals)
+        state.history.append(totals)
+        return totals
 
 
 def _scalar_writer(folder: Path, epoch: int, console: Console) -> Any:
@@ -179,14 +143,16 @@ def train(
     *,
     resume: bool = True,
     progress: bool = True,
+    device: str | torch.device = "cpu",
 ) -> Path:
     """Trains a reference model and writes ``out/NAME.safetensors``, NAME being the recipe's.
 
     After each epoch the complete state goes to ``out/NAME.state``, and scalars to ``out/tensorboard`` if TensorBoard is
-    installed. An interrupted run
-    (Ctrl-C raises ``KeyboardInterrupt`` after the files are closed) is resumed by the same call and ends at the same
-    weights as one that was not interrupted; the epoch in which it stopped is done again. Runs on the CPU, with as many
-    threads as ``torch.get_num_threads()``.
+    installed. An interrupted run (Ctrl-C raises ``KeyboardInterrupt`` after the files are closed) is resumed by the
+    same call and ends at the same weights as one that was not interrupted; the epoch in which it stopped is done again.
+
+    Under ``torchrun`` the processes share each batch: the result is that of one process, up to rounding. The first one
+    writes the files.
 
     Args:
         recipe: a recipe, the name of a shipped one, or its file.
@@ -194,69 +160,71 @@ def train(
         out: output folder, made if missing.
         resume: go on from ``out/NAME.state`` if there is one; else start anew.
         progress: print a progress bar and a line per epoch to stderr.
+        device: "cpu" (as many threads as ``torch.get_num_threads()``) or "cuda".
 
     Returns:
         The path of the checkpoint; its metadata holds the recipe, the seconds of training and the test results.
 
     Raises:
-        UserError: recipe, data or output folder do not fit, or training diverges.
+        UserError: recipe, data, device or output folder do not fit, or training diverges.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
-    out = Path(out)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but torch sees no GPU here; train on the cpu")
+    with distributed.process_group(torch.device(device)) as own_device:
+        return _train(recipe, data, Path(out), resume, progress, own_device)
+
+
+def _train(
+    recipe: Recipe, data: str | Path | None, out: Path, resume: bool, progress: bool, device: torch.device
+) -> Path:
     part = recipe.data
     train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **part.options)
     test_set = open_dataset(part.kind, data, False, **_images(part.test_images), **part.options)
-    torch.manual_seed(recipe.seed)
-    model = zoo.create(recipe.model, **recipe.options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _check(recipe, model, train_set)
-    if recipe.init is not None:
-        _initialise(model, recipe)
-    optimiser = _make_optimiser(model, recipe.train)
-    state, state_path = RunState(history=[]), out / f"{recipe.name}.state"
+    run = _Run(recipe, train_set, device)
+    state_path = out / f"{recipe.name}.state"
     if resume and state_path.is_file():
-        state = restore_state(state_path, recipe, model, optimiser)
-    console = Console(stderr=True, quiet=not progress)
+        run.state = restore_state(state_path, recipe, run.model, run.optimiser)
+    first = distributed.rank() == 0
+    console = Console(stderr=True, quiet=not (progress and first))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    writer = None
     try:
         out.mkdir(parents=True, exist_ok=True)
-        writer = _scalar_writer(out / "tensorboard", state.epoch, console)
+        if first:
+            writer = _scalar_writer(out / "tensorboard", run.state.epoch, console)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another output folder") from error
     bar = Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console, transient=True)
     with bar, contextlib.ExitStack() as stack:
         if writer is not None:
             stack.callback(writer.close)
-        while state.epoch < recipe.train.epochs:
-            gated_epoch = state.epoch - recipe.train.ungated_epochs
-            if isinstance(model, DualSkippingNetwork) and gated_epoch >= 0:
-                if gated_epoch == 0 and recipe.gates.begin == "open":
-                    open_gates(model)
-                elif gated_epoch == 0 and recipe.gates.begin == "calibrated":
-                    calibrate_gates(model, train_set, recipe.gates.target)
-                freeze_gates(model, phase_of(recipe.train, state.epoch) == "settled")
-                set_slope(model, recipe.gates.slope + recipe.gates.slope_step * gated_epoch)
-            totals = _train_epoch(model, optimiser, train_set, recipe, state, bar)
+        while not run.finished:
+            totals = run.epoch(bar)
+            state = run.state
             if writer is not None:
                 for key, value in totals.items():
-                    writer.add_scalar(key, value, state.epoch)
+                    writer.add_scalar(key, value, state.epoch - 1)
                 writer.flush()
-            assert state.history is not None
-            state.history.append(totals)
-            state.epoch += 1
-            save_state(state_path, recipe, model, optimiser, state)
-            console.print(f"epoch {state.epoch}/{recipe.train.epochs}  {state.seconds:.0f} s  {_describe(totals)}")
-    model.eval()
-    results = evaluate(model, test_set, task=recipe.task)
-    console.print_json(data=results)
-    facts: dict[str, Any] = {
-        "recipe": recipe.model_dump(mode="json"),
-        "images_seen": state.step * recipe.train.batch,
-        "seconds": round(state.seconds, 1),
-        "threads": torch.get_num_threads(),
-        "test": results,
-    }
-    return save(model, out / f"{recipe.name}.safetensors", **facts)
+            if first:
+                save_state(state_path, recipe, run.model, run.optimiser, state)
+            console.print(f"epoch {state.epoch}  {state.seconds:.0f} s  {_describe(totals)}")
+    checkpoint = out / f"{recipe.name}.safetensors"
+    if first:
+        run.model.eval()
+        results = run.objective.evaluate(run.model, test_set)
+        console.print_json(data=results)
+        facts: dict[str, Any] = {
+            "recipe": recipe.model_dump(mode="json"),
+            "images_seen": run.state.step * recipe.train.batch,
+            "seconds": round(run.state.seconds, 1),
+            "threads": torch.get_num_threads(),
+            "processes": distributed.world_size(),
+            "test": results,
+        }
+        save(run.model, checkpoint, **facts)
+    return checkpoint
 
 
 def _images(count: int | None) -> dict[str, int]:

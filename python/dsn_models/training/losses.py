@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import TracebackType
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,22 +46,23 @@ class GateRecorder:
             handle.remove()
 
 
-def auxiliary_loss(logits: list[Tensor], multipliers: list[Tensor]) -> Tensor:
+def auxiliary_loss(logits: Tensor, multipliers: Tensor) -> Tensor:  # [B, L], [B, L] -> []
     """Binary cross-entropy that keeps gates alive. Dual Skipping Networks, implementation details.
 
     Over the gates whose multipliers are all 0 or all 1 in the batch: the mean of BCE(sigmoid(z), t) with t = 1 for a
     gate that is always shut and t = 0 for one that is always open, divided by the number of all gates. The paper gives
     neither target nor weight; the opposite of the stuck value is our reading.
     """
-    z, m = torch.stack(logits), torch.stack(multipliers).detach()
-    shut, opened = (m == 0).all(1), (m == 1).all(1)
-    loss = F.binary_cross_entropy_with_logits(z, shut[:, None].expand_as(z).to(z.dtype), reduction="none").mean(1)
+    m = multipliers.detach()
+    shut, opened = (m == 0).all(0), (m == 1).all(0)
+    wanted = shut.expand_as(logits).to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(0)
     return (loss * (shut | opened)).mean()
 
 
-def sparsity_loss(multipliers: list[Tensor], target: float) -> Tensor:
+def sparsity_loss(multipliers: Tensor, target: float) -> Tensor:  # [B, L] -> []
     """``max(0, mean multiplier - target)^2`` over a branch's layers and the batch. Our option, not the paper's."""
-    return (torch.stack(multipliers).mean() - target).clamp(min=0) ** 2
+    return (multipliers.mean() - target).clamp(min=0) ** 2
 
 
 def freeze_gates(model: DualSkippingNetwork, frozen: bool) -> None:

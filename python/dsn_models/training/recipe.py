@@ -18,11 +18,13 @@ else:
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A table of a recipe; an unknown key is refused by name."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """What to train on; see ``dsn_models.data.open_dataset``."""
 
     kind: str
@@ -31,33 +33,58 @@ class DataSection(_Section):
     options: dict[str, Any] = {}
 
 
-class OptimiserSection(_Section):
-    """SGD with Nesterov momentum, no dampening; the learning rate falls along a cosine within each phase.
+class OptimiserSection(Section):
+    """SGD with momentum, without dampening, and the schedule of its learning rate.
 
-    The phases: ``ungated_epochs`` run every layer; then the gates learn; in the last ``settled_epochs`` they are frozen
-    and decide as in inference, and the other weights adapt to that.
+    Training lasts ``epochs`` (passes over the data) or ``iterations`` (optimiser steps); the unit of ``milestones`` is
+    the same. Within each phase the rate falls along a cosine to 0 (``schedule = "cosine"``), or is multiplied by
+    ``gamma`` at each milestone, counted from the start of the phase (``"step"``).
+
+    The phases of dual skipping networks: ``ungated_epochs`` run every layer; then the gates learn; in the last
+    ``settled_epochs`` they are frozen and decide as in inference, and the other weights adapt to that.
     """
 
-    epochs: int = Field(gt=0)
+    epochs: int | None = Field(None, gt=0)
+    iterations: int | None = Field(None, gt=0)
     ungated_epochs: int = Field(0, ge=0)
     settled_epochs: int = Field(0, ge=0)
     batch: int = Field(64, gt=1)
     lr: float = Field(0.1, gt=0)
     gated_lr: float | None = Field(None, gt=0)
     settled_lr: float | None = Field(None, gt=0)
-    momentum: float = Field(0.9, gt=0, lt=1)
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = Field(0.1, gt=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
     weight_decay: float = Field(1e-4, ge=0)
-    clip: float = Field(1.0, gt=0)
+    decay: Literal["weights", "all"] = "weights"
+    clip: float = Field(1.0, ge=0)
+
+    @property
+    def length(self) -> int:
+        """The whole training in the recipe's unit: epochs, or iterations."""
+        return self.epochs or self.iterations or 0
 
     @model_validator(mode="after")
-    def _phases_fit(self) -> OptimiserSection:
-        if self.ungated_epochs + self.settled_epochs > self.epochs:
+    def _fits(self) -> OptimiserSection:
+        if (self.epochs is None) == (self.iterations is None):
+            raise ValueError("expected epochs or iterations, one of both")
+        if self.ungated_epochs + self.settled_epochs > self.length:
             phases = f"ungated_epochs {self.ungated_epochs} and settled_epochs {self.settled_epochs}"
             raise ValueError(f"{phases} are more than the {self.epochs} epochs")
+        if self.iterations is not None and self.ungated_epochs + self.settled_epochs:
+            raise ValueError("ungated_epochs and settled_epochs need a training counted in epochs")
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("milestones belong to schedule 'step', which needs at least one")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
+            raise ValueError(f"milestones are {list(self.milestones)}; expected rising positive numbers")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
         return self
 
 
-class GateSection(_Section):
+class GateSection(Section):
     """Gates of a dual skipping network. See ``dsn_models.training.losses`` for the terms.
 
     begin: "open", the gated phase begins with every gate at score 1; "calibrated", with the least needed layers half
@@ -77,11 +104,12 @@ class GateSection(_Section):
     target: tuple[float, float] = (1.0, 1.0)
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One training run.
 
-    ``task`` is "both" for dual skipping networks, "coarse" or "fine" for baselines. ``init`` is a checkpoint whose
-    weights the run begins with, a path from the working directory.
+    ``task`` is "both" for networks of two branches, "coarse" or "fine" for those of one task. ``init`` is a checkpoint
+    whose weights the run begins with, a path from the working directory; the family says what fits it. Tables after
+    ``train`` are for the families that read them.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -93,6 +121,10 @@ class Recipe(_Section):
     data: DataSection
     train: OptimiserSection
     gates: GateSection = Field(default_factory=lambda: GateSection.model_validate({}))
+
+
+_COMMON = {"name", "model", "task", "seed", "init", "options", "data", "train"}
+FAMILY_TABLES = tuple(name for name in Recipe.model_fields if name not in _COMMON)
 
 
 def recipe_names() -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,24 @@ from .recipe import Recipe
 
 @dataclass
 class RunState:
-    """Progress of a run: finished epochs, optimiser steps, seconds of training, and what was measured per epoch."""
+    """Progress of a run.
+
+    Attributes:
+        epoch, step: finished epochs and optimiser steps.
+        seconds: of training.
+        history: what was measured, per epoch.
+        schedule: the state of the phase's learning-rate scheduler; None before a phase begins.
+    """
 
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
-    history: list[dict[str, float]] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    schedule: dict[str, Any] | None = None
 
 
 def save_state(path: Path, recipe: Recipe, model: nn.Module, optimiser: torch.optim.Optimizer, state: RunState) -> None:
-    """Writes model, optimiser, random state and progress, atomically. The schedules are functions of the progress."""
+    """Writes model, optimiser, schedule, random state and progress, atomically."""
     buffer = io.BytesIO()
     torch.save(
         {
@@ -49,13 +58,15 @@ def restore_state(path: Path, recipe: Recipe, model: nn.Module, optimiser: torch
         UserError: the file is damaged, or belongs to another recipe.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Counter]):  # MultiStepLR keeps its milestones in one
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = Recipe.model_validate_json(content["recipe"])
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        state = RunState(**content["progress"])
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is no training state, or cut short; remove it to start anew") from error
     if saved != recipe:
         raise UserError(f"{path} belongs to another recipe or an edited one; choose another output folder or remove it")
     model.load_state_dict(content["model"])
     optimiser.load_state_dict(content["optimiser"])
     torch.set_rng_state(content["rng"])
-    return RunState(**content["progress"])
+    return state

@@ -1,0 +1,148 @@
+"""The interface between the training loop, which knows no family, and the families."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...checkpoints import load
+from ...data import CoarseFineDataset
+from ...errors import UserError
+from ..evaluation import evaluate
+from ..recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with a learning-rate schedule of its own.
+
+    Attributes:
+        name: what an objective tells its phases by.
+        length: in the recipe's unit, epochs or iterations.
+        lr: learning rate at its beginning.
+    """
+
+    name: str
+    length: int
+    lr: float
+
+
+class Objective(ABC):
+    """What training a family minimises. The loop calls, in this order:
+
+    ``check``, ``initialise`` once; ``begin_phase`` at the start of each phase of ``phases()``; ``begin_epoch`` at the
+    start of each epoch; ``loss`` at each step; ``evaluate`` at the end. An interrupted run calls ``begin_epoch`` again,
+    not ``begin_phase``: what a phase began with is in the model's state.
+
+    With several processes (``dsn_models.distributed``), ``loss`` sees the process's own images. It returns the mean
+    over them of a loss per image, or a function of values gathered from all processes, or a sum of such.
+    """
+
+    #: The recipe's tables that this family reads.
+    tables: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @abstractmethod
+    def class_counts(self, model: Any) -> dict[str, int]:
+        """The number of classes of each task that the model has, by "coarse" or "fine".
+
+        Raises:
+            UserError: the recipe's ``task`` is not for this family.
+        """
+
+    @abstractmethod
+    def loss(
+        self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The scalar to minimise and facts to log, of one batch.
+
+        Args:
+            model: in training mode, not wrapped.
+            images: float32 [B, C, H, W].
+            labels: ``{"coarse": int64 [B], "fine": int64 [B]}``.
+            phase: name of the current phase.
+        """
+
+    def check(self, model: nn.Module, dataset: CoarseFineDataset) -> None:
+        """Refuses data that do not fit the model.
+
+        Raises:
+            UserError: a class count differs, or the recipe's ``task`` is not for this family.
+        """
+        available = {"coarse": dataset.coarse_classes, "fine": dataset.fine_classes}
+        for name, count in self.class_counts(model).items():
+            if count != available[name]:
+                raise UserError(
+                    f"recipe {self.recipe.name}: the model has {count} {name} classes, the data {available[name]}; "
+                    "set options.classes"
+                )
+
+    def initialise(self, model: Any) -> None:
+        """Puts the weights of the recipe's ``init`` into ``model``.
+
+        Raises:
+            UserError: the checkpoint cannot be read or does not fit.
+        """
+        if self.recipe.init is not None:
+            self.start_from(model, load(self.recipe.init))
+
+    def start_from(self, model: Any, start: Any) -> None:
+        """Puts the weights of ``start``, a loaded checkpoint, into ``model``. By default both are the same network."""
+        given, wanted = start.config.classes, model.config.classes
+        if given != wanted:
+            raise UserError(
+                f"init {self.recipe.init} has {given} classes, the recipe's model {wanted}; "
+                "set options.classes, or take a checkpoint with as many"
+            )
+        if start.config != model.config:
+            raise UserError(f"init {self.recipe.init} is a {start.config}; the recipe's model is {model.config}")
+        copy_weights(model, start.state_dict(), f"init {self.recipe.init}")
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """SGD's groups: the recipe's weight decay for weights, and for biases and norms where it says "all"."""
+        section = self.recipe.train
+        decayed = [p for p in model.parameters() if p.dim() > 1 or section.decay == "all"]
+        others = [p for p in model.parameters() if not (p.dim() > 1 or section.decay == "all")]
+        return [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+    def phases(self) -> list[Phase]:
+        """The phases in order; their lengths sum to the recipe's. By default one."""
+        return [Phase("train", self.recipe.train.length, self.recipe.train.lr)]
+
+    def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:  # noqa: B027 (need not do anything)
+        """Called once, before the first epoch of a phase."""
+
+    def begin_epoch(self, model: Any, phase: str, epoch: int) -> None:  # noqa: B027
+        """Called before each epoch, ``epoch`` counted from 0 over all phases."""
+
+    def evaluate(self, model: nn.Module, dataset: CoarseFineDataset) -> dict[str, Any]:
+        """The test results that a checkpoint keeps; ``model`` is in ``eval()``."""
+        return evaluate(model, dataset, task=self.recipe.task)
+
+
+@torch.no_grad()
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copies ``weights`` into the parameters and buffers of the same names; ``model`` may have more than are given.
+
+    Raises:
+        UserError: a name is not in ``model``, or its shape differs; ``source`` says whose it is.
+    """
+    own = model.state_dict()
+    for name, tensor in weights.items():
+        if name not in own:
+            raise UserError(f"{source} has a tensor {name}, for which the model has no place")
+        if own[name].shape != tensor.shape:
+            raise UserError(f"{source}: tensor {name} is {[*tensor.shape]}, the model's {[*own[name].shape]}")
+        own[name].copy_(tensor)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The fraction of images whose largest logit is their label's. [B, classes] and [B]."""
+    return (logits.argmax(1) == labels).float().mean().item()

@@ -1,0 +1,85 @@
+"""Dual skipping networks: cross-entropy of both branches and the terms on their gates. Section 4 of the paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...data import CoarseFineDataset
+from ...distributed import gather_rows
+from ...dual_skipping import BRANCHES
+from ...errors import UserError
+from ...gates import set_slope
+from ..calibration import calibrate_gates
+from ..evaluation import all_open
+from ..losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
+from .base import Objective, Phase, accuracy
+
+
+class DualSkippingObjective(Objective):
+    """Phases "ungated" (every layer runs), "gated" (the gates learn), "settled" (they are frozen and decide as in
+    inference).
+
+    The loss is the sum of both branches' cross-entropies; in the gated phase also :func:`auxiliary_loss` and
+    :func:`sparsity_loss`, by the weights in the recipe's ``[gates]``.
+    """
+
+    tables = ("gates",)
+
+    def class_counts(self, model: Any) -> dict[str, int]:
+        recipe = self.recipe
+        if recipe.task != "both":
+            raise UserError(f"recipe {recipe.name}: task is {recipe.task!r}; {recipe.model} takes 'both'")
+        return dict(zip(BRANCHES, model.config.classes, strict=True))
+
+    def phases(self) -> list[Phase]:
+        train = self.recipe.train
+        gated_lr = train.gated_lr or train.lr
+        phases = [
+            Phase("ungated", train.ungated_epochs, train.lr),
+            Phase("gated", train.length - train.ungated_epochs - train.settled_epochs, gated_lr),
+            Phase("settled", train.settled_epochs, train.settled_lr or gated_lr),
+        ]
+        return [phase for phase in phases if phase.length]
+
+    def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
+        gates = self.recipe.gates
+        if phase == next((p.name for p in self.phases() if p.name != "ungated"), None):
+            if gates.begin == "open":
+                open_gates(model)
+            elif gates.begin == "calibrated":
+                calibrate_gates(model, dataset, gates.target)
+
+    def begin_epoch(self, model: Any, phase: str, epoch: int) -> None:
+        if phase != "ungated":
+            freeze_gates(model, phase == "settled")
+            gates = self.recipe.gates
+            set_slope(model, gates.slope + gates.slope_step * (epoch - self.recipe.train.ungated_epochs))
+
+    def loss(
+        self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
+    ) -> tuple[Tensor, dict[str, float]]:
+        gates = self.recipe.gates
+        with GateRecorder(model) as recorder:
+            outputs = model(images, forced_gates=all_open(model, len(images)) if phase == "ungated" else None)
+        loss = torch.zeros((), device=images.device)
+        facts: dict[str, float] = {}
+        for name, logits, target in zip(BRANCHES, outputs, gates.target, strict=True):
+            entropy = F.cross_entropy(logits, labels[name])
+            facts |= {f"{name}/loss": entropy.item(), f"{name}/accuracy": accuracy(logits, labels[name])}
+            loss = loss + entropy
+            if phase != "ungated":
+                facts[f"{name}/skipped"] = 1 - model.last_gates[name].float().mean().item()
+            if phase == "gated":
+                multipliers = gather_rows(torch.stack(recorder.multipliers[name], 1))
+                if gates.auxiliary:
+                    logits = gather_rows(torch.stack(recorder.logits[name], 1))
+                    loss = loss + gates.auxiliary * auxiliary_loss(logits, multipliers)
+                if gates.sparsity:
+                    loss = loss + gates.sparsity * sparsity_loss(multipliers, target)
+                values = multipliers.detach()
+                facts[f"{name}/undecided"] = ((values > 0) & (values < 1)).float().mean().item()
+        return loss, facts
