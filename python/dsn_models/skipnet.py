@@ -61,17 +61,19 @@ class FeedForwardGate(nn.Module):
     def __init__(self, channels: int, deep: bool) -> None:
         super().__init__()
         self.deep = deep
+        self.conv1 = nn.Conv2d(channels, channels, 3, stride=1 if deep else 2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
         if deep:
-            self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-            self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
+            self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False)
+            self.norm2 = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.deep:
-            x = F.relu(self.norm1(self.conv1(F.max_pool2d(x, 2))))
-        x = F.relu(self.norm2(self.conv2(x)))
+            x = F.max_pool2d(x, 2)
+        x = F.relu(self.norm1(self.conv1(x)))
+        if self.deep:
+            x = F.relu(self.norm2(self.conv2(x)))
         return self.linear(x.mean((2, 3))).softmax(1)[:, 1]
 
 
