@@ -37,15 +37,34 @@ class CoarseFineDataset(Dataset, ABC):
         return images[0], int(coarse[0]), int(fine[0])
 
 
-def augment_flip_crop(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Random mirror images and random crops after zero padding, as DenseNet and ResNet train on CIFAR. [B, C, H, W]."""
-    batch, _, height, width = images.shape
-    flip = torch.rand(batch, generator=generator) < 0.5
-    images = torch.where(flip[:, None, None, None], images.flip(3), images)
-    padded = torch.nn.functional.pad(images, (padding,) * 4)
-    shift = torch.randint(0, 2 * padding + 1, (2, batch), generator=generator)
-    rows = (shift[0][:, None] + torch.arange(height))[:, None, :, None]
-    columns = (shift[1][:, None] + torch.arange(width))[:, None, None, :]
-    samples = torch.arange(batch)[:, None, None, None]
-    channels = torch.arange(images.shape[1])[None, :, None, None]
-    return padded[samples, channels, rows, columns]
+class RandomFlipCrop:
+    """Random mirror images and random crops after zero padding, as DenseNet and ResNet train on CIFAR.
+
+    What happens to an image is a function of ``seed``, epoch and its index alone, so that the order of reading, an
+    interruption or several processes change nothing.
+
+    Args:
+        images: how many the data set has.
+        padding: pixels on each side; the crop has the image's own size.
+        seed: of all draws.
+    """
+
+    def __init__(self, images: int, padding: int, seed: int) -> None:
+        self.images, self.padding, self.seed = images, padding, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws anew for an epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        self.flip = torch.rand(self.images, generator=generator) < 0.5
+        self.shift = torch.randint(0, 2 * self.padding + 1, (2, self.images), generator=generator)
+
+    def __call__(self, images: Tensor, indices: Tensor) -> Tensor:  # [B, C, H, W], [B] -> [B, C, H, W]
+        batch, channels, height, width = images.shape
+        images = torch.where(self.flip[indices][:, None, None, None], images.flip(3), images)
+        padded = torch.nn.functional.pad(images, (self.padding,) * 4)
+        rows, columns = self.shift[:, indices]
+        rows = (rows[:, None] + torch.arange(height))[:, None, :, None]
+        columns = (columns[:, None] + torch.arange(width))[:, None, None, :]
+        samples = torch.arange(batch)[:, None, None, None]
+        return padded[samples, torch.arange(channels)[None, :, None, None], rows, columns]

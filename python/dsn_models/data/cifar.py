@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Batch, CoarseFineDataset, augment_flip_crop
+from .base import Batch, CoarseFineDataset, RandomFlipCrop
 
 # airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck: vehicles are 0, animals 1
 CIFAR10_COARSE = (0, 0, 1, 1, 1, 1, 1, 1, 0, 0)
@@ -80,7 +80,7 @@ class CIFAR(CoarseFineDataset):
     """CIFAR-10 or CIFAR-100: images float32 [3, 32, 32], normalised by channel.
 
     CIFAR-100 has 20 coarse and 100 fine classes; CIFAR-10's coarse task is vehicles (0) against animals (1). Training
-    images are mirrored and cropped at random, drawn by ``seed`` and epoch in the order in which batches are read.
+    images are mirrored and cropped at random (:class:`RandomFlipCrop`).
 
     Args:
         root: the unpacked folder, or the folder that holds it.
@@ -116,17 +116,17 @@ class CIFAR(CoarseFineDataset):
         self.images, self.coarse, self.fine = images, coarse, fine
         self.coarse_classes, self.fine_classes = classes
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
-        self.train, self.seed = train, seed
-        self.set_epoch(0)
+        self.augment = RandomFlipCrop(len(images), 4, seed) if train else None
 
     def set_epoch(self, epoch: int) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        if self.augment is not None:
+            self.augment.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batch(self, indices: Tensor) -> Batch:
         images = (self.images[indices].float() / 255 - self.mean) / self.std
-        if self.train:
-            images = augment_flip_crop(images, self.generator)
+        if self.augment is not None:
+            images = self.augment(images, indices)
         return images, self.coarse[indices], self.fine[indices]

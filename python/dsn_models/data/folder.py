@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Batch, CoarseFineDataset, augment_flip_crop
+from .base import Batch, CoarseFineDataset, RandomFlipCrop
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as its pre-trained weights expect
@@ -68,11 +68,12 @@ class ImageFolder(CoarseFineDataset):
         coarse_names = sorted({coarse_map[name] for name in classes})
         self.coarse_of = torch.tensor([coarse_names.index(coarse_map[name]) for name in classes])
         self.coarse_classes, self.fine_classes = len(coarse_names), len(classes)
-        self.image_size, self.train, self.seed = image_size, train, seed
-        self.set_epoch(0)
+        self.image_size = image_size
+        self.augment = RandomFlipCrop(len(self.files), image_size // 8, seed) if train else None
 
     def set_epoch(self, epoch: int) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        if self.augment is not None:
+            self.augment.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -93,7 +94,7 @@ class ImageFolder(CoarseFineDataset):
         for i, (path, _) in enumerate(chosen):
             images[i] = self._read(path)
         images = (images - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
-        if self.train:
-            images = augment_flip_crop(images, self.generator, padding=self.image_size // 8)
+        if self.augment is not None:
+            images = self.augment(images, indices)
         fine = torch.tensor([label for _, label in chosen], dtype=torch.int64)
         return images, self.coarse_of[fine], fine
