@@ -3,8 +3,7 @@
 Process r of W holds rows ``[r B / W, (r + 1) B / W)`` of each global batch of B images. A loss that is a mean over
 images is taken over the process's own rows; DistributedDataParallel averages the gradients. A loss on statistics of the
 whole batch gathers them first (:func:`gather_rows`). Random numbers are drawn on the CPU for the whole batch, from the
-generator that all processes seed alike, and :func:`own_rows` keeps one's own. With one process all this is the identity.
-
+generator that all processes seed alike, and :func:`own_rows` keeps one's own. With one process that is the identity.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A family joins by one line in :data:`OBJECTIVES`. If it has a table of its own in the recipe, that is a ``Section`` with
 one line in ``dsn_models.training.recipe.Recipe`` (``table: TheSection | None = None``), and its objective names it in
-``tables``. An unknown key in it is refused by name, a table for another family too. What the loop does with an objective
-is told in :class:`Objective`.
+``tables``. An unknown key in it is refused by name, and so is a table for another family. What the loop does with an
+objective is told in :class:`Objective`.
 """
 
 from __future__ import annotations
