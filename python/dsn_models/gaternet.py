@@ -236,6 +236,11 @@ class GaterNet(nn.Module):
         self.last_scores: dict[str, Tensor] = {}
 
     @property
+    def gate_counts(self) -> dict[str, int]:
+        """Gates by their name in ``last_gates``."""
+        return {FILTERS: self.num_gates}
+
+    @property
     def num_gates(self) -> int:
         """c, the number of gated filters."""
         return self.gate_points[-1].gates.stop
@@ -257,7 +262,7 @@ class GaterNet(nn.Module):
 
     def forward(self, images: Tensor, forced_gates: ForcedGates | None = None) -> Tensor:
         resnet.check_images(images, self.config.in_channels, self.config.image_size, self.gater.fc1.weight.dtype)
-        forced = resolve_forced_gates(forced_gates, len(images), {FILTERS: self.num_gates})[FILTERS]
+        forced = resolve_forced_gates(forced_gates, len(images), self.gate_counts)[FILTERS]
         scores = self.gater(images)
         if forced is None:
             mask = self.gate(scores)

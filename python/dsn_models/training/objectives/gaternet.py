@@ -1,0 +1,119 @@
+"""GaterNet: cross-entropy and the sparsity of the mask. Sections 3.2.2, 3.3 and appendix B of the paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...data import CoarseFineDataset
+from ...errors import UserError
+from ...gaternet import FILTERS, GaterNet
+from .base import Phase, copy_weights
+from .single_task import SingleTaskObjective
+
+# Scores at which calibrated gates begin; SemHash's noise has a standard deviation of 1.
+_ON, _OFF = 2.0, -1.0
+
+
+class GaterNetObjective(SingleTaskObjective):
+    """Phases "joint" (backbone and gater learn) and "settled" (gater frozen, gates as in inference; our option).
+
+    The loss is ``cross-entropy + sparsity mean(|G|_1) / c``, G [B, c] SemHash's gates of the training forward pass, the
+    means over the batch. Gate dropout rises linearly with the epochs, from 0 in the first to ``dropout`` in the last.
+
+    ``init``: a GaterNet of the recipe's configuration, or a trained backbone. A backbone that has the gater's layers
+    initialises those too (the paper trains backbone and gater on the task beforehand); else the gater begins at random.
+    """
+
+    tables = ("gater",)
+
+    def check(self, model: nn.Module, dataset: CoarseFineDataset) -> None:
+        super().check(model, dataset)
+        if self.recipe.gater.dropout and self.recipe.train.epochs is None:
+            raise UserError(f"recipe {self.recipe.name}: gater.dropout rises by epochs; set train.epochs")
+
+    def start_from(self, model: Any, start: Any) -> None:
+        if isinstance(start, GaterNet):
+            super().start_from(model, start)
+            return
+        source, weights = f"init {self.recipe.init}", start.state_dict()
+        missing = [name for name in model.backbone.state_dict() if name not in weights]
+        if missing:
+            raise UserError(f"{source} has no tensor {missing[0]}; expected a {model.config.backbone} or a GaterNet")
+        copy_weights(model.backbone, weights, source)
+        features = {name: tensor.shape for name, tensor in model.gater.features.state_dict().items()}
+        if all(name in weights and weights[name].shape == shape for name, shape in features.items()):
+            copy_weights(model.gater.features, {name: weights[name] for name in features}, source)
+
+    def phases(self) -> list[Phase]:
+        train = self.recipe.train
+        phases = [
+            Phase("joint", train.length - train.settled_epochs, train.lr),
+            Phase("settled", train.settled_epochs, train.settled_lr or train.lr),
+        ]
+        return [phase for phase in phases if phase.length]
+
+    def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
+        if phase == "joint" and self.recipe.gater.begin == "calibrated":
+            calibrate_gater(model, dataset, self.recipe.task, self.recipe.gater.off)
+
+    def begin_epoch(self, model: Any, phase: str, epoch: int) -> None:
+        model.gater.requires_grad_(phase == "joint")
+        model.gate_dropout = self.recipe.gater.dropout * epoch / max(self.recipe.train.length - 1, 1)
+
+    def loss(
+        self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
+    ) -> tuple[Tensor, dict[str, float]]:
+        gates: list[Tensor] = []
+        handle = model.gate.register_forward_hook(lambda module, args, output: gates.append(output))
+        try:
+            loss, facts = self.cross_entropy(model(images), labels)
+        finally:
+            handle.remove()
+        if phase == "joint":
+            loss = loss + self.recipe.gater.sparsity * gates[0].mean()
+            facts["gates/on"] = gates[0].mean().item()
+        facts["filters/off"] = 1 - model.last_gates[FILTERS].float().mean().item()
+        return loss, facts
+
+
+def filter_harm(model: GaterNet, dataset: CoarseFineDataset, task: str, images: int = 2000) -> Tensor:
+    """What the loss gains, to second order, when one filter is shut for all images: float64 [c].
+
+    ``mean(-d + d^2 / 2)``, d [N, c] the gradient of a sample's cross-entropy with respect to a mask of ones, in
+    ``eval()``, with the outer product of gradients for the Hessian; N evenly spaced images of ``dataset``.
+    """
+    training, device = model.training, model.gater.fc1.weight.device
+    model.eval()
+    count = min(images, len(dataset))
+    harm = torch.zeros(model.num_gates, dtype=torch.float64, device=device)
+    for indices in (torch.arange(count) * len(dataset) // count).split(100):
+        x, coarse, fine = dataset.batch(indices)
+        labels = {"coarse": coarse, "fine": fine}[task].to(device)
+        ones = torch.ones(len(x), model.num_gates, device=device, requires_grad=True)
+        handle = model.gate.register_forward_hook(lambda module, args, output, ones=ones: ones)
+        try:
+            loss = F.cross_entropy(model(x.to(device)), labels, reduction="sum")
+        finally:
+            handle.remove()
+        (gradient,) = torch.autograd.grad(loss, ones)
+        harm += (gradient.double().square() / 2 - gradient.double()).sum(0)
+    model.train(training)
+    return harm / count
+
+
+@torch.no_grad()
+def calibrate_gater(model: GaterNet, dataset: CoarseFineDataset, task: str, off: float) -> None:
+    """Begins with the fraction ``off`` of the filters off, those of the smallest :func:`filter_harm`. Our option.
+
+    Sets the gater's last biases: -1 for those, 2 for the others; what the weights add depends on the image.
+    """
+    with torch.enable_grad():
+        harm = filter_harm(model, dataset, task)
+    order = harm.argsort()
+    bias = model.gater.fc2.bias
+    bias.fill_(_ON)
+    bias[order[: int(off * len(order))]] = _OFF
