@@ -116,8 +116,12 @@ class Head(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, classes)
 
+    def features(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C]
+        """What the classifier reads."""
+        return F.relu(self.norm(x), inplace=True).mean((2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(F.relu(self.norm(x), inplace=True).mean((2, 3)))
+        return self.classifier(self.features(x))
 
 
 class DenseBlock(nn.Module):

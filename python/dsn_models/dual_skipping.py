@@ -108,8 +108,13 @@ class SkipDenseBlock(nn.Module):
         self.gates = nn.ModuleList(PooledGate(in_channels + i * step, gate) for i in range(len(layers)))
         self.merge = merge
 
-    def forward(self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, C, H, W] to the block's output [B, C', H, W], gates taken uint8 [B, L], scores of x's dtype [B, L]."""
+    def forward(
+        self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None, factors: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, C, H, W] to the block's output [B, C', H, W], gates taken uint8 [B, L], scores of x's dtype [B, L].
+
+        ``factors``, if given, receives what each layer's output was multiplied by, [B] each.
+        """
         taken, scores = [], []
         pooled = x.mean((2, 3))
         for i, (layer, gate) in enumerate(zip(self.layers, self.gates, strict=True)):
@@ -118,9 +123,13 @@ class SkipDenseBlock(nn.Module):
             take = score > threshold if forced is None else forced[:, i] != 0
             y = layer(x)
             if self.training and forced is None and gate.learns:
-                y = y * gate(pooled)[:, None, None, None]
+                factor = gate(pooled)
+                y = y * factor[:, None, None, None]
             else:
+                factor = take.to(x.dtype)
                 y = torch.where(take[:, None, None, None], y, torch.zeros_like(y))
+            if factors is not None:
+                factors.append(factor)
             if self.merge == "concat":
                 x = torch.cat([x, y], 1)
                 pooled = torch.cat([pooled, y.mean((2, 3))], 1)
@@ -168,28 +177,40 @@ class Branch(nn.Module):
             block, channels = _make_block(config, i, channels)
             self.blocks.append(block)
         self.channels = channels
-        self.head = Head(channels, classes)
         self._block_layers = config.block_layers
+        self.head = self.make_head(classes)
 
     @property
     def num_layers(self) -> int:
         """L, the number of gated layers."""
         return sum(self._block_layers)
 
+    def make_head(self, classes: int) -> Head:
+        """The head, on ``self.channels`` channels."""
+        return Head(self.channels, classes)
+
+    def classify(self, x: Tensor, path: Tensor) -> Tensor:
+        """The last block's output and the path through the layers, [B, L] of x's dtype, to logits [B, classes]."""
+        return self.head(x)
+
     def forward(
         self, x: Tensor, guide: Tensor | None = None, threshold: float = 0.5, forced: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Stem features to logits [B, classes], gates uint8 [B, L], scores [B, L], the last block's output."""
         taken, scores, first = [], [], 0
+        factors: list[Tensor] = []
+        extra = (factors,) if self.training else ()  # in eval() the path is what was taken
         for i, block in enumerate(self.blocks):
             if i > 0:
                 x = self.transitions[i - 1](join_guide(x, guide if i == len(self.blocks) - 1 else None))
             count = self._block_layers[i]
-            x, t, s = block(x, threshold, None if forced is None else forced[:, first : first + count])
+            x, t, s = block(x, threshold, None if forced is None else forced[:, first : first + count], *extra)
             first += count
             taken.append(t)
             scores.append(s)
-        return self.head(x), torch.cat(taken, 1), torch.cat(scores, 1), x
+        gates = torch.cat(taken, 1)
+        path = torch.stack(factors, 1) if self.training else gates.to(x.dtype)
+        return self.classify(x, path), gates, torch.cat(scores, 1), x
 
 
 def join_guide(x: Tensor, guide: Tensor | None) -> Tensor:
@@ -215,12 +236,14 @@ class DualSkippingNetwork(nn.Module):
         UserError: images, forced gates or thresholds do not fit.
     """
 
+    branch_type: type[Branch] = Branch
+
     def __init__(self, config: DualSkippingConfig) -> None:
         super().__init__()
         self.config = config
         self.stem = make_stem(config.stem, config.in_channels, 2 * config.growth_rate)
-        self.coarse = Branch(config, config.classes[0])
-        self.fine = Branch(config, config.classes[1], self.coarse.channels if config.guide else 0)
+        self.coarse = self.branch_type(config, config.classes[0])
+        self.fine = self.branch_type(config, config.classes[1], self.coarse.channels if config.guide else 0)
         init_weights(self)
         self.last_gates: dict[str, Tensor] = {}
         self.last_scores: dict[str, Tensor] = {}

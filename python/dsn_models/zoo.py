@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import densenet, dual_skipping, gaternet, inception, lenet, resnet, shake_shake, skipnet
+from . import densenet, dual_skipping, gaternet, inception, layer_skippable, lenet, resnet, shake_shake, skipnet
 from .errors import UserError
 
 
@@ -41,6 +41,12 @@ class Family(NamedTuple):
 FAMILIES: dict[str, Family] = {
     "dual_skipping": Family(
         dual_skipping.DualSkippingConfig, dual_skipping.DualSkippingNetwork, "DSN, CVPR 2018", dual_skipping.ZOO
+    ),
+    "layer_skippable": Family(
+        layer_skippable.LayerSkippableConfig,
+        layer_skippable.LayerSkippableNetwork,
+        "LSN, TIP 2020",
+        layer_skippable.ZOO,
     ),
     "densenet": Family(densenet.DenseNetConfig, densenet.DenseNet, "DenseNet, CVPR 2017", densenet.ZOO),
     "resnet": Family(resnet.ResNetConfig, resnet.ResNet, "ResNet, CVPR 2016", resnet.ZOO),

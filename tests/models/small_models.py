@@ -10,6 +10,8 @@ SMALL = {
     "concat-bc-100": {"block_layers": (2, 2, 2), "image_size": 8},
     "add-166": {"growth_rate": 4, "stage_widths": (8, 16, 32), "block_layers": (2, 2, 2), "image_size": 8},
     "dsn-121": {"growth_rate": 8, "block_layers": (2, 2, 2, 2), "image_size": 64},
+    "lsn-navon": {"image_size": 16},
+    "lsn-concat-bc-100": {"block_layers": (2, 2, 2), "image_size": 8},
     "lenet": {"image_size": 16},
     "densenet-40": {"block_layers": (2, 2, 2), "image_size": 8},
     "densenet-bc-100": {"block_layers": (2, 2, 2), "image_size": 8},

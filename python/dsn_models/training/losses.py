@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,6 +64,20 @@ def auxiliary_loss(logits: Tensor, multipliers: Tensor) -> Tensor:  # [B, L], [B
 def sparsity_loss(multipliers: Tensor, target: float) -> Tensor:  # [B, L] -> []
     """``max(0, mean multiplier - target)^2`` over a branch's layers and the batch. Our option, not the paper's."""
     return (multipliers.mean() - target).clamp(min=0) ** 2
+
+
+def ranking_loss(losses: Tensor, multipliers: Tensor, margin: float) -> Tensor:  # [B], [B, L] -> []
+    """A harder image should not use fewer layers. Layer-Skippable Inference Network, our reading of its abstract.
+
+    With n_i the fraction of layers that image i runs (the mean of its multipliers) and l_i its detached task loss: the
+    mean over all pairs with l_i > l_j of ``max(0, n_j - n_i + margin)``; 0 if all losses are equal.
+    """
+    fraction = multipliers.mean(1)
+    losses = losses.detach()
+    harder, easier = torch.nonzero(losses[:, None] > losses[None, :], as_tuple=True)
+    if not len(harder):
+        return fraction.sum() * 0
+    return F.margin_ranking_loss(fraction[harder], fraction[easier], torch.ones_like(fraction[harder]), margin)
 
 
 def freeze_gates(model: DualSkippingNetwork, frozen: bool) -> None:

@@ -104,6 +104,53 @@ class GateSection(Section):
     target: tuple[float, float] = (1.0, 1.0)
 
 
+class LsnSection(Section):
+    """The ranking loss of layer-skippable networks. See ``dsn_models.training.losses.ranking_loss``; our reading.
+
+    ranking: its weight; 0 switches it off.
+    margin: by how much larger a fraction of the layers a harder image should use.
+    """
+
+    ranking: float = Field(0.1, ge=0)
+    margin: float = Field(0.05, ge=0)
+
+
+class GaterSection(Section):
+    """Gater of a GaterNet. See ``dsn_models.training.objectives.gaternet``.
+
+    sparsity: weight lambda of the loss ``mean(|G|_1) / c``; open in the paper.
+    dropout: rate of gate dropout in the last epoch, to which it rises from 0; 0.05 in the paper for DenseNet,
+        Shake-Shake and Inception-v4.
+    begin: "kept", the gates begin as the gater's random maps have it; "calibrated", with the least needed filters off.
+    off: the fraction of filters that calibrated gates begin with off.
+    """
+
+    sparsity: float = Field(0.1, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    begin: Literal["calibrated", "kept"] = "kept"
+    off: float = Field(0.25, ge=0, lt=1)
+
+
+class SkippingSection(Section):
+    """Gates of a SkipNet. See ``dsn_models.training.objectives.skipnet``.
+
+    stage: "supervised" (SP: straight-through gates), then "reinforce" (HRL: sampled gates, from an SP checkpoint).
+    begin: gates of a supervised run begin as they are ("kept"), biased towards keeping every unit ("open"), or fitted
+        to the units' harm ("calibrated", see ``dsn_models.training.skipnet_calibration``).
+    target: fraction of the gates that are open when calibrated gates begin, and that ``penalty`` does not touch.
+    penalty: weight of ``max(0, mean gate - target)`` in a supervised run; 0 (off) in the paper.
+    alpha: weight of the reward for skipping.
+    baseline: subtract the batch's mean reward of each gate, which lessens the variance; not in the paper.
+    """
+
+    stage: Literal["supervised", "reinforce"] = "supervised"
+    begin: Literal["kept", "open", "calibrated"] = "kept"
+    target: float = Field(1.0, gt=0, le=1)
+    penalty: float = Field(0.0, ge=0)
+    alpha: float = Field(0.1, ge=0)
+    baseline: bool = False
+
+
 class Recipe(Section):
     """One training run.
 
@@ -121,6 +168,9 @@ class Recipe(Section):
     data: DataSection
     train: OptimiserSection
     gates: GateSection = Field(default_factory=lambda: GateSection.model_validate({}))
+    skipping: SkippingSection = Field(default_factory=lambda: SkippingSection.model_validate({}))
+    gater: GaterSection = Field(default_factory=lambda: GaterSection.model_validate({}))
+    lsn: LsnSection = Field(default_factory=lambda: LsnSection.model_validate({}))
 
 
 _COMMON = {"name", "model", "task", "seed", "init", "options", "data", "train"}

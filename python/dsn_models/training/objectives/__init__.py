@@ -15,11 +15,17 @@ from ...errors import UserError
 from ..recipe import FAMILY_TABLES, Recipe
 from .base import Objective, Phase
 from .dual_skipping import DualSkippingObjective
+from .gaternet import GaterNetObjective
+from .layer_skippable import LayerSkippableObjective
 from .single_task import SingleTaskObjective
+from .skipnet import SkipNetObjective
 
 # Families that are not named here have one task, trained by cross-entropy.
 OBJECTIVES: dict[str, type[Objective]] = {
     "dual_skipping": DualSkippingObjective,
+    "skipnet": SkipNetObjective,
+    "gaternet": GaterNetObjective,
+    "layer_skippable": LayerSkippableObjective,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "Phase", "make_objective"]

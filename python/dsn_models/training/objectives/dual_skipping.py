@@ -75,11 +75,22 @@ class DualSkippingObjective(Objective):
                 facts[f"{name}/skipped"] = 1 - model.last_gates[name].float().mean().item()
             if phase == "gated":
                 multipliers = gather_rows(torch.stack(recorder.multipliers[name], 1))
-                if gates.auxiliary:
-                    logits = gather_rows(torch.stack(recorder.logits[name], 1))
-                    loss = loss + gates.auxiliary * auxiliary_loss(logits, multipliers)
-                if gates.sparsity:
-                    loss = loss + gates.sparsity * sparsity_loss(multipliers, target)
+                gate_logits = gather_rows(torch.stack(recorder.logits[name], 1))
+                loss = loss + self.gate_loss(gate_logits, multipliers, target)
+                loss = loss + self.path_loss(logits, labels[name], multipliers)
                 values = multipliers.detach()
                 facts[f"{name}/undecided"] = ((values > 0) & (values < 1)).float().mean().item()
         return loss, facts
+
+    def gate_loss(self, gate_logits: Tensor, multipliers: Tensor, target: float) -> Tensor:
+        """The terms on the gates alone, of a branch: logits and multipliers [B, L] of the whole batch."""
+        gates, loss = self.recipe.gates, torch.zeros((), device=multipliers.device)
+        if gates.auxiliary:
+            loss = loss + gates.auxiliary * auxiliary_loss(gate_logits, multipliers)
+        if gates.sparsity:
+            loss = loss + gates.sparsity * sparsity_loss(multipliers, target)
+        return loss
+
+    def path_loss(self, logits: Tensor, labels: Tensor, multipliers: Tensor) -> Tensor:
+        """A term on the paths that images take, given their logits and labels; none here."""
+        return torch.zeros((), device=logits.device)
