@@ -6,6 +6,7 @@
 #include "common/layout.h"
 #include "common/plan.h"
 #include "cpu/kernels.h"
+#include "cuda/layout_bindings.h"
 #ifdef DSN_WITH_CUDA
 #include "cuda/device_info.h"
 #endif
@@ -104,6 +105,7 @@ PYBIND11_MODULE(_C, m) {
                              py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft));
   m.attr("MERGES") =
       py::dict(py::arg("concat") = static_cast<int>(Merge::kConcat), py::arg("add") = static_cast<int>(Merge::kAdd));
+  dsn::cuda::bind_layouts(m);
   m.def("row_block", &dsn::row_block, py::arg("out_channels"));
   m.def(
       "dense_layer_layout",

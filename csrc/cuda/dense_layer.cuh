@@ -1,0 +1,445 @@
+// One gated layer of a dense block for the samples whose gate opened: BN-ReLU-1x1-BN-ReLU-3x3, plain BN-ReLU-3x3, or the
+// residual unit with a second 1x1. A block of threads does one tile of one sample from the state to the state; what is
+// between the convolutions stays in its shared memory.
+#pragma once
+
+#include "cuda/product.cuh"
+#include "cuda/routing.cuh"
+
+namespace dsn::cuda {
+
+// Shared memory begins with what the block agrees on; the rest is placed by the host.
+struct BlockHeader {
+  int sample;
+  Live live;
+  float scratch[3 * kWarps];
+};
+constexpr int kHeaderBytes = 128;
+static_assert(sizeof(BlockHeader) <= kHeaderBytes);
+
+// The work of this block: false if there is none. All threads call it; a barrier has passed when it returns true.
+__device__ inline bool begin_block(const Samples& samples, const Source& source, int blocks, GroupRef* groups,
+                                   unsigned* masks) {
+  BlockHeader* header = shared_memory<BlockHeader>();
+  if (threadIdx.x < 32) {
+    const int sample = pick_sample(samples, blockIdx.x / blocks);
+    Live live;
+    if (sample >= 0) live = find_live(source, sample, groups, masks);
+    if (threadIdx.x == 0) header->sample = sample, header->live = live;
+  }
+  __syncthreads();
+  return header->sample >= 0;
+}
+
+// A tile of the map and, around it, the part of the 3x3's halo that lies inside the map.
+struct Tile {
+  int y, x, rows, columns;  // own pixels
+  int top, left, halo_rows, halo_columns;
+  __device__ Tile(const DenseLayerParams& p, int tile) {
+    const int height = p.source.height, width = p.source.width;
+    y = tile / p.tiles_across * p.tile_rows;
+    x = tile % p.tiles_across * p.tile_columns;
+    rows = min(p.tile_rows, height - y);
+    columns = min(p.tile_columns, width - x);
+    top = max(y - 1, 0);
+    left = max(x - 1, 0);
+    halo_rows = min(y + rows + 1, height) - top;
+    halo_columns = min(x + columns + 1, width) - left;
+  }
+  __device__ int pixels() const { return rows * columns; }
+  __device__ int halo_pixels() const { return halo_rows * halo_columns; }
+  __device__ int pitch() const { return columns + 2; }
+  __device__ int cells() const { return (rows + 2) * pitch(); }  // of the 3x3's input: own pixels and a frame
+};
+
+// The state, normalised as it is read, by the weights of the first 1x1.
+template <class T, int kMt>
+struct ReduceOperands {
+  const Source& source;
+  const T* state;  // of the sample
+  const GroupRef* groups;
+  const typename Numeric<T>::Norm* norm;
+  Weights<T> weights;
+  int column;
+  int step;
+  int pixel[kMt][2];
+
+  struct Group {
+    int id, stride;
+    const T* data;
+    typename Numeric<T>::Norm norm;
+  };
+  __device__ Group group(int slot) const {
+    const GroupRef ref = groups[step * 4 + slot];
+    Group group{ref.id, pixel_stride(source, ref.id), state + ref.offset, {}};
+    if (ref.id >= 0) group.norm = norm[ref.id];
+    return group;
+  }
+  __device__ Quad<T> a(const Group& group, int mt, int r) const {
+    if (group.id < 0) return {};
+    return Numeric<T>::normalise(load_quad<T>(group.data, static_cast<int64_t>(pixel[mt][r]) * group.stride),
+                                 group.norm);
+  }
+  __device__ Quad<T> b(const Group& group, int n) const {
+    if (group.id < 0) return {};
+    return weights.load(0, group.id, column + n);
+  }
+};
+
+// Shared memory [cell][stride] by dense weights: a 1x1, or one tap of a 3x3.
+template <class T, int kMt>
+struct SharedOperands {
+  const T* cells;
+  Weights<T> weights;
+  int column;
+  int tap, tap_offset;
+  int step;
+  int offset[kMt][2];
+
+  __device__ int group(int slot) const { return step * 4 + slot; }
+  __device__ Quad<T> a(int group, int mt, int r) const {
+    return load_quad<T>(cells, offset[mt][r] + tap_offset + group * kGroup);
+  }
+  __device__ Quad<T> b(int group, int n) const { return weights.load(tap, group, column + n); }
+};
+
+// The same with weights of the live groups only: `ids` of the groups that the cells hold.
+template <class T, int kMt>
+struct GatheredOperands {
+  const T* cells;
+  Weights<T> weights;
+  const GroupRef* groups;
+  int column;
+  int tap, tap_offset;
+  int step;
+  int offset[kMt][2];
+
+  struct Group {
+    int place, id;
+  };
+  __device__ Group group(int slot) const { return {(step * 4 + slot) * kGroup, groups[step * 4 + slot].id}; }
+  __device__ Quad<T> a(const Group& group, int mt, int r) const {
+    return load_quad<T>(cells, offset[mt][r] + tap_offset + group.place);
+  }
+  __device__ Quad<T> b(const Group& group, int n) const {
+    if (group.id < 0) return {};
+    return weights.load(tap, group.id, column + n);
+  }
+};
+
+// Calls visit(mt, r, row) for a lane's row slots that are one of `rows`.
+template <int kMt, class Visit>
+__device__ inline void for_rows(int first_tile, int rows, Visit visit) {
+#pragma unroll
+  for (int mt = 0; mt < kMt; ++mt)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_tile * 16 + row_of(mt, r);
+      if (row < rows) visit(mt, r, row);
+    }
+}
+
+// BN-ReLU-1x1-BN-ReLU of tile and halo into the 3x3's input, a zero frame around it where the map ends.
+template <class T, int kMt, int kNt, bool kExact>
+__device__ inline void reduce_stage(const DenseLayerParams& p, const Tile& tile, const T* state, int steps,
+                                    const GroupRef* groups, const float* bias, T* mid) {
+  const int width = p.source.width, height = p.source.height;
+  const int quads = p.reduce_columns / kGroup;
+  for (int i = threadIdx.x; i < tile.cells() * quads; i += blockDim.x) {
+    const int cell = i / quads, y = tile.y - 1 + cell / tile.pitch(), x = tile.x - 1 + cell % tile.pitch();
+    if (y < 0 || y >= height || x < 0 || x >= width) store_quad<T>(mid, cell * p.mid_stride + i % quads * kGroup, {});
+  }
+  ReduceOperands<T, kMt> operands{p.source, state, groups, static_cast<const typename Numeric<T>::Norm*>(p.norm),
+                                  {static_cast<const T*>(p.reduce), p.total_groups, p.reduce_columns}};
+  const int rows = tile.halo_pixels(), tiles = p.reduce_columns / 8;
+  for (int first = 0; first < tiles; first += kNt) {
+    operands.column = first * 8;
+    for (int m = threadIdx.x / 32 * kMt; m * 16 < rows; m += kWarps * kMt) {
+#pragma unroll
+      for (int mt = 0; mt < kMt; ++mt)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const int row = min(m * 16 + row_of(mt, r), rows - 1);
+          operands.pixel[mt][r] =
+              (tile.top + row / tile.halo_columns) * width + tile.left + row % tile.halo_columns;
+        }
+      Accumulator<kMt, kNt> d;
+      clear<kMt, kNt>(d);
+#pragma unroll 2
+      for (operands.step = 0; operands.step < steps; ++operands.step)
+        multiply<T, kExact, kMt, kNt>(d, operands, tiles - first);
+      for_rows<kMt>(m, rows, [&](int mt, int r, int row) {
+        const int y = tile.top - tile.y + 1 + row / tile.halo_columns;
+        const int x = tile.left - tile.x + 1 + row % tile.halo_columns;
+        const int cell = (y * tile.pitch() + x) * p.mid_stride + first * 8;
+#pragma unroll
+        for (int nt = 0; nt < kNt; ++nt) {
+          if (!kExact && nt >= tiles - first) continue;
+          const int n = column_of(nt);
+          store_pair<T>(mid, cell + n, relu(d[mt][nt][2 * r] + bias[first * 8 + n]),
+                        relu(d[mt][nt][2 * r + 1] + bias[first * 8 + n + 1]));
+        }
+      });
+    }
+  }
+}
+
+// The 3x3 (kTaps 9) or 1x1 over cells in shared memory, of a tile's own pixels. For each channel tile and pixel calls
+// visit(row, column, values of two channels) and sums what it returns into `sums` [warp][columns] unless that is null.
+template <class T, int kMt, int kNt, bool kExact, int kTaps, class Visit>
+__device__ inline void convolve_stage(const Tile& tile, const T* cells, int stride, Weights<T> weights, int columns,
+                                      float* sums, Visit visit) {
+  const int rows = tile.pixels(), tiles = columns / 8, warp = threadIdx.x / 32;
+  SharedOperands<T, kMt> operands{cells, weights};
+  for (int first = 0; first < tiles; first += kNt) {
+    operands.column = first * 8;
+    ColumnSums<kNt> total;
+    for (int m = warp * kMt; m * 16 < rows; m += kWarps * kMt) {
+#pragma unroll
+      for (int mt = 0; mt < kMt; ++mt)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const int row = min(m * 16 + row_of(mt, r), rows - 1);
+          const int cell = kTaps == 9 ? row / tile.columns * tile.pitch() + row % tile.columns : row;
+          operands.offset[mt][r] = cell * stride;
+        }
+      Accumulator<kMt, kNt> d;
+      clear<kMt, kNt>(d);
+#pragma unroll 1
+      for (operands.tap = 0; operands.tap < kTaps; ++operands.tap) {
+        operands.tap_offset = kTaps == 9 ? (operands.tap / 3 * tile.pitch() + operands.tap % 3) * stride : 0;
+#pragma unroll 3
+        for (operands.step = 0; operands.step < weights.groups / 4; ++operands.step)
+          multiply<T, kExact, kMt, kNt>(d, operands, tiles - first);
+      }
+      for_rows<kMt>(m, rows, [&](int mt, int r, int row) {
+#pragma unroll
+        for (int nt = 0; nt < kNt; ++nt) {
+          if (!kExact && nt >= tiles - first) continue;
+          const float2 v = visit(row, first * 8 + column_of(nt), d[mt][nt][2 * r], d[mt][nt][2 * r + 1]);
+          total.sum[nt][0] += v.x;
+          total.sum[nt][1] += v.y;
+        }
+      });
+    }
+    if (sums) total.store(sums + warp * columns + first * 8, tiles - first);
+  }
+}
+
+// Bias of the bottleneck: its batch norm's shift and what the skipped slices, constants now, contribute.
+__device__ inline void sum_constants(const DenseLayerParams& p, const unsigned* masks, float* bias) {
+  for (int n = threadIdx.x; n < p.reduce_columns; n += blockDim.x) {
+    float v = p.reduce_bias[n];
+    if (p.source.slice_groups)
+      for (int s = 0; s < p.source.slices; ++s)
+        if (!slice_is_live(masks, s)) v += p.constants[s * p.reduce_columns + n];
+    bias[n] = v;
+  }
+}
+
+// Writes a layer's slice and returns what it wrote, before rounding.
+template <class T>
+struct SliceWriter {
+  T* slice;  // of the sample
+  int width, channels, x, y, tile_columns;
+  __device__ SliceWriter(const DenseLayerParams& p, const Tile& tile, int sample)
+      : width(p.source.width), channels(p.source.slice_groups * kGroup), x(tile.x), y(tile.y), tile_columns(tile.columns) {
+    const int group = p.source.first_groups + p.layer * p.source.slice_groups;
+    slice = static_cast<T*>(p.out) + sample * p.source.sample_stride +
+            static_cast<int64_t>(group) * kGroup * p.source.pixels;
+  }
+  __device__ float2 operator()(int row, int column, float v0, float v1) const {
+    const int pixel = (y + row / tile_columns) * width + x + row % tile_columns;
+    if (column < channels) store_pair<T>(slice, static_cast<int64_t>(pixel) * channels + column, v0, v1);
+    return {v0, v1};
+  }
+};
+
+template <class T, int kReduceTiles, int kConvTiles, bool kExact>
+__global__ void __launch_bounds__(kThreads) bottleneck_layer_kernel(const __grid_constant__ DenseLayerParams p) {
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
+  unsigned* masks = shared_memory<unsigned>(p.at_masks);
+  GroupRef* groups = shared_memory<GroupRef>(p.at_groups);
+  if (!begin_block(p.samples, p.source, p.pooling.blocks, groups, masks)) return;
+  BlockHeader* header = shared_memory<BlockHeader>();
+  const int sample = header->sample, tile_index = blockIdx.x % p.pooling.blocks;
+  const Live live = header->live;
+  const Tile tile(p, tile_index);
+  float* bias = shared_memory<float>(p.at_bias);
+  float* sums = shared_memory<float>(p.at_sums);
+  T* mid = shared_memory<T>(p.at_mid);
+
+  sum_constants(p, masks, bias);
+  for (int i = threadIdx.x; i < kWarps * p.conv_columns; i += blockDim.x) sums[i] = 0;
+  __syncthreads();
+  const T* state = static_cast<const T*>(p.source.data) + sample * p.source.sample_stride;
+  reduce_stage<T, 2, kReduceTiles, kExact>(p, tile, state, live.groups / 4, groups, bias, mid);
+  __syncthreads();
+  const Weights<T> weights{static_cast<const T*>(p.conv), p.reduce_columns / kGroup, p.conv_columns};
+  convolve_stage<T, 2, kConvTiles, kExact, 9>(tile, mid, p.mid_stride, weights, p.conv_columns, sums,
+                                               SliceWriter<T>(p, tile, sample));
+  const unsigned long long macs =
+      static_cast<unsigned long long>(tile.pixels()) * p.bottleneck * (live.channels + 9 * p.growth);
+  finish(p.pooling, sample, tile_index, sums, kWarps, p.conv_columns, 0, p.conv_columns, macs, header->scratch);
+}
+
+// A residual unit. The state has two copies: a neighbour may still read the old one while a tile writes the new one.
+template <class T, int kTiles>
+__global__ void __launch_bounds__(kThreads) residual_layer_kernel(const __grid_constant__ DenseLayerParams p) {
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
+  unsigned* masks = shared_memory<unsigned>(p.at_masks);
+  GroupRef* groups = shared_memory<GroupRef>(p.at_groups);
+  if (!begin_block(p.samples, p.source, p.pooling.blocks, groups, masks)) return;
+  BlockHeader* header = shared_memory<BlockHeader>();
+  const int sample = header->sample, tile_index = blockIdx.x % p.pooling.blocks;
+  const Live live = header->live;
+  const Tile tile(p, tile_index);
+  float* bias = shared_memory<float>(p.at_bias);
+  float* sums = shared_memory<float>(p.at_sums);
+  T* mid = shared_memory<T>(p.at_mid);
+  T* wide = shared_memory<T>(p.at_wide);
+
+  sum_constants(p, masks, bias);
+  for (int i = threadIdx.x; i < kWarps * p.expand_columns; i += blockDim.x) sums[i] = 0;
+  __syncthreads();
+  const T* before = static_cast<const T*>(p.source.data) + state_offset(p.source, sample, live.taken);
+  T* after = static_cast<T*>(p.out) + state_offset(p.source, sample, live.taken + 1);
+  reduce_stage<T, 1, kTiles, false>(p, tile, before, live.groups / 4, groups, bias, mid);
+  __syncthreads();
+  const Weights<T> conv{static_cast<const T*>(p.conv), p.reduce_columns / kGroup, p.conv_columns};
+  convolve_stage<T, 1, kTiles, false, 9>(tile, mid, p.mid_stride, conv, p.conv_columns, nullptr,
+                                          [&](int row, int n, float v0, float v1) {
+                                            store_pair<T>(wide, row * p.wide_stride + n, relu(v0 + p.conv_bias[n]),
+                                                          relu(v1 + p.conv_bias[n + 1]));
+                                            return float2{0, 0};
+                                          });
+  __syncthreads();
+  const Weights<T> expand{static_cast<const T*>(p.expand), p.conv_columns / kGroup, p.expand_columns};
+  const int channels = p.source.first_groups * kGroup;
+  convolve_stage<T, 1, kTiles, false, 1>(
+      tile, wide, p.wide_stride, expand, p.expand_columns, sums, [&](int row, int n, float v0, float v1) {
+        if (n >= channels) return float2{0, 0};
+        const int pixel = (tile.y + row / tile.columns) * p.source.width + tile.x + row % tile.columns;
+        const int64_t at = static_cast<int64_t>(pixel) * channels + n;
+        const float2 old = load_pair<T>(before, at);
+        store_pair<T>(after, at, old.x + v0, old.y + v1);
+        return float2{old.x + v0, old.y + v1};
+      });
+  const unsigned long long macs =
+      static_cast<unsigned long long>(tile.pixels()) * p.bottleneck * (2 * live.channels + 9 * p.bottleneck);
+  finish(p.pooling, sample, tile_index, sums, kWarps, p.expand_columns, 0, p.expand_columns, macs, header->scratch);
+}
+
+// Which of a pixel's neighbours above, below, left and right lie outside, as bits.
+__device__ inline int border_kind(const Source& map, int y, int x) {
+  return (y == 0) | (y == map.height - 1) << 1 | (x == 0) << 2 | (x == map.width - 1) << 3;
+}
+
+// What the skipped slices contribute to a plain 3x3: they are constants inside the map and zero outside, so it depends on
+// which taps of a pixel lie inside. borders[kind][column]; `taps` [9][column] is scratch.
+__device__ inline void sum_borders(const DenseLayerParams& p, const unsigned* masks, float* borders, float* taps) {
+  for (int i = threadIdx.x; i < 9 * p.conv_columns; i += blockDim.x) {
+    float v = 0;
+    for (int s = 0; s < p.source.slices; ++s)
+      if (!slice_is_live(masks, s)) v += p.constants[s * 9 * p.conv_columns + i];
+    taps[i] = v;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < 16 * p.conv_columns; i += blockDim.x) {
+    const int kind = i / p.conv_columns, n = i % p.conv_columns;
+    float v = 0;
+    for (int tap = 0; tap < 9; ++tap) {
+      const int dy = tap / 3, dx = tap % 3;
+      const bool outside =
+          (dy == 0 && kind & 1) || (dy == 2 && kind & 2) || (dx == 0 && kind & 4) || (dx == 2 && kind & 8);
+      if (!outside) v += taps[tap * p.conv_columns + n];
+    }
+    borders[i] = v;
+  }
+}
+
+// A tile has at most kWarps * kMt * 16 pixels: a warp keeps its sums while the live groups pass through shared memory,
+// p.depth at a time.
+constexpr int kPlainTiles = 2;  // of 16 pixels and of 8 channels
+template <class T>
+__global__ void __launch_bounds__(kThreads) plain_layer_kernel(const __grid_constant__ DenseLayerParams p) {
+  constexpr int kMt = kPlainTiles, kNt = kPlainTiles;
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
+  unsigned* masks = shared_memory<unsigned>(p.at_masks);
+  GroupRef* groups = shared_memory<GroupRef>(p.at_groups);
+  if (!begin_block(p.samples, p.source, p.pooling.blocks, groups, masks)) return;
+  BlockHeader* header = shared_memory<BlockHeader>();
+  const int sample = header->sample, tile_index = blockIdx.x % p.pooling.blocks;
+  const Live live = header->live;
+  const Tile tile(p, tile_index);
+  float* borders = shared_memory<float>(p.at_bias);
+  float* sums = shared_memory<float>(p.at_sums);
+  T* mid = shared_memory<T>(p.at_mid);
+  const int warp = threadIdx.x / 32, rows = tile.pixels(), first_tile = warp * kMt;
+  const bool skipped = live.taken < p.source.slices;
+
+  for (int i = threadIdx.x; i < kWarps * p.conv_columns; i += blockDim.x) sums[i] = 0;
+  if (skipped) sum_borders(p, masks, borders, borders + 16 * p.conv_columns);
+  const T* state = static_cast<const T*>(p.source.data) + sample * p.source.sample_stride;
+  const auto* norm = static_cast<const typename Numeric<T>::Norm*>(p.norm);
+  const SliceWriter<T> write(p, tile, sample);
+  GatheredOperands<T, kMt> operands{mid, {static_cast<const T*>(p.conv), p.total_groups, p.conv_columns}};
+#pragma unroll
+  for (int mt = 0; mt < kMt; ++mt)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = min(first_tile * 16 + row_of(mt, r), rows - 1);
+      operands.offset[mt][r] = (row / tile.columns * tile.pitch() + row % tile.columns) * p.mid_stride;
+    }
+  for (int first = 0; first < p.conv_columns / 8; first += kNt) {
+    operands.column = first * 8;
+    Accumulator<kMt, kNt> d;
+    clear<kMt, kNt>(d);
+    for (int pass = 0; pass < live.groups; pass += p.depth) {
+      const int count = min(p.depth, live.groups - pass);
+      __syncthreads();
+      for (int i = threadIdx.x; i < tile.cells() * count; i += blockDim.x) {
+        const int cell = i / count, y = tile.y - 1 + cell / tile.pitch(), x = tile.x - 1 + cell % tile.pitch();
+        const GroupRef ref = groups[pass + i % count];
+        Quad<T> v = {};
+        if (ref.id >= 0 && y >= 0 && y < p.source.height && x >= 0 && x < p.source.width) {
+          const int64_t pixel = y * p.source.width + x;
+          v = Numeric<T>::normalise(load_quad<T>(state + ref.offset, pixel * pixel_stride(p.source, ref.id)),
+                                    norm[ref.id]);
+        }
+        store_quad<T>(mid, cell * p.mid_stride + i % count * kGroup, v);
+      }
+      __syncthreads();
+      if (first_tile * 16 >= rows) continue;
+      operands.groups = groups + pass;
+#pragma unroll 1
+      for (operands.tap = 0; operands.tap < 9; ++operands.tap) {
+        operands.tap_offset = (operands.tap / 3 * tile.pitch() + operands.tap % 3) * p.mid_stride;
+#pragma unroll 3
+        for (operands.step = 0; operands.step < count / 4; ++operands.step)
+          multiply<T, true, kMt, kNt>(d, operands, kNt);
+      }
+    }
+    ColumnSums<kNt> total;
+    for_rows<kMt>(first_tile, rows, [&](int mt, int r, int row) {
+      const int kind = border_kind(p.source, tile.y + row / tile.columns, tile.x + row % tile.columns);
+#pragma unroll
+      for (int nt = 0; nt < kNt; ++nt) {
+        const int n = first * 8 + column_of(nt);
+        float v0 = d[mt][nt][2 * r], v1 = d[mt][nt][2 * r + 1];
+        if (skipped) v0 += borders[kind * p.conv_columns + n], v1 += borders[kind * p.conv_columns + n + 1];
+        write(row, n, v0, v1);
+        total.sum[nt][0] += v0;
+        total.sum[nt][1] += v1;
+      }
+    });
+    total.store(sums + warp * p.conv_columns + first * 8, kNt);
+  }
+  const unsigned long long macs = static_cast<unsigned long long>(rows) * 9 * live.channels * p.growth;
+  finish(p.pooling, sample, tile_index, sums, kWarps, p.conv_columns, 0, p.conv_columns, macs, header->scratch);
+}
+
+}  // namespace dsn::cuda

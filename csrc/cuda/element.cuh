@@ -1,0 +1,140 @@
+// Groups of four channels of an element type, and what kernels do to them.
+#pragma once
+
+#include "cuda/params.h"
+#include "cuda/ptx.cuh"
+
+namespace dsn::cuda {
+
+__device__ inline float relu(float v) { return v < 0.f ? 0.f : v; }  // NaN stays
+
+template <class T>
+struct Numeric;
+
+template <>
+struct Numeric<float> {
+  using Pair = float2;
+  using Quad = float4;
+  struct Norm {
+    float4 scale, shift;
+  };
+  static __device__ Pair pack(float x, float y) { return {x, y}; }
+  static __device__ float2 unpack(Pair v) { return v; }
+  static __device__ float4 widen(Quad v) { return v; }
+  static __device__ Quad narrow(float4 v) { return v; }
+  static __device__ float from(float v) { return v; }
+  static __device__ Quad normalise(Quad x, const Norm& n) {
+    return {relu(fmaf(n.scale.x, x.x, n.shift.x)), relu(fmaf(n.scale.y, x.y, n.shift.y)),
+            relu(fmaf(n.scale.z, x.z, n.shift.z)), relu(fmaf(n.scale.w, x.w, n.shift.w))};
+  }
+};
+
+// __half and __nv_bfloat16 with their pairs H2; kernels move them as 32-bit words.
+template <class T, class H2>
+struct Numeric16 {
+  using Pair = uint32_t;
+  using Quad = uint2;
+  struct Norm {
+    uint2 scale, shift;
+  };
+  static __device__ uint32_t word(H2 v) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof(bits));
+    return bits;
+  }
+  static __device__ H2 pair(uint32_t bits) {
+    H2 v;
+    memcpy(&v, &bits, sizeof(bits));
+    return v;
+  }
+};
+
+template <>
+struct Numeric<__half> : Numeric16<__half, __half2> {
+  static __device__ Pair pack(float x, float y) { return word(__floats2half2_rn(x, y)); }
+  static __device__ float2 unpack(Pair v) { return __half22float2(pair(v)); }
+  static __device__ __half from(float v) { return __float2half_rn(v); }
+  static __device__ uint32_t fma_relu(uint32_t s, uint32_t x, uint32_t t) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return word(__hfma2_relu(pair(s), pair(x), pair(t)));
+#else
+    const float2 a = unpack(s), b = unpack(x), c = unpack(t);
+    return pack(relu(fmaf(a.x, b.x, c.x)), relu(fmaf(a.y, b.y, c.y)));
+#endif
+  }
+  static __device__ Quad normalise(Quad x, const Norm& n) {
+    return {fma_relu(n.scale.x, x.x, n.shift.x), fma_relu(n.scale.y, x.y, n.shift.y)};
+  }
+  static __device__ float4 widen(Quad v) {
+    const float2 a = unpack(v.x), b = unpack(v.y);
+    return {a.x, a.y, b.x, b.y};
+  }
+  static __device__ Quad narrow(float4 v) { return {pack(v.x, v.y), pack(v.z, v.w)}; }
+};
+
+template <>
+struct Numeric<__nv_bfloat16> : Numeric16<__nv_bfloat16, __nv_bfloat162> {
+  static __device__ Pair pack(float x, float y) { return word(__floats2bfloat162_rn(x, y)); }
+  static __device__ float2 unpack(Pair v) { return __bfloat1622float2(pair(v)); }
+  static __device__ __nv_bfloat16 from(float v) { return __float2bfloat16_rn(v); }
+  static __device__ uint32_t fma_relu(uint32_t s, uint32_t x, uint32_t t) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return word(__hfma2_relu(pair(s), pair(x), pair(t)));
+#else
+    const float2 a = unpack(s), b = unpack(x), c = unpack(t);
+    return pack(relu(fmaf(a.x, b.x, c.x)), relu(fmaf(a.y, b.y, c.y)));
+#endif
+  }
+  static __device__ Quad normalise(Quad x, const Norm& n) {
+    return {fma_relu(n.scale.x, x.x, n.shift.x), fma_relu(n.scale.y, x.y, n.shift.y)};
+  }
+  static __device__ float4 widen(Quad v) {
+    const float2 a = unpack(v.x), b = unpack(v.y);
+    return {a.x, a.y, b.x, b.y};
+  }
+  static __device__ Quad narrow(float4 v) { return {pack(v.x, v.y), pack(v.z, v.w)}; }
+};
+
+template <class T>
+using Quad = typename Numeric<T>::Quad;
+
+// Four consecutive channels, aligned to their size.
+template <class T>
+__device__ inline Quad<T> load_quad(const void* base, int64_t element) {
+  return *reinterpret_cast<const Quad<T>*>(static_cast<const T*>(base) + element);
+}
+template <class T>
+__device__ inline void store_quad(void* base, int64_t element, Quad<T> value) {
+  *reinterpret_cast<Quad<T>*>(static_cast<T*>(base) + element) = value;
+}
+template <class T>
+__device__ inline void store_pair(void* base, int64_t element, float x, float y) {
+  *reinterpret_cast<typename Numeric<T>::Pair*>(static_cast<T*>(base) + element) = Numeric<T>::pack(x, y);
+}
+template <class T>
+__device__ inline float2 load_pair(const void* base, int64_t element) {
+  return Numeric<T>::unpack(
+      *reinterpret_cast<const typename Numeric<T>::Pair*>(static_cast<const T*>(base) + element));
+}
+
+// relu(scale x + shift) in float32: [group][scale of 4, shift of 4]
+__device__ inline float4 normalise_wide(float4 x, const float* norm, int group) {
+  const float4* n = reinterpret_cast<const float4*>(norm) + 2 * group;
+  return Numeric<float>::normalise(x, {n[0], n[1]});
+}
+
+// Images and maps of the caller are float32 or the kernels' element.
+template <class T>
+__device__ inline float load_value(const void* base, bool is_float, int64_t i) {
+  return is_float ? static_cast<const float*>(base)[i] : static_cast<float>(static_cast<const T*>(base)[i]);
+}
+template <class T>
+__device__ inline void store_value(void* base, bool is_float, int64_t i, float v) {
+  if (is_float) {
+    static_cast<float*>(base)[i] = v;
+  } else {
+    static_cast<T*>(base)[i] = Numeric<T>::from(v);
+  }
+}
+
+}  // namespace dsn::cuda

@@ -1,0 +1,52 @@
+// The GPU kernels' layouts for the Python code that packs.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "cuda/layout.h"
+
+namespace dsn::cuda {
+
+// [(name, offset, shape, wide)], size; bytes
+inline pybind11::tuple describe(const PackedLayout& layout) {
+  pybind11::list fields;
+  for (int i = 0; i < layout.count; ++i) {
+    const PackedField& f = layout.fields[i];
+    pybind11::list shape;
+    for (int d = 0; d < f.shape.dims; ++d) shape.append(f.shape.sizes[d]);
+    fields.append(pybind11::make_tuple(f.name, f.offset, shape, f.wide));
+  }
+  return pybind11::make_tuple(fields, layout.size);
+}
+
+inline void bind_layouts(pybind11::module_& parent) {
+  namespace py = pybind11;
+  py::module_ m = parent.def_submodule("cuda", "Layouts of the GPU kernels' weights.");
+  m.attr("GROUP") = kGroup;
+  m.attr("COLUMNS") = columns_of(1);
+  m.attr("STEP") = kStep;
+  m.attr("ELEMENTS") = py::dict(py::arg("float32") = static_cast<int>(Element::kFloat),
+                                py::arg("float16") = static_cast<int>(Element::kHalf),
+                                py::arg("bfloat16") = static_cast<int>(Element::kBfloat16));
+  m.def("gates_layout", [](int64_t first, int64_t slices, int64_t width, int64_t layers) {
+    return describe(gates_unit::layout({first, slices, width}, layers));
+  });
+  m.def("layer_layout", [](int64_t first, int64_t slices, int64_t width, int64_t growth, int64_t bottleneck,
+                           int64_t merge, int64_t element) {
+    return describe(layer_unit::layout({first, slices, width}, growth, bottleneck, static_cast<Merge>(merge),
+                                       static_cast<Element>(element)));
+  });
+  m.def("transition_layout", [](int64_t first, int64_t slices, int64_t width, int64_t guide_first, int64_t guide_slices,
+                                int64_t guide_width, int64_t out, int64_t element) {
+    return describe(transition_unit::layout({first, slices, width}, {guide_first, guide_slices, guide_width}, out,
+                                            static_cast<Element>(element)));
+  });
+  m.def("head_layout", [](int64_t first, int64_t slices, int64_t width, int64_t classes) {
+    return describe(head_unit::layout({first, slices, width}, classes));
+  });
+  m.def("stem_layout", [](int64_t in, int64_t out, int64_t element) {
+    return describe(stem_unit::layout(in, out, static_cast<Element>(element)));
+  });
+}
+
+}  // namespace dsn::cuda

@@ -1,0 +1,319 @@
+// The launches of a plan for one element type.
+#pragma once
+
+#include "cuda/head.cuh"
+#include "cuda/image.cuh"
+#include "cuda/network.h"
+
+namespace dsn::cuda {
+
+template <class T>
+class NetworkRun {
+ public:
+  NetworkRun(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
+             const NetworkCall& call, Streams& streams)
+      : plan_(plan), stream_of_(stream_of_buffer), s_(schedule), call_(call), streams_(streams) {}
+
+  std::string run() {
+    std::vector<bool> begun(s_.partial_at.size(), false);
+    for (size_t i = 0; i < plan_.code.size() && error_ == cudaSuccess; ++i) {
+      const Instruction& in = plan_.code[i];
+      stream_ = stream_of_[in.dst >= 0 ? in.dst : in.src];
+      joined_ = !begun[stream_];
+      if (joined_ && stream_ > 0) streams_.wait(stream_, 0);
+      begun[stream_] = true;
+      if (in.guide >= 0) {
+        streams_.wait(stream_, stream_of_[in.guide]);
+        joined_ = true;
+      }
+      step(static_cast<int>(i), in);
+    }
+    for (size_t s = 1; s < begun.size(); ++s)
+      if (begun[s]) streams_.wait(0, static_cast<int>(s));
+    return error_ == cudaSuccess ? "" : cudaGetErrorString(error_);
+  }
+
+ private:
+  void step(int index, const Instruction& in) {
+    switch (in.op) {
+      case Op::kLoad:
+        return load(index, in);
+      case Op::kStem:
+        return stem(index, in);
+      case Op::kDenseBlock:
+        for (int64_t l = 0; l < in.layers; ++l) layer(index, in, l);
+        return;
+      case Op::kTransition:
+        return transition(index, in);
+      case Op::kHead:
+        return head(index, in);
+      case Op::kStore:
+        return store(in);
+    }
+  }
+
+  template <class U>
+  const U* weights(int index, int64_t unit, int field) const {
+    const std::vector<PackedLayout>& layouts = s_.layouts[index];
+    int64_t at = plan_.code[index].weights;
+    for (int64_t u = 0; u < unit; ++u) at += layouts[u].size;
+    return reinterpret_cast<const U*>(call_.weights + at + layouts[unit].fields[field].offset);
+  }
+
+  Samples every_sample() const { return {nullptr, 0, static_cast<int32_t>(call_.batch), call_.count}; }
+
+  const uint8_t* taken_of(const State& state) const {
+    return call_.taken + (state.block < 0 ? 0 : plan_.code[state.block].first_gate);
+  }
+
+  // A buffer as a consumer after `layers` layers of its block reads it.
+  Source source(int64_t buffer, int64_t layers) const {
+    const State& state = s_.states[buffer];
+    const BufferSpec& map = plan_.buffers[buffer];
+    Source source{};
+    source.data = call_.workspace + state.at;
+    source.sample_stride = state.sample_stride;
+    source.copy_stride = state.copy_stride;
+    source.taken = taken_of(state);
+    source.gates = plan_.gates;
+    source.pixels = static_cast<int32_t>(map.pixels());
+    source.width = static_cast<int32_t>(map.width);
+    source.height = static_cast<int32_t>(map.height);
+    source.first_groups = static_cast<int32_t>(groups_of(state.channels.first));
+    source.first_channels = static_cast<int32_t>(state.channels.first);
+    source.slice_groups = static_cast<int32_t>(groups_of(state.channels.width));
+    source.slice_channels = static_cast<int32_t>(state.channels.width);
+    source.slices = static_cast<int32_t>(layers);
+    return source;
+  }
+  Source source(int64_t buffer) const {
+    const State& state = s_.states[buffer];
+    return source(buffer, state.block < 0 ? 0 : plan_.code[state.block].layers);
+  }
+
+  // What follows when channels [first, first + channels) of a buffer are written by launch `launch` of an instruction and
+  // the next gate to decide is `next`.
+  Pooling pooling(int index, int64_t launch, int64_t buffer, int64_t first, int64_t channels, int64_t tiles,
+                  int64_t blocks, int64_t next) const {
+    const State& state = s_.states[buffer];
+    Pooling p{};
+    p.macs = call_.macs;
+    p.tiles = static_cast<int32_t>(tiles);
+    p.blocks = static_cast<int32_t>(blocks);
+    if (state.block < 0) return p;
+    const Instruction& block = plan_.code[state.block];
+    if (next >= block.layers) return p;
+    p.partial = reinterpret_cast<float*>(call_.workspace + s_.partial_at[stream_of_[buffer]]);
+    p.pooled = reinterpret_cast<float*>(call_.workspace + state.pooled_at);
+    p.arrived = reinterpret_cast<unsigned*>(call_.workspace + s_.arrived_at[index][launch]);
+    p.channels = static_cast<int32_t>(groups_of(channels) * kGroup);
+    p.first_channel = static_cast<int32_t>(first);
+    p.pixels = static_cast<float>(plan_.buffers[buffer].pixels());
+    Gates& g = p.gates;
+    g.weight = weights<float>(state.block, 0, gates_unit::kWeight);
+    g.bias = weights<float>(state.block, 0, gates_unit::kBias);
+    g.threshold = call_.thresholds + block.first_gate;
+    g.forced = call_.forced ? call_.forced + block.first_gate : nullptr;
+    g.taken = call_.taken + block.first_gate;
+    g.score = call_.score + block.first_gate;
+    g.words = words(state, 0);
+    g.gates = plan_.gates;
+    g.positions = static_cast<int32_t>(state.channels.groups() * kGroup);
+    g.word_count = static_cast<int32_t>(s_.word_count);
+    g.layers = static_cast<int32_t>(block.layers);
+    g.first_layer = static_cast<int32_t>(next);
+    g.first_groups = static_cast<int32_t>(groups_of(state.channels.first));
+    g.slice_groups = static_cast<int32_t>(groups_of(state.channels.width));
+    g.first_channels = static_cast<int32_t>(state.channels.first);
+    g.slice_channels = static_cast<int32_t>(state.channels.width);
+    g.kind = block.gate;
+    return p;
+  }
+
+  unsigned long long* words(const State& state, int64_t layer) const {
+    return reinterpret_cast<unsigned long long*>(call_.workspace + state.words_at) + layer * s_.word_count;
+  }
+
+  template <auto kKernel, class Params>
+  void start(int64_t blocks, int64_t across, int threads, int64_t shared_bytes, const Params& params) {
+    if (error_ != cudaSuccess) return;
+    LaunchConfig config;
+    config.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(across));
+    config.block = dim3(static_cast<unsigned>(threads));
+    config.shared_bytes = static_cast<int>(shared_bytes);
+    config.dependent = !std::exchange(joined_, false);  // a kernel behind an event is started in full
+    config.stream = streams_.get(stream_);
+    error_ = launch<kKernel>(config, params);
+  }
+
+  void load(int index, const Instruction& in) {
+    const BufferSpec& map = plan_.buffers[in.dst];
+    const State& state = s_.states[in.dst];
+    const int64_t tiles = ceil_div(map.pixels(), kStripPixels);
+    LoadParams p{};
+    p.samples = every_sample();
+    p.pooling = pooling(index, 0, in.dst, 0, in.in_channels, tiles, tiles, 0);
+    p.image = call_.image;
+    p.image_is_float = call_.image_is_float;
+    p.out = call_.workspace + state.at;
+    p.out_stride = state.sample_stride;
+    p.channels = static_cast<int32_t>(in.in_channels);
+    p.pixels = static_cast<int32_t>(map.pixels());
+    start<load_kernel<T>>(call_.batch * tiles, 1, kThreads,
+                          kHeaderBytes + 2 * groups_of(in.in_channels) * kGroup * 4, p);
+  }
+
+  void stem(int index, const Instruction& in) {
+    const BufferSpec& map = plan_.buffers[in.dst];
+    const State& state = s_.states[in.dst];
+    const int64_t tiles = ceil_div(map.pixels(), kPointwisePixels), columns = columns_of(in.out_channels);
+    const int64_t across = ceil_div(columns, kPointwiseTiles * 8);
+    StemParams p{};
+    p.samples = every_sample();
+    p.pooling = pooling(index, 0, in.dst, 0, in.out_channels, tiles, tiles * across, 0);
+    p.image = call_.image;
+    p.image_is_float = call_.image_is_float;
+    p.out = call_.workspace + state.at;
+    p.out_stride = state.sample_stride;
+    p.weight = weights<T>(index, 0, stem_unit::kWeight);
+    p.in_channels = static_cast<int32_t>(in.in_channels);
+    p.height = static_cast<int32_t>(map.height);
+    p.width = static_cast<int32_t>(map.width);
+    p.depth_groups = static_cast<int32_t>(round_up(in.in_channels * 9, kStep) / kGroup);
+    p.columns = static_cast<int32_t>(columns);
+    p.out_channels = static_cast<int32_t>(in.out_channels);
+    p.out_groups = static_cast<int32_t>(groups_of(in.out_channels));
+    start<stem_kernel<T>>(call_.batch * tiles, across, kPointwiseThreads, kHeaderBytes + kPointwiseSums, p);
+  }
+
+  void transition(int index, const Instruction& in) {
+    const BufferSpec& map = plan_.buffers[in.dst];
+    const State& state = s_.states[in.dst];
+    const int64_t tiles = ceil_div(map.pixels(), kPointwisePixels), columns = columns_of(in.out_channels);
+    const int64_t across = ceil_div(columns, kPointwiseTiles * 8);
+    TransitionParams p{};
+    p.samples = every_sample();
+    p.source = source(in.src);
+    if (in.guide >= 0) p.guide = source(in.guide);
+    p.pooling = pooling(index, 0, in.dst, 0, in.out_channels, tiles, tiles * across, 0);
+    p.out = call_.workspace + state.at;
+    p.out_stride = state.sample_stride;
+    p.norm = weights<float>(index, 0, transition_unit::kNorm);
+    p.weight = weights<T>(index, 0, transition_unit::kWeight);
+    p.constants = weights<float>(index, 0, transition_unit::kConstants);
+    p.source_groups = static_cast<int32_t>(s_.states[in.src].channels.groups());
+    p.columns = static_cast<int32_t>(columns);
+    p.out_channels = static_cast<int32_t>(in.out_channels);
+    p.out_groups = static_cast<int32_t>(groups_of(in.out_channels));
+    p.out_width = static_cast<int32_t>(map.width);
+    p.out_pixels = static_cast<int32_t>(map.pixels());
+    const int64_t guide_groups = in.guide >= 0 ? s_.states[in.guide].channels.groups() : 0;
+    int64_t shared = kHeaderBytes;
+    auto place = [&](int64_t bytes) { return static_cast<int32_t>(std::exchange(shared, round_up(shared + bytes, 16))); };
+    p.at_masks = place((ceil_div(p.source.slices, 32) + ceil_div(p.guide.slices, 32)) * 4);
+    p.at_groups = place(round_up(p.source_groups, 4) * 8);
+    p.at_guide_groups = place(round_up(guide_groups, 4) * 8);
+    p.at_bias = place(kPointwiseTiles * 8 * 4);
+    p.at_sums = place(kPointwiseSums);
+    start<transition_kernel<T>>(call_.batch * tiles, across, kPointwiseThreads, shared, p);
+  }
+
+  void layer(int index, const Instruction& in, int64_t l) {
+    const State& state = s_.states[in.dst];
+    const LayerTile& tile = s_.tiles[index][l];
+    const Channels before = channels_before(state, l);
+    const bool add = in.merge == Merge::kAdd;
+    const int64_t unit = 1 + l;
+    DenseLayerParams p{};
+    p.samples = {words(state, l), static_cast<int32_t>(s_.word_count), static_cast<int32_t>(call_.batch), nullptr};
+    p.source = source(in.dst, l);
+    p.pooling = pooling(index, l, in.dst, add ? 0 : before.groups() * kGroup, add ? in.in_channels : in.out_channels,
+                        tile.tiles(), tile.tiles(), l + 1);
+    p.out = call_.workspace + state.at;
+    p.layer = static_cast<int32_t>(l);
+    p.norm = weights<T>(index, unit, layer_unit::kNorm);
+    p.reduce = weights<T>(index, unit, layer_unit::kReduce);
+    p.reduce_bias = weights<float>(index, unit, layer_unit::kReduceBias);
+    p.constants = weights<float>(index, unit, layer_unit::kConstants);
+    p.conv = weights<T>(index, unit, layer_unit::kConv);
+    p.conv_bias = weights<float>(index, unit, layer_unit::kConvBias);
+    p.expand = weights<T>(index, unit, layer_unit::kExpand);
+    p.total_groups = static_cast<int32_t>(before.groups());
+    p.bottleneck = static_cast<int32_t>(in.bottleneck);
+    p.growth = static_cast<int32_t>(in.out_channels);
+    p.reduce_columns = static_cast<int32_t>(columns_of(in.bottleneck));
+    p.conv_columns = static_cast<int32_t>(columns_of(add ? in.bottleneck : in.out_channels));
+    p.expand_columns = static_cast<int32_t>(add ? columns_of(in.in_channels) : 0);
+    p.tile_rows = tile.rows;
+    p.tile_columns = tile.columns;
+    p.tiles_across = tile.across;
+    p.depth = tile.depth;
+    p.mid_stride = tile.mid_stride;
+    p.wide_stride = tile.wide_stride;
+    p.at_masks = tile.at_masks;
+    p.at_groups = tile.at_groups;
+    p.at_bias = tile.at_bias;
+    p.at_sums = tile.at_sums;
+    p.at_mid = tile.at_mid;
+    p.at_wide = tile.at_wide;
+    const int64_t blocks = call_.batch * tile.tiles();
+    if (add)
+      start<residual_layer_kernel<T, 8>>(blocks, 1, kThreads, tile.shared_bytes, p);
+    else if (!in.bottleneck)
+      start<plain_layer_kernel<T>>(blocks, 1, kThreads, tile.shared_bytes, p);
+    else if (p.reduce_columns % 48 == 0 && p.conv_columns % 16 == 0)
+      start<bottleneck_layer_kernel<T, 6, 2, true>>(blocks, 1, kThreads, tile.shared_bytes, p);
+    else
+      start<bottleneck_layer_kernel<T, 8, 4, false>>(blocks, 1, kThreads, tile.shared_bytes, p);
+  }
+
+  void head(int index, const Instruction& in) {
+    HeadParams p{};
+    p.samples = every_sample();
+    p.source = source(in.src);
+    p.macs = call_.macs;
+    p.norm = weights<float>(index, 0, head_unit::kNorm);
+    p.weight = weights<float>(index, 0, head_unit::kWeight);
+    p.bias = weights<float>(index, 0, head_unit::kBias);
+    p.constants = weights<float>(index, 0, head_unit::kConstants);
+    p.logits = call_.logits + in.out_offset;
+    p.row = plan_.logits;
+    p.classes = static_cast<int32_t>(in.out_channels);
+    p.total_groups = static_cast<int32_t>(s_.states[in.src].channels.groups());
+    int64_t shared = kHeaderBytes;
+    auto place = [&](int64_t bytes) { return static_cast<int32_t>(std::exchange(shared, round_up(shared + bytes, 16))); };
+    p.at_masks = place(ceil_div(p.source.slices, 32) * 4);
+    p.at_groups = place(round_up(p.total_groups, 4) * 8);
+    p.at_features = place(round_up(p.total_groups, 4) * kGroup * 4);
+    start<head_kernel<T>>(call_.batch, 1, kThreads, shared, p);
+  }
+
+  void store(const Instruction& in) {
+    StoreParams p{};
+    p.samples = every_sample();
+    p.source = source(in.src);
+    p.map = call_.map;
+    p.map_is_float = call_.image_is_float;
+    p.channels = static_cast<int32_t>(in.in_channels);
+    start<store_kernel<T>>(call_.batch * ceil_div(p.source.pixels, kStripPixels), 1, kThreads, 0, p);
+  }
+
+  static constexpr int kPointwiseSums = kPointwiseThreads / 32 * kPointwiseTiles * 8 * 4;  // bytes
+
+  const Plan& plan_;
+  const std::vector<int>& stream_of_;
+  const Schedule& s_;
+  const NetworkCall& call_;
+  Streams& streams_;
+  int stream_ = 0;
+  bool joined_ = false;  // the next launch follows another stream or none
+  cudaError_t error_ = cudaSuccess;
+};
+
+template <class T>
+std::string run_network_as(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
+                           const NetworkCall& call, Streams& streams) {
+  return NetworkRun<T>(plan, stream_of_buffer, schedule, call, streams).run();
+}
+
+}  // namespace dsn::cuda

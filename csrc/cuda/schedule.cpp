@@ -1,0 +1,184 @@
+#include "cuda/schedule.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace dsn::cuda {
+namespace {
+
+// Activations in shared memory: pixels so far apart that the lanes of a load meet different banks. A 16-bit load takes
+// 32 bytes of each of four pixels, a float32 load 16 bytes of each of eight.
+int cell_stride(int64_t channels, Element element) {
+  const int64_t unit = element == Element::kFloat ? 4 : 16;
+  const int64_t units = ceil_div(channels, unit);
+  return static_cast<int>((units | 1) * unit);
+}
+
+constexpr int kHeader = 128;
+constexpr int kPassDepth = 12;  // groups of a plain layer's pass
+constexpr int kBlockPixels = kWarps * 2 * 16;
+
+int place(LayerTile& t, int64_t bytes) {
+  const int at = t.shared_bytes;
+  t.shared_bytes = static_cast<int>(round_up(at + bytes, 16));
+  return at;
+}
+
+void place_all(LayerTile& t, const Instruction& block, const Channels& in, Element element) {
+  const bool add = block.merge == Merge::kAdd;
+  const int64_t size = bytes_of(element), cells = int64_t{t.rows + 2} * (t.columns + 2);
+  const int64_t conv = columns_of(add ? block.bottleneck : block.out_channels);
+  const int64_t out = add ? columns_of(in.first) : conv;
+  t.shared_bytes = kHeader;
+  t.at_masks = place(t, ceil_div(std::max<int64_t>(block.layers, 1), 32) * 4);
+  t.at_groups = place(t, round_up(in.groups(), 4) * 8);
+  t.at_bias = place(t, (block.bottleneck ? columns_of(block.bottleneck) : 25 * conv) * 4);
+  t.at_sums = place(t, kWarps * out * 4);
+  t.depth = static_cast<int>(std::min<int64_t>(round_up(in.groups(), 4), kPassDepth));
+  t.mid_stride = cell_stride(block.bottleneck ? columns_of(block.bottleneck) : t.depth * kGroup, element);
+  t.at_mid = place(t, cells * t.mid_stride * size);
+  t.wide_stride = add ? cell_stride(columns_of(block.bottleneck), element) : 0;
+  t.at_wide = place(t, int64_t{t.rows} * t.columns * t.wide_stride * size);
+}
+
+}  // namespace
+
+LayerTile choose_tile(const BufferSpec& map, const Instruction& block, const Channels& in, Element element,
+                      int64_t batch, int streams, const DeviceLimits& limits) {
+  // A pixel's work in each convolution, and what a block costs besides, in the same unit: multiply-accumulates.
+  const double reduce = block.bottleneck ? static_cast<double>(in.groups() * kGroup * block.bottleneck) : 0;
+  const double conv = 9.0 * static_cast<double>(block.bottleneck ? block.bottleneck : in.groups() * kGroup) *
+                      static_cast<double>(columns_of(block.out_channels));
+  const double fixed = 64 * (reduce + conv);
+  LayerTile best;
+  double best_cost = 0;
+  for (int64_t across = 1; across <= map.width; ++across) {
+    const int64_t columns = ceil_div(map.width, across);
+    if (ceil_div(map.width, columns) != across) continue;
+    for (int64_t down = 1; down <= map.height; ++down) {
+      const int64_t rows = ceil_div(map.height, down);
+      if (ceil_div(map.height, rows) != down) continue;
+      if (!block.bottleneck && rows * columns > kBlockPixels) continue;
+      LayerTile t;
+      t.rows = static_cast<int>(rows), t.columns = static_cast<int>(columns);
+      t.down = static_cast<int>(down), t.across = static_cast<int>(across);
+      place_all(t, block, in, element);
+      if (t.shared_bytes > limits.shared_bytes) continue;
+      const int64_t own = rows * columns;
+      const int64_t halo = std::min(rows + 2, map.height) * std::min(columns + 2, map.width);
+      auto passes = [](int64_t pixels) { return static_cast<double>(round_up(pixels, kBlockPixels)); };
+      const double alone = passes(halo) * reduce + passes(own) * conv;
+      const double shared = static_cast<double>(halo) * reduce + static_cast<double>(own) * conv;
+      const double each = static_cast<double>(ceil_div(batch * streams * t.tiles(), limits.multiprocessors));
+      const double cost = std::max(alone + fixed, each * (shared + fixed / 4));
+      if (best.rows == 0 || cost < best_cost) best = t, best_cost = cost;
+    }
+    if (best.rows) break;  // narrower tiles only where whole rows do not fit
+  }
+  return best;
+}
+
+int64_t Schedule::reserve(int64_t bytes) {
+  const int64_t at = workspace_bytes;
+  workspace_bytes = round_up(at + bytes, 256);
+  return at;
+}
+
+Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams,
+                   Element element, int64_t batch, const DeviceLimits& limits) {
+  auto require = [&](bool ok, const std::string& what) {
+    if (!ok) throw std::runtime_error(std::string(op) + ": " + what);
+  };
+  word_count = ceil_div(batch, 64);
+  states.resize(plan.buffers.size());
+  std::vector<int> writers(states.size(), 0);
+  for (size_t i = 0; i < plan.code.size(); ++i) {
+    const Instruction& in = plan.code[i];
+    if (in.op == Op::kHead || in.op == Op::kStore) continue;
+    State& state = states[in.dst];
+    if (in.op == Op::kDenseBlock) {
+      require(state.block < 0, "the plan runs two dense blocks on one buffer; GPU kernels need a buffer for each");
+      require(in.in_channels == state.channels.first, "a dense block of the plan leaves part of its input out");
+      state.block = static_cast<int>(i);
+      if (in.merge == Merge::kConcat) state.channels = {in.in_channels, in.layers, in.out_channels};
+    } else {
+      require(writers[in.dst]++ == 0, "the plan fills a buffer twice; GPU kernels need a buffer for each");
+      state.channels.first = in.op == Op::kLoad ? in.in_channels : in.out_channels;
+    }
+  }
+
+  for (State& state : states)
+    if (state.block >= 0) {
+      const Instruction& block = plan.code[state.block];
+      state.pooled_at = reserve(batch * state.channels.groups() * kGroup * 4);
+      state.words_at = reserve(block.layers * word_count * 8);
+    }
+  for (const Instruction& in : plan.code) {
+    arrived_at.emplace_back();
+    const int64_t launches = in.op == Op::kDenseBlock ? in.layers : 1;
+    for (int64_t l = 0; l < launches; ++l) arrived_at.back().push_back(reserve(batch * 4));
+  }
+  zero_bytes = workspace_bytes;
+
+  std::vector<int64_t> partial(static_cast<size_t>(streams), 0);
+  for (const Instruction& in : plan.code) {
+    layouts.emplace_back();
+    tiles.emplace_back();
+    int64_t written = 0, cuts = 1;  // channels and tiles of a launch that sums channels
+    const BufferSpec* map = in.dst >= 0 ? &plan.buffers[in.dst] : nullptr;
+    switch (in.op) {
+      case Op::kLoad:
+        written = in.in_channels, cuts = ceil_div(map->pixels(), kStripPixels);
+        break;
+      case Op::kStem:
+        layouts.back().push_back(stem_unit::layout(in.in_channels, in.out_channels, element));
+        written = in.out_channels, cuts = ceil_div(map->pixels(), kPointwisePixels);
+        break;
+      case Op::kTransition:
+        layouts.back().push_back(transition_unit::layout(states[in.src].channels,
+                                                         in.guide >= 0 ? states[in.guide].channels : Channels{},
+                                                         in.out_channels, element));
+        written = in.out_channels, cuts = ceil_div(map->pixels(), kPointwisePixels);
+        break;
+      case Op::kHead:
+        layouts.back().push_back(head_unit::layout(states[in.src].channels, in.out_channels));
+        break;
+      case Op::kDenseBlock: {
+        const State& state = states[in.dst];
+        layouts.back().push_back(gates_unit::layout(state.channels, in.layers));
+        for (int64_t l = 0; l < in.layers; ++l) {
+          const Channels before = channels_before(state, l);
+          layouts.back().push_back(layer_unit::layout(before, in.out_channels, in.bottleneck, in.merge, element));
+          tiles.back().push_back(choose_tile(*map, in, before, element, batch, streams, limits));
+          const LayerTile& tile = tiles.back().back();
+          require(tile.rows > 0, "a layer of " + std::to_string(before.first) + " channels does not fit the " +
+                                     std::to_string(limits.shared_bytes) + " bytes of a block's shared memory");
+          cuts = std::max<int64_t>(cuts, tile.tiles());
+        }
+        written = in.merge == Merge::kAdd ? in.in_channels : in.out_channels;
+        break;
+      }
+      case Op::kStore:
+        break;
+    }
+    if (written) {
+      int64_t& most = partial[stream_of_buffer[in.dst]];
+      most = std::max(most, batch * cuts * groups_of(written) * kGroup * 4);
+    }
+    int64_t end = in.weights;
+    for (const PackedLayout& l : layouts.back()) end += l.size;
+    weight_bytes = std::max(weight_bytes, end);
+  }
+  for (int64_t bytes : partial) partial_at.push_back(reserve(bytes));
+  for (size_t b = 0; b < states.size(); ++b) {
+    State& s = states[b];
+    s.sample_stride = s.channels.groups() * kGroup * plan.buffers[b].pixels();
+    if (s.block >= 0 && plan.code[s.block].merge == Merge::kAdd) {
+      s.copy_stride = s.sample_stride;
+      s.sample_stride *= 2;
+    }
+    s.at = reserve(batch * s.sample_stride * bytes_of(element));
+  }
+}
+
+}  // namespace dsn::cuda
