@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .densenet import check_images, init_weights
 from .errors import UserError
-from .gates import ForcedGates, resolve_forced_gates, straight_through
+from .gates import ForcedGates, check_keys, resolve_forced_gates, straight_through
 from .resnet import ZOO as BACKBONES
 from .resnet import ResidualUnit, ResNet, ResNetConfig, make_resnet_head, make_resnet_stem, make_units
 
@@ -45,10 +45,24 @@ class SkipNetConfig(ResNetConfig):
         super().__post_init__()
         if self.gate not in get_args(SkipGateKind):
             raise UserError(f"gate is {self.gate!r}; expected one of {', '.join(get_args(SkipGateKind))}")
-        if isinstance(self.threshold, bool) or not 0 <= self.threshold <= 1:
-            raise UserError(f"threshold is {self.threshold!r}; expected a number in [0, 1]")
+        _check_threshold(self.threshold)
         if sum(self.stage_units) < 2:
             raise UserError(f"stage_units is {self.stage_units}; expected two units or more, the first is never gated")
+
+
+def _check_threshold(threshold: float) -> None:
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        raise UserError(f"threshold is {threshold!r}; expected a number in [0, 1]")
+
+
+def _resolve_threshold(thresholds: float | Mapping[str, float] | None, config: SkipNetConfig) -> float:
+    if thresholds is None:
+        return config.threshold
+    if isinstance(thresholds, Mapping):
+        check_keys(thresholds, "thresholds", (UNITS,))
+        thresholds = thresholds[UNITS]
+    _check_threshold(thresholds)
+    return thresholds
 
 
 class FeedForwardGate(nn.Module):
@@ -103,19 +117,20 @@ class SkipNet(nn.Module):
     computed, then masked: this is the truth that kernels are held to. ``train()`` takes the same decisions and passes
     gradients straight through to the scores (section 2.2, supervised pre-training).
 
-    ``forward(images, forced_gates=None, decide=None)``: images [B, in_channels, image_size, image_size] to logits
-    [B, classes]. Afterwards ``last_gates`` and ``last_scores`` hold ``{"units": [B, L]}``: what each gate did (uint8,
-    1 = kept) and its score; L = units - 1.
+    ``forward(images, forced_gates=None, thresholds=None, decide=None)``: images [B, in_channels, image_size,
+    image_size] to logits [B, classes]. Afterwards ``last_gates`` and ``last_scores`` hold ``{"units": [B, L]}``: what
+    each gate did (uint8, 1 = kept) and its score; L = units - 1.
 
     The gate of the last unit's output decides nothing. It is there, frozen, because the authors' networks have it and
     their parameter counts and files with it.
 
     Args of ``forward``:
         forced_gates: ``{"units": uint8 [B, L]}`` of 0 and 1, in place of the decisions.
+        thresholds: a number, or ``{"units": number}``; the configuration's if not given.
         decide: from one gate's scores [B] to its values [B] in {0, 1}, in place of the threshold; called L times.
 
     Raises:
-        UserError: images or forced gates do not fit.
+        UserError: images, forced gates or thresholds do not fit.
     """
 
     def __init__(self, config: SkipNetConfig) -> None:
@@ -138,26 +153,29 @@ class SkipNet(nn.Module):
         self.last_scores: dict[str, Tensor] = {}
 
     @property
-    def num_gates(self) -> int:
-        """L, the number of gates that decide: one less than units."""
-        return len(self.units) - 1
+    def gate_counts(self) -> dict[str, int]:
+        """``{"units": L}``, the number of gates that decide: one less than units."""
+        return {UNITS: len(self.units) - 1}
 
-    def forward(self, images: Tensor, forced_gates: ForcedGates | None = None, decide: Decide | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        forced_gates: ForcedGates | None = None,
+        thresholds: float | Mapping[str, float] | None = None,
+        decide: Decide | None = None,
+    ) -> Tensor:
         config = self.config
         dtype = next(self.parameters()).dtype
         check_images(images, config.in_channels, config.image_size, dtype)
-        forced = resolve_forced_gates(forced_gates, len(images), {UNITS: self.num_gates})[UNITS]
+        forced = resolve_forced_gates(forced_gates, len(images), self.gate_counts)[UNITS]
         if decide is None:
-            decide = self._decide
+            decide = self._decide(_resolve_threshold(thresholds, config))
         x = self.units[0](self.stem(images))
         state: tuple[Tensor, Tensor] | None = None
         taken, scores = [], []
         for i, unit in enumerate(list(self.units)[1:]):
             assert isinstance(unit, ResidualUnit)
-            if config.gate == "rnn":
-                score, state = self.control(self.gates[i](x.mean((2, 3))), state)
-            else:
-                score = self.gates[i](x)
+            score, state = self._score(i, x.mean((2, 3)) if config.gate == "rnn" else x, state)
             gate = (decide(score) if forced is None else forced[:, i].to(dtype))[:, None, None, None]
             shortcut = unit.shortcut(x)
             kept = unit.merge(shortcut, unit.residual(x))
@@ -171,9 +189,26 @@ class SkipNet(nn.Module):
         self.last_scores = {UNITS: torch.stack(scores, 1)}
         return self.head(x)
 
-    def _decide(self, score: Tensor) -> Tensor:
-        kept = (score > self.config.threshold).to(score.dtype)
-        return straight_through(kept, score) if self.training else kept
+    def _score(
+        self, i: int, x: Tensor, state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The score [B] of gate i and the recurrent gate's new state; x is its pooled input, or its input."""
+        return self.control(self.gates[i](x), state) if self.config.gate == "rnn" else (self.gates[i](x), None)
+
+    def gate_scores(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The scores [B, L] of all gates from what each reads: pooled features [B, C] (RNN) or maps [B, C, H, W]."""
+        scores, state = [], None
+        for i, x in enumerate(inputs):
+            score, state = self._score(i, x, state)
+            scores.append(score)
+        return torch.stack(scores, 1)
+
+    def _decide(self, threshold: float) -> Decide:
+        def decide(score: Tensor) -> Tensor:
+            kept = (score > threshold).to(score.dtype)
+            return straight_through(kept, score) if self.training else kept
+
+        return decide
 
     def load_backbone(self, backbone: ResNet) -> None:
         """Copies the weights of a residual network of the same shape, in place; the gates are left as they are.

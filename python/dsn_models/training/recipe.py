@@ -123,12 +123,14 @@ class GaterSection(Section):
         Shake-Shake and Inception-v4.
     begin: "kept", the gates begin as the gater's random maps have it; "calibrated", with the least needed filters off.
     off: the fraction of filters that calibrated gates begin with off.
+    init: a checkpoint of a trained network like the gater, for the gater's features.
     """
 
     sparsity: float = Field(0.1, ge=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     begin: Literal["calibrated", "kept"] = "kept"
     off: float = Field(0.25, ge=0, lt=1)
+    init: str | None = None
 
 
 class SkippingSection(Section):

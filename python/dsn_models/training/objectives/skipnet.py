@@ -1,0 +1,109 @@
+"""SkipNet: supervised pre-training (SP), then hybrid reinforcement learning (HRL). Section 2 of the paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...data import CoarseFineDataset
+from ...distributed import gather_rows, own_rows, world_size
+from ...errors import UserError
+from ...resnet import ResNet
+from ...skipnet import UNITS, SkipNet
+from ..skipnet_calibration import calibrate_gates
+from .single_task import SingleTaskObjective
+
+
+class SkipNetObjective(SingleTaskObjective):
+    """The stage that the recipe's ``[skipping]`` names.
+
+    - "supervised" (section 2.2): gates decide by their threshold, gradients pass straight through to their scores. The
+      loss is the cross-entropy, and, as our option, ``penalty max(0, mean gate - target)``.
+    - "reinforce" (section 2.1): gates are sampled, g_i ~ Bernoulli(score_i). The loss is
+      ``CE - mean(sum_i log P(g_i) R_i)`` with equation 5's reward ``R_i = alpha / N sum_{j >= i} (1 - g_j) - CE`` of
+      each image, constant under the gradient; N gates. Batch norms keep to their running statistics, so that they do
+      not drift while gates are sampled.
+
+    ``init``: a SkipNet of the recipe's configuration, or, for a supervised run, its residual network.
+    """
+
+    tables = ("skipping",)
+
+    def initialise(self, model: Any) -> None:
+        if self.recipe.skipping.stage == "reinforce" and self.recipe.init is None:
+            raise UserError(f"recipe {self.recipe.name}: {_ORDER}; none is given")
+        super().initialise(model)
+
+    def start_from(self, model: Any, start: Any) -> None:
+        if self.recipe.skipping.stage == "reinforce" and not isinstance(start, SkipNet):
+            raise UserError(f"recipe {self.recipe.name}: {_ORDER}; init is a {type(start).__name__}")
+        if isinstance(start, ResNet):
+            model.load_backbone(start)
+        else:
+            super().start_from(model, start)
+
+    def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
+        section = self.recipe.skipping
+        if section.stage == "reinforce" or section.begin == "kept":
+            return
+        model.open_gates()
+        if section.begin == "calibrated":
+            calibrate_gates(model, dataset, section.target, self.recipe.task)
+
+    def loss(
+        self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
+    ) -> tuple[Tensor, dict[str, float]]:
+        if self.recipe.skipping.stage == "supervised":
+            loss, facts = self._supervised(model, images, labels)
+        else:
+            loss, facts = self._reinforce(model, images, labels)
+        facts["units/skipped"] = 1 - model.last_gates[UNITS].float().mean().item()
+        return loss, facts
+
+    def _supervised(self, model: Any, images: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        loss, facts = self.cross_entropy(model(images), labels)
+        section = self.recipe.skipping
+        if section.penalty:
+            taken, scores = model.last_gates[UNITS].to(images.dtype), model.last_scores[UNITS]
+            mean = gather_rows(taken + scores - scores.detach()).mean()
+            loss = loss + section.penalty * (mean - section.target).clamp(min=0)
+        return loss, facts
+
+    def _reinforce(self, model: Any, images: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        logits = model(images, decide=sample)
+        loss, facts = self.cross_entropy(logits, labels)
+        gates, scores = model.last_gates[UNITS].to(images.dtype), model.last_scores[UNITS]
+        entropy = F.cross_entropy(logits.detach(), labels[self.recipe.task], reduction="none")
+        reward = gate_rewards(gates, entropy, self.recipe.skipping.alpha)
+        if self.recipe.skipping.baseline:
+            reward = reward - gather_rows(reward).mean(0)
+        log_probability = torch.where(gates != 0, scores, 1 - scores).clamp(min=1e-6).log()
+        facts["reward"] = reward[:, 0].mean().item()
+        return loss - (log_probability * reward).sum(1).mean(), facts
+
+
+_ORDER = (
+    "reinforcement learning (stage 'reinforce') starts from a SkipNet trained by stage 'supervised'; set init to it"
+)
+
+
+def sample(score: Tensor) -> Tensor:  # [B] -> [B]
+    """1 with probability ``score``, else 0; drawn alike whether one process holds the batch or several share it."""
+    draw = own_rows(torch.rand(len(score) * world_size()))
+    return (draw.to(score.device) < score).to(score.dtype)
+
+
+def gate_rewards(gates: Tensor, entropy: Tensor, alpha: float) -> Tensor:  # [B, N], [B] -> [B, N]
+    """Equation 5: ``R_i = alpha / N sum_{j >= i} (1 - g_j) - entropy``, every unit's cost being 1.
+
+    The paper's sum runs over the gates that are still to come, its likelihood term is minus the cross-entropy.
+    """
+    skipped = 1 - gates
+    to_come = skipped.flip(1).cumsum(1).flip(1)
+    return alpha / gates.shape[1] * to_come - entropy[:, None]
