@@ -12,6 +12,10 @@ SMALL = {
     "dsn-121": {"growth_rate": 8, "block_layers": (2, 2, 2, 2), "image_size": 64},
     "lsn-navon": {"image_size": 16},
     "lsn-concat-bc-100": {"block_layers": (2, 2, 2), "image_size": 8},
+    "gunn-15": {"widths": (8, 12), "segments": (4, (1, 5, 6)), "image_size": 8},
+    "sunn-15": {"widths": (8, 12), "segments": (4, (1, 5, 6)), "image_size": 8},
+    "gunn-24": {"widths": (8,), "segments": (2,), "image_size": 8},
+    "gunn-18": {"widths": (8, 12), "segments": (4, 3), "image_size": 32, "classes": 5},
     "lenet": {"image_size": 16},
     "densenet-40": {"block_layers": (2, 2, 2), "image_size": 8},
     "densenet-bc-100": {"block_layers": (2, 2, 2), "image_size": 8},
@@ -19,7 +23,23 @@ SMALL = {
     "resnet-18": {"stage_units": (1, 1), "stage_widths": (8, 16), "stem_width": 8, "image_size": 32},
     "resnet-34": {"stage_units": (1, 1), "stage_widths": (8, 16), "stem_width": 8, "image_size": 32},
     "resnet-164": {"stage_units": (1, 1, 1), "stage_widths": (16, 32, 64), "image_size": 16},
+    **{
+        f"gaternet-{backbone}": {
+            "image_size": 16,
+            "backbone_options": options,
+            "gater_options": {"stage_units": (1, 1), "stage_widths": (8, 16), "stem_width": 8, "stem": "conv3x3"},
+        }
+        for backbone, options in {
+            "resnet-20": {"stage_units": (1, 1, 1), "stage_widths": (8, 8, 16), "stem_width": 8},
+            "resnet-164": {"stage_units": (1, 1, 1), "stage_widths": (16, 32, 64)},
+            "resnet-101": {"stage_units": (1, 1), "stage_widths": (16, 32), "stem_width": 8, "stem": "conv3x3"},
+            "densenet-100-12": {"block_layers": (2, 2, 2)},
+            "shake-shake-64d": {"stage_units": (1, 1, 1), "width": 8, "stem_width": 8},
+            "inception-v4": {"blocks": (1, 1, 1)},
+        }.items()
+    },
 }
+SMALL["gaternet-inception-v4"]["image_size"] = 75
 DUAL = [name for name in SMALL if name.startswith(("dsn", "concat", "add"))]
 
 

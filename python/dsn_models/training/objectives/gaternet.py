@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...checkpoints import load
 from ...data import CoarseFineDataset
 from ...errors import UserError
 from ...gaternet import FILTERS, GaterNet
 from .base import Phase, copy_weights
 from .single_task import SingleTaskObjective
 
-# Scores at which calibrated gates begin; SemHash's noise has a standard deviation of 1.
-_ON, _OFF = 2.0, -1.0
+# Calibrated gates begin with scores between these, which rise this fast with the rank of a filter's harm in [0, 1].
+# SemHash's noise has a standard deviation of 1: the ends seldom flip, those between learn from it.
+_LOWEST, _HIGHEST, _SLOPE = -1.0, 2.0, 8.0
 
 
 class GaterNetObjective(SingleTaskObjective):
@@ -24,8 +26,9 @@ class GaterNetObjective(SingleTaskObjective):
     The loss is ``cross-entropy + sparsity mean(|G|_1) / c``, G [B, c] SemHash's gates of the training forward pass, the
     means over the batch. Gate dropout rises linearly with the epochs, from 0 in the first to ``dropout`` in the last.
 
-    ``init``: a GaterNet of the recipe's configuration, or a trained backbone. A backbone that has the gater's layers
-    initialises those too (the paper trains backbone and gater on the task beforehand); else the gater begins at random.
+    The paper trains backbone and gater on the task beforehand. ``init``: a GaterNet of the recipe's configuration, or a
+    trained backbone; ``gater.init``: a trained network like the gater. Without the latter, a backbone that has the
+    gater's layers initialises those too; else the gater begins at random.
     """
 
     tables = ("gater",)
@@ -35,14 +38,18 @@ class GaterNetObjective(SingleTaskObjective):
         if self.recipe.gater.dropout and self.recipe.train.epochs is None:
             raise UserError(f"recipe {self.recipe.name}: gater.dropout rises by epochs; set train.epochs")
 
+    def initialise(self, model: Any) -> None:
+        super().initialise(model)
+        if self.recipe.gater.init is not None:
+            source, weights = f"gater.init {self.recipe.gater.init}", load(self.recipe.gater.init).state_dict()
+            copy_weights(model.gater.features, _like(model.gater.features, weights, source), source)
+
     def start_from(self, model: Any, start: Any) -> None:
         if isinstance(start, GaterNet):
             super().start_from(model, start)
             return
         source, weights = f"init {self.recipe.init}", start.state_dict()
-        missing = [name for name in model.backbone.state_dict() if name not in weights]
-        if missing:
-            raise UserError(f"{source} has no tensor {missing[0]}; expected a {model.config.backbone} or a GaterNet")
+        _like(model.backbone, weights, source)
         copy_weights(model.backbone, weights, source)
         features = {name: tensor.shape for name, tensor in model.gater.features.state_dict().items()}
         if all(name in weights and weights[name].shape == shape for name, shape in features.items()):
@@ -80,6 +87,19 @@ class GaterNetObjective(SingleTaskObjective):
         return loss, facts
 
 
+def _like(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights that ``model`` has.
+
+    Raises:
+        UserError: one is missing.
+    """
+    names = list(model.state_dict())
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise UserError(f"{source} has no tensor {missing[0]}; expected a network like the recipe's model")
+    return {name: weights[name] for name in names}
+
+
 def filter_harm(model: GaterNet, dataset: CoarseFineDataset, task: str, images: int = 2000) -> Tensor:
     """What the loss gains, to second order, when one filter is shut for all images: float64 [c].
 
@@ -107,13 +127,13 @@ def filter_harm(model: GaterNet, dataset: CoarseFineDataset, task: str, images: 
 
 @torch.no_grad()
 def calibrate_gater(model: GaterNet, dataset: CoarseFineDataset, task: str, off: float) -> None:
-    """Begins with the fraction ``off`` of the filters off, those of the smallest :func:`filter_harm`. Our option.
+    """Begins with about the fraction ``off`` of the filters off, those of the smallest :func:`filter_harm`. Our option.
 
-    Sets the gater's last biases: -1 for those, 2 for the others; what the weights add depends on the image.
+    Sets the gater's last biases to ``clamp(8 (r - off), -1, 2)``, r in [0, 1] the rank of a filter's harm; to that the
+    gater's last weights add what depends on the image.
     """
     with torch.enable_grad():
         harm = filter_harm(model, dataset, task)
-    order = harm.argsort()
     bias = model.gater.fc2.bias
-    bias.fill_(_ON)
-    bias[order[: int(off * len(order))]] = _OFF
+    rank = harm.argsort().argsort() / (len(harm) - 1)
+    bias.copy_((_SLOPE * (rank - off)).clamp(_LOWEST, _HIGHEST))
