@@ -104,13 +104,13 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = _all_reduce(x.sum(others)) / count
         centred = x - mean.view(shape)
         variance = _all_reduce(centred.square().sum(others)) / count
-        with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None
+        if self.track_running_stats:
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             assert self.num_batches_tracked is not None
-            self.num_batches_tracked += 1
-            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * count / (count - 1), momentum)
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = torch.rsqrt(variance + self.eps) * self.weight
         return torch.addcmul(self.bias.view(shape), centred, scale.view(shape))
 

@@ -18,7 +18,18 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import densenet, dual_skipping, gaternet, inception, layer_skippable, lenet, resnet, shake_shake, skipnet
+from . import (
+    densenet,
+    dual_skipping,
+    gaternet,
+    gradually_updated,
+    inception,
+    layer_skippable,
+    lenet,
+    resnet,
+    shake_shake,
+    skipnet,
+)
 from .errors import UserError
 
 
@@ -47,6 +58,12 @@ FAMILIES: dict[str, Family] = {
         layer_skippable.LayerSkippableNetwork,
         "LSN, TIP 2020",
         layer_skippable.ZOO,
+    ),
+    "gradually_updated": Family(
+        gradually_updated.GraduallyUpdatedConfig,
+        gradually_updated.GraduallyUpdatedNetwork,
+        "GUNN, ICML 2018",
+        gradually_updated.ZOO,
     ),
     "densenet": Family(densenet.DenseNetConfig, densenet.DenseNet, "DenseNet, CVPR 2017", densenet.ZOO),
     "resnet": Family(resnet.ResNetConfig, resnet.ResNet, "ResNet, CVPR 2016", resnet.ZOO),

@@ -109,12 +109,15 @@ def test_training_begins_with_a_dual_skipping_network(tmp_path):
     path = dsn_models.save(make_small("dsn-navon", block_layers=(1, 1, 1)), tmp_path / "dsn.safetensors")
     recipe = tmp_path / "tiny.toml"
     text = RECIPE.replace('"lsn-navon"', f'"lsn-navon"\ninit = "{path}"').replace("lr = 0.05", "lr = 1e-12")
-    recipe.write_text(text.replace("[options]", "[options]\nguide = false"))
-    after = dsn_models.load(train(recipe, None, tmp_path / "out", progress=False)).state_dict()
-    before = dsn_models.load(path).state_dict()
-    torch.testing.assert_close(after["stem.weight"], before["stem.weight"])
-    recipe.write_text(text)
-    with pytest.raises(UserError, match=r"tensor fine.transitions.1.norm.weight is \[\d+\], the model's \[\d+\]"):
+    before = dsn_models.load(path)
+    for guide in ("false", "true"):
+        recipe.write_text(text.replace("[options]", f"[options]\nguide = {guide}"))
+        after = dsn_models.load(train(recipe, None, tmp_path / guide, progress=False))
+        torch.testing.assert_close(after.stem.weight, before.stem.weight)
+    grown = after.fine.transitions[-1].conv.weight
+    assert grown[:, 24:].abs().max() < 1e-6 and grown.shape[1] == 24 + after.coarse.channels
+    recipe.write_text(text.replace("[1, 1, 1]", "[1, 1, 2]"))
+    with pytest.raises(UserError, match=r"tensor .* is \[\d+\], the model's \[\d+\]"):
         train(recipe, None, tmp_path / "other", progress=False)
 
 

@@ -18,14 +18,18 @@ from .dual_skipping import DualSkippingObjective
 class LayerSkippableObjective(DualSkippingObjective):
     """In the gated phase, :func:`ranking_loss` of each branch joins by ``lsn.ranking``. Our reading of the abstract.
 
-    ``init`` may be a dual skipping network of the same shape.
+    ``init`` may be a dual skipping network of the same shape; from one without a guide, the guide's channels begin with
+    zero weight in the fine branch's last transition.
     """
 
     tables = ("gates", "lsn")
 
     def start_from(self, model: Any, start: Any) -> None:
         if type(start) is DualSkippingNetwork and start.config.classes == model.config.classes:
-            copy_weights(model, start.state_dict(), f"init {self.recipe.init}")
+            weights = start.state_dict()
+            if model.config.guide and not start.config.guide:
+                _widen_for_guide(model, weights)
+            copy_weights(model, weights, f"init {self.recipe.init}")
         else:
             super().start_from(model, start)
 
@@ -35,3 +39,14 @@ class LayerSkippableObjective(DualSkippingObjective):
             return torch.zeros((), device=logits.device)
         losses = gather_rows(F.cross_entropy(logits.detach(), labels, reduction="none"))
         return section.ranking * ranking_loss(losses, multipliers, section.margin)
+
+
+def _widen_for_guide(model: Any, weights: dict[str, Tensor]) -> None:
+    """Adds to the tensors of the fine branch's last transition what the guide's channels need, of zero effect."""
+    prefix = f"fine.transitions.{len(model.fine.transitions) - 1}."
+    for name, own in model.fine.transitions[-1].state_dict().items():
+        given = weights.get(prefix + name)
+        axis = 1 if name == "conv.weight" else 0
+        if given is not None and given.dim():
+            added = own.narrow(axis, given.shape[axis], own.shape[axis] - given.shape[axis])
+            weights[prefix + name] = torch.cat([given, torch.zeros_like(added) if axis else added], axis)
