@@ -1,4 +1,4 @@
-"""The ``dsn`` command: demo, train, eval, bench, info."""
+"""The ``dsn`` command: demo, train, eval, bench, convert, info."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 import typer
 
 from dsn_models import UserError
+from dsn_models.distributed import is_first
 
 from ..measure.bench import WrongAnswer
-from . import bench, demo, evaluate, info, train
+from . import bench, convert, demo, evaluate, info, train
 
 app = typer.Typer(
     name="dsn",
@@ -23,13 +24,15 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
+app.command("convert")(convert.convert_command)
 app.command("info")(info.info)
 
 USAGE, INTERRUPTED = 2, 130
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"dsn: error: {' '.join(message.split())}", file=sys.stderr)
+    if is_first():
+        print(f"dsn: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
 
