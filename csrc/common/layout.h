@@ -117,7 +117,7 @@ inline Layout layout(int64_t in, int64_t classes, int64_t slices) {
   Layout l;
   l.add("scale", {in});
   l.add("shift", {in});
-  l.add("weight", {classes, in});
+  l.add("weight", {in, classes});
   l.add("bias", {classes});
   l.add("constants", {slices, classes});
   return l;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <numeric>
 
 namespace dsn::cpu {
 namespace {
@@ -45,6 +46,11 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, 
     plan.code.push_back({static_cast<Op>(f[0]), f[1], f[2], f[3], f[4], f[5], f[6], static_cast<GateKind>(f[7]),
                          static_cast<Merge>(f[8]), f[9], f[10], f[11], f[12]});
   check(op);
+  find_streams(op);
+  int64_t most = 0;
+  for (const Instruction& in : plan.code) most = std::max({most, in.in_channels, in.bottleneck});
+  every_channel.resize(most);
+  std::iota(every_channel.begin(), every_channel.end(), 0);
   for (const BufferSpec& b : plan.buffers) {
     edges.emplace_back();
     for (int64_t t = 0; t < b.tiles(); ++t) edges.back().emplace_back(t * kTile, b.width);
@@ -75,6 +81,29 @@ std::shared_ptr<const CompiledPlan> CompiledPlan::get(const char* op, const int6
   return plan;
 }
 
+void CompiledPlan::find_streams(const char* op) {
+  std::vector<int> root(plan.buffers.size());
+  std::iota(root.begin(), root.end(), 0);
+  for (const Instruction& in : plan.code)
+    if (in.src >= 0 && in.dst >= 0)  // two buffers become one stream
+      std::replace(root.begin(), root.end(), root[in.src], root[in.dst]);
+  std::vector<int> number(root.size(), -1);  // streams are counted in the order in which they begin
+  for (int i = 0; i < static_cast<int>(plan.code.size()); ++i) {
+    const Instruction& in = plan.code[i];
+    int& stream = number[root[in.dst >= 0 ? in.dst : in.src]];
+    if (stream < 0) {
+      stream = static_cast<int>(streams.size());
+      streams.emplace_back();
+    }
+    streams[stream].push_back(i);
+  }
+  for (int r : root) stream_of.push_back(number[r]);
+  for (int i = 0; i < static_cast<int>(plan.code.size()); ++i)
+    if (plan.code[i].guide >= 0)
+      dsn::check(streams[stream_of[plan.code[i].guide]].back() < i, op, ": instruction ", i,
+                 " of the plan takes a guide that is not finished");
+}
+
 void CompiledPlan::check(const char* op) {
   for (const BufferSpec& b : plan.buffers)
     dsn::check(b.channels > 0 && b.height > 0 && b.width > 0 && b.channels < kLargest && b.pixels() < kLargest, op,
@@ -99,6 +128,10 @@ void CompiledPlan::check(const char* op) {
                    in.bottleneck < kLargest && in.weights >= 0 && in.first_gate >= 0 && in.out_offset >= 0 &&
                    in.guide >= -1,
                op, ": instruction ", i, " of the plan has a size out of range");
+    const bool reads = in.op == Op::kTransition || in.op == Op::kHead || in.op == Op::kStore;
+    fits((in.src >= 0) == reads && (in.dst >= 0) == (!reads || in.op == Op::kTransition) &&
+             (in.guide < 0 || in.op == Op::kTransition),
+         i);
     int64_t slices = 0;
     switch (in.op) {
       case Op::kLoad:

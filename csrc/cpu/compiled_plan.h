@@ -33,10 +33,16 @@ class CompiledPlan {
   Plan plan;
   std::vector<std::vector<Layout>> layouts;  // of each instruction, of each layer
   std::vector<std::vector<Edges>> edges;     // of each buffer, of each tile
+  // Instructions that share a buffer, in the plan's order. Only a guide leads from one stream to another, so that
+  // threads may walk different streams at the same time.
+  std::vector<std::vector<int>> streams;
+  std::vector<int> stream_of;      // buffer -> stream
+  std::vector<int> every_channel;  // 0, 1, 2, ...: where none can be missing
 
  private:
   CompiledPlan(const char* op, const int64_t* words, int64_t count, const BufferSpec& image, int64_t weight_count);
   void check(const char* op);
+  void find_streams(const char* op);
 
   std::vector<int64_t> words_;
   BufferSpec image_;

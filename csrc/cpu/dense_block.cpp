@@ -30,7 +30,7 @@ class DenseBlock {
   }
 
   void run() {
-    w.team.phase(0, [](int64_t) {}, [&] { decide(0); });
+    w.team().phase(0, [](int64_t) {}, [&] { decide(0); });
     for (int64_t l = 0; l < in.layers; ++l) {
       if (!w.sample.taken[in.first_gate + l]) {
         if (!add) live.skipped.push_back(static_cast<int>(l));
@@ -67,7 +67,8 @@ class DenseBlock {
 
   void layer(int64_t l) {
     const Packed& p = packed[l];
-    float* base = w.arena + w.memory.patches;
+    if (w.team().late_for(2)) return;
+    float* base = w.patches();
     constants(p);
     auto finish = [&, l] {
       if (add)
@@ -76,16 +77,16 @@ class DenseBlock {
         w.pool(in.dst, channels(l), channels(l) + in.out_channels);
       decide(l + 1);
     };
-    if (w.team.alone()) {  // one patch behind, so that a ring of three stays in cache
+    const bool alone = w.team().alone_for(2, [&] {  // one patch behind, so that a ring of three stays in cache
       for (int i = 0; i <= patches.count; ++i) {
         if (i < patches.count) fill(p, base, i, true);
         if (i > 0) convolve(p, l, base, i - 1, true);
       }
       finish();
-    } else {
-      w.team.phase(patches.count, [&](int64_t i) { fill(p, base, static_cast<int>(i), false); });
-      w.team.phase(patches.count, [&](int64_t i) { convolve(p, l, base, static_cast<int>(i), false); }, finish);
-    }
+    });
+    if (alone) return;
+    w.team().phase(patches.count, [&](int64_t i) { fill(p, base, static_cast<int>(i), false); });
+    w.team().phase(patches.count, [&](int64_t i) { convolve(p, l, base, static_cast<int>(i), false); }, finish);
   }
 
   // What the skipped slices contribute: a bias of the bottleneck, or nine tap sums of a plain 3x3.
@@ -100,15 +101,14 @@ class DenseBlock {
 
   // The 3x3's input in patch i: the bottleneck's output, or the normalised state.
   void fill(const Packed& p, float* base, int i, bool ring) {
-    const int64_t depth = in.bottleneck ? in.bottleneck : live.channels();
+    const int64_t depth = in.bottleneck ? in.bottleneck : live.count();
     const int64_t first = int64_t{i} * patches.tiles, last = std::min<int64_t>(first + patches.tiles, map.tiles());
     float* patch = patches.at(base, i, ring);
     for (int64_t t = first; t < last; ++t) {
       const float* src = state + t * map.channels * kTile;
       float* dst = patch + patches.halo + (t - first) * kTile;
       if (!in.bottleneck) {
-        w.kernel.normalise(src, live.runs.data(), static_cast<int>(live.runs.size()), p[kScale], p[kShift], dst,
-                           patches.stride);
+        w.kernel.normalise(src, live.channels.data(), live.count(), p[kScale], p[kShift], dst, patches.stride);
         continue;
       }
       ConvTile c{};
@@ -119,8 +119,8 @@ class DenseBlock {
       c.src_stride = kTile;
       c.weight = p[kReduce];
       c.channels = static_cast<int>(channels_of(p));
-      c.runs = live.runs.data();
-      c.run_count = static_cast<int>(live.runs.size());
+      c.live = live.channels.data();
+      c.live_count = live.count();
       c.out_channels = static_cast<int>(in.bottleneck);
       c.row_block = row_block(in.bottleneck);
       c.valid = w.valid(map, t);
@@ -150,15 +150,14 @@ class DenseBlock {
   void convolve(const Packed& p, int64_t l, float* base, int i, bool ring) {
     const int64_t first = int64_t{i} * patches.tiles, last = std::min<int64_t>(first + patches.tiles, map.tiles());
     float* patch = patches.at(base, i, ring);
-    const Run whole{0, static_cast<int>(in.bottleneck)};
     for (int64_t t = first; t < last; ++t) {
       ConvTile c{};
       c.src = patch + patches.halo + (t - first) * kTile;
       c.src_stride = patches.stride;
       c.weight = p[kConv];
       c.channels = static_cast<int>(in.bottleneck ? in.bottleneck : channels_of(p));
-      c.runs = in.bottleneck ? &whole : live.runs.data();
-      c.run_count = in.bottleneck ? 1 : static_cast<int>(live.runs.size());
+      c.live = in.bottleneck ? w.compiled.every_channel.data() : live.channels.data();
+      c.live_count = in.bottleneck ? static_cast<int>(in.bottleneck) : live.count();
       c.out_channels = static_cast<int>(add ? in.bottleneck : in.out_channels);
       c.row_block = row_block(c.out_channels);
       c.valid = w.valid(map, t);
@@ -186,14 +185,13 @@ class DenseBlock {
 
   // The add merge's last 1x1, summed into the state.
   void expand(const Packed& p, int64_t t, float* src, float* sums) {
-    const Run whole{0, static_cast<int>(in.bottleneck)};
     ConvTile c{};
     c.src = src;
     c.src_stride = kTile;
     c.weight = p[kExpand];
     c.channels = static_cast<int>(in.bottleneck);
-    c.runs = &whole;
-    c.run_count = 1;
+    c.live = w.compiled.every_channel.data();
+    c.live_count = c.channels;
     c.out_channels = static_cast<int>(in.in_channels);
     c.row_block = row_block(in.in_channels);
     c.valid = w.valid(map, t);

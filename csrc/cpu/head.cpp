@@ -10,29 +10,24 @@ void run_head(Worker& w, const Instruction& in) {
   const Live& live = w.live[in.src];
   const int64_t classes = in.out_channels;
   const Packed p = w.packed(in);
-  float* features = w.arena + w.memory.features;  // [channels], live ones only
+  float* features = w.features();  // [channels], live ones only
 
-  std::vector<int> channel;
-  for (const Run& r : live.runs)
-    for (int c = 0; c < r.count; ++c) channel.push_back(r.begin + c);
-  w.team.phase(
-      static_cast<int64_t>(channel.size()),
+  w.team().phase(
+      live.count(),
       [&](int64_t i) {
-        const int c = channel[i];
+        const int c = live.channels[i];
         features[c] = w.kernel.normalised_sum(w.state(in.src) + c * kTile, map.channels * kTile,
                                               static_cast<int>(map.pixels()), p[kScale][c], p[kShift][c]) /
                       static_cast<float>(map.pixels());
       },
       [&] {
-        for (int64_t k = 0; k < classes; ++k) {
-          float logit = p[kBias][k];
-          for (int slice : live.skipped) logit += p[kConstants][slice * classes + k];
-          for (const Run& r : live.runs) {
-            logit += w.kernel.dot(p[kWeight] + k * in.in_channels + r.begin, features + r.begin, r.count);
-            w.macs += r.count;
-          }
-          w.sample.logits[in.out_offset + k] = logit;
-        }
+        float* logits = w.sample.logits + in.out_offset;
+        std::copy_n(p[kBias], classes, logits);
+        for (int slice : live.skipped)
+          for (int64_t k = 0; k < classes; ++k) logits[k] += p[kConstants][slice * classes + k];
+        for (int c : live.channels)
+          for (int64_t k = 0; k < classes; ++k) logits[k] += features[c] * p[kWeight][c * classes + k];
+        w.macs += live.count() * classes;
       });
 }
 

@@ -19,7 +19,7 @@ void Worker::pool(int64_t buffer, int64_t begin, int64_t end) const {
 void run_load(Worker& w, const Instruction& in) {
   const BufferSpec& map = w.plan.buffers[in.dst];
   w.live[in.dst].reset(static_cast<int>(in.in_channels));
-  w.team.phase(
+  w.team().phase(
       map.tiles(),
       [&](int64_t t) {
         const int valid = w.valid(map, t);
@@ -41,13 +41,12 @@ void run_stem(Worker& w, const Instruction& in) {
   const BufferSpec& map = w.plan.buffers[in.dst];
   const Packed p = w.packed(in);
   const Patches patches(map, in.in_channels);
-  const Run whole{0, static_cast<int>(in.in_channels)};
   w.live[in.dst].reset(static_cast<int>(in.out_channels));
-  w.team.phase(
+  w.team().phase(
       patches.count,
       [&](int64_t i) {
         // A patch is filled from the image and used at once; no other thread has the same.
-        float* patch = patches.at(w.arena + w.memory.patches, static_cast<int>(i), w.team.alone());
+        float* patch = patches.at(w.patches(), static_cast<int>(i), w.team().alone());
         const int64_t first = i * patches.tiles, last = std::min<int64_t>(first + patches.tiles, map.tiles());
         const int64_t start = first * kTile - patches.halo;  // the patch's pixels are [start, start + stride)
         const int64_t begin = std::max<int64_t>(start, 0), end = std::min(start + patches.stride, map.pixels());
@@ -61,8 +60,8 @@ void run_stem(Worker& w, const Instruction& in) {
           c.src_stride = patches.stride;
           c.weight = p[stem::kWeight];
           c.channels = static_cast<int>(in.in_channels);
-          c.runs = &whole;
-          c.run_count = 1;
+          c.live = w.compiled.every_channel.data();
+          c.live_count = c.channels;
           c.out_channels = static_cast<int>(in.out_channels);
           c.row_block = row_block(in.out_channels);
           c.valid = w.valid(map, t);
@@ -81,8 +80,8 @@ void run_stem(Worker& w, const Instruction& in) {
 void run_store(Worker& w, const Instruction& in) {
   const BufferSpec& map = w.plan.buffers[in.src];
   std::vector<uint8_t> alive(map.channels, 0);
-  for (const Run& r : w.live[in.src].runs) std::fill_n(alive.begin() + r.begin, r.count, uint8_t{1});
-  w.team.phase(in.in_channels, [&](int64_t c) {
+  for (int c : w.live[in.src].channels) alive[c] = 1;
+  w.team().phase(in.in_channels, [&](int64_t c) {
     float* dst = w.sample.map + c * map.pixels();
     if (!alive[c]) {
       std::memset(dst, 0, map.pixels() * sizeof(float));

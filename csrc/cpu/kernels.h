@@ -7,12 +7,6 @@
 
 namespace dsn::cpu {
 
-// A contiguous range of live channels.
-struct Run {
-  int begin;
-  int count;
-};
-
 // Where each resized row or column lies: between two of the source, `weight` of the way to the second.
 struct Taps {
   const int *low, *high;
@@ -21,7 +15,8 @@ struct Taps {
 
 // One tile of a convolution with 1 or 9 taps:
 //   dst[m][p] = relu?(init + sum over live channels c, taps t of w[m][c][t] * src[c][p + shift(t)])
-// src holds live channels only, one after another; weights are addressed by channel.
+// src holds live channels only, one after another; weights are addressed by channel. One loop over a list of live
+// channels: a loop over ranges of them costs a mispredicted branch for each.
 struct ConvTile {
   float* src;  // [live][src_stride], at the tile's first pixel
   int64_t src_stride;
@@ -30,8 +25,8 @@ struct ConvTile {
   const float *scale, *shift;
   const float* weight;  // [blocks][channels][taps][rows]
   int channels;         // of weight
-  const Run* runs;
-  int run_count;
+  const int* live;
+  int live_count;
   int out_channels;
   int row_block;
   int valid;             // pixels of the tile that exist; the others are stored as zero
@@ -50,7 +45,7 @@ struct Kernels {
   void (*pointwise)(const ConvTile&);
   void (*conv3x3)(const ConvTile&);
   // dst[live][kTile] = relu(scale * src[channel][kTile] + shift) for the live channels
-  void (*normalise)(const float* src, const Run* runs, int run_count, const float* scale, const float* shift,
+  void (*normalise)(const float* src, const int* live, int live_count, const float* scale, const float* shift,
                     float* dst, int64_t dst_stride);
   // sum over the map's pixels of relu(scale * src + shift); tiles are tile_stride floats apart
   float (*normalised_sum)(const float* src, int64_t tile_stride, int pixels, float scale, float shift);

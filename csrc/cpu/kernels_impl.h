@@ -95,45 +95,40 @@ static void conv_block(const ConvTile& t, int block, int first_lane) {
   }
   const float* block_weight = t.weight + (int64_t)block * t.channels * Taps * Rows;
   float* src = t.src + first_lane;
-  for (int r = 0; r < t.run_count; ++r) {
-    const float* w = block_weight + (int64_t)t.runs[r].begin * Taps * Rows;
-    const float* raw = Normalise ? t.state + (int64_t)t.runs[r].begin * kTile + first_lane : nullptr;
-    const float *scale = t.scale + t.runs[r].begin, *shift = t.shift + t.runs[r].begin;
-    for (int c = t.runs[r].count; c > 0; --c) {
-      vec x[Vectors];
-      if constexpr (Taps == 1) {
+  for (int i = 0; i < t.live_count; ++i, src += t.src_stride) {
+    const int c = t.live[i];
+    const float* w = block_weight + (int64_t)c * Taps * Rows;
+    vec x[Vectors];
+    if constexpr (Taps == 1) {
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) {
-          if constexpr (Normalise) {
-            x[v] = relu(load(raw + v * kLanes) * broadcast(*scale) + broadcast(*shift));
-            store(src + v * kLanes, x[v]);
-          } else {
-            x[v] = load(src + v * kLanes);
-          }
-        }
-        if constexpr (Normalise) raw += kTile, ++scale, ++shift;
-        fma_block<Rows, Vectors>(acc, x, w);
-        w += Rows;
-      } else {
-#pragma GCC unroll 3
-        for (int dy = 0; dy < 3; ++dy) {
-          const float* row = src + (dy - 1) * t.width;
-          // The patch streams from L2; without this 3x3 runs at 117 instead of 128 GFLOP/s at width 32.
-          __builtin_prefetch(row + 3 * t.src_stride);
-          __builtin_prefetch(row + 3 * t.src_stride + 16);
-#pragma GCC unroll 4
-          for (int v = 0; v < Vectors; ++v) x[v] = load_masked(row - 1 + v * kLanes, left[v]);
-          fma_block<Rows, Vectors>(acc, x, w);
-#pragma GCC unroll 4
-          for (int v = 0; v < Vectors; ++v) x[v] = load(row + v * kLanes);
-          fma_block<Rows, Vectors>(acc, x, w + Rows);
-#pragma GCC unroll 4
-          for (int v = 0; v < Vectors; ++v) x[v] = load_masked(row + 1 + v * kLanes, right[v]);
-          fma_block<Rows, Vectors>(acc, x, w + 2 * Rows);
-          w += 3 * Rows;
+      for (int v = 0; v < Vectors; ++v) {
+        if constexpr (Normalise) {
+          const float* raw = t.state + (int64_t)c * kTile + first_lane;
+          x[v] = relu(load(raw + v * kLanes) * broadcast(t.scale[c]) + broadcast(t.shift[c]));
+          store(src + v * kLanes, x[v]);
+        } else {
+          x[v] = load(src + v * kLanes);
         }
       }
-      src += t.src_stride;
+      fma_block<Rows, Vectors>(acc, x, w);
+    } else {
+#pragma GCC unroll 3
+      for (int dy = 0; dy < 3; ++dy) {
+        const float* row = src + (dy - 1) * t.width;
+        // The patch streams from L2; without this 3x3 runs at 117 instead of 128 GFLOP/s at width 32.
+        __builtin_prefetch(row + 3 * t.src_stride);
+        __builtin_prefetch(row + 3 * t.src_stride + 16);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) x[v] = load_masked(row - 1 + v * kLanes, left[v]);
+        fma_block<Rows, Vectors>(acc, x, w);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) x[v] = load(row + v * kLanes);
+        fma_block<Rows, Vectors>(acc, x, w + Rows);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) x[v] = load_masked(row + 1 + v * kLanes, right[v]);
+        fma_block<Rows, Vectors>(acc, x, w + 2 * Rows);
+        w += 3 * Rows;
+      }
     }
   }
 
@@ -202,16 +197,13 @@ static void conv_tile(const ConvTile& t) {
   }
 }
 
-static void normalise(const float* src, const Run* runs, int run_count, const float* scale, const float* shift,
+static void normalise(const float* src, const int* live, int live_count, const float* scale, const float* shift,
                       float* dst, int64_t dst_stride) {
-  for (int r = 0; r < run_count; ++r) {
-    const int end = runs[r].begin + runs[r].count;
-    for (int c = runs[r].begin; c < end; ++c) {
-      const vec s = broadcast(scale[c]), b = broadcast(shift[c]);
+  for (int l = 0; l < live_count; ++l, dst += dst_stride) {
+    const int c = live[l];
+    const vec s = broadcast(scale[c]), b = broadcast(shift[c]);
 #pragma GCC unroll 8
-      for (int i = 0; i < kTile; i += kLanes) store(dst + i, relu(load(src + (int64_t)c * kTile + i) * s + b));
-      dst += dst_stride;
-    }
+    for (int i = 0; i < kTile; i += kLanes) store(dst + i, relu(load(src + (int64_t)c * kTile + i) * s + b));
   }
 }
 

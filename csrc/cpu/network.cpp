@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
+#include <deque>
 #include <optional>
 #include <tuple>
 
@@ -12,67 +13,115 @@
 
 namespace dsn::cpu {
 
-MemoryMap map_memory(const Plan& plan, int team_size) {
-  MemoryMap m;
-  auto reserve = [&](int64_t floats) { return std::exchange(m.size, m.size + round_up(floats, kAlign)); };
-  int64_t tile_channels = 0, patches = 0, features = 0;
+MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
+  const Plan& plan = compiled.plan;
+  const int64_t streams = team_size == 1 ? 1 : static_cast<int64_t>(compiled.streams.size());
+  place_buffers(compiled, team_size == 1);
+  auto reserve = [&](int64_t floats) { return std::exchange(size, size + round_up(floats, kAlign)); };
+  int64_t tile_channels = 0;
   for (const BufferSpec& b : plan.buffers) {
-    m.buffers.push_back(
-        {reserve(b.channels * b.tiles() * kTile), reserve(b.channels * b.tiles()), reserve(b.channels)});
-    m.plane_stride = std::max(m.plane_stride, (b.tiles() + 4) * kTile);
+    plane_stride = std::max(plane_stride, (b.tiles() + 4) * kTile);
     tile_channels = std::max(tile_channels, b.channels);
   }
+  auto reserve_patches = [&](const BufferSpec& map, int64_t channels) {
+    patches_stride = std::max(patches_stride, Patches(map, channels).floats(team_size) + kAlign);
+  };
   for (const Instruction& in : plan.code) {
-    if (in.op == Op::kStem)
-      patches = std::max(patches, Patches(plan.buffers[in.dst], in.in_channels).floats(team_size));
+    if (in.op == Op::kStem) reserve_patches(plan.buffers[in.dst], in.in_channels);
     if (in.op == Op::kDenseBlock) {
       const BufferSpec& map = plan.buffers[in.dst];
-      patches = std::max(patches, Patches(map, in.bottleneck ? in.bottleneck : map.channels).floats(team_size));
+      reserve_patches(map, in.bottleneck ? in.bottleneck : map.channels);
       tile_channels = std::max(tile_channels, in.bottleneck);
     }
     if (in.op == Op::kTransition) {
       const int64_t guide = in.guide >= 0 ? plan.buffers[in.guide].channels : 0;
       tile_channels = std::max(tile_channels, in.in_channels + guide);
     }
-    if (in.op == Op::kHead) features = std::max(features, in.in_channels);
+    if (in.op == Op::kHead) features_stride = std::max(features_stride, round_up(in.in_channels, kAlign));
   }
-  m.patches = reserve(patches + kAlign);
-  m.features = reserve(features);
-  m.scratch_stride = (tile_channels + 1) * kTile + 4 * m.plane_stride;
-  m.scratch = reserve(m.scratch_stride * team_size);
-  return m;
+  patches = reserve(patches_stride * streams);
+  features = reserve(features_stride * streams);
+  scratch_stride = (tile_channels + 1) * kTile + 4 * plane_stride;
+  scratch = reserve(scratch_stride * team_size);
 }
 
-int64_t phase_count(const Plan& plan) {
+void MemoryMap::place_buffers(const CompiledPlan& compiled, bool streams_take_turns) {
+  const Plan& plan = compiled.plan;
+  struct Use {
+    int64_t floats = 0;
+    int first = 0, last = -1;  // instructions
+  };
+  std::vector<Use> uses;
+  for (const BufferSpec& b : plan.buffers)
+    uses.push_back({round_up(b.channels * (b.tiles() * (kTile + 1) + 1), kAlign)});
+  for (int i = 0; i < static_cast<int>(plan.code.size()); ++i)
+    for (int64_t b : {plan.code[i].src, plan.code[i].dst, plan.code[i].guide})
+      if (b >= 0) {
+        if (uses[b].last < 0) uses[b].first = i;
+        uses[b].last = i;
+      }
+  auto together = [&](size_t a, size_t b) {
+    const bool in_turn = streams_take_turns || compiled.stream_of[a] == compiled.stream_of[b];
+    return !in_turn || (uses[a].first <= uses[b].last && uses[b].first <= uses[a].last);
+  };
+  for (size_t b = 0; b < uses.size(); ++b) {  // the lowest place that is free all the while
+    int64_t place = 0;
+    for (bool moved = true; std::exchange(moved, false);)
+      for (size_t a = 0; a < b; ++a)
+        if (together(a, b) && buffers[a] < place + uses[b].floats && place < buffers[a] + uses[a].floats) {
+          place = buffers[a] + uses[a].floats;
+          moved = true;
+        }
+    buffers.push_back(place);
+    size = std::max(size, place + uses[b].floats);
+  }
+}
+
+int64_t phase_count(const CompiledPlan& compiled, int stream) {
   int64_t phases = 0;
-  for (const Instruction& in : plan.code) phases += in.op == Op::kDenseBlock ? 1 + 2 * in.layers : 2;
+  for (int i : compiled.streams[stream]) {
+    const Instruction& in = compiled.plan.code[i];
+    phases += in.op == Op::kDenseBlock ? 1 + 2 * in.layers : 2;
+  }
   return phases;
 }
 
 void Worker::run() {
-  for (const Instruction& in : plan.code) {
-    switch (in.op) {
-      case Op::kLoad:
-        run_load(*this, in);
-        break;
-      case Op::kStem:
-        run_stem(*this, in);
-        break;
-      case Op::kDenseBlock:
-        run_dense_block(*this, in);
-        break;
-      case Op::kTransition:
-        run_transition(*this, in);
-        break;
-      case Op::kHead:
-        run_head(*this, in);
-        break;
-      case Op::kStore:
-        run_store(*this, in);
-        break;
-    }
-  }
+  const int streams = static_cast<int>(compiled.streams.size());
+  if (team().alone())
+    for (const Instruction& in : plan.code) step(in);
+  else
+    for (int i = 0; i < streams; ++i) walk((team().rank() + i) % streams);
   sample.macs->fetch_add(macs, std::memory_order_relaxed);
+}
+
+void Worker::walk(int stream) {
+  if (walked_[stream]) return;
+  walked_[stream] = true;
+  teams_[stream].join();
+  for (int i : compiled.streams[stream]) {
+    const Instruction& in = plan.code[i];
+    if (in.guide >= 0) walk(compiled.stream_of[in.guide]);  // help it to its end rather than wait
+    stream_ = stream;
+    step(in);
+  }
+}
+
+void Worker::step(const Instruction& in) {
+  switch (in.op) {
+    case Op::kLoad:
+      return run_load(*this, in);
+    case Op::kStem:
+      return run_stem(*this, in);
+    case Op::kDenseBlock:
+      return run_dense_block(*this, in);
+    case Op::kTransition:
+      return run_transition(*this, in);
+    case Op::kHead:
+      return run_head(*this, in);
+    case Op::kStore:
+      return run_store(*this, in);
+  }
 }
 
 namespace {
@@ -106,19 +155,22 @@ struct Batch {
 };
 
 // Samples go one to a thread; the last, and what is left over from whole rounds, are shared by the threads that have
-// nothing else to do. Samples differ in what they skip, so without that the slowest thread would finish alone.
+// nothing else to do: each begins with a branch of its own, which fits its cache, and helps the others when done.
+// Samples differ in what they skip, so without that the slowest thread would finish alone.
 void run_batch(Batch& batch) {
   const int threads = std::min<int>(static_cast<int>(torch::stable::get_num_threads()), Team::kMaxSize);
   const int64_t left_over = batch.size % threads;
   const int64_t shared = threads == 1 ? 0 : left_over ? left_over : 1;
   const int64_t singles = batch.size - shared;
-  const MemoryMap alone = map_memory(batch.plan, 1), together = map_memory(batch.plan, threads);
+  const MemoryMap alone(batch.compiled, 1), together(batch.compiled, threads);
 
   std::vector<std::unique_ptr<Arena>> arenas;
   for (int t = 0; t < (singles ? threads : 1); ++t)
     arenas.push_back(std::make_unique<Arena>(shared ? std::max(alone.size, together.size) : alone.size));
-  std::vector<std::unique_ptr<TeamState>> teams;
-  for (int64_t i = 0; i < shared; ++i) teams.push_back(std::make_unique<TeamState>(phase_count(batch.plan)));
+  std::vector<std::deque<TeamState>> states(static_cast<size_t>(shared));  // of each sample, of each stream
+  for (std::deque<TeamState>& streams : states)
+    for (int s = 0; s < static_cast<int>(batch.compiled.streams.size()); ++s)
+      streams.emplace_back(phase_count(batch.compiled, s));
   std::atomic<float*> team_arena{singles ? nullptr : arenas[0]->data()};
   std::atomic<int64_t> next{0};
 
@@ -128,14 +180,16 @@ void run_batch(Batch& batch) {
     float* arena = arenas[singles ? rank : 0]->data();
     const int64_t mine = only_thread ? batch.size : singles;
     for (int64_t i; (i = next.fetch_add(1)) < mine;)
-      Worker(batch.compiled, alone, batch.weights, arena, Team(), batch.sample(i)).run();
+      Worker(batch.compiled, alone, batch.weights, arena, batch.sample(i)).run();
     if (only_thread) return;
     float* none = nullptr;  // the first thread without a sample of its own lends the team its memory
     team_arena.compare_exchange_strong(none, arena);
-    for (int64_t i = 0; i < shared; ++i)
-      Worker(batch.compiled, together, batch.weights, team_arena.load(), Team(rank, threads, *teams[i]),
-             batch.sample(singles + i))
+    for (int64_t i = 0; i < shared; ++i) {
+      std::vector<Team> teams;
+      for (TeamState& state : states[static_cast<size_t>(i)]) teams.emplace_back(rank, threads, state);
+      Worker(batch.compiled, together, batch.weights, team_arena.load(), batch.sample(singles + i), std::move(teams))
           .run();
+    }
   });
 }
 

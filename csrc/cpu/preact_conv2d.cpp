@@ -35,16 +35,12 @@ void run_transition(Worker& w, const Instruction& in) {
   const int64_t guide_channels = guided ? w.plan.buffers[in.guide].channels : 0;
   const int64_t channels = in.in_channels + guide_channels;
 
-  std::vector<Run> runs;     // live channels of source and guide, as the weights count them
-  std::vector<int> channel;  // of each live plane
+  std::vector<int> channel;  // the live ones of source and guide, as the weights count them
   std::vector<int> skipped;
   int slices = 0;
   for (int s = 0; s < 1 + guided; ++s) {
     const int shift = s ? static_cast<int>(in.in_channels) : 0;
-    for (const Run& r : sources[s]->runs) {
-      runs.push_back({r.begin + shift, r.count});
-      for (int c = 0; c < r.count; ++c) channel.push_back(r.begin + shift + c);
-    }
+    for (int c : sources[s]->channels) channel.push_back(c + shift);
     for (int slice : sources[s]->skipped) skipped.push_back(slices + slice);
     slices += sources[s]->slices;
   }
@@ -59,7 +55,7 @@ void run_transition(Worker& w, const Instruction& in) {
   const BufferSpec& small = guided ? w.plan.buffers[in.guide] : from;
   const BilinearTaps columns(small.width, from.width), lines(small.height, from.height);
   w.live[in.dst].reset(static_cast<int>(in.out_channels));
-  w.team.phase(
+  w.team().phase(
       to.tiles(),
       [&](int64_t t) {
         float* tile = w.scratch();  // [live channel][kTile]
@@ -97,8 +93,8 @@ void run_transition(Worker& w, const Instruction& in) {
         c.src_stride = kTile;
         c.weight = p[kWeight];
         c.channels = static_cast<int>(channels);
-        c.runs = runs.data();
-        c.run_count = static_cast<int>(runs.size());
+        c.live = channel.data();
+        c.live_count = static_cast<int>(planes);
         c.out_channels = static_cast<int>(in.out_channels);
         c.row_block = row_block(in.out_channels);
         c.valid = valid;

@@ -3,7 +3,8 @@
 // Work is claimed, threads are not counted: a phase is over when its chunks are done, whoever did
 // them, so no schedule of the thread pool can deadlock it and results do not depend on it. A chunk
 // has a preferred thread, whose cache holds its data; another takes it if that one has not joined
-// yet (it may still be busy with a sample of its own) or is late.
+// yet (it may still be busy with a sample, or a branch, of its own) or is late. A thread that finds itself alone claims
+// several phases at once, and does them as it would without a team.
 #pragma once
 
 #include <atomic>
@@ -27,7 +28,7 @@ struct PhaseFlags {
   alignas(64) std::atomic<bool> finished{false};
 };
 
-// What the threads of a team share: one for each sample.
+// What the threads of a team share: one for each sample and stream.
 struct TeamState {
   explicit TeamState(int64_t phases) : flags(static_cast<size_t>(phases)) {}
   std::atomic<uint64_t> joined{0};
@@ -39,9 +40,10 @@ class Team {
   static constexpr int kMaxSize = 64;
 
   Team() = default;  // a thread alone
-  Team(int rank, int size, TeamState& state) : rank_(rank), size_(size), state_(&state) {
-    state.joined.fetch_or(uint64_t{1} << rank, std::memory_order_relaxed);
-  }
+  Team(int rank, int size, TeamState& state) : rank_(rank), size_(size), state_(&state) {}
+
+  // Before the first phase.
+  void join() { state_->joined.fetch_or(uint64_t{1} << rank_, std::memory_order_relaxed); }
 
   bool alone() const { return size_ == 1; }
   int rank() const { return rank_; }
@@ -72,6 +74,36 @@ class Team {
   template <class Work>
   void phase(int64_t items, const Work& work) {
     phase(items, work, [] {});
+  }
+
+  // Calls work() in place of the next `phases` phases if no other thread is here; returns whether it did.
+  template <class Work>
+  bool alone_for(int phases, const Work& work) {
+    if (alone()) {
+      work();
+      return true;
+    }
+    PhaseFlags* flags = &state_->flags[static_cast<size_t>(next_phase_)];
+    uint64_t unclaimed = 0;
+    if (state_->joined.load(std::memory_order_relaxed) != uint64_t{1} << rank_ ||
+        !flags->claimed.compare_exchange_strong(unclaimed, ~uint64_t{0}, std::memory_order_acq_rel))
+      return false;
+    work();
+    for (int i = phases; i-- > 0;) {  // the first last: no other thread is past it
+      flags[i].claimed.store(~uint64_t{0}, std::memory_order_relaxed);
+      flags[i].finished.store(true, std::memory_order_release);
+    }
+    next_phase_ += phases;
+    return true;
+  }
+
+  // Passes the next `phases` phases if others have finished them; returns whether it did.
+  bool late_for(int phases) {
+    if (alone() ||
+        !state_->flags[static_cast<size_t>(next_phase_ + phases - 1)].finished.load(std::memory_order_acquire))
+      return false;
+    next_phase_ += phases;
+    return true;
   }
 
  private:

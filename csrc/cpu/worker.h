@@ -13,41 +13,38 @@ namespace dsn::cpu {
 
 // Where a sample's state lives inside an arena, in floats; computed once per plan and team size.
 struct MemoryMap {
-  struct Buffer {
-    int64_t state, sums, pooled;
-  };
-  std::vector<Buffer> buffers;
-  int64_t patches = 0;   // 3x3 inputs with their halo; every patch for a team, a ring of three for one thread
-  int64_t features = 0;  // a head's input
-  int64_t scratch = 0;   // per thread: a tile, four planes
+  MemoryMap(const CompiledPlan& plan, int team_size);
+
+  std::vector<int64_t> buffers;  // buffers that are never needed at the same time share memory
+  int64_t patches = 0;           // 3x3 inputs with their halo; every patch for a team, a ring of three for one thread
+  int64_t patches_stride = 0;    // from stream to stream
+  int64_t features = 0;          // a head's input
+  int64_t features_stride = 0;   // from stream to stream
+  int64_t scratch = 0;           // per thread: a tile, four planes
   int64_t plane_stride = 0;
   int64_t scratch_stride = 0;
   int64_t size = 0;
+
+ private:
+  void place_buffers(const CompiledPlan& plan, bool streams_take_turns);
 };
-MemoryMap map_memory(const Plan& plan, int team_size);
 
 // The channels of a buffer that hold data; the slices that do not.
 struct Live {
-  std::vector<Run> runs;
+  std::vector<int> channels;
   std::vector<int> skipped;
   int slices = 0;  // skippable ones, skipped or not
 
-  void reset(int channels) {
-    runs.assign(1, {0, channels});
+  void reset(int count) {
+    channels.clear();
+    append(0, count);
     skipped.clear();
     slices = 0;
   }
   void append(int begin, int count) {
-    if (runs.back().begin + runs.back().count == begin)
-      runs.back().count += count;
-    else
-      runs.push_back({begin, count});
+    for (int c = begin; c < begin + count; ++c) channels.push_back(c);
   }
-  int channels() const {
-    int n = 0;
-    for (const Run& r : runs) n += r.count;
-    return n;
-  }
+  int count() const { return static_cast<int>(channels.size()); }
 };
 
 // Inputs and outputs of one sample.
@@ -69,25 +66,34 @@ struct Packed {
   const float* operator[](int field) const { return base + layout.fields[field].offset; }
 };
 
+// One thread's way through the plan for one sample. Threads that share a sample begin with different streams; each
+// walks all of them, late ones in passing.
 class Worker {
  public:
-  Worker(const CompiledPlan& compiled, const MemoryMap& memory, const float* weights, float* arena, Team team,
-         Sample sample)
+  // teams: this thread's place in that of each stream, or one of a thread alone
+  Worker(const CompiledPlan& compiled, const MemoryMap& memory, const float* weights, float* arena, Sample sample,
+         std::vector<Team> teams = {Team()})
       : compiled(compiled),
         plan(compiled.plan),
         memory(memory),
         weights(weights),
         arena(arena),
-        team(team),
         sample(sample),
-        live(plan.buffers.size()) {}
+        live(plan.buffers.size()),
+        teams_(std::move(teams)),
+        walked_(compiled.streams.size()) {}
 
   void run();
 
-  float* state(int64_t b) const { return arena + memory.buffers[b].state; }    // [tiles][channels][kTile]
-  float* sums(int64_t b) const { return arena + memory.buffers[b].sums; }      // [tiles][channels]
-  float* pooled(int64_t b) const { return arena + memory.buffers[b].pooled; }  // [channels]
-  float* scratch() const { return arena + memory.scratch + team.rank() * memory.scratch_stride; }
+  float* state(int64_t b) const { return arena + memory.buffers[b]; }  // [tiles][channels][kTile]
+  float* sums(int64_t b) const {                                       // [tiles][channels]
+    return state(b) + plan.buffers[b].channels * plan.buffers[b].tiles() * kTile;
+  }
+  float* pooled(int64_t b) const { return sums(b) + plan.buffers[b].channels * plan.buffers[b].tiles(); }  // [channels]
+  float* patches() const { return arena + memory.patches + stream_ * memory.patches_stride; }
+  float* features() const { return arena + memory.features + stream_ * memory.features_stride; }
+  float* scratch() const { return arena + memory.scratch + teams_[0].rank() * memory.scratch_stride; }
+  Team& team() { return teams_[stream_]; }
   int valid(const BufferSpec& b, int64_t tile) const {
     return static_cast<int>(std::min<int64_t>(kTile, b.pixels() - tile * kTile));
   }
@@ -95,9 +101,7 @@ class Worker {
   // Runs a tile and counts its multiply-accumulates, here and nowhere else.
   void conv(const ConvTile& tile, int taps) {
     (taps == 9 ? kernel.conv3x3 : kernel.pointwise)(tile);
-    int64_t depth = 0;
-    for (int r = 0; r < tile.run_count; ++r) depth += tile.runs[r].count;
-    macs += depth * taps * tile.out_channels * tile.valid;
+    macs += int64_t{tile.live_count} * taps * tile.out_channels * tile.valid;
   }
 
   // pooled = mean over the pixels, from the tiles' sums, in a fixed order
@@ -113,11 +117,18 @@ class Worker {
   const MemoryMap& memory;
   const float* weights;
   float* arena;
-  Team team;
   Sample sample;
   const Kernels& kernel = kernels();
   std::vector<Live> live;  // per buffer; every thread of a team keeps its own
   int64_t macs = 0;
+
+ private:
+  void walk(int stream);
+  void step(const Instruction& in);
+
+  std::vector<Team> teams_;
+  std::vector<bool> walked_;
+  int stream_ = 0;  // that is being walked; 0 for a thread alone
 };
 
 // The input of a 3x3 convolution: patches of `tiles` tiles with `halo` pixels more on either side,
@@ -139,8 +150,8 @@ struct Patches {
   float* at(float* base, int patch, bool ring) const { return base + (ring ? patch % 3 : patch) * size; }
 };
 
-// Phases a team goes through for a plan, at most.
-int64_t phase_count(const Plan& plan);
+// Phases a team goes through for a stream, at most.
+int64_t phase_count(const CompiledPlan& plan, int stream);
 
 void run_load(Worker&, const Instruction&);
 void run_store(Worker&, const Instruction&);

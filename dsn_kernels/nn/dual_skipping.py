@@ -72,8 +72,8 @@ class DualSkippingNetwork(nn.Module):
         logits, gates, scores, macs = ops.network(x, self.weights, limits, forced, self.plan_words, **self._sizes)
         if not torch.compiler.is_exporting():  # an exported program returns the logits alone
             self._last = (gates, scores, macs)
-        coarse = self.config.classes[0]
-        return logits[:, :coarse], logits[:, coarse:]
+        coarse, fine = logits.split(self.config.classes, 1)
+        return coarse, fine
 
     @property
     def last_gates(self) -> dict[str, Tensor]:

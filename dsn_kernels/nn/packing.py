@@ -182,7 +182,7 @@ def pack_head(packer: Packer, module: Head, slices: list[range]) -> int:
         _C.head_layout(scale.numel(), weight.shape[0], len(slices)),
         scale=scale,
         shift=shift,
-        weight=weight,
+        weight=weight.T,
         bias=module.classifier.bias,
         constants=slice_constants(weight, shift, slices),
     )

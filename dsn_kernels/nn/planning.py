@@ -16,8 +16,8 @@ from .packing import Packer, block_width, pack_dense_block, pack_head, pack_stem
 def plan_dual_skipping(model: Reference) -> tuple[Plan, Tensor]:
     """The plan of ``model`` and the packed weights it names, float32.
 
-    The branches take turns on one buffer per block: a concatenating block leaves its input as it was, so the stem
-    runs once. Only the guide keeps the coarse branch's last block beside the fine one's.
+    Each branch has its own buffers and, from the stem on, shares nothing with the other but the guide, so that two
+    threads may walk them side by side.
     """
     return _Planner(model).plan_network()
 
@@ -28,24 +28,22 @@ class _Planner:
         self.plan, self.packer = Plan(), Packer()
         self.side = self.config.image_size if self.config.stem == "conv3x3" else self.config.image_size // 4
         self.stem_weights = pack_stem(self.packer, model.stem) if isinstance(model.stem, nn.Conv2d) else 0
-        blocks = range(len(model.coarse.blocks))
-        self.buffers = [self._new_buffer(i) for i in blocks]
+        self.buffers: list[int] = []
         self.guide, self.guide_slices = -1, list[range]()
 
     def plan_network(self) -> tuple[Plan, Tensor]:
         for name in BRANCHES:
             branch: Branch = getattr(self.model, name)
-            if name == BRANCHES[0] or self.config.merge == "add":  # an add block overwrites its input
-                self._fill_first_buffer()
+            sides = (self.side >> i for i in range(len(branch.blocks)))
+            self.buffers = [
+                self.plan.buffer(block_width(block), side, side)
+                for block, side in zip(branch.blocks, sides, strict=True)
+            ]
+            self._fill_first_buffer()
             slices = self._plan_branch(branch)
             if self.config.guide and name == BRANCHES[0]:
                 self.guide, self.guide_slices = self.buffers[-1], slices
-                self.buffers[-1] = self._new_buffer(len(self.buffers) - 1)
         return self.plan, self.packer.tensor()
-
-    def _new_buffer(self, block: int) -> int:
-        width = max(block_width(getattr(self.model, name).blocks[block]) for name in BRANCHES)
-        return self.plan.buffer(width, self.side >> block, self.side >> block)
 
     def _fill_first_buffer(self) -> None:
         stem_channels = 2 * self.config.growth_rate

@@ -94,7 +94,7 @@ class Plan:
 
     def dense_macs(self) -> int:
         """MACs of the network without gates as a framework runs it: every layer, a transition's 1x1 before its pool."""
-        # Networks with the add merge refill the first buffer for each branch; a framework runs the stem once.
+        # Each branch runs the stem into its own buffer; a framework runs it once.
         total = sum(self._pixels(s.dst) * 9 * s.in_channels * s.out_channels for s in self._steps("stem")[:1])
         for step in self._steps("dense_block"):
             for layer in range(step.layers):
