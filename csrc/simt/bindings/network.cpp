@@ -1,7 +1,10 @@
 // Whole plans on the host runner: the launches of csrc/cuda/network.cuh.
 #include <pybind11/stl.h>
 
-#include "cuda/network.cuh"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "cuda/network.h"
 #include "simt/bindings.h"
 
 #include "cuda/schedule.cpp"  // the runner's module links nothing of the shipped library

@@ -1,0 +1,1 @@
+#include "cuda/network_bfloat16.cu"

@@ -1,0 +1,63 @@
+"""Builds the host runner with the kernels of tests/simt/kernels and hands it to the tests."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def simt_build():
+    """csrc/simt/build.py, as a module."""
+    return _load("simt_build", ROOT / "csrc" / "simt" / "build.py")
+
+
+@pytest.fixture(scope="session")
+def simt_module(simt_build):
+    sources = sorted(Path(__file__).parent.glob("kernels/*.cpp"))
+    sanitizer = os.environ.get("DSN_SIMT_SANITIZER", "none")
+    try:
+        return _load("dsn_simt_test", simt_build.build(sanitizer, sources, "dsn_simt_test"))
+    except simt_build.BuildError as error:
+        if "not found" in str(error) or "no CUDA headers" in str(error):
+            pytest.skip(f"the host runner cannot be built: {error}")
+        raise
+
+
+@pytest.fixture(params=range(4), ids=lambda seed: f"seed{seed}")
+def seed(request):
+    """Seeds of the order in which blocks, warps and lanes run."""
+    return request.param
+
+
+@pytest.fixture
+def simt(simt_module, seed):
+    """The host runner with counters at zero, under each seed."""
+    simt_module.configure(seed=seed)
+    simt_module.reset_counters()
+    return simt_module
+
+
+@pytest.fixture
+def poisoned():
+    """poisoned(shape, dtype): an array of 0xff bytes, NaN in every float type; outputs are so before a launch."""
+
+    def make(shape, dtype):
+        array = np.empty(shape, dtype)
+        array.view(np.uint8).reshape(-1)[:] = 0xFF
+        return array
+
+    return make
