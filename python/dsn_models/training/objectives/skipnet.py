@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...computation import computation
 from ...data import CoarseFineDataset
 from ...distributed import gather_rows, own_rows, world_size
 from ...errors import UserError
@@ -86,6 +87,14 @@ class SkipNetObjective(SingleTaskObjective):
         log_probability = torch.where(gates != 0, scores, 1 - scores).clamp(min=1e-6).log()
         facts["reward"] = reward[:, 0].mean().item()
         return loss - (log_probability * reward).sum(1).mean(), facts
+
+    def evaluate(self, model: Any, dataset: CoarseFineDataset) -> dict[str, Any]:
+        """As of one task, with ``units`` (fraction of all units that ran) and ``macs_saved`` beside ``skipped``."""
+        result = super().evaluate(model, dataset)
+        task = result[self.recipe.task]
+        cost = computation(model, torch.tensor(task["ran"]))
+        task |= {"units": cost.units.item(), "macs": cost.macs.item(), "macs_saved": cost.saved.item()}
+        return result
 
 
 _ORDER = (
