@@ -14,6 +14,7 @@ from dsn_models import UserError
 from dsn_models.data import KINDS, CoarseFineDataset
 from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
 from dsn_models.training.evaluation import evaluate as measure
+from dsn_models.training.robustness import attacked_accuracy
 
 from .common import (
     JsonOption,
@@ -48,6 +49,22 @@ def _check_classes(model: Any, dataset: CoarseFineDataset, task: str) -> None:
             raise UserError(f"the model has {count} {name} classes, the data {has[name]}; choose other data")
 
 
+def attack_table(results: list[dict[str, Any]]) -> Table:
+    """Accuracy before and under attack, per branch, of what ``robustness.attacked_accuracy`` returns."""
+    first = results[0]
+    table = Table(title=f"{first['attack']}, epsilon {first['epsilon']:g}, {first['images']} test images")
+    for column in ("branch", "skipping", "clean", "attacked", "layers skipped"):
+        table.add_column(column, justify="left" if column == "branch" else "right")
+    for result in results:
+        for name in BRANCHES:
+            if name in result:
+                found = result[name]
+                skipped = "-" if "skipped" not in found else percent(found["skipped"])
+                row = (percent(found["clean"]), percent(found["accuracy"]), skipped)
+                table.add_row(name, "on" if result["gated"] else "off", *row)
+    return table
+
+
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint written by dsn train.")],
     data: Annotated[Path | None, typer.Option(help="Folder that holds the data.")] = None,
@@ -58,10 +75,14 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="Of a model without gates: coarse or fine.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of Navon images.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    attack: Annotated[str | None, typer.Option(help="Also under attack, skipping on and off: fgsm or pgd.")] = None,
+    epsilon: Annotated[float, typer.Option(help="Largest change of a pixel by the attack, of 1.")] = 8 / 255,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of pgd.")] = 10,
+    attacked_images: Annotated[int, typer.Option(min=1, help="How many test images are attacked.")] = 1000,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Accuracy and skip ratio of each branch on a test set."""
+    """Accuracy and skip ratio of each branch on a test set; with --attack, accuracy under attack too."""
     check_writable(json)
     set_threads(threads)
     if not Path(checkpoint).exists():
@@ -79,10 +100,17 @@ def evaluate(
     start = time.perf_counter()
     results = measure(fast, dataset, task=task, batch=batch)
     seconds = time.perf_counter() - start
+    attacks: list[dict[str, Any]] = []
+    if attack is not None:
+        for gated in (True, False) if hasattr(model, "gate_counts") else (True,):
+            options: dict[str, Any] = {"images": attacked_images, "task": task, "gated": gated, "batch": batch}
+            attacks.append(attacked_accuracy(model, dataset, attack, epsilon=epsilon, steps=steps, **options))
     if json is not None:
         document = {"schema": 1, "checkpoint": checkpoint, "backend": backend, "seconds": seconds, **results}
-        write_json(document, json)
+        write_json(document | ({"attacks": attacks} if attacks else {}), json)
         return
     out = console()
     out.print(results_table(results))
+    if attacks:
+        out.print(attack_table(attacks))
     out.print(f"backend {backend}, {seconds:.1f} s", soft_wrap=True)

@@ -9,6 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from dsn_models import UserError, checkpoints
+from dsn_models.distributed import is_first
 from dsn_models.training.recipe import Recipe, load_recipe
 
 from .common import JsonOption, ThreadsOption, check_writable, console, set_threads, write_json
@@ -37,10 +38,14 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Train a reference model; writes a safetensors checkpoint."""
+    """Train a reference model; writes a safetensors checkpoint.
+
+    Under ``torchrun --nproc-per-node N --no-python dsn train ...`` the processes share each batch.
+    """
     check_writable(json)
     set_threads(threads)
     chosen = _override(load_recipe(recipe), epochs=epochs, ungated_epochs=ungated_epochs, batch=batch, lr=lr)
@@ -48,7 +53,9 @@ def train(
         chosen = chosen.model_copy(update={"seed": seed})
     from dsn_models.training import train as run  # only here: it needs tensorboard
 
-    checkpoint = run(chosen, data, out or Path("runs") / chosen.name, resume=resume)
+    checkpoint = run(chosen, data, out or Path("runs") / chosen.name, resume=resume, device=device)
+    if not is_first():
+        return
     facts = checkpoints.read_metadata(checkpoint)
     if json is not None:
         write_json({"schema": 1, "checkpoint": str(checkpoint), **facts}, json)

@@ -46,6 +46,17 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def is_first() -> bool:
+    """Whether this process, of those that ``torchrun`` started, is the one that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_all() -> None:
+    """Returns once all processes are here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def own_rows(x: Tensor) -> Tensor:  # [W B, ...] -> [B, ...]
     """This process's rows of a tensor of the whole batch."""
     return x.chunk(world_size())[rank()]

@@ -115,7 +115,7 @@ def test_fine_tuning_begins_with_a_checkpoint(recipe, tmp_path):
         torch.testing.assert_close(after[key], before[key])
     assert after["coarse.blocks.0.gates.0.slope"] == 13.0
     recipe.write_text(text.replace("[1, 1, 1]", "[1, 1]"))
-    with pytest.raises(UserError, match="init .* is a DualSkippingConfig.*; the recipe's model is"):
+    with pytest.raises(UserError, match="init .* \\(dsn-navon\\) has a tensor coarse.* the model has no place"):
         run(recipe, tmp_path / "third")
 
 

@@ -186,7 +186,7 @@ def _train(
     state_path = out / f"{recipe.name}.state"
     if resume and state_path.is_file():
         run.state = restore_state(state_path, recipe, run.model, run.optimiser)
-    first = distributed.rank() == 0
+    first = distributed.is_first()
     console = Console(stderr=True, quiet=not (progress and first))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     writer = None
@@ -224,6 +224,7 @@ def _train(
             "test": results,
         }
         save(run.model, checkpoint, **facts)
+    distributed.wait_for_all()
     return checkpoint
 
 

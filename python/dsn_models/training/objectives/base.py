@@ -94,16 +94,18 @@ class Objective(ABC):
             self.start_from(model, load(self.recipe.init))
 
     def start_from(self, model: Any, start: Any) -> None:
-        """Puts the weights of ``start``, a loaded checkpoint, into ``model``. By default both are the same network."""
+        """Puts the weights of ``start``, a loaded checkpoint, into ``model``. By default both have the same tensors."""
         given, wanted = start.config.classes, model.config.classes
         if given != wanted:
             raise UserError(
                 f"init {self.recipe.init} has {given} classes, the recipe's model {wanted}; "
                 "set options.classes, or take a checkpoint with as many"
             )
-        if start.config != model.config:
-            raise UserError(f"init {self.recipe.init} is a {start.config}; the recipe's model is {model.config}")
-        copy_weights(model, start.state_dict(), f"init {self.recipe.init}")
+        weights = start.state_dict()
+        for name in model.state_dict():
+            if name not in weights:
+                raise UserError(f"init {self.recipe.init} ({start.config.name}) has no tensor {name}")
+        copy_weights(model, weights, f"init {self.recipe.init} ({start.config.name})")
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """SGD's groups: the recipe's weight decay for weights, and for biases and norms where it says "all"."""

@@ -1,0 +1,103 @@
+"""LSN against DSN: accuracy, skipping and accuracy under attack, with each of LSN's additions switched off in turn.
+
+    python benchmarks/layer_skippable.py OUT.json [--images 640] [--attacked 200]
+
+Every arm fine-tunes the shipped network (dsn-navon on Navon digits of scikit-learn) by the same recipe: one epoch in
+which the gates learn, two in which they are settled. What an arm adds begins without effect, so all begin alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import dsn_models
+from dsn_kernels.cli.demo import CHECKPOINT
+from dsn_models import checkpoints
+from dsn_models.data import navon
+from dsn_models.training import Recipe, train
+from dsn_models.training.robustness import attacked_accuracy
+
+# name: feedback (guide), path-encoding affine, weight of the ranking loss
+ARMS = {
+    "dsn": (False, False, 0.0),
+    "lsn": (True, True, 0.5),
+    "lsn, no feedback": (False, True, 0.5),
+    "lsn, no path encoding": (True, False, 0.5),
+    "lsn, no ranking loss": (True, True, 0.0),
+}
+
+
+def make_recipe(name: str, images: int, seed: int) -> Recipe:
+    guide, path_affine, ranking = ARMS[name]
+    return Recipe.model_validate(
+        {
+            "name": name.replace(", ", "-").replace(" ", "-"),
+            "model": "lsn-navon",
+            "seed": seed,
+            "init": str(CHECKPOINT),
+            "options": {"guide": guide, "path_affine": path_affine},
+            "data": {
+                "kind": "navon-sklearn", "train_images": images, "test_images": 1000,
+                "options": {"distortions": 2, "seed": 1},
+            },
+            "train": {
+                "epochs": 3, "settled_epochs": 2, "batch": 32, "lr": 0.003, "gated_lr": 0.003, "settled_lr": 0.02,
+            },
+            "gates": {
+                "begin": "kept", "slope": 4.0, "slope_step": 0.0, "sparsity": 2.0, "target": [0.85, 0.88],
+            },
+            "lsn": {"ranking": ranking, "margin": 0.05},
+        }
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--images", type=int, default=640, help="of an epoch")
+    parser.add_argument("--attacked", type=int, default=200, help="test images under FGSM; half of them under PGD")
+    parser.add_argument("--epsilon", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    test_set = navon.from_sklearn(False, options.attacked, seed=1)
+    document = {
+        "schema": 1,
+        "command": f"python {' '.join(sys.argv)}",
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "seed": options.seed,
+        "pgd": {"steps": 5},
+        "rows": [],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ARMS:
+            began = time.process_time()
+            recipe = make_recipe(name, options.images, options.seed)
+            checkpoint = train(recipe, None, Path(folder) / recipe.name)
+            facts = checkpoints.read_metadata(checkpoint)
+            row = {"arm": name, "recipe": facts["recipe"], "images_seen": facts["images_seen"], "test": facts["test"]}
+            row["train_cpu_seconds"] = round(time.process_time() - began, 1)
+            model = dsn_models.load(checkpoint)
+            row["attacks"] = [
+                attacked_accuracy(
+                    model, test_set, attack, epsilon=options.epsilon, steps=5, images=images, gated=gated
+                )
+                for attack, images in (("fgsm", options.attacked), ("pgd", options.attacked // 2))
+                for gated in (True, False)
+            ]  # fmt: skip
+            row["cpu_seconds"] = round(time.process_time() - began, 1)
+            document["rows"].append(row)
+            options.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
