@@ -56,7 +56,7 @@ def build(sanitizer: str = "none", sources: list[Path] | None = None, name: str 
     module = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(cuda_headers())]
     common = " ".join(
-        ["-std=c++20 -g1 -fPIC -fvisibility=hidden -march=native -DDSN_SIMT -Wall -Wextra -Wno-unknown-pragmas"]
+        ["-std=c++20 -g1 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -march=native -DDSN_SIMT -Wall -Wextra -Wno-unknown-pragmas"]
         + ["-fno-strict-aliasing", f"-DDSN_SIMT_MODULE={name}", f"-I{CSRC}", f"-I{CSRC.parent}/tests/simt"]  # kernels read halves as wider words
         + [f"-isystem {path}" for path in includes]
     )
@@ -67,7 +67,8 @@ def build(sanitizer: str = "none", sources: list[Path] | None = None, name: str 
     ]
     rules = [rule if "rule link" in rule else rule + "\n  depfile = $out.d\n  deps = gcc" for rule in rules]
     objects = []
-    for rule, paths in (("runner", sorted(SIMT.glob("*.cpp"))), ("kernel", kernels)):
+    python = sorted((SIMT / "python").glob("*.cpp")) if sources is None else []
+    for rule, paths in (("runner", [*sorted(SIMT.glob("*.cpp")), *python]), ("kernel", kernels)):
         for path in paths:
             objects.append(f"{rule}_{path.stem}.o")
             rules.append(f"build {objects[-1]}: {rule} {path}")

@@ -1,12 +1,13 @@
 #include <cstring>
 
-#include "simt/bindings.h"
+#include "simt/engine.h"
+#include "simt/python.h"
 
 namespace dsn::simt {
 namespace {
 
-std::vector<Binder::Function>& binders() {
-  static std::vector<Binder::Function> all;
+std::vector<PythonBinder::Bind>& binders() {
+  static std::vector<PythonBinder::Bind> all;
   return all;
 }
 
@@ -33,7 +34,13 @@ const char* name_of(cudaError_t status) {
 
 }  // namespace
 
-Binder::Binder(Function function) { binders().push_back(function); }
+PythonBinder::PythonBinder(Bind bind) { binders().push_back(bind); }
+
+std::vector<Function>& functions() {
+  static std::vector<Function> all;
+  return all;
+}
+
 
 void check(cudaError_t status) {
   if (status != cudaSuccess) {
@@ -46,8 +53,8 @@ Array::Array(py::object owner, const std::string& name, bool writable) : owner_(
     if (!owner_.attr("is_contiguous")().cast<bool>() || owner_.attr("device").attr("type").cast<std::string>() != "cpu") {
       throw py::value_error(name + ": expected a contiguous CPU tensor");
     }
-    address_ = owner_.attr("data_ptr")().cast<uintptr_t>();
-    bytes_ = owner_.attr("numel")().cast<int64_t>() * owner_.attr("element_size")().cast<int64_t>();
+    buffer_.address = reinterpret_cast<void*>(owner_.attr("data_ptr")().cast<uintptr_t>());
+    buffer_.bytes = owner_.attr("numel")().cast<int64_t>() * owner_.attr("element_size")().cast<int64_t>();
   } else {
     const py::buffer_info info = py::buffer(owner_).request(writable);
     int64_t stride = info.itemsize;
@@ -55,15 +62,39 @@ Array::Array(py::object owner, const std::string& name, bool writable) : owner_(
       if (info.shape[d] > 1 && info.strides[d] != stride) throw py::value_error(name + ": expected a contiguous array");
       stride *= info.shape[d];
     }
-    address_ = reinterpret_cast<uintptr_t>(info.ptr);
-    bytes_ = info.size * info.itemsize;
+    buffer_.address = info.ptr;
+    buffer_.bytes = info.size * info.itemsize;
   }
-  if (bytes_) regions().add(address_, static_cast<size_t>(bytes_), name, writable);
+  if (buffer_.bytes) regions().add(reinterpret_cast<uintptr_t>(buffer_.address), static_cast<size_t>(buffer_.bytes), name, writable);
 }
 
 Array::~Array() {
-  if (bytes_) regions().remove(address_);
+  if (buffer_.bytes) regions().remove(reinterpret_cast<uintptr_t>(buffer_.address));
 }
+
+namespace {
+
+Argument to_argument(const py::handle& value) {
+  if (value.is_none()) return Buffer{};
+  if (py::isinstance<Array>(value)) return value.cast<const Array&>().buffer();
+  if (py::isinstance<py::float_>(value)) return value.cast<double>();
+  return value.cast<int64_t>();
+}
+
+void define(py::module_& m, const Function& function) {
+  m.def(function.name.c_str(), [function](const py::args& args) -> py::object {
+    if (args.size() != function.arguments) {
+      throw py::type_error(function.name + " takes " + std::to_string(function.arguments) + " arguments, got " +
+                           std::to_string(args.size()));
+    }
+    std::vector<Argument> arguments;
+    for (const py::handle& value : args) arguments.push_back(to_argument(value));
+    const double result = function.call(arguments);
+    return result == result ? py::object(py::float_(result)) : py::none();
+  });
+}
+
+}  // namespace
 
 }  // namespace dsn::simt
 
@@ -93,5 +124,6 @@ PYBIND11_MODULE(DSN_SIMT_MODULE, m) {
 #else
   m.attr("sanitizer") = "none";
 #endif
+  for (const Function& function : functions()) define(m, function);
   for (auto bind : binders()) bind(m);
 }

@@ -4,10 +4,9 @@
 
 namespace dsn::simt {
 
-DSN_SIMT_BINDINGS(scale) {
-  m.def("scale", [](const Array& out, const Array& in, float factor) {
-    check(cuda::launch_scale({out.data<float>(), in.data<float>(), factor, static_cast<int>(in.size<float>())}, nullptr));
-  });
+void scale(Buffer out, Buffer in, float factor) {
+  check(cuda::launch_scale({out.data<float>(), in.data<float>(), factor, static_cast<int>(in.size<float>())}, nullptr));
 }
+DSN_SIMT_BIND(scale);
 
 }  // namespace dsn::simt

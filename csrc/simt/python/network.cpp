@@ -5,7 +5,7 @@
 #include <cuda_fp16.h>
 
 #include "cuda/network.h"
-#include "simt/bindings.h"
+#include "simt/python.h"
 
 #include "cuda/schedule.cpp"  // the runner's module links nothing of the shipped library
 
