@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -56,8 +55,9 @@ def _run(part: nn.Module, *inputs: object) -> tuple[Tensor, int]:
 def unit_macs(model: SkipNet) -> UnitMacs:
     """Counts ``model``'s parts for one image of its configuration's size, on the meta device."""
     config = model.config
-    network = copy.deepcopy(model).to("meta").eval()
-    image = torch.empty(1, config.in_channels, config.image_size, config.image_size, device="meta")
+    with torch.device("meta"):
+        network = SkipNet(config).eval()
+        image = torch.empty(1, config.in_channels, config.image_size, config.image_size)
     x, fixed = _run(network.stem, image)
     x, first = _run(network.units[0], x)
     fixed += first
