@@ -178,37 +178,9 @@ def test_gate_points_name_convolution_and_norm_of_every_slice(name, gated):
                 assert model.backbone.get_submodule(convolution.norm).num_features == filters
 
 
-@pytest.mark.parametrize(
-    ("name", "classes", "parameters", "gates"),
-    [
-        ("gaternet-resnet-20", 10, 547_858, 336),
-        ("gaternet-resnet-56", 10, 1_137_202, 1_008),
-        ("gaternet-resnet-56", 100, 1_143_052, 1_008),
-        ("gaternet-resnet-164", 10, 1_956_450, 7_200),
-        ("gaternet-resnet-164", 100, 1_979_580, 7_200),
-        ("gaternet-densenet-100-12", 10, 1.05e6, 540),
-        ("gaternet-densenet-250-24", 10, 15.62e6, 2_880),
-        ("gaternet-densenet-190-40", 10, 25.93e6, 3_600),
-        ("gaternet-shake-shake-64d", 10, 12.01e6, 3_584),
-        ("gaternet-shake-shake-96d", 10, 26.65e6, 5_376),
-        ("gaternet-resnet-34", 1000, 34.08e6, 3_776),
-        ("gaternet-resnet-101", 1000, 64.21e6, 32_512),
-        ("gaternet-resnet-152", 1000, 83.80e6, 47_872),
-        ("gaternet-inception-v4", 1000, 58_256_424, 16_608),
-    ],
-)
-def test_parameters_and_gates_of_the_paper(name, classes, parameters, gates):
-    with torch.device("meta"):
-        model = dsn_models.create(name, classes=classes)
-    total = sum(p.numel() for p in model.parameters())
-    assert total == parameters if isinstance(parameters, int) else round(total, -4) == parameters
-    assert model.num_gates == gates
-
-
-def test_resnet_164_and_its_bottlenecks():
+def test_bottlenecks_of_resnet_164():
     with torch.device("meta"):
         backbone = dsn_models.create("gaternet-resnet-164").backbone
-    assert sum(p.numel() for p in backbone.parameters()) == 1_619_290
     widths = [backbone.units[i].residual.conv1.out_channels for i in (0, 18, 36)]
     assert widths == [4, 32, 64]
 
