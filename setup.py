@@ -119,6 +119,7 @@ class BuildNative(BuildExtension):
             raise PlatformError("nvcc failed, see above; BUILD_NO_CUDA=1 builds without CUDA")
 
         dryrun = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True)
+        extension.sources += sorted(str(source.relative_to(CSRC.parent)) for source in (CSRC / "cuda").glob("*.cpp"))
         extension.library_dirs += re.findall(r'"-L([^"]+)"', dryrun.stderr)
         extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
         extension.define_macros += [("DSN_WITH_CUDA", None), ("DSN_CUDA_ARCHS", f'"{names}"')]

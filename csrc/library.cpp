@@ -23,6 +23,11 @@ STABLE_TORCH_LIBRARY(dsn, m) {
       " int bottleneck, int gate, int merge) -> (Tensor y, Tensor gates, Tensor scores, Tensor macs)");
   m.def("preact_conv2d(Tensor x, Tensor weights, int out_channels) -> Tensor");
   m.def("head(Tensor x, Tensor weights, int classes) -> Tensor");
+  m.def(
+      "run_plan(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor? count, Tensor plan,"
+      " int gates, int logits, int[] map, int element)"
+      " -> (Tensor logits, Tensor map, Tensor gates, Tensor scores, Tensor macs)");
+  m.def("group_by_pattern(Tensor gates) -> (Tensor order, Tensor group, Tensor offsets)");
 }
 
 namespace {

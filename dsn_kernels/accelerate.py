@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,18 +14,27 @@ from dsn_models.densenet import Head, Transition
 from dsn_models.dual_skipping import DualSkippingNetwork, SkipDenseBlock
 from dsn_models.errors import UserError
 
+from . import _C
 from . import nn as twins
 
-_TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
+_Twins = Mapping[type[nn.Module], Callable[..., nn.Module]]
+_TWINS: _Twins = {
     DualSkippingNetwork: twins.DualSkippingNetwork,
     SkipDenseBlock: twins.DenseBlock,
     Transition: twins.Transition,
     Head: twins.Head,
 }
-_BACKENDS = ("auto", "cpu", "reference")
+_BACKENDS = ("auto", "cpu", "cuda", "simt", "reference")
+_GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32, backend: str = "auto") -> nn.Module:
+def accelerate(
+    model: nn.Module,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+    device: torch.device | str | None = None,
+    graph: bool | Sequence[int] = False,
+) -> nn.Module:
     """Returns a model with the same call and outputs as ``model.eval()`` that runs only the layers its gates open.
 
     A `dsn_models.DualSkippingNetwork` becomes one operator from image to logits. In any other model each gated dense
@@ -33,17 +43,28 @@ def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32, backend: st
 
     Args:
         model: trained; weights on the CPU.
-        dtype: of weights and activations; float32.
-        backend: ``"cpu"``, ``"reference"`` (the model itself, in eval mode) or ``"auto"``.
+        dtype: of weights and activations: float32; on a GPU also float16 and bfloat16. Images may be float32 all the
+            same.
+        backend: ``"cpu"``, ``"cuda"``, ``"simt"`` (the CUDA kernels, played on the host for tests: slow),
+            ``"reference"`` (the model itself, in eval mode) or ``"auto"``: that of ``device``.
+        device: where the result runs; a GPU for ``"cuda"``, else the CPU.
+        graph: on a GPU, replay the launches of a `dsn_models.DualSkippingNetwork` as one CUDA graph: True, or the batch
+            sizes to capture; smaller batches are padded to the next.
 
     Raises:
         UserError: nothing in the model can be accelerated, a weight holds NaN or infinity or is not on the CPU, or
-            dtype or backend are not served.
+            dtype, backend, device or graph are not served.
     """
     if backend not in _BACKENDS:
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")
-    if dtype != torch.float32:
-        raise UserError(f"dtype is {dtype}; the CPU kernels serve torch.float32")
+    backend, device = _resolve(backend, device)
+    gpu = backend in ("cuda", "simt")
+    if dtype != torch.float32 and not (gpu and dtype in _GPU_DTYPES):
+        raise UserError(f"dtype is {dtype}; the {'GPU' if gpu else 'CPU'} kernels serve {_served(gpu)}")
+    if graph and backend != "cuda":
+        raise UserError(f"graph is for the backend 'cuda'; the backend is {backend!r}")
+    if not isinstance(graph, bool) and not (graph and all(isinstance(n, int) and n > 0 for n in graph)):
+        raise UserError(f"graph is {graph!r}; expected True, False or positive batch sizes")
     if not isinstance(model, nn.Module):
         raise UserError(f"model is a {type(model).__name__}; expected a torch.nn.Module, such as dsn_models.load(...)")
     for name, tensor in model.state_dict().items():
@@ -53,16 +74,19 @@ def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32, backend: st
             raise UserError(f"weights hold NaN or infinity: tensor {name}; load another checkpoint")
     if backend == "reference":
         return copy.deepcopy(model).eval()
-    twin = _twin(model)
+    twin_of = _gpu_twins(dtype, backend, graph) if gpu else _TWINS
+    twin = _twin(model, twin_of)
     if twin is not None:
-        return twin
+        return twin.to(device)
+    if graph:
+        raise UserError(f"graph is for a DualSkippingNetwork; the model is a {type(model).__name__}")
     fast = copy.deepcopy(model).eval()
     swapped: list[str] = []
     for name, module in list(fast.named_modules()):
         parent, _, child = name.rpartition(".")
         if any(name.startswith(done + ".") for done in swapped):
             continue
-        twin = _twin(module)
+        twin = _twin(module, twin_of)
         if twin is not None:
             setattr(fast.get_submodule(parent), child, twin)
             swapped.append(name)
@@ -73,9 +97,47 @@ def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32, backend: st
             f"of dsn_models (zoo: {', '.join(dsn_models.zoo.names())})"
         )
     fast.swapped = swapped  # type: ignore[assignment]
-    return fast
+    return fast.to(device)
 
 
-def _twin(module: nn.Module) -> nn.Module | None:
-    cls = _TWINS.get(type(module))
-    return None if cls is None else cls(module)
+def _twin(module: nn.Module, twin_of: _Twins) -> nn.Module | None:
+    make = twin_of.get(type(module))
+    return None if make is None else make(module)
+
+
+def _gpu_twins(dtype: torch.dtype, backend: str, graph: bool | Sequence[int]) -> _Twins:
+    from .nn import gpu
+
+    return {
+        DualSkippingNetwork: partial(gpu.GpuDualSkippingNetwork, dtype=dtype, backend=backend, graph=graph),
+        SkipDenseBlock: partial(gpu.GpuDenseBlock, dtype=dtype, backend=backend),
+        Transition: partial(gpu.GpuTransition, dtype=dtype, backend=backend),
+        Head: partial(gpu.GpuHead, dtype=dtype, backend=backend),
+    }
+
+
+def _served(gpu: bool) -> str:
+    return ", ".join(map(str, _GPU_DTYPES)) if gpu else "torch.float32"
+
+
+def _resolve(backend: str, device: torch.device | str | None) -> tuple[str, torch.device]:
+    """The backend that serves, and its device."""
+    try:
+        chosen = None if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'") from error
+    if backend == "auto":
+        backend = "cpu" if chosen is None else chosen.type
+    expected = "cuda" if backend == "cuda" else "cpu"
+    chosen = chosen or torch.device(expected)
+    if chosen.type != expected or backend not in _BACKENDS:
+        raise UserError(f"device is '{chosen}'; the backend {backend!r} runs on 'cpu' or 'cuda', as its name says")
+    if backend == "cuda":
+        if not _C.build_info()["cuda"]:
+            raise UserError("backend 'cuda' is not in this build; build it where nvcc is installed, see dsn info")
+        if not torch.cuda.is_available():
+            reason = _C.cuda_error() or "torch is built without CUDA"
+            raise UserError(f"backend 'cuda' finds no device: {reason}")
+        if chosen.index is not None and chosen.index >= torch.cuda.device_count():
+            raise UserError(f"device is '{chosen}'; this machine has {torch.cuda.device_count()} CUDA devices")
+    return backend, chosen

@@ -32,9 +32,8 @@ void check(bool condition, const Parts&... parts) {
 }
 
 // `shape` entries of -1 match any size.
-inline void check_tensor(const char* op, const char* name, const Tensor& t, ScalarType dtype,
-                         const std::vector<int64_t>& shape) {
-  check(t.is_cpu(), op, ": ", name, " must be on the CPU; move it or the model to one device");
+inline void check_type_and_shape(const char* op, const char* name, const Tensor& t, ScalarType dtype,
+                                 const std::vector<int64_t>& shape) {
   check(t.scalar_type() == dtype, op, ": ", name, " must be ", torch::headeronly::toString(dtype), ", got ",
         torch::headeronly::toString(t.scalar_type()));
   bool fits = t.dim() == static_cast<int64_t>(shape.size());
@@ -44,6 +43,12 @@ inline void check_tensor(const char* op, const char* name, const Tensor& t, Scal
   for (size_t i = 0; i < shape.size(); ++i)
     expected << (i ? ", " : "") << (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
   check(false, op, ": ", name, " must have shape [", expected.str(), "], got ", shape_of(t));
+}
+
+inline void check_tensor(const char* op, const char* name, const Tensor& t, ScalarType dtype,
+                         const std::vector<int64_t>& shape) {
+  check(t.is_cpu(), op, ": ", name, " must be on the CPU; move it or the model to one device");
+  check_type_and_shape(op, name, t, dtype, shape);
 }
 
 }  // namespace dsn

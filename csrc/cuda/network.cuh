@@ -14,7 +14,7 @@ class NetworkRun {
              const NetworkCall& call, Streams& streams)
       : plan_(plan), stream_of_(stream_of_buffer), s_(schedule), call_(call), streams_(streams) {}
 
-  std::string run() {
+  cudaError_t run() {
     std::vector<bool> begun(s_.partial_at.size(), false);
     for (size_t i = 0; i < plan_.code.size() && error_ == cudaSuccess; ++i) {
       const Instruction& in = plan_.code[i];
@@ -30,7 +30,7 @@ class NetworkRun {
     }
     for (size_t s = 1; s < begun.size(); ++s)
       if (begun[s]) streams_.wait(0, static_cast<int>(s));
-    return error_ == cudaSuccess ? "" : cudaGetErrorString(error_);
+    return error_;
   }
 
  private:
@@ -49,6 +49,8 @@ class NetworkRun {
         return head(index, in);
       case Op::kStore:
         return store(in);
+      default:
+        return;  // the schedule has refused it
     }
   }
 
@@ -311,8 +313,8 @@ class NetworkRun {
 };
 
 template <class T>
-std::string run_network_as(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
-                           const NetworkCall& call, Streams& streams) {
+int run_network_as(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
+                   const NetworkCall& call, Streams& streams) {
   return NetworkRun<T>(plan, stream_of_buffer, schedule, call, streams).run();
 }
 

@@ -32,12 +32,12 @@ class Streams {
   virtual void wait(int waiting, int for_stream) = 0;  // what comes next in `waiting` follows all of `for_stream` so far
 };
 
-// Starts the launches of `plan`; returns the first error, empty if there is none, without waiting for any of them.
-std::string run_network(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
+// Starts the launches of `plan` without waiting for any of them; returns the first error, a cudaError_t.
+int run_network(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
                         Element element, const NetworkCall& call, Streams& streams);
 
 template <class T>
-std::string run_network_as(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
-                           const NetworkCall& call, Streams& streams);
+int run_network_as(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
+                   const NetworkCall& call, Streams& streams);
 
 }  // namespace dsn::cuda

@@ -94,6 +94,7 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
   std::vector<int> writers(states.size(), 0);
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
+    require(in.op <= Op::kStore, "GPU kernels do not serve instruction " + std::to_string(i) + " of the plan");
     if (in.op == Op::kHead || in.op == Op::kStore) continue;
     State& state = states[in.dst];
     if (in.op == Op::kDenseBlock) {
@@ -158,7 +159,7 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
         written = in.merge == Merge::kAdd ? in.in_channels : in.out_channels;
         break;
       }
-      case Op::kStore:
+      default:
         break;
     }
     if (written) {

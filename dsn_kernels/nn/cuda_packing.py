@@ -118,7 +118,8 @@ def pack_for_cuda(plan: Plan, weights: Tensor, dtype: torch.dtype) -> tuple[Plan
     Args:
         plan: of the CPU kernels.
         weights: float32, packed for it.
-        dtype: of weights and activations: float32, float16 or bfloat16. Gates, heads, biases and constants stay float32.
+        dtype: of weights and activations: float32, float16 or bfloat16; gates, heads, biases and constants stay
+            float32.
 
     Returns:
         the plan with offsets in bytes, and the weights, uint8.
@@ -231,7 +232,7 @@ class _Repacker:
         self.out.add(
             _C.cuda.head_layout(*source.args(), step.out_channels),
             norm=_norm(source.spread(unit["scale"], 0), source.spread(unit["shift"], 0)),
-            weight=source.spread(unit["weight"], 1),
+            weight=source.spread(unit["weight"].T, 1),
             bias=unit["bias"],
             constants=unit["constants"],
         )

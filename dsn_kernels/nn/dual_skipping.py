@@ -50,7 +50,7 @@ class DualSkippingNetwork(nn.Module):
         self._sizes = {"gates": self.plan.gates, "logits": self.plan.logits}
         self.register_buffer("weights", weights)
         self.register_buffer("plan_words", self.plan.words(), persistent=False)
-        limits = self._per_layer(resolve_thresholds(None, self.config))
+        limits = self._per_layer(resolve_thresholds(None, self.config), torch.device("cpu"))
         self.register_buffer("thresholds", limits, persistent=False)
         # Gates, scores and MACs of the last call.
         self._last = (torch.empty(0, self.plan.gates).byte(), torch.empty(0, self.plan.gates), torch.empty(0).long())
@@ -63,17 +63,26 @@ class DualSkippingNetwork(nn.Module):
         forced_gates: Mapping[str, Tensor] | None = None,
         thresholds: float | Mapping[str, float] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        check_images(images, self.config.in_channels, self.config.image_size, torch.float32)
-        if images.device != self.weights.device:
-            raise UserError(f"images are on {images.device}; expected {self.weights.device}: move them or the model")
-        limits = self.thresholds if thresholds is None else self._per_layer(resolve_thresholds(thresholds, self.config))
+        self._check(images)
+        limits = self.thresholds
+        if thresholds is not None:
+            limits = self._per_layer(resolve_thresholds(thresholds, self.config), limits.device)
         forced = None if forced_gates is None else self._join(forced_gates, images.shape[0])
         x = images if self.stem is None else self.stem(images)
-        logits, gates, scores, macs = ops.network(x, self.weights, limits, forced, self.plan_words, **self._sizes)
+        logits, gates, scores, macs = self._run(x, limits, forced)
         if not torch.compiler.is_exporting():  # an exported program returns the logits alone
             self._last = (gates, scores, macs)
         coarse, fine = logits.split(self.config.classes, 1)
         return coarse, fine
+
+    def _check(self, images: Tensor) -> None:
+        check_images(images, self.config.in_channels, self.config.image_size, torch.float32)
+        if images.device != self.thresholds.device:
+            raise UserError(f"images are on {images.device}; expected {self.thresholds.device}: move them or the model")
+
+    def _run(self, x: Tensor, limits: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, gates, scores and MACs of the plan for the stem's output, or for the images."""
+        return ops.network(x, self.weights, limits, forced, self.plan_words, **self._sizes)
 
     @property
     def last_gates(self) -> dict[str, Tensor]:
@@ -102,8 +111,8 @@ class DualSkippingNetwork(nn.Module):
         """MACs of the same network without gates as a framework runs it, per image."""
         return self.plan.dense_macs() + self._stem_macs
 
-    def _per_layer(self, limits: Mapping[str, float]) -> Tensor:
-        return torch.cat([torch.full((self.layers[name],), float(limits[name])) for name in BRANCHES])
+    def _per_layer(self, limits: Mapping[str, float], device: torch.device) -> Tensor:
+        return torch.cat([torch.full((self.layers[name],), float(limits[name]), device=device) for name in BRANCHES])
 
     def _split(self, joined: Tensor) -> dict[str, Tensor]:
         parts = joined.split([self.layers[name] for name in BRANCHES], 1)

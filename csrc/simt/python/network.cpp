@@ -22,17 +22,17 @@ struct OneStream : cuda::Streams {
 
 class Network {
  public:
-  // buffers: (channels, height, width); code: the fields of Instruction, in order
+  // buffers: (channels, height, width); code: the fields of Instruction, in order, of which the first 13 are read
   Network(const std::vector<std::array<int64_t, kBufferFields>>& buffers,
-          const std::vector<std::array<int64_t, kInstructionFields>>& code, int64_t gates, int64_t logits,
+          const std::vector<std::vector<int64_t>>& code, int64_t gates, int64_t logits,
           int64_t element, int64_t batch, int multiprocessors, int shared_bytes)
       : element_(static_cast<cuda::Element>(element)), batch_(batch) {
     plan_.gates = gates;
     plan_.logits = logits;
     for (const auto& b : buffers) plan_.buffers.push_back({b[0], b[1], b[2]});
     for (const auto& f : code)
-      plan_.code.push_back({static_cast<Op>(f[0]), f[1], f[2], f[3], f[4], f[5], f[6], static_cast<GateKind>(f[7]),
-                            static_cast<Merge>(f[8]), f[9], f[10], f[11], f[12]});
+      plan_.code.push_back({static_cast<Op>(f.at(0)), f[1], f[2], f[3], f[4], f[5], f[6], static_cast<GateKind>(f[7]),
+                            static_cast<Merge>(f[8]), f[9], f[10], f[11], f.at(12)});
     streams_.assign(buffers.size(), 0);
     schedule_.emplace("network", plan_, streams_, 1, element_, batch,
                       cuda::DeviceLimits{multiprocessors, shared_bytes});
@@ -58,7 +58,7 @@ class Network {
     call.workspace = workspace.data<unsigned char>();
     call.batch = batch_;
     OneStream stream;
-    std::string error;
+    int error = 0;
     switch (element_) {
       case cuda::Element::kFloat:
         error = cuda::run_network_as<float>(plan_, streams_, *schedule_, call, stream);
@@ -70,7 +70,7 @@ class Network {
         error = cuda::run_network_as<__nv_bfloat16>(plan_, streams_, *schedule_, call, stream);
         break;
     }
-    if (!error.empty()) throw std::runtime_error(error);
+    simt::check(static_cast<cudaError_t>(error));
   }
 
   int64_t workspace_bytes() const { return schedule_->workspace_bytes; }
@@ -97,7 +97,7 @@ class Network {
 DSN_SIMT_BINDINGS(network) {
   py::class_<Network>(m, "Network")
       .def(py::init<const std::vector<std::array<int64_t, kBufferFields>>&,
-                    const std::vector<std::array<int64_t, kInstructionFields>>&, int64_t, int64_t, int64_t, int64_t, int,
+                    const std::vector<std::vector<int64_t>>&, int64_t, int64_t, int64_t, int64_t, int,
                     int>(),
            py::arg("buffers"), py::arg("code"), py::arg("gates"), py::arg("logits"), py::arg("element"),
            py::arg("batch"), py::arg("multiprocessors"), py::arg("shared_bytes"))

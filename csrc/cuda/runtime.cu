@@ -1,0 +1,111 @@
+#include "cuda/runtime.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <map>
+#include <mutex>
+
+#include "cuda/device_info.cuh"
+
+namespace dsn::cuda {
+namespace {
+
+std::string message(cudaError_t status) {
+  if (status == cudaSuccess) return "";
+  cudaGetLastError();  // leaves nothing behind for the caller's next launch
+  return cudaGetErrorString(status);
+}
+
+struct Facts {
+  std::string error;
+  int arch = 0;
+  DeviceLimits limits;
+};
+
+Facts find_facts(int device) {
+  Facts facts;
+  int major = 0, minor = 0;
+  cudaError_t status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&facts.limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&facts.limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  facts.arch = 10 * major + minor;
+  cudaFuncAttributes attributes;
+  if (status == cudaSuccess && cudaFuncGetAttributes(&attributes, probe_kernel) != cudaSuccess) {
+    facts.error = "device " + std::to_string(device) + " is sm_" + std::to_string(facts.arch) +
+                  ", which this build has no code for; dsn info lists what it has, TORCH_CUDA_ARCH_LIST chooses";
+    cudaGetLastError();
+  }
+  if (status != cudaSuccess) facts.error = message(status);
+  return facts;
+}
+
+class ThreadStreams : public Streams {
+ public:
+  ThreadStreams(int device, cudaStream_t main) : device_(device), main_(main) {}
+
+  CUstream_st* get(int stream) override {
+    if (stream == 0) return main_;
+    // Of this thread alone: a capture in one thread never meets work of another.
+    thread_local std::map<std::pair<int, int>, cudaStream_t> beside;
+    cudaStream_t& found = beside[{device_, stream}];
+    if (!found) cudaStreamCreateWithFlags(&found, cudaStreamNonBlocking);
+    return found;
+  }
+
+  void wait(int waiting, int for_stream) override {
+    cudaEvent_t event = nullptr;
+    if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) return;
+    cudaEventRecord(event, get(for_stream));
+    cudaStreamWaitEvent(get(waiting), event, 0);
+    cudaEventDestroy(event);
+  }
+
+ private:
+  int device_;
+  cudaStream_t main_;
+};
+
+}  // namespace
+
+std::string probe_device(int device, Element element, DeviceLimits* limits) {
+  static std::mutex mutex;
+  static auto* known = new std::map<int, Facts>;
+  std::lock_guard lock(mutex);
+  auto found = known->find(device);
+  if (found == known->end()) found = known->emplace(device, find_facts(device)).first;
+  *limits = found->second.limits;
+  if (found->second.error.empty() && element == Element::kBfloat16 && found->second.arch < 80)
+    return "device " + std::to_string(device) + " is sm_" + std::to_string(found->second.arch) +
+           "; bfloat16 needs sm_80 or later: choose torch.float16";
+  return found->second.error;
+}
+
+std::unique_ptr<Streams> make_streams(int device, CUstream_st* main) {
+  return std::make_unique<ThreadStreams>(device, main);
+}
+
+std::string error_text(int status) { return message(static_cast<cudaError_t>(status)); }
+
+std::string zero_memory(void* memory, int64_t bytes, CUstream_st* stream) {
+  return message(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream));
+}
+
+int run_network(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule, Element element,
+                const NetworkCall& call, Streams& streams) {
+  switch (element) {
+    case Element::kFloat:
+      return run_network_as<float>(plan, stream_of_buffer, schedule, call, streams);
+    case Element::kHalf:
+      return run_network_as<__half>(plan, stream_of_buffer, schedule, call, streams);
+    case Element::kBfloat16:
+      return run_network_as<__nv_bfloat16>(plan, stream_of_buffer, schedule, call, streams);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace dsn::cuda

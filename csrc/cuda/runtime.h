@@ -1,0 +1,26 @@
+// What the operators ask of the CUDA runtime. Plain C++: no CUDA and no torch header.
+#pragma once
+
+#include <memory>
+
+#include "cuda/network.h"
+
+namespace dsn::cuda {
+
+// Why kernels of this element do not run on the device, empty if they do; fills in its limits. Remembers the answer.
+std::string probe_device(int device, Element element, DeviceLimits* limits);
+
+// `main` and streams of this thread beside it.
+std::unique_ptr<Streams> make_streams(int device, CUstream_st* main);
+
+// What a cudaError_t says, empty for success.
+std::string error_text(int status);
+
+// Zeroes device memory on a stream; returns the error.
+std::string zero_memory(void* memory, int64_t bytes, CUstream_st* stream);
+
+// Starts the kernels of group_by_pattern.cuh, where its parameters are described; returns the error.
+std::string group_by_pattern(const uint8_t* gates, int32_t* first, int64_t* order, int64_t* group, int64_t* offsets,
+                             int32_t batch, int32_t layers, CUstream_st* stream);
+
+}  // namespace dsn::cuda

@@ -1,0 +1,181 @@
+"""Twins that run on the GPU kernels: on a GPU, or on the host runner that plays one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dsn_models.densenet import Head as ReferenceHead
+from dsn_models.densenet import Transition as ReferenceTransition
+from dsn_models.densenet import check_images
+from dsn_models.dual_skipping import DualSkippingNetwork as ReferenceNetwork
+from dsn_models.dual_skipping import SkipDenseBlock
+from dsn_models.errors import UserError
+
+from .dual_skipping import DualSkippingNetwork
+from .packing import Packer, block_width, pack_dense_block, pack_head, pack_transition
+from .plan_runner import Outputs, Plan, PlanRunner
+
+CAPTURED_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class GpuDualSkippingNetwork(DualSkippingNetwork):
+    """`DualSkippingNetwork` on the GPU kernels; images are float32 or ``dtype``, logits float32.
+
+    With a graph, a batch is padded to the next of the captured sizes and the launches of that size, captured at its
+    first use, are replayed: one graph for every gate pattern. Calls must then not overlap.
+
+    Args:
+        model: the reference network.
+        dtype: of weights and activations: float32, float16 or bfloat16.
+        backend: ``"cuda"`` or ``"simt"``.
+        graph: True for :data:`CAPTURED_SIZES`, or the batch sizes to capture; False launches each kernel anew.
+
+    Raises:
+        UserError: images, forced gates or thresholds do not fit, or a batch is larger than the captured sizes.
+    """
+
+    def __init__(
+        self, model: ReferenceNetwork, dtype: torch.dtype, backend: str, graph: bool | Sequence[int] = False
+    ) -> None:
+        super().__init__(model)
+        runner = PlanRunner(self.plan, self.weights, dtype, backend)
+        del self.weights, self.plan_words
+        self.runner, self.dtype = runner, dtype
+        if self.stem is not None:
+            self.stem = self.stem.to(dtype)
+        sizes = CAPTURED_SIZES if graph is True else tuple(sorted(set(graph))) if graph else ()
+        self._graphs = Graphs(runner, sizes) if sizes else None
+
+    def _check(self, images: Tensor) -> None:
+        given = images.dtype if isinstance(images, Tensor) and images.dtype == self.dtype else torch.float32
+        check_images(images, self.config.in_channels, self.config.image_size, given)
+        if images.device != self.thresholds.device:
+            raise UserError(f"images are on {images.device}; expected {self.thresholds.device}: move them or the model")
+
+    def _run(self, x: Tensor, limits: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        run = self.runner if self._graphs is None else self._graphs
+        out = run(x, limits, forced)
+        return out.logits, out.gates, out.scores, out.macs
+
+    def forward(self, images, forced_gates=None, thresholds=None):
+        if self.stem is not None and isinstance(images, Tensor) and images.dtype != self.dtype:
+            self._check(images)
+            images = images.to(self.dtype)
+        return super().forward(images, forced_gates, thresholds)
+
+
+class _Captured:
+    """One graph with the tensors that it reads and writes."""
+
+    def __init__(self, runner: PlanRunner, image: Tensor, limits: Tensor, forced: Tensor | None, size: int) -> None:
+        self.image = image.new_zeros(size, *image.shape[1:])
+        self.limits = limits.clone()
+        self.forced = None if forced is None else forced.new_zeros(size, forced.shape[1])
+        self.count = torch.zeros(1, dtype=torch.int32, device=image.device)
+        self.filled = -1  # what count holds
+        self.inputs = (self.image, self.limits, self.forced, self.count)
+        stream = torch.cuda.Stream(image.device)
+        stream.wait_stream(torch.cuda.current_stream(image.device))
+        with torch.cuda.stream(stream):  # first calls load kernels and make streams, which a capture must not
+            runner(*self.inputs)
+        torch.cuda.current_stream(image.device).wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=stream):
+            self.out = runner(*self.inputs)
+
+    def replay(self, image: Tensor, limits: Tensor, forced: Tensor | None) -> Outputs:
+        batch = image.shape[0]
+        self.image[:batch].copy_(image)
+        self.limits.copy_(limits)
+        if forced is not None and self.forced is not None:
+            self.forced[:batch].copy_(forced)
+        if batch != self.filled:
+            self.count.fill_(batch)
+            self.filled = batch
+        self.graph.replay()
+        return Outputs(*(t[:batch].clone() for t in self.out))
+
+
+class Graphs:
+    """A plan's graphs, one for each batch size of ``sizes`` and kind of call, captured when first needed."""
+
+    def __init__(self, runner: PlanRunner, sizes: Sequence[int]) -> None:
+        self.runner, self.sizes = runner, sizes
+        self._captured: dict[tuple[object, ...], _Captured] = {}
+
+    def __call__(self, image: Tensor, limits: Tensor, forced: Tensor | None) -> Outputs:
+        batch = image.shape[0]
+        if batch == 0:
+            return self.runner(image, limits, forced)
+        size = next((s for s in self.sizes if s >= batch), None)
+        if size is None:
+            raise UserError(
+                f"a batch of {batch} images is beyond the captured sizes, which end at {self.sizes[-1]}: "
+                f"split it, or accelerate(..., graph=[..., {batch}])"
+            )
+        key = (size, forced is None, image.dtype, image.device)
+        if key not in self._captured:
+            self._captured[key] = _Captured(self.runner, image, limits, forced, size)
+        return self._captured[key].replay(image, limits, forced)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Graphs:
+        return Graphs(copy.deepcopy(self.runner, memo), self.sizes)
+
+
+class GpuDenseBlock(nn.Module):
+    """`dsn_kernels.nn.DenseBlock` on the GPU kernels; x is float32 or ``dtype``, y of x's dtype."""
+
+    def __init__(self, block: SkipDenseBlock, dtype: torch.dtype, backend: str) -> None:
+        super().__init__()
+        packer, plan = Packer(), Plan()
+        fields = pack_dense_block(packer, block)
+        self.layers = fields["layers"]
+        buffer = plan.buffer(block_width(block), 1, 1)
+        plan.add("load", dst=buffer, in_channels=fields["in_channels"])
+        plan.add("dense_block", dst=buffer, **fields)
+        plan.add("store", src=buffer, in_channels=block_width(block))
+        self.runner = PlanRunner(plan, packer.tensor(), dtype, backend)
+
+    def forward(self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        limits = torch.full((self.layers,), float(threshold), device=x.device)
+        out = self.runner.at(*x.shape[2:])(x, limits, forced)
+        return out.map, out.gates, out.scores
+
+
+class GpuTransition(nn.Module):
+    """`dsn_kernels.nn.Transition` on the GPU kernels; x is float32 or ``dtype``, the result of x's dtype."""
+
+    def __init__(self, module: ReferenceTransition, dtype: torch.dtype, backend: str) -> None:
+        super().__init__()
+        packer, plan = Packer(), Plan()
+        pack_transition(packer, module, [])
+        channels, out_channels = module.conv.in_channels, module.conv.out_channels
+        before, after = plan.buffer(channels, 2, 2), plan.buffer(out_channels, 1, 1)
+        plan.add("load", dst=before, in_channels=channels)
+        plan.add("transition", src=before, dst=after, in_channels=channels, out_channels=out_channels)
+        plan.add("store", src=after, in_channels=out_channels)
+        self.runner = PlanRunner(plan, packer.tensor(), dtype, backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.runner.at(*x.shape[2:])(x, torch.empty(0, device=x.device)).map
+
+
+class GpuHead(nn.Module):
+    """`dsn_kernels.nn.Head` on the GPU kernels; x is float32 or ``dtype``, logits float32."""
+
+    def __init__(self, module: ReferenceHead, dtype: torch.dtype, backend: str) -> None:
+        super().__init__()
+        packer, plan = Packer(), Plan()
+        pack_head(packer, module, [])
+        channels = module.classifier.in_features
+        buffer = plan.buffer(channels, 1, 1)
+        plan.add("load", dst=buffer, in_channels=channels)
+        plan.add("head", src=buffer, in_channels=channels, out_channels=module.classifier.out_features)
+        self.runner = PlanRunner(plan, packer.tensor(), dtype, backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.runner.at(*x.shape[2:])(x, torch.empty(0, device=x.device)).logits

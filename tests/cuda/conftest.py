@@ -1,0 +1,63 @@
+"""Where the CUDA kernels run in a test: on the host runner everywhere, on a GPU too where there is one."""
+
+import pytest
+import torch
+
+from dsn_kernels import _C
+from dsn_models.errors import UserError
+
+
+def _why_no_gpu():
+    if not _C.build_info()["cuda"]:
+        return "this build has no CUDA kernels (no nvcc)"
+    return None if torch.cuda.is_available() else f"no GPU: {_C.cuda_error() or 'torch is built without CUDA'}"
+
+
+@pytest.fixture(scope="session")
+def runner_module():
+    """The host runner."""
+    from dsn_kernels.nn.plan_runner import load_simt
+
+    try:
+        return load_simt()
+    except UserError as error:
+        if "not found" in str(error) or "no CUDA headers" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+class Place:
+    """A backend and its device; ``seeded(n)`` shuffles the order of threads where they are played."""
+
+    def __init__(self, backend, module=None):
+        self.backend, self.module = backend, module
+        self.device = "cuda" if backend == "cuda" else "cpu"
+
+    def seeded(self, seed):
+        if self.module is not None:
+            self.module.configure(seed=seed)
+            self.module.reset_counters()
+
+
+@pytest.fixture(params=["simt", "cuda"])
+def place(request):
+    if request.param == "simt":
+        return Place("simt", request.getfixturevalue("runner_module"))
+    if reason := _why_no_gpu():
+        pytest.skip(reason)
+    return Place("cuda")
+
+
+@pytest.fixture
+def simt(runner_module):
+    """The host runner with its counters at zero."""
+    runner_module.configure(seed=0)
+    runner_module.reset_counters()
+    return runner_module
+
+
+@pytest.fixture
+def gpu():
+    if reason := _why_no_gpu():
+        pytest.skip(reason)
+    return "cuda"
