@@ -137,7 +137,8 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Any:
         x, y = ctx.saved_tensors
-        layer, gradients = ctx.layer, {}
+        layer: GradualLayer = ctx.layer
+        gradients: dict[int, Tensor] = {}
         if layer.training != ctx.training:
             raise RuntimeError("a gradual layer changed between train() and eval() before its backward pass")
         state, grad = y.detach().clone(), grad.clone()
@@ -240,8 +241,9 @@ class GraduallyUpdatedNetwork(nn.Module):
         self.layers, self.transitions = nn.ModuleList(), nn.ModuleList()
         for i, width in enumerate(config.widths):
             if i > 0:
-                pool, convolution = [nn.AvgPool2d(2)], _conv1x1(config.widths[i - 1], width)
-                self.transitions.append(nn.Sequential(*(pool + convolution if imagenet else convolution + pool)))
+                convolution = _conv1x1(config.widths[i - 1], width)
+                convolution.insert(0 if imagenet else len(convolution), nn.AvgPool2d(2))
+                self.transitions.append(nn.Sequential(*convolution))
             self.layers.append(
                 GradualLayer(
                     config.sizes(i), config.expansion, config.units, config.shortcut, config.order, config.recompute

@@ -10,6 +10,7 @@ import torch
 
 from dsn_models import UserError
 from dsn_models.data import cifar, idx, navon, open_dataset
+from dsn_models.data.base import RandomFlipCrop
 from dsn_models.data.folder import ImageFolder
 
 
@@ -218,3 +219,20 @@ def test_unknown_kind_and_missing_folder(tmp_path):
         open_dataset("cifar-10", tmp_path / "none", True)
     with pytest.raises(UserError, match=r"no train \(or .bin\) in .*; unpack CIFAR-100"):
         open_dataset("cifar-100", tmp_path, True)
+
+
+def test_augmentation_is_the_same_in_any_order_of_reading():
+    images = torch.randn(6, 3, 8, 8)
+    augment, index = RandomFlipCrop(6, 2, seed=3), torch.tensor([4, 1, 3])
+    augment.set_epoch(2)
+    together = augment(images[index], index)
+    alone = torch.cat([augment(images[i : i + 1], torch.tensor([i])) for i in (4, 1, 3)])
+    assert torch.equal(together, alone)
+    padded = torch.nn.functional.pad(images, (2,) * 4)
+    top, left = augment.shift[:, 4]
+    expected = padded[4, :, top : top + 8, left : left + 8]
+    if augment.flip[4]:
+        expected = torch.nn.functional.pad(images.flip(3), (2,) * 4)[4, :, top : top + 8, left : left + 8]
+    assert torch.equal(together[0], expected)
+    augment.set_epoch(3)
+    assert not torch.equal(augment(images[index], index), together)

@@ -119,6 +119,15 @@ def test_fine_tuning_begins_with_a_checkpoint(recipe, tmp_path):
         run(recipe, tmp_path / "third")
 
 
+def test_a_start_of_other_classes_or_of_another_network_is_refused():
+    objective = make_objective(load_recipe("sb-mnist"), make_small("dsn-navon"))
+    model = make_small("dsn-navon")
+    with pytest.raises(UserError, match=r"has \(10, 7\) classes, the recipe's model \(10, 10\); set options.classes"):
+        objective.start_from(model, make_small("dsn-navon", classes=(10, 7)))
+    with pytest.raises(UserError, match=r"\(concat-40\) has no tensor coarse"):
+        objective.start_from(model, make_small("concat-40", classes=(10, 10)))
+
+
 def test_settled_gates_keep_their_weights_and_decide_as_in_inference(recipe, tmp_path):
     first = run(recipe, tmp_path / "first")
     text = TINY.replace('"dsn-navon"', f'"dsn-navon"\ninit = "{first}"').replace(

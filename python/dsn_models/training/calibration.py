@@ -68,10 +68,11 @@ def calibrate_gates(model: DualSkippingNetwork, dataset: CoarseFineDataset, targ
     """
     training = model.training
     model.eval()
+    device = next(model.parameters()).device
     images, coarse, fine = dataset.batch(torch.arange(min(_IMAGES, len(dataset))))
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = images.to(device).contiguous(memory_format=torch.channels_last)
     pooled = _pooled_inputs(model, images)
-    harm = _harm(model, images, {"coarse": coarse, "fine": fine})
+    harm = _harm(model, images, {"coarse": coarse.to(device), "fine": fine.to(device)})
     open_gates(model)
     for name, fraction in zip(BRANCHES, target, strict=True):
         gates = [gate for gate in getattr(model, name).modules() if isinstance(gate, PooledGate)]
@@ -81,7 +82,7 @@ def calibrate_gates(model: DualSkippingNetwork, dataset: CoarseFineDataset, targ
             scale = x.std(0).clamp(min=1e-6)
             centred = (x - x.mean(0)) / scale
             wanted = harm[name][:, layer].double().sign() * harm[name][:, layer].double().abs().sqrt()
-            gram = centred.T @ centred / len(x) + _RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
+            gram = centred.T @ centred / len(x) + _RIDGE * torch.eye(x.shape[1], dtype=x.dtype, device=device)
             weight = torch.linalg.solve(gram, centred.T @ (wanted - wanted.mean()) / len(x)) / scale
             logit = x @ weight
             weight = weight * _SPREAD / logit.std().clamp(min=1e-12)

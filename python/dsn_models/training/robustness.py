@@ -26,6 +26,9 @@ _INSTALL = "attacks need the package adversarial-robustness-toolbox; install it 
 class _View(nn.Module):
     """Pixels in [0, 1] to the logits of one task: normalised as the data set does, gates as asked."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, output: int | None, gated: bool, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.model, self.output, self.gated = model, output, gated
@@ -38,7 +41,7 @@ class _View(nn.Module):
         return outputs if self.output is None else outputs[self.output]
 
 
-def _make_attack(kind: Attack, classifier: Any, epsilon: float, steps: int, batch: int) -> Any:
+def _make_attack(kind: str, classifier: Any, epsilon: float, steps: int, batch: int) -> Any:
     from art.attacks.evasion.fast_gradient import FastGradientMethod
     from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
         ProjectedGradientDescentPyTorch,
@@ -55,7 +58,7 @@ def _make_attack(kind: Attack, classifier: Any, epsilon: float, steps: int, batc
 def attacked_accuracy(
     model: Any,
     dataset: CoarseFineDataset,
-    attack: Attack,
+    attack: str,
     *,
     epsilon: float,
     steps: int = 10,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class DualSkippingObjective(Objective):
     :func:`sparsity_loss`, by the weights in the recipe's ``[gates]``.
     """
 
-    tables = ("gates",)
+    tables: ClassVar[tuple[str, ...]] = ("gates",)
 
     def class_counts(self, model: Any) -> dict[str, int]:
         recipe = self.recipe
