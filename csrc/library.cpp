@@ -104,10 +104,19 @@ PYBIND11_MODULE(_C, m) {
       py::arg("load") = static_cast<int>(dsn::Op::kLoad), py::arg("stem") = static_cast<int>(dsn::Op::kStem),
       py::arg("dense_block") = static_cast<int>(dsn::Op::kDenseBlock),
       py::arg("transition") = static_cast<int>(dsn::Op::kTransition),
-      py::arg("head") = static_cast<int>(dsn::Op::kHead), py::arg("store") = static_cast<int>(dsn::Op::kStore));
+      py::arg("head") = static_cast<int>(dsn::Op::kHead), py::arg("store") = static_cast<int>(dsn::Op::kStore),
+      py::arg("conv2d") = static_cast<int>(dsn::Op::kConv2d),
+      py::arg("subsample") = static_cast<int>(dsn::Op::kSubsample),
+      py::arg("max_pool") = static_cast<int>(dsn::Op::kMaxPool), py::arg("gate") = static_cast<int>(dsn::Op::kGate),
+      py::arg("linear") = static_cast<int>(dsn::Op::kLinear));
+  m.attr("FLAGS") = py::dict(py::arg("normalise") = static_cast<int>(dsn::kNormalise),
+                             py::arg("relu") = static_cast<int>(dsn::kRelu),
+                             py::arg("accumulate") = static_cast<int>(dsn::kAccumulate),
+                             py::arg("pool") = static_cast<int>(dsn::kPool));
   m.attr("GATES") = py::dict(py::arg("none") = static_cast<int>(dsn::GateKind::kNone),
                              py::arg("hard") = static_cast<int>(dsn::GateKind::kHard),
-                             py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft));
+                             py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft),
+                             py::arg("recurrent") = static_cast<int>(dsn::GateKind::kRecurrent));
   m.attr("MERGES") =
       py::dict(py::arg("concat") = static_cast<int>(Merge::kConcat), py::arg("add") = static_cast<int>(Merge::kAdd));
   dsn::cuda::bind_layouts(m);
@@ -128,5 +137,18 @@ PYBIND11_MODULE(_C, m) {
       py::arg("in_channels"), py::arg("classes"), py::arg("slices"));
   m.def(
       "stem_layout", [](int64_t in, int64_t out) { return describe(dsn::stem::layout(in, out)); },
+      py::arg("in_channels"), py::arg("out_channels"));
+  m.def(
+      "conv2d_layout",
+      [](int64_t in, int64_t out, int64_t taps, bool normalise, bool masked) {
+        return describe(dsn::conv2d::layout(in, out, taps, normalise, masked));
+      },
+      py::arg("in_channels"), py::arg("out_channels"), py::arg("taps"), py::arg("normalise"), py::arg("masked"));
+  m.def(
+      "gate_layout", [](int64_t in, bool recurrent) { return describe(dsn::gate::layout(in, recurrent)); },
+      py::arg("in_channels"), py::arg("recurrent"));
+  m.def("recurrence_layout", [] { return describe(dsn::recurrence::layout()); });
+  m.def(
+      "linear_layout", [](int64_t in, int64_t out) { return describe(dsn::linear::layout(in, out)); },
       py::arg("in_channels"), py::arg("out_channels"));
 }

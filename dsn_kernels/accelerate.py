@@ -13,6 +13,9 @@ import dsn_models
 from dsn_models.densenet import Head, Transition
 from dsn_models.dual_skipping import DualSkippingNetwork, SkipDenseBlock
 from dsn_models.errors import UserError
+from dsn_models.gaternet import GaterNet
+from dsn_models.resnet import ResNet
+from dsn_models.skipnet import SkipNet
 
 from . import _C
 from . import nn as twins
@@ -20,6 +23,9 @@ from . import nn as twins
 _Twins = Mapping[type[nn.Module], Callable[..., nn.Module]]
 _TWINS: _Twins = {
     DualSkippingNetwork: twins.DualSkippingNetwork,
+    SkipNet: twins.SkipNet,
+    GaterNet: twins.GaterNet,
+    ResNet: twins.ResNet,
     SkipDenseBlock: twins.DenseBlock,
     Transition: twins.Transition,
     Head: twins.Head,
@@ -35,11 +41,12 @@ def accelerate(
     device: torch.device | str | None = None,
     graph: bool | Sequence[int] = False,
 ) -> nn.Module:
-    """Returns a model with the same call and outputs as ``model.eval()`` that runs only the layers its gates open.
+    """Returns a model with the same call and outputs as ``model.eval()`` that runs only what its gates select.
 
-    A `dsn_models.DualSkippingNetwork` becomes one operator from image to logits. In any other model each gated dense
-    block, transition and head of `dsn_models` is replaced by its twin and the rest stays as it is; ``swapped`` on the
-    result names what was replaced. The model given is left untouched; its weights are copied.
+    A `DualSkippingNetwork`, `SkipNet`, `ResNet` or `GaterNet` with a residual backbone of `dsn_models` becomes one
+    operator from image to logits (a GaterNet two: the gater first). In any other model each gated dense block,
+    transition and head of `dsn_models` is replaced by its twin and the rest stays as it is; ``swapped`` on the result
+    names what was replaced. The model given is left untouched; its weights are copied.
 
     Args:
         model: trained; weights on the CPU.
@@ -91,7 +98,7 @@ def accelerate(
             setattr(fast.get_submodule(parent), child, twin)
             swapped.append(name)
     if not swapped:
-        supported = ", ".join(sorted(cls.__name__ for cls in _TWINS))
+        supported = ", ".join(sorted(cls.__name__ for cls in twin_of))
         raise UserError(
             f"model is a {type(model).__name__} without a part that can be accelerated; supported: {supported} "
             f"of dsn_models (zoo: {', '.join(dsn_models.zoo.names())})"

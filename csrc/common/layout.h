@@ -124,6 +124,57 @@ inline Layout layout(int64_t in, int64_t classes, int64_t slices) {
 }
 }  // namespace head
 
+// A convolution with its batch norm folded in, perhaps after another BN-ReLU (scale, shift). With a filter mask the
+// weights are [in][tap][out], so that chosen filters can be packed for a sample as its gates ask.
+namespace conv2d {
+enum { kScale, kShift, kWeight, kBias };
+inline Layout layout(int64_t in, int64_t out, int64_t taps, bool normalise, bool masked) {
+  Layout l;
+  l.add("scale", {normalise ? in : 0});
+  l.add("shift", {normalise ? in : 0});
+  l.add("weight", masked ? Shape{in, taps, round_up(out, kTile)} : conv_shape(out, in, taps));
+  l.add("bias", {padded_rows(out)});
+  return l;
+}
+}  // namespace conv2d
+
+// Gate of one layer, from its pooled input; a recurrent one embeds that for the LSTM that all gates share.
+namespace gate {
+enum { kWeight, kBias };
+constexpr int64_t kEmbedding = 10;
+inline Layout layout(int64_t in, bool recurrent) {
+  Layout l;
+  l.add("weight", {recurrent ? kEmbedding : 1, in});
+  l.add("bias", {recurrent ? kEmbedding : 1});
+  return l;
+}
+}  // namespace gate
+
+// LSTM(10, 10) and its projection; gates in torch's order: input, forget, cell, output. `bias` is the sum of both.
+namespace recurrence {
+enum { kInput, kHidden, kBias, kProjection, kProjectionBias };
+inline Layout layout() {
+  constexpr int64_t n = gate::kEmbedding;
+  Layout l;
+  l.add("input", {4 * n, n});
+  l.add("hidden", {4 * n, n});
+  l.add("bias", {4 * n});
+  l.add("projection", {n});
+  l.add("projection_bias", {1});
+  return l;
+}
+}  // namespace recurrence
+
+namespace linear {
+enum { kWeight, kBias };
+inline Layout layout(int64_t in, int64_t out) {
+  Layout l;
+  l.add("weight", {out, in});
+  l.add("bias", {out});
+  return l;
+}
+}  // namespace linear
+
 namespace stem {
 enum { kWeight };
 inline Layout layout(int64_t in, int64_t out) {

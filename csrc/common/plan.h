@@ -16,24 +16,49 @@ struct BufferSpec {
   bool operator==(const BufferSpec&) const = default;
 };
 
-enum class Op : int64_t { kLoad, kStem, kDenseBlock, kTransition, kHead, kStore };
-enum class GateKind : int64_t { kNone, kHard, kSoft };
+enum class Op : int64_t {
+  kLoad,
+  kStem,
+  kDenseBlock,
+  kTransition,
+  kHead,
+  kStore,
+  kConv2d,
+  kSubsample,  // dst = src at every stride-th pixel, its channels from out_offset on, zeros in the others
+  kMaxPool,    // 2x2
+  kGate,       // decides gate first_gate from src's pooled vector
+  kLinear,     // logits from src's pooled vector
+};
+enum class GateKind : int64_t { kNone, kHard, kSoft, kRecurrent };
+
+// What surrounds a convolution.
+enum Flags : int64_t {
+  kNormalise = 1,   // BN-ReLU of its input
+  kRelu = 2,        // of its output
+  kAccumulate = 4,  // dst += instead of dst =; a recurrent gate: go on from the gate before
+  kPool = 8,        // keep dst's pooled vector
+};
 
 // One record of the plan; what an instruction does not use is zero (buffers: -1).
 struct Instruction {
   Op op;
-  int64_t src = -1, dst = -1;          // buffers; a dense block works in place on dst
-  int64_t in_channels = 0;             // of src that are read (guide not counted)
-  int64_t out_channels = 0;            // growth rate, transition width, classes
-  int64_t layers = 0, bottleneck = 0;  // dense block
-  GateKind gate = GateKind::kNone;     // dense block
-  Merge merge = Merge::kConcat;        // dense block
-  int64_t weights = 0;                 // offset of the first field in the packed weights
-  int64_t first_gate = 0;              // dense block: column of its first layer in the gate arrays
-  int64_t guide = -1;                  // transition: buffer of the guide, -1 without
-  int64_t out_offset = 0;              // head: first logit
+  int64_t src = -1, dst = -1;           // buffers; a dense block works in place on dst
+  int64_t in_channels = 0;              // of src that are read (guide not counted)
+  int64_t out_channels = 0;             // growth rate, transition width, classes
+  int64_t layers = 0, bottleneck = 0;   // dense block
+  GateKind gate = GateKind::kNone;      // dense block
+  Merge merge = Merge::kConcat;         // dense block
+  int64_t weights = 0;                  // offset of the first field in the packed weights
+  int64_t first_gate = 0;               // dense block: column of its first layer in the gate arrays
+  int64_t guide = -1;                   // transition: buffer of the guide, -1 without
+  int64_t out_offset = 0;               // head, linear: first logit; subsample: first channel
+  int64_t taps = 0, stride = 0;         // convolution: 1 or 9, 1 or 2
+  int64_t flags = 0;                    // Flags
+  int64_t only_if = -1;                 // a gate: the instruction runs where it is open
+  int64_t out_mask = -1, in_mask = -1;  // convolution: first of the gates that choose its filters, its input channels
+  int64_t shared = 0;                   // recurrent gate: offset of the weights that all its gates share
 };
-constexpr int kInstructionFields = 13;
+constexpr int kInstructionFields = 20;
 constexpr int kBufferFields = 3;
 
 struct Plan {

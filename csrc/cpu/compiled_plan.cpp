@@ -27,6 +27,12 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
     }
     case Op::kHead:
       return {head::layout(in.in_channels, in.out_channels, slices)};
+    case Op::kConv2d:
+      return {conv2d::layout(in.in_channels, in.out_channels, in.taps, in.flags & kNormalise, in.out_mask >= 0)};
+    case Op::kGate:
+      return {gate::layout(in.in_channels, in.gate == GateKind::kRecurrent)};
+    case Op::kLinear:
+      return {linear::layout(in.in_channels, in.out_channels)};
     default:
       return {};
   }
@@ -43,8 +49,26 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, 
              " words does not hold whole instructions");
   for (const int64_t* b = words + 1; b < words + first; b += kBufferFields) plan.buffers.push_back({b[0], b[1], b[2]});
   for (const int64_t* f = words + first; f < words + count; f += kInstructionFields)
-    plan.code.push_back({static_cast<Op>(f[0]), f[1], f[2], f[3], f[4], f[5], f[6], static_cast<GateKind>(f[7]),
-                         static_cast<Merge>(f[8]), f[9], f[10], f[11], f[12]});
+    plan.code.push_back({static_cast<Op>(f[0]),
+                         f[1],
+                         f[2],
+                         f[3],
+                         f[4],
+                         f[5],
+                         f[6],
+                         static_cast<GateKind>(f[7]),
+                         static_cast<Merge>(f[8]),
+                         f[9],
+                         f[10],
+                         f[11],
+                         f[12],
+                         f[13],
+                         f[14],
+                         f[15],
+                         f[16],
+                         f[17],
+                         f[18],
+                         f[19]});
   check(op);
   find_streams(op);
   int64_t most = 0;
@@ -85,8 +109,10 @@ void CompiledPlan::find_streams(const char* op) {
   std::vector<int> root(plan.buffers.size());
   std::iota(root.begin(), root.end(), 0);
   for (const Instruction& in : plan.code)
-    if (in.src >= 0 && in.dst >= 0)  // two buffers become one stream
-      std::replace(root.begin(), root.end(), root[in.src], root[in.dst]);
+    if (in.src >= 0 && in.dst >= 0) {  // two buffers become one stream
+      const int from = root[in.src], to = root[in.dst];
+      std::replace(root.begin(), root.end(), from, to);
+    }
   std::vector<int> number(root.size(), -1);  // streams are counted in the order in which they begin
   for (int i = 0; i < static_cast<int>(plan.code.size()); ++i) {
     const Instruction& in = plan.code[i];
@@ -126,12 +152,14 @@ void CompiledPlan::check(const char* op) {
     dsn::check(in.in_channels > 0 && in.out_channels >= 0 && in.layers >= 0 && in.bottleneck >= 0 &&
                    in.in_channels < kLargest && in.out_channels < kLargest && in.layers < kLargest &&
                    in.bottleneck < kLargest && in.weights >= 0 && in.first_gate >= 0 && in.out_offset >= 0 &&
-                   in.guide >= -1,
+                   in.guide >= -1 && in.only_if >= -1 && in.out_mask >= -1 && in.in_mask >= -1 && in.shared >= 0 &&
+                   in.first_gate < kLargest && in.out_offset < kLargest && in.only_if < kLargest &&
+                   in.out_mask < kLargest && in.in_mask < kLargest,
                op, ": instruction ", i, " of the plan has a size out of range");
-    const bool reads = in.op == Op::kTransition || in.op == Op::kHead || in.op == Op::kStore;
-    fits((in.src >= 0) == reads && (in.dst >= 0) == (!reads || in.op == Op::kTransition) &&
-             (in.guide < 0 || in.op == Op::kTransition),
-         i);
+    const bool fills = in.op == Op::kLoad || in.op == Op::kStem || in.op == Op::kDenseBlock;
+    const bool maps =
+        in.op == Op::kTransition || in.op == Op::kConv2d || in.op == Op::kSubsample || in.op == Op::kMaxPool;
+    fits((in.src >= 0) == !fills && (in.dst >= 0) == (fills || maps) && (in.guide < 0 || in.op == Op::kTransition), i);
     int64_t slices = 0;
     switch (in.op) {
       case Op::kLoad:
@@ -178,6 +206,47 @@ void CompiledPlan::check(const char* op) {
       case Op::kStore:
         buffer(in.src);
         fits(contents[in.src].channels == in.in_channels, i);
+        break;
+      case Op::kConv2d: {
+        const BufferSpec &src = buffer(in.src), &dst = buffer(in.dst);
+        fits(in.src != in.dst && (in.taps == 1 || in.taps == 9) && (in.stride == 1 || in.stride == 2) &&
+                 contents[in.src].channels == in.in_channels && in.out_channels > 0 &&
+                 in.out_channels <= dst.channels && dst.height == ceil_div(src.height, in.stride) &&
+                 dst.width == ceil_div(src.width, in.stride) &&
+                 (!(in.flags & kAccumulate) || contents[in.dst].channels == in.out_channels),
+             i);
+        contents[in.dst] = {in.out_channels, 0};
+        plan.gates = std::max({plan.gates, in.only_if + 1, in.out_mask < 0 ? 0 : in.out_mask + in.out_channels,
+                               in.in_mask < 0 ? 0 : in.in_mask + in.in_channels});
+        needs_masks |= in.out_mask >= 0 || in.in_mask >= 0;
+        break;
+      }
+      case Op::kSubsample: {
+        const BufferSpec &src = buffer(in.src), &dst = buffer(in.dst);
+        fits(in.src != in.dst && (in.stride == 1 || in.stride == 2) && contents[in.src].channels == in.in_channels &&
+                 in.out_offset + in.in_channels <= in.out_channels && in.out_channels <= dst.channels &&
+                 dst.height == ceil_div(src.height, in.stride) && dst.width == ceil_div(src.width, in.stride),
+             i);
+        contents[in.dst] = {in.out_channels, 0};
+        break;
+      }
+      case Op::kMaxPool: {
+        const BufferSpec &src = buffer(in.src), &dst = buffer(in.dst);
+        fits(in.src != in.dst && contents[in.src].channels == in.in_channels && in.in_channels <= dst.channels &&
+                 dst.height == src.height / 2 && dst.width == src.width / 2,
+             i);
+        contents[in.dst] = {in.in_channels, 0};
+        break;
+      }
+      case Op::kGate:
+        fits(in.in_channels <= buffer(in.src).channels &&
+                 (in.gate != GateKind::kRecurrent || in.shared + recurrence::layout().size <= weight_count_),
+             i);
+        plan.gates = std::max(plan.gates, in.first_gate + 1);
+        break;
+      case Op::kLinear:
+        fits(in.in_channels <= buffer(in.src).channels && in.out_channels > 0, i);
+        plan.logits = std::max(plan.logits, in.out_offset + in.out_channels);
         break;
       default:
         dsn::check(false, op, ": instruction ", i, " of the plan is of unknown kind ", static_cast<int64_t>(in.op));

@@ -1,6 +1,5 @@
 // dense_block: gated pre-activation layers, plain or bottleneck, concat or add merge, computed in place
 // on one buffer. A skipped layer costs its gate; a skipped slice costs its consumers nothing.
-#include <cmath>
 #include <cstring>
 
 #include "worker.h"
@@ -49,17 +48,12 @@ class DenseBlock {
     const Sample& s = w.sample;
     for (; l < in.layers; ++l) {
       const int64_t g = in.first_gate + l;
-      if (in.gate == GateKind::kNone) {
-        s.score[g] = 1;
-        s.taken[g] = 1;
-      } else {
-        float z =
-            w.kernel.dot(packed[l][kGate], w.pooled(in.dst), static_cast<int>(channels(l))) + *packed[l][kGateBias];
+      float z = 0;
+      if (in.gate != GateKind::kNone) {
+        z = w.kernel.dot(packed[l][kGate], w.pooled(in.dst), static_cast<int>(channels(l))) + *packed[l][kGateBias];
         w.macs += channels(l);
-        // A NaN stays NaN and, exceeding nothing, skips its layer, as in torch.
-        s.score[g] = in.gate == GateKind::kHard ? std::clamp(z + 0.5f, 0.f, 1.f) : 1 / (1 + std::exp(-z));
-        s.taken[g] = s.forced ? s.forced[g] : s.score[g] > s.threshold[g];
       }
+      w.decide(g, in.gate, z);
       if (s.taken[g]) return;
       if (!add) std::memset(w.pooled(in.dst) + channels(l), 0, in.out_channels * sizeof(float));
     }
@@ -117,12 +111,9 @@ class DenseBlock {
       c.shift = p[kShift];
       c.src = w.scratch();
       c.src_stride = kTile;
-      c.weight = p[kReduce];
-      c.channels = static_cast<int>(channels_of(p));
+      w.set_weights(c, p[kReduce], channels_of(p), in.bottleneck, 1);
       c.live = live.channels.data();
       c.live_count = live.count();
-      c.out_channels = static_cast<int>(in.bottleneck);
-      c.row_block = row_block(in.bottleneck);
       c.valid = w.valid(map, t);
       c.bias = bias.data();
       c.relu = true;
@@ -154,12 +145,10 @@ class DenseBlock {
       ConvTile c{};
       c.src = patch + patches.halo + (t - first) * kTile;
       c.src_stride = patches.stride;
-      c.weight = p[kConv];
-      c.channels = static_cast<int>(in.bottleneck ? in.bottleneck : channels_of(p));
+      w.set_weights(c, p[kConv], in.bottleneck ? in.bottleneck : channels_of(p), add ? in.bottleneck : in.out_channels,
+                    9);
       c.live = in.bottleneck ? w.compiled.every_channel.data() : live.channels.data();
       c.live_count = in.bottleneck ? static_cast<int>(in.bottleneck) : live.count();
-      c.out_channels = static_cast<int>(add ? in.bottleneck : in.out_channels);
-      c.row_block = row_block(c.out_channels);
       c.valid = w.valid(map, t);
       c.width = static_cast<int>(map.width);
       c.edge = w.compiled.edges[in.dst][t].bits;
@@ -188,12 +177,9 @@ class DenseBlock {
     ConvTile c{};
     c.src = src;
     c.src_stride = kTile;
-    c.weight = p[kExpand];
-    c.channels = static_cast<int>(in.bottleneck);
+    w.set_weights(c, p[kExpand], in.bottleneck, in.in_channels, 1);
     c.live = w.compiled.every_channel.data();
-    c.live_count = c.channels;
-    c.out_channels = static_cast<int>(in.in_channels);
-    c.row_block = row_block(in.in_channels);
+    c.live_count = static_cast<int>(in.bottleneck);
     c.valid = w.valid(map, t);
     c.accumulate = true;
     c.dst = state + t * map.channels * kTile;

@@ -58,12 +58,9 @@ void run_stem(Worker& w, const Instruction& in) {
           ConvTile c{};
           c.src = patch + patches.halo + (t - first) * kTile;
           c.src_stride = patches.stride;
-          c.weight = p[stem::kWeight];
-          c.channels = static_cast<int>(in.in_channels);
+          w.set_weights(c, p[stem::kWeight], in.in_channels, in.out_channels, 9);
           c.live = w.compiled.every_channel.data();
-          c.live_count = c.channels;
-          c.out_channels = static_cast<int>(in.out_channels);
-          c.row_block = row_block(in.out_channels);
+          c.live_count = static_cast<int>(in.in_channels);
           c.valid = w.valid(map, t);
           c.width = static_cast<int>(map.width);
           c.edge = w.compiled.edges[in.dst][t].bits;

@@ -20,11 +20,13 @@ struct Taps {
 struct ConvTile {
   float* src;  // [live][src_stride], at the tile's first pixel
   int64_t src_stride;
+  int64_t plane_stride;  // stride 2: from plane to plane of [even, odd rows][even, odd columns] of a channel
   // Taps = 1: if set, src is first filled with relu(scale * state + shift); state is [channels][kTile].
   const float* state;
   const float *scale, *shift;
-  const float* weight;  // [blocks][channels][taps][rows]
-  int channels;         // of weight
+  // Of row m of block b, input channel c and tap t: weight[b * block_stride + (c * taps + t) * tap_stride + m].
+  const float* weight;
+  int64_t block_stride, tap_stride;
   const int* live;
   int live_count;
   int out_channels;
@@ -37,16 +39,27 @@ struct ConvTile {
   bool relu;
   float* dst;  // [out_channels][dst_stride]
   int64_t dst_stride;
-  float* sums;  // [out_channels] sums over the tile's pixels, or null
+  const int* rows;  // the row of dst and sums that each output channel goes to; null: its own
+  float* sums;      // [out_channels] sums over the tile's pixels, or null
 };
 
 struct Kernels {
   const char* name;
   void (*pointwise)(const ConvTile&);
   void (*conv3x3)(const ConvTile&);
+  void (*conv3x3_stride2)(const ConvTile&);
   // dst[live][kTile] = relu(scale * src[channel][kTile] + shift) for the live channels
   void (*normalise)(const float* src, const int* live, int live_count, const float* scale, const float* shift,
                     float* dst, int64_t dst_stride);
+  // dst[live][begin .. end) = a map's pixels of the live channels, relu(scale * x + shift) unless scale is null
+  void (*gather)(const float* src, int64_t tile_stride, const int* live, int live_count, int begin, int end,
+                 const float* scale, const float* shift, float* dst, int64_t dst_stride);
+  // dst[i] = src[offset[i]], zero where the offset is negative; relu(scale x + shift) of it unless scale is null
+  void (*pick)(const float* src, const int* offset, int count, const float* scale, const float* shift, float* dst);
+  // dst[(l * taps + t) * dst_stride + i] = weight[(live[l] * taps + t) * stride + the i-th kept one of `out`];
+  // up to a vector more is written behind each row
+  void (*select)(const float* weight, int64_t stride, const int* live, int live_count, int taps, const uint8_t* keep,
+                 int out, float* dst, int64_t dst_stride);
   // sum over the map's pixels of relu(scale * src + shift); tiles are tile_stride floats apart
   float (*normalised_sum)(const float* src, int64_t tile_stride, int pixels, float scale, float shift);
   // `count` pixels of a 2x2 average pool of relu(scale * src + shift) over a map `width` wide. src is a channel of the

@@ -13,9 +13,19 @@ namespace avx512 {
 #include "kernels_impl.h"
 }  // namespace avx512
 
-const Kernels kAvx512 = {"avx512",          avx512::conv_tile<1>,   avx512::conv_tile<9>,
-                         avx512::normalise, avx512::normalised_sum, avx512::normalise_pool,
-                         avx512::bilinear,  avx512::copy_rows,      avx512::zero_rows,
+const Kernels kAvx512 = {"avx512",
+                         avx512::conv_tile<1>,
+                         avx512::conv_tile<9>,
+                         avx512::conv_tile<9, 2>,
+                         avx512::normalise,
+                         avx512::gather,
+                         avx512::pick,
+                         avx512::select,
+                         avx512::normalised_sum,
+                         avx512::normalise_pool,
+                         avx512::bilinear,
+                         avx512::copy_rows,
+                         avx512::zero_rows,
                          avx512::dot};
 }  // namespace dsn::cpu
 

@@ -7,8 +7,18 @@ namespace generic {
 #include "kernels_impl.h"
 }  // namespace generic
 
-const Kernels kGeneric = {"generic",          generic::conv_tile<1>,   generic::conv_tile<9>,
-                          generic::normalise, generic::normalised_sum, generic::normalise_pool,
-                          generic::bilinear,  generic::copy_rows,      generic::zero_rows,
+const Kernels kGeneric = {"generic",
+                          generic::conv_tile<1>,
+                          generic::conv_tile<9>,
+                          generic::conv_tile<9, 2>,
+                          generic::normalise,
+                          generic::gather,
+                          generic::pick,
+                          generic::select,
+                          generic::normalised_sum,
+                          generic::normalise_pool,
+                          generic::bilinear,
+                          generic::copy_rows,
+                          generic::zero_rows,
                           generic::dot};
 }  // namespace dsn::cpu

@@ -71,18 +71,18 @@ static inline __attribute__((always_inline)) void fma_block(vec (&acc)[Rows][Vec
 }
 
 // Normalise: the first row block of a 1x1 reads the state, normalises it on the way and leaves src for the others.
-template <int Rows, int Vectors, int Taps, bool Normalise>
+template <int Rows, int Vectors, int Taps, bool Normalise, int Stride = 1>
 static void conv_block(const ConvTile& t, int block, int first_lane) {
   vec acc[Rows][Vectors];
   const int row0 = block * Rows;
   const int rows = t.out_channels - row0 < Rows ? t.out_channels - row0 : Rows;
-  float* dst = t.dst + row0 * t.dst_stride + first_lane;
+  auto row = [&](int m) { return t.rows ? t.rows[row0 + m] : row0 + m; };
+  auto dst = [&](int m, int v) { return t.dst + row(m) * t.dst_stride + first_lane + v * kLanes; };
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
     vec init = t.bias ? broadcast(t.bias[row0 + m]) : vec{};
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v)
-      acc[m][v] = t.accumulate && m < rows ? init + load(dst + m * t.dst_stride + v * kLanes) : init;
+    for (int v = 0; v < Vectors; ++v) acc[m][v] = t.accumulate && m < rows ? init + load(dst(m, v)) : init;
   }
 
   Mask left[Vectors], right[Vectors];
@@ -93,11 +93,11 @@ static void conv_block(const ConvTile& t, int block, int first_lane) {
       right[v] = make_mask(t.edge[1] >> (first_lane + v * kLanes));
     }
   }
-  const float* block_weight = t.weight + (int64_t)block * t.channels * Taps * Rows;
+  const float* block_weight = t.weight + block * t.block_stride;
   float* src = t.src + first_lane;
   for (int i = 0; i < t.live_count; ++i, src += t.src_stride) {
     const int c = t.live[i];
-    const float* w = block_weight + (int64_t)c * Taps * Rows;
+    const float* w = block_weight + c * Taps * t.tap_stride;
     vec x[Vectors];
     if constexpr (Taps == 1) {
 #pragma GCC unroll 4
@@ -114,20 +114,30 @@ static void conv_block(const ConvTile& t, int block, int first_lane) {
     } else {
 #pragma GCC unroll 3
       for (int dy = 0; dy < 3; ++dy) {
-        const float* row = src + (dy - 1) * t.width;
-        // The patch streams from L2; without this 3x3 runs at 117 instead of 128 GFLOP/s at width 32.
-        __builtin_prefetch(row + 3 * t.src_stride);
-        __builtin_prefetch(row + 3 * t.src_stride + 16);
+        const float *before, *at, *after;  // the taps to the left, in the middle and to the right
+        if constexpr (Stride == 1) {
+          at = src + (dy - 1) * t.width;
+          before = at - 1;
+          after = at + 1;
+          // The patch streams from L2; without this 3x3 runs at 117 instead of 128 GFLOP/s at width 32.
+          __builtin_prefetch(at + 3 * t.src_stride);
+          __builtin_prefetch(at + 3 * t.src_stride + 16);
+        } else {
+          at = src + (dy == 1 ? 0 : 2 * t.plane_stride) - (dy == 0 ? t.width : 0);
+          after = at + t.plane_stride;
+          before = after - 1;
+        }
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) x[v] = load_masked(row - 1 + v * kLanes, left[v]);
+        for (int v = 0; v < Vectors; ++v) x[v] = load_masked(before + v * kLanes, left[v]);
         fma_block<Rows, Vectors>(acc, x, w);
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) x[v] = load(row + v * kLanes);
-        fma_block<Rows, Vectors>(acc, x, w + Rows);
+        for (int v = 0; v < Vectors; ++v) x[v] = load(at + v * kLanes);
+        fma_block<Rows, Vectors>(acc, x, w + t.tap_stride);
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) x[v] = load_masked(row + 1 + v * kLanes, right[v]);
-        fma_block<Rows, Vectors>(acc, x, w + 2 * Rows);
-        w += 3 * Rows;
+        for (int v = 0; v < Vectors; ++v)
+          x[v] = Stride == 1 ? load_masked(after + v * kLanes, right[v]) : load(after + v * kLanes);
+        fma_block<Rows, Vectors>(acc, x, w + 2 * t.tap_stride);
+        w += 3 * t.tap_stride;
       }
     }
   }
@@ -151,7 +161,7 @@ static void conv_block(const ConvTile& t, int block, int first_lane) {
   for (int m = 0; m < Rows; ++m) {
     if (m < rows) {
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) store(dst + m * t.dst_stride + v * kLanes, acc[m][v]);
+      for (int v = 0; v < Vectors; ++v) store(dst(m, v), acc[m][v]);
     }
   }
   if (t.sums) {
@@ -161,13 +171,13 @@ static void conv_block(const ConvTile& t, int block, int first_lane) {
         vec total = acc[m][0];
 #pragma GCC unroll 4
         for (int v = 1; v < Vectors; ++v) total += acc[m][v];
-        t.sums[row0 + m] += sum(total);
+        t.sums[row(m)] += sum(total);
       }
     }
   }
 }
 
-template <int Rows, int Vectors, int Taps>
+template <int Rows, int Vectors, int Taps, int Stride>
 static void conv_rows(const ConvTile& t) {
   const int blocks = (t.out_channels + Rows - 1) / Rows;
   for (int b = 0; b < blocks; ++b)
@@ -175,25 +185,25 @@ static void conv_rows(const ConvTile& t) {
       if (Taps == 1 && b == 0 && t.state)
         conv_block<Rows, Vectors, Taps, Taps == 1>(t, b, lane);
       else
-        conv_block<Rows, Vectors, Taps, false>(t, b, lane);
+        conv_block<Rows, Vectors, Taps, false, Stride>(t, b, lane);
     }
 }
 
 // 32 vector registers hold 24 accumulators; 16 hold 12.
-template <int Taps>
+template <int Taps, int Stride = 1>
 static void conv_tile(const ConvTile& t) {
   constexpr int kFew = DSN_VECTOR_BYTES == 64 ? 2 : 1;
   if (t.sums)
-    for (int m = 0; m < t.out_channels; ++m) t.sums[m] = 0;
+    for (int m = 0; m < t.out_channels; ++m) t.sums[t.rows ? t.rows[m] : m] = 0;
   switch (t.row_block) {
     case 12:
-      return conv_rows<12, kFew, Taps>(t);
+      return conv_rows<12, kFew, Taps, Stride>(t);
     case 8:
-      return conv_rows<8, kFew, Taps>(t);
+      return conv_rows<8, kFew, Taps, Stride>(t);
     case 6:
-      return conv_rows<6, 2, Taps>(t);
+      return conv_rows<6, 2, Taps, Stride>(t);
     default:
-      return conv_rows<4, 2, Taps>(t);
+      return conv_rows<4, 2, Taps, Stride>(t);
   }
 }
 
@@ -205,6 +215,61 @@ static void normalise(const float* src, const int* live, int live_count, const f
 #pragma GCC unroll 8
     for (int i = 0; i < kTile; i += kLanes) store(dst + i, relu(load(src + (int64_t)c * kTile + i) * s + b));
   }
+}
+
+static void gather(const float* src, int64_t tile_stride, const int* live, int live_count, int begin, int end,
+                   const float* scale, const float* shift, float* dst, int64_t dst_stride) {
+  for (int next; begin < end; dst += next - begin, begin = next) {
+    next = begin / kTile * kTile + kTile;
+    if (next > end) next = end;
+    const float* from = src + begin / kTile * tile_stride + begin % kTile;
+    const int whole = (next - begin) / kLanes * kLanes, rest = next - begin - whole;
+    for (int l = 0; l < live_count; ++l) {
+      const float* pixels = from + live[l] * kTile;
+      const vec s = broadcast(scale ? scale[live[l]] : 1.f), b = broadcast(scale ? shift[live[l]] : 0.f);
+      float* to = dst + l * dst_stride;
+      auto value = [&](int i) { return scale ? relu(load(pixels + i) * s + b) : load(pixels + i); };
+      for (int i = 0; i < whole; i += kLanes) store(to + i, value(i));
+      if (rest) store_first(to + whole, value(whole), rest);
+    }
+  }
+}
+
+static void pick(const float* src, const int* offset, int count, const float* scale, const float* shift, float* dst) {
+  const float s = scale ? *scale : 1.f, b = scale ? *shift : 0.f;
+  for (int i = 0; i < count; ++i) {
+    float x = 0;
+    if (offset[i] >= 0) {
+      x = src[offset[i]] * s + b;
+      if (scale && x < 0) x = 0;
+    }
+    dst[i] = x;
+  }
+}
+
+static void select(const float* weight, int64_t stride, const int* live, int live_count, int taps, const uint8_t* keep,
+                   int out, float* dst, int64_t dst_stride) {
+#if DSN_VECTOR_BYTES == 64
+  for (int m = 0, kept = 0; m < out; m += kLanes) {
+    const int n = out - m < kLanes ? out - m : kLanes;
+    const __mmask16 exists = (__mmask16)((1u << n) - 1);
+    const __m128i bytes = _mm_maskz_loadu_epi8(exists, keep + m);
+    const __mmask16 mask = _mm_test_epi8_mask(bytes, bytes);
+    for (int l = 0; l < live_count; ++l)
+      for (int t = 0; t < taps; ++t) {
+        const vec w = load(weight + ((int64_t)live[l] * taps + t) * stride + m);
+        store(dst + ((int64_t)l * taps + t) * dst_stride + kept, (vec)_mm512_maskz_compress_ps(mask, (__m512)w));
+      }
+    kept += __builtin_popcount(mask);
+  }
+#else
+  for (int64_t row = 0; row < (int64_t)live_count * taps; ++row) {
+    const float* from = weight + (live[row / taps] * taps + row % taps) * stride;
+    float* to = dst + row * dst_stride;
+    for (int m = 0; m < out; ++m)
+      if (keep[m]) *to++ = from[m];
+  }
+#endif
 }
 
 // sum over the map's pixels of relu(scale * src + shift); tiles are tile_stride floats apart

@@ -37,10 +37,21 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
       const int64_t guide = in.guide >= 0 ? plan.buffers[in.guide].channels : 0;
       tile_channels = std::max(tile_channels, in.in_channels + guide);
     }
+    if (in.op == Op::kConv2d) {
+      const int64_t planes = in.taps == 9 && in.stride == 2 ? 4 : 1;
+      if (in.taps == 9)
+        patch_stride = std::max(patch_stride, Patches(plan.buffers[in.dst], in.in_channels * planes).size + kAlign);
+      if (in.out_mask >= 0)  // rows end in room for a whole vector
+        selected_stride =
+            std::max(selected_stride, in.in_channels * in.taps * (round_up(in.out_channels, kAlign) + kAlign) + kAlign);
+    }
     if (in.op == Op::kHead) features_stride = std::max(features_stride, round_up(in.in_channels, kAlign));
   }
   patches = reserve(patches_stride * streams);
   features = reserve(features_stride * streams);
+  patch = reserve(patch_stride * team_size);
+  selected = reserve(selected_stride * team_size);
+  recurrent = reserve(round_up(2 * gate::kEmbedding, kAlign) * streams);
   scratch_stride = (tile_channels + 1) * kTile + 4 * plane_stride;
   scratch = reserve(scratch_stride * team_size);
 }
@@ -121,6 +132,16 @@ void Worker::step(const Instruction& in) {
       return run_head(*this, in);
     case Op::kStore:
       return run_store(*this, in);
+    case Op::kConv2d:
+      return run_conv2d(*this, in);
+    case Op::kSubsample:
+      return run_subsample(*this, in);
+    case Op::kMaxPool:
+      return run_max_pool(*this, in);
+    case Op::kGate:
+      return run_gate(*this, in);
+    case Op::kLinear:
+      return run_linear(*this, in);
   }
 }
 
@@ -233,7 +254,12 @@ Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& inpu
     const uint8_t* values = f->const_data_ptr<uint8_t>();
     for (int64_t i = 0; i < f->numel(); ++i)
       check(values[i] <= 1, op, ": forced_gates must hold 0 (skip) or 1 (run), got ", static_cast<int>(values[i]));
+    // Gates that no instruction decides, such as filter masks, are inputs.
+    std::copy_n(values, f->numel(), out.gates.mutable_data_ptr<uint8_t>());
   }
+  if (!f) std::fill_n(out.gates.mutable_data_ptr<uint8_t>(), out.gates.numel(), uint8_t{0});
+  check(f || !compiled.needs_masks, op, ": forced_gates must say which filters run, got none");
+  std::fill_n(out.scores.mutable_data_ptr<float>(), out.scores.numel(), 0.f);
 
   Batch b{compiled,
           plan,
@@ -280,9 +306,26 @@ std::shared_ptr<const CompiledPlan> compile(const char* op, const std::vector<Bu
   std::vector<int64_t> words{static_cast<int64_t>(buffers.size())};
   for (const BufferSpec& b : buffers) words.insert(words.end(), {b.channels, b.height, b.width});
   for (const Instruction& i : code)
-    words.insert(words.end(), {static_cast<int64_t>(i.op), i.src, i.dst, i.in_channels, i.out_channels, i.layers,
-                               i.bottleneck, static_cast<int64_t>(i.gate), static_cast<int64_t>(i.merge), i.weights,
-                               i.first_gate, i.guide, i.out_offset});
+    words.insert(words.end(), {static_cast<int64_t>(i.op),
+                               i.src,
+                               i.dst,
+                               i.in_channels,
+                               i.out_channels,
+                               i.layers,
+                               i.bottleneck,
+                               static_cast<int64_t>(i.gate),
+                               static_cast<int64_t>(i.merge),
+                               i.weights,
+                               i.first_gate,
+                               i.guide,
+                               i.out_offset,
+                               i.taps,
+                               i.stride,
+                               i.flags,
+                               i.only_if,
+                               i.out_mask,
+                               i.in_mask,
+                               i.shared});
   return CompiledPlan::get(op, words.data(), static_cast<int64_t>(words.size()), input, weights.numel());
 }
 

@@ -91,12 +91,9 @@ void run_transition(Worker& w, const Instruction& in) {
         ConvTile c{};
         c.src = tile;
         c.src_stride = kTile;
-        c.weight = p[kWeight];
-        c.channels = static_cast<int>(channels);
+        w.set_weights(c, p[kWeight], channels, in.out_channels, 1);
         c.live = channel.data();
         c.live_count = static_cast<int>(planes);
-        c.out_channels = static_cast<int>(in.out_channels);
-        c.row_block = row_block(in.out_channels);
         c.valid = valid;
         c.bias = bias.data();
         c.dst = w.state(in.dst) + t * to.channels * kTile;

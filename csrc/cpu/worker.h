@@ -18,9 +18,14 @@ struct MemoryMap {
   std::vector<int64_t> buffers;  // buffers that are never needed at the same time share memory
   int64_t patches = 0;           // 3x3 inputs with their halo; every patch for a team, a ring of three for one thread
   int64_t patches_stride = 0;    // from stream to stream
-  int64_t features = 0;          // a head's input
-  int64_t features_stride = 0;   // from stream to stream
-  int64_t scratch = 0;           // per thread: a tile, four planes
+  int64_t patch = 0;             // per thread: a convolution's input
+  int64_t patch_stride = 0;
+  int64_t selected = 0;  // per thread: weights of the filters that a mask chose
+  int64_t selected_stride = 0;
+  int64_t recurrent = 0;        // per stream: a recurrent gate's state
+  int64_t features = 0;         // a head's input
+  int64_t features_stride = 0;  // from stream to stream
+  int64_t scratch = 0;          // per thread: a tile, four planes
   int64_t plane_stride = 0;
   int64_t scratch_stride = 0;
   int64_t size = 0;
@@ -92,6 +97,9 @@ class Worker {
   float* pooled(int64_t b) const { return sums(b) + plan.buffers[b].channels * plan.buffers[b].tiles(); }  // [channels]
   float* patches() const { return arena + memory.patches + stream_ * memory.patches_stride; }
   float* features() const { return arena + memory.features + stream_ * memory.features_stride; }
+  float* recurrent_state() const { return arena + memory.recurrent + stream_ * round_up(2 * gate::kEmbedding, kAlign); }
+  float* patch() const { return arena + memory.patch + teams_[0].rank() * memory.patch_stride; }
+  float* selected_weights() const { return arena + memory.selected + teams_[0].rank() * memory.selected_stride; }
   float* scratch() const { return arena + memory.scratch + teams_[0].rank() * memory.scratch_stride; }
   Team& team() { return teams_[stream_]; }
   int valid(const BufferSpec& b, int64_t tile) const {
@@ -100,12 +108,24 @@ class Worker {
 
   // Runs a tile and counts its multiply-accumulates, here and nowhere else.
   void conv(const ConvTile& tile, int taps) {
-    (taps == 9 ? kernel.conv3x3 : kernel.pointwise)(tile);
+    (taps == 1 ? kernel.pointwise : tile.plane_stride ? kernel.conv3x3_stride2 : kernel.conv3x3)(tile);
     macs += int64_t{tile.live_count} * taps * tile.out_channels * tile.valid;
   }
 
+  // Sets score and decision of gate g, given its logit.
+  void decide(int64_t g, GateKind kind, float z);
+
   // pooled = mean over the pixels, from the tiles' sums, in a fixed order
   void pool(int64_t buffer, int64_t begin, int64_t end) const;
+
+  // Sets where a tile's weights, in blocks of output channels, lie.
+  void set_weights(ConvTile& tile, const float* weight, int64_t in, int64_t out, int64_t taps) const {
+    tile.weight = weight;
+    tile.out_channels = static_cast<int>(out);
+    tile.row_block = row_block(out);
+    tile.tap_stride = tile.row_block;
+    tile.block_stride = in * taps * tile.row_block;
+  }
 
   // The weights of an instruction's only unit.
   Packed packed(const Instruction& in) const {
@@ -159,5 +179,10 @@ void run_stem(Worker&, const Instruction&);
 void run_dense_block(Worker&, const Instruction&);
 void run_transition(Worker&, const Instruction&);
 void run_head(Worker&, const Instruction&);
+void run_conv2d(Worker&, const Instruction&);
+void run_subsample(Worker&, const Instruction&);
+void run_max_pool(Worker&, const Instruction&);
+void run_gate(Worker&, const Instruction&);
+void run_linear(Worker&, const Instruction&);
 
 }  // namespace dsn::cpu

@@ -3,6 +3,7 @@
 from .dense_block import DenseBlock
 from .dual_skipping import DualSkippingNetwork
 from .head import Head
+from .planned import GaterNet, ResNet, SkipNet
 from .transition import Transition
 
-__all__ = ["DenseBlock", "DualSkippingNetwork", "Head", "Transition"]
+__all__ = ["DenseBlock", "DualSkippingNetwork", "GaterNet", "Head", "ResNet", "SkipNet", "Transition"]

@@ -43,7 +43,7 @@ class Packer:
         return torch.cat(self._chunks).float()
 
 
-def fold(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def fold(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """(s, t) with ``norm(x) = s x + t`` in ``eval()``, float64 [C]."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a batch norm without running statistics cannot be folded: train it with track_running_stats")
@@ -192,3 +192,73 @@ def pack_stem(packer: Packer, conv: nn.Conv2d) -> int:
     """Packs a 3x3 stem; returns its offset."""
     layout = _C.stem_layout(conv.in_channels, conv.out_channels)
     return packer.add(layout, weight=block_conv(conv.weight.double()))
+
+
+def pack_conv2d(
+    packer: Packer,
+    conv: nn.Conv2d,
+    norm: nn.Module | None,
+    before: nn.BatchNorm2d | None = None,
+    masked: bool = False,
+) -> dict[str, int]:
+    """Packs a convolution; returns the fields of its instruction that it decides.
+
+    Args:
+        conv: 1x1 or 3x3, stride 1 or 2, "same" padding, one group.
+        norm: the batch norm behind it, folded into it; None or an identity if there is none.
+        before: the batch norm of a BN-ReLU in front of it.
+        masked: a mask chooses its filters.
+
+    Raises:
+        ValueError: the convolution is of another kind.
+    """
+    size, stride = conv.kernel_size[0], conv.stride[0]
+    if conv.kernel_size not in ((1, 1), (3, 3)) or conv.stride not in ((1, 1), (2, 2)) or conv.groups != 1:
+        raise ValueError(f"{conv} cannot be packed; expected a 1x1 or 3x3 convolution of one group, stride 1 or 2")
+    if conv.padding != (size // 2, size // 2) or conv.dilation != (1, 1):
+        raise ValueError(f"{conv} cannot be packed; expected padding {size // 2} and no dilation")
+    weight = conv.weight.double()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
+    if isinstance(norm, nn.BatchNorm2d):
+        scale, shift = fold(norm)
+        weight, bias = weight * scale[:, None, None, None], bias * scale + shift
+    fields: dict[str, Tensor] = {"bias": pad_rows(bias)}
+    if before is not None:
+        fields["scale"], fields["shift"] = fold(before)
+    if masked:  # [in][tap][out]
+        flat = weight.flatten(2).permute(1, 2, 0)
+        fields["weight"] = nn.functional.pad(flat, (0, -len(weight) % _C.TILE))
+    else:
+        fields["weight"] = block_conv(weight)
+    layout = _C.conv2d_layout(conv.in_channels, conv.out_channels, size * size, before is not None, masked)
+    return {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "taps": size * size,
+        "stride": stride,
+        "weights": packer.add(layout, **fields),
+    }
+
+
+def pack_gate(packer: Packer, weight: Tensor, bias: Tensor) -> int:
+    """Packs the linear map [1, C] of a gate, or [10, C] of a recurrent gate's embedding; returns its offset."""
+    layout = _C.gate_layout(weight.shape[1], weight.shape[0] > 1)
+    return packer.add(layout, weight=weight.double(), bias=bias.double())
+
+
+def pack_recurrence(packer: Packer, cell: nn.LSTMCell, projection: nn.Linear) -> int:
+    """Packs the LSTM that a network's recurrent gates share; returns its offset."""
+    return packer.add(
+        _C.recurrence_layout(),
+        input=cell.weight_ih,
+        hidden=cell.weight_hh,
+        bias=cell.bias_ih.double() + cell.bias_hh.double(),
+        projection=projection.weight.flatten(),
+        projection_bias=projection.bias,
+    )
+
+
+def pack_linear(packer: Packer, module: nn.Linear) -> int:
+    """Packs a linear classifier; returns its offset."""
+    layout = _C.linear_layout(module.in_features, module.out_features)
+    return packer.add(layout, weight=module.weight, bias=module.bias)

@@ -31,6 +31,13 @@ class Instruction:
     first_gate: int = 0
     guide: int = -1
     out_offset: int = 0
+    taps: int = 0
+    stride: int = 0
+    flags: int = 0
+    only_if: int = -1
+    out_mask: int = -1
+    in_mask: int = -1
+    shared: int = 0
 
 
 @dataclass
@@ -55,18 +62,23 @@ class Plan:
 
     @property
     def gates(self) -> int:
-        """Gated layers of all blocks."""
-        return max((i.first_gate + i.layers for i in self._steps("dense_block")), default=0)
+        """Gated layers of all blocks, gated units and filters."""
+        ends = [i.first_gate + i.layers for i in self._steps("dense_block")]
+        ends += [i.first_gate + 1 for i in self._steps("gate")]
+        for step in self._steps("conv2d"):
+            ends += [step.only_if + 1, step.out_mask >= 0 and step.out_mask + step.out_channels]
+        return max(ends, default=0)
 
     @property
     def logits(self) -> int:
         """Outputs of all heads."""
-        return max((i.out_offset + i.out_channels for i in self._steps("head")), default=0)
+        return max((i.out_offset + i.out_channels for op in ("head", "linear") for i in self._steps(op)), default=0)
 
     def macs(self, gates: Tensor) -> Tensor:
         """MACs the kernels execute for gates [B, L] of 0 and 1: int64 [B].
 
-        Counted: stems, gates, layers that run over channels that hold data, transitions after pooling, heads.
+        Counted: stems, gates, layers that run over channels that hold data, transitions after pooling, convolutions
+        that run (chosen filters times live input channels), heads.
         """
         gates = gates.long()
         total = gates.new_zeros(gates.shape[0])
@@ -89,7 +101,13 @@ class Plan:
                 inputs = live[step.src] + (live[step.guide] if step.guide >= 0 else 0)
                 total += preact_conv2d_macs(self._pixels(step.dst), inputs, step.out_channels)
             elif step.op == _C.OPS["head"]:
-                total += head_macs(live[step.src], step.out_channels)
+                total += head_macs(live.get(step.src, step.in_channels), step.out_channels)
+            elif step.op == _C.OPS["conv2d"]:
+                total += self._pixels(step.dst) * step.taps * conv2d_products(step, gates)
+            elif step.op == _C.OPS["gate"]:
+                total += gate_macs(step.in_channels, step.gate == _C.GATES["recurrent"])
+            elif step.op == _C.OPS["linear"]:
+                total += step.in_channels * step.out_channels
         return total
 
     def dense_macs(self) -> int:
@@ -116,6 +134,22 @@ class Plan:
     def _added(block: Instruction) -> int:
         """Channels by which a layer widens its block."""
         return block.out_channels if block.merge == _C.MERGES["concat"] else 0
+
+
+def conv2d_products(step: Instruction, gates: Tensor) -> Tensor:
+    """Pairs of a live input channel and a filter that runs, for gates int64 [B, L]: int64 [B]."""
+    filters = gates.new_full((len(gates),), step.out_channels)
+    inputs = torch.full_like(filters, step.in_channels)
+    if step.out_mask >= 0:
+        filters = gates[:, step.out_mask : step.out_mask + step.out_channels].sum(1)
+    if step.in_mask >= 0:
+        inputs = gates[:, step.in_mask : step.in_mask + step.in_channels].sum(1)
+    return filters * inputs * (gates[:, step.only_if] if step.only_if >= 0 else 1)
+
+
+def gate_macs(in_channels: int, recurrent: bool) -> int:
+    """A linear map of the pooled input; a recurrent gate embeds in 10, goes through an LSTM(10, 10) and projects."""
+    return 10 * in_channels + 8 * 100 + 10 if recurrent else in_channels
 
 
 def network(

@@ -55,7 +55,7 @@ def _check_threshold(threshold: float) -> None:
         raise UserError(f"threshold is {threshold!r}; expected a number in [0, 1]")
 
 
-def _resolve_threshold(thresholds: float | Mapping[str, float] | None, config: SkipNetConfig) -> float:
+def resolve_threshold(thresholds: float | Mapping[str, float] | None, config: SkipNetConfig) -> float:
     if thresholds is None:
         return config.threshold
     if isinstance(thresholds, Mapping):
@@ -169,7 +169,7 @@ class SkipNet(nn.Module):
         check_images(images, config.in_channels, config.image_size, dtype)
         forced = resolve_forced_gates(forced_gates, len(images), self.gate_counts)[UNITS]
         if decide is None:
-            decide = self._decide(_resolve_threshold(thresholds, config))
+            decide = self._decide(resolve_threshold(thresholds, config))
         x = self.units[0](self.stem(images))
         state: tuple[Tensor, Tensor] | None = None
         taken, scores = [], []

@@ -1,0 +1,195 @@
+// conv2d: a 1x1 or 3x3 convolution of a buffer into another, stride 1 or 2, with what stands around it in residual
+// networks: BN-ReLU before, bias, sum with the destination and ReLU after; filters and input channels chosen by masks.
+#include <cstring>
+#include <numeric>
+
+#include "worker.h"
+
+namespace dsn::cpu {
+namespace {
+
+using namespace conv2d;
+
+class Conv2d {
+ public:
+  Conv2d(Worker& w, const Instruction& in)
+      : w(w),
+        in(in),
+        from(w.plan.buffers[in.src]),
+        to(w.plan.buffers[in.dst]),
+        p(w.packed(in)),
+        planes(in.taps == 9 && in.stride == 2 ? 4 : 1),
+        patches(to, in.in_channels * planes) {
+    for (int c = 0; c < in.in_channels; ++c)
+      if (in.in_mask < 0 || w.sample.taken[in.in_mask + c]) sources.push_back(c);
+    if (in.out_mask >= 0)
+      for (int m = 0; m < in.out_channels; ++m) (w.sample.taken[in.out_mask + m] ? filters : off).push_back(m);
+  }
+
+  void run() {
+    const bool pool = in.flags & kPool;
+    w.team().phase(
+        patches.count, [&](int64_t i) { convolve(i); },
+        [&] {
+          if (pool) w.pool(in.dst, 0, in.out_channels);
+        });
+  }
+
+ private:
+  void convolve(int64_t i) {
+    const int64_t first = i * patches.tiles, last = std::min<int64_t>(first + patches.tiles, to.tiles());
+    select();
+    if (in.taps == 9) fill(first * kTile - patches.halo);
+    for (int64_t t = first; t < last; ++t) {
+      ConvTile c = tile(t);
+      if (in.taps == 9) {
+        c.src = w.patch() + patches.halo + (t - first) * kTile;
+        c.src_stride = patches.stride * planes;
+        c.plane_stride = planes == 4 ? patches.stride : 0;
+      } else {
+        gather(t, c);
+      }
+      if (c.out_channels > 0) w.conv(c, static_cast<int>(in.taps));
+      if (!off.empty()) finish_off_filters(t);
+    }
+  }
+
+  // The chosen filters' weights for the live inputs, one after another.
+  void select() {
+    if (in.out_mask < 0 || selected) return;
+    selected = w.selected_weights();
+    w.kernel.select(p[kWeight], round_up(in.out_channels, kTile), sources.data(), static_cast<int>(sources.size()),
+                    static_cast<int>(in.taps), w.sample.taken + in.out_mask, static_cast<int>(in.out_channels),
+                    selected, stride_of_selected());
+    bias.assign(round_up(static_cast<int64_t>(filters.size()), kTile), 0.f);
+    for (size_t m = 0; m < filters.size(); ++m) bias[m] = p[kBias][filters[m]];
+  }
+  int64_t stride_of_selected() const { return round_up(static_cast<int64_t>(filters.size()), kAlign) + kAlign; }
+
+  ConvTile tile(int64_t t) const {
+    ConvTile c{};
+    c.live_count = static_cast<int>(sources.size());
+    if (in.out_mask < 0) {
+      w.set_weights(c, p[kWeight], in.in_channels, in.out_channels, in.taps);
+      c.live = sources.data();
+      c.bias = p[kBias];
+    } else {
+      c.out_channels = static_cast<int>(filters.size());
+      c.row_block = row_block(c.out_channels);
+      c.weight = selected;
+      c.live = w.compiled.every_channel.data();
+      c.tap_stride = stride_of_selected();
+      c.block_stride = c.row_block;
+      c.bias = bias.data();
+      c.rows = filters.data();
+    }
+    c.valid = w.valid(to, t);
+    c.width = static_cast<int>(to.width);
+    c.edge = w.compiled.edges[in.dst][t].bits;
+    c.accumulate = in.flags & kAccumulate;
+    c.relu = in.flags & kRelu;
+    c.dst = w.state(in.dst) + t * to.channels * kTile;
+    c.dst_stride = kTile;
+    if (in.flags & kPool) c.sums = w.sums(in.dst) + t * to.channels;
+    return c;
+  }
+
+  // A 1x1's input: the state itself, normalised or thinned out on the way to scratch where that is asked for.
+  void gather(int64_t t, ConvTile& c) {
+    const int64_t channels = from.channels * kTile;
+    c.src_stride = kTile;
+    c.src = w.scratch();
+    if (in.stride == 2) {
+      std::vector<int> offset(kTile, -1);
+      for (int q = 0; q < c.valid; ++q) {
+        const int64_t y = (t * kTile + q) / to.width, x = (t * kTile + q) % to.width;
+        offset[q] = offset_of(2 * y, 2 * x);
+      }
+      for (size_t s = 0; s < sources.size(); ++s) pick(sources[s], offset, c.src + s * kTile);
+    } else if (in.flags & kNormalise && in.in_mask < 0 && in.out_mask < 0) {
+      c.state = w.state(in.src) + t * channels;
+      c.scale = p[kScale];
+      c.shift = p[kShift];
+    } else if (in.flags & kNormalise) {
+      w.kernel.normalise(w.state(in.src) + t * channels, sources.data(), c.live_count, p[kScale], p[kShift], c.src,
+                         kTile);
+    } else if (in.in_mask < 0) {
+      c.src = w.state(in.src) + t * channels;
+    } else {
+      for (size_t s = 0; s < sources.size(); ++s)
+        std::memcpy(c.src + s * kTile, w.state(in.src) + t * channels + sources[s] * kTile, kTile * sizeof(float));
+    }
+  }
+
+  // A 3x3's input around the patch that starts at pixel `start` of the output: zeros outside the map. With stride 2,
+  // four planes of even and odd rows and columns, so that a tap is again a contiguous load.
+  void fill(int64_t start) {
+    float* patch = w.patch();
+    const int64_t end = std::min(start + patches.stride, to.pixels()), begin = std::max<int64_t>(start, 0);
+    if (planes == 1) {
+      const auto rows = static_cast<int>(sources.size());
+      w.kernel.zero_rows(patch, patches.stride, rows, static_cast<int>(begin - start));
+      w.kernel.zero_rows(patch + (end - start), patches.stride, rows, static_cast<int>(start + patches.stride - end));
+      w.kernel.gather(w.state(in.src), from.channels * kTile, sources.data(), rows, static_cast<int>(begin),
+                      static_cast<int>(end), in.flags & kNormalise ? p[kScale] : nullptr, p[kShift],
+                      patch + (begin - start), patches.stride);
+      return;
+    }
+    std::vector<int> offset(patches.stride);
+    for (int plane = 0; plane < 4; ++plane) {
+      std::fill(offset.begin(), offset.end(), -1);
+      for (int64_t q = begin, y = begin / to.width, x = begin % to.width; q < end; ++q) {
+        offset[q - start] = offset_of(2 * y + plane / 2, 2 * x + plane % 2);
+        if (++x == to.width) x = 0, ++y;
+      }
+      for (size_t s = 0; s < sources.size(); ++s)
+        pick(sources[s], offset, patch + (static_cast<int64_t>(s) * 4 + plane) * patches.stride);
+    }
+  }
+
+  // Where the source's pixel lies from the channel's first; -1 outside the map.
+  int offset_of(int64_t y, int64_t x) const {
+    if (y >= from.height || x >= from.width) return -1;
+    const int64_t pixel = y * from.width + x;
+    return static_cast<int>(pixel / kTile * from.channels * kTile + pixel % kTile);
+  }
+
+  void pick(int channel, const std::vector<int>& offset, float* dst) {
+    const bool normalise = in.flags & kNormalise;
+    w.kernel.pick(w.state(in.src) + channel * kTile, offset.data(), static_cast<int>(offset.size()),
+                  normalise ? p[kScale] + channel : nullptr, normalise ? p[kShift] + channel : nullptr, dst);
+  }
+
+  // A filter that is off adds nothing: the destination keeps what it has, or becomes zero, and joins the ReLU and sums.
+  void finish_off_filters(int64_t t) {
+    for (int m : off) {
+      float* dst = w.state(in.dst) + (t * to.channels + m) * kTile;
+      if (!(in.flags & kAccumulate))
+        std::fill_n(dst, kTile, 0.f);
+      else if (in.flags & kRelu)
+        for (int q = 0; q < kTile; ++q) dst[q] = dst[q] < 0 ? 0.f : dst[q];
+      if (in.flags & kPool) w.sums(in.dst)[t * to.channels + m] = std::accumulate(dst, dst + kTile, 0.f);
+    }
+  }
+
+  Worker& w;
+  const Instruction& in;
+  const BufferSpec &from, &to;
+  const Packed p;
+  const int planes;
+  Patches patches;
+  std::vector<int> sources;       // live input channels
+  std::vector<int> filters, off;  // with a mask: the chosen ones, the others
+  float* selected = nullptr;      // weights of the chosen filters
+  std::vector<float> bias;        // of the chosen filters
+};
+
+}  // namespace
+
+void run_conv2d(Worker& w, const Instruction& in) {
+  w.live[in.dst].reset(static_cast<int>(in.out_channels));
+  if (in.only_if >= 0 && !w.sample.taken[in.only_if]) return;
+  Conv2d(w, in).run();
+}
+
+}  // namespace dsn::cpu

@@ -1,0 +1,216 @@
+"""Twins that are one operator from image to logits: residual networks, SkipNet, GaterNet."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsn_models.densenet import Head, check_images
+from dsn_models.errors import UserError
+from dsn_models.gaternet import FILTERS, Gater
+from dsn_models.gaternet import GaterNet as ReferenceGaterNet
+from dsn_models.gates import ForcedGates, resolve_forced_gates
+from dsn_models.resnet import ResNet as ReferenceResNet
+from dsn_models.skipnet import SkipNet as ReferenceSkipNet
+from dsn_models.skipnet import resolve_threshold
+
+from .. import ops
+from .packing import fold
+from .residual_planning import plan_residual
+
+
+class _Planned(nn.Module):
+    """A plan and its packed weights behind torch's own stem, if that is more than a 3x3 convolution."""
+
+    weights: Tensor
+    plan_words: Tensor
+
+    def __init__(self, model: Any, masks: Mapping[str, int] | None = None) -> None:
+        super().__init__()
+        config = model.config
+        self.stem = copy.deepcopy(model.stem) if config.stem == "imagenet" else None
+        side, self.stem_macs = config.image_size, 0
+        if self.stem is not None:
+            side = self.stem(torch.zeros(1, config.in_channels, side, side)).shape[-1]
+            self.stem_macs = count_macs(self.stem, config)
+        self.plan, weights = plan_residual(model, side, masks)
+        self._sizes = {"gates": self.plan.gates, "logits": self.plan.logits}
+        self.register_buffer("weights", weights)
+        self.register_buffer("plan_words", self.plan.words(), persistent=False)
+
+    def forward(
+        self, images: Tensor, thresholds: Tensor, forced: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = images if self.stem is None else self.stem(images)
+        return ops.network(x, self.weights, thresholds, forced, self.plan_words, **self._sizes)
+
+
+def count_macs(model: nn.Module, config: Any) -> int:
+    """Multiply-accumulates of a module for one image of the configuration's size, counted by torch."""
+    shape = (1, config.in_channels, config.image_size, config.image_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(model).eval().to("meta")(torch.empty(shape, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+class PlannedTwin(nn.Module):
+    """Same call and same outputs as the reference network in ``eval()``; computes only what the gates select.
+
+    After each call ``last_gates`` and ``last_scores`` hold what the reference's hold, ``last_macs`` the MACs that the
+    kernels counted, int64 [B].
+
+    Raises:
+        UserError: images, forced gates or thresholds do not fit.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.config = model.config
+        self.layers: dict[str, int] = dict(getattr(model, "gate_counts", {}))
+        self.dense_macs = count_macs(getattr(model, "dense_equivalent", lambda: model)(), model.config)
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self.eval()
+
+    def _finish(self) -> None:
+        self.eval()
+        self.requires_grad_(False)
+
+    def _check(self, images: Tensor) -> None:
+        check_images(images, self.config.in_channels, self.config.image_size, torch.float32)
+        if images.device.type != "cpu":
+            raise UserError(f"images are on {images.device}; expected cpu: move them")
+
+    def _keep(self, gates: Tensor, scores: Tensor, macs: Tensor) -> None:
+        if not torch.compiler.is_exporting():
+            self._last = (gates, scores, macs)
+
+    @property
+    def last_gates(self) -> dict[str, Tensor]:
+        """What each gate did in the last call, uint8 [B, L] by the reference's key: 1 = open."""
+        return {} if self._last is None else {name: self._last[0] for name in self.layers}
+
+    @property
+    def last_scores(self) -> dict[str, Tensor]:
+        """The gates' scores in the last call, float32 [B, L]."""
+        return {} if self._last is None else {name: self._last[1] for name in self.layers}
+
+    @property
+    def last_macs(self) -> Tensor:
+        """Multiply-accumulates of the last call, counted by the kernels while they ran, int64 [B]."""
+        return torch.empty(0, dtype=torch.int64) if self._last is None else self._last[2]
+
+    def _forced(self, forced_gates: ForcedGates | None, batch: int) -> Tensor | None:
+        return next(iter(resolve_forced_gates(forced_gates, batch, self.layers).values()), None)
+
+
+class ResNet(PlannedTwin):
+    """`dsn_models.ResNet`: no gates, every unit runs. ``forward(images)``: float32 images to logits [B, classes]."""
+
+    def __init__(self, model: ReferenceResNet) -> None:
+        super().__init__(model)
+        self.network = _Planned(model)
+        self.register_buffer("thresholds", torch.empty(0), persistent=False)
+        self._finish()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self._check(images)
+        logits, gates, scores, macs = self.network(images, self.thresholds, None)
+        self._keep(gates, scores, macs + self.network.stem_macs)
+        return logits
+
+    def macs(self, gates: Mapping[str, Tensor]) -> Tensor:
+        """MACs executed, by formula; no gate is read: int64 [1]."""
+        return self.network.plan.macs(torch.empty(1, 0, dtype=torch.uint8)) + self.network.stem_macs
+
+
+class SkipNet(PlannedTwin):
+    """`dsn_models.SkipNet`: a bypassed unit costs its gate and nothing else.
+
+    ``forward(images, forced_gates=None, thresholds=None)`` as the reference's.
+    """
+
+    thresholds: Tensor
+
+    def __init__(self, model: ReferenceSkipNet) -> None:
+        super().__init__(model)
+        self.network = _Planned(model)
+        limits = torch.full((self.network.plan.gates,), float(model.config.threshold))
+        self.register_buffer("thresholds", limits, persistent=False)
+        self._finish()
+
+    def forward(
+        self,
+        images: Tensor,
+        forced_gates: ForcedGates | None = None,
+        thresholds: float | Mapping[str, float] | None = None,
+    ) -> Tensor:
+        self._check(images)
+        limits = self.thresholds
+        if thresholds is not None:
+            limits = torch.full_like(limits, float(resolve_threshold(thresholds, self.config)))
+        logits, gates, scores, macs = self.network(images, limits, self._forced(forced_gates, len(images)))
+        self._keep(gates, scores, macs + self.network.stem_macs)
+        return logits
+
+    def macs(self, gates: Mapping[str, Tensor]) -> Tensor:
+        """MACs executed for ``{"units": [B, L]}`` of 0 and 1, by formula: int64 [B]. Equal to ``last_macs``."""
+        return self.network.plan.macs(next(iter(gates.values()))) + self.network.stem_macs
+
+
+def _with_first_linear(gater: Gater) -> ReferenceResNet:
+    """The gater's features and, in place of a classifier, its first linear map with the batch norm behind it."""
+    scale, shift = fold(gater.norm)
+    linear = nn.Linear(gater.fc1.in_features, gater.fc1.out_features, dtype=torch.float64)
+    linear.weight.data = gater.fc1.weight.double() * scale[:, None]
+    linear.bias.data = gater.fc1.bias.double() * scale + shift
+    features = copy.deepcopy(gater.features)
+    if isinstance(features.head, Head):
+        features.head.classifier = linear
+    else:
+        features.head[-1] = linear
+    return features
+
+
+class GaterNet(PlannedTwin):
+    """`dsn_models.GaterNet` with a residual backbone: the gater runs first, then only the filters it chose.
+
+    A filter that is off costs no MACs, nor does an input channel that a mask left dead.
+    ``forward(images, forced_gates=None)`` as the reference's.
+    """
+
+    thresholds: Tensor
+
+    def __init__(self, model: ReferenceGaterNet) -> None:
+        if not isinstance(model.backbone, ReferenceResNet):
+            raise UserError(
+                f"{model.config.name} has a {type(model.backbone).__name__} backbone; only residual ones are served"
+            )
+        super().__init__(model)
+        masks = {conv.conv: conv.gates.start for point in model.gate_points for conv in point.convolutions}
+        self.gater = _Planned(_with_first_linear(model.gater))
+        self.backbone = _Planned(model.backbone, masks)
+        self.fc2 = copy.deepcopy(model.gater.fc2)
+        self.register_buffer("thresholds", torch.full((model.num_gates,), 0.5), persistent=False)
+        self._fixed_macs = self.fc2.weight.numel() + self.gater.stem_macs + self.backbone.stem_macs
+        self._finish()
+
+    def forward(self, images: Tensor, forced_gates: ForcedGates | None = None) -> Tensor:
+        self._check(images)
+        narrow, _, _, gater_macs = self.gater(images, self.thresholds[:0], None)
+        scores = self.fc2(F.relu(narrow))
+        forced = self._forced(forced_gates, len(images))
+        mask = (scores > 0).to(torch.uint8) if forced is None else forced
+        logits, gates, _, macs = self.backbone(images, self.thresholds, mask)
+        self._keep(gates, scores, macs + gater_macs + self._fixed_macs)
+        return logits
+
+    def macs(self, gates: Mapping[str, Tensor]) -> Tensor:
+        """MACs executed for ``{"filters": [B, c]}`` of 0 and 1, gater included, by formula: int64 [B]."""
+        none = torch.empty(1, 0, dtype=torch.uint8)
+        return self.backbone.plan.macs(gates[FILTERS]) + self.gater.plan.macs(none) + self._fixed_macs

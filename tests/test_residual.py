@@ -1,0 +1,161 @@
+"""Accelerated residual networks, SkipNets and GaterNets against the reference models in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import dsn_kernels
+import dsn_models
+from dsn_models.errors import UserError
+
+torch.manual_seed(0)
+
+SMALL = {"stage_units": (2, 2, 2), "image_size": 16}
+MODELS = {
+    "resnet-pad": ("resnet-20", SMALL),
+    "resnet-projection": ("resnet-20", {**SMALL, "shortcut": "projection", "image_size": 13}),
+    "resnet-preact": ("resnet-164", {**SMALL, "image_size": 9}),
+    "resnet-bottleneck": ("resnet-50", {"stage_units": (1, 2), "stage_widths": (64, 128), "image_size": 56}),
+    "skipnet-rnn": ("skipnet-38-rnn", SMALL),
+    "skipnet-pad": ("skipnet-32-rnn", {**SMALL, "image_size": 15}),
+    "skipnet-ff-1": ("skipnet-38-ff", SMALL),
+    "skipnet-ff-2": ("skipnet-110-ff", {**SMALL, "image_size": 11}),
+    "skipnet-imagenet": (
+        "skipnet-18-rnn-imagenet",
+        {"stage_units": (2, 2), "stage_widths": (64, 128), "image_size": 49},
+    ),
+    "gaternet-last": (
+        "gaternet-resnet-20",
+        {"backbone_options": {**{"stage_units": (2, 2, 2)}, "shortcut": "projection"}},
+    ),
+    "gaternet-all": (
+        "gaternet-resnet-20",
+        {"backbone_options": {"stage_units": (2, 2, 2), "shortcut": "pad"}, "gated": "all", "image_size": 17},
+    ),
+    "gaternet-preact": ("gaternet-resnet-164", {"backbone_options": {"stage_units": (2, 2, 2)}, "gated": "all"}),
+}
+
+
+def make(name: str) -> nn.Module:
+    zoo_name, options = MODELS[name]
+    torch.manual_seed(sum(map(ord, name)))
+    model = dsn_models.create(zoo_name, **options).eval()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.0)
+            module.bias.data.normal_(0, 0.3)
+    return model
+
+
+def images_for(model: nn.Module, batch: int) -> torch.Tensor:
+    config = model.config
+    return torch.randn(batch, config.in_channels, config.image_size, config.image_size)
+
+
+def patterns(fast: nn.Module, batch: int):
+    """None, all open, all shut, one open, random."""
+    yield None
+    for name, count in fast.layers.items():
+        for probability in (1.0, 0.0, 0.5):
+            yield {name: (torch.rand(batch, count) < probability).to(torch.uint8)}
+        single = torch.zeros(batch, count, dtype=torch.uint8)
+        single[:, count // 2] = 1
+        yield {name: single}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_equals_the_reference(name, batch):
+    model = make(name)
+    fast = dsn_kernels.accelerate(model)
+    exact = copy.deepcopy(model).double()
+    images = images_for(model, batch)
+    for forced in patterns(fast, batch):
+        keywords = {} if not fast.layers else {"forced_gates": forced}
+        logits = fast(images, **keywords)
+        taken = {} if not fast.layers else {"forced_gates": fast.last_gates}
+        with torch.no_grad():
+            truth, plain = exact(images.double(), **taken), model(images, **taken)
+        scale = truth.abs().max()
+        allowed = max(2 * (plain - truth).abs().max(), 4e-6 * scale)
+        assert (logits - truth).abs().max() <= allowed
+        for key, scores in fast.last_scores.items():
+            assert torch.allclose(
+                scores.double(), exact.last_scores[key], atol=2e-5 * max(1, exact.last_scores[key].abs().max())
+            )
+            if forced is not None:
+                assert torch.equal(fast.last_gates[key], forced[key])
+        assert torch.equal(fast.last_macs, fast.macs(fast.last_gates).expand(batch))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_results_do_not_depend_on_threads(name):
+    fast = dsn_kernels.accelerate(make(name))
+    images = images_for(fast, 5)
+    threads, outputs = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            outputs.append((fast(images), fast.last_macs))
+    finally:
+        torch.set_num_threads(threads)
+    for logits, macs in outputs[1:]:
+        assert torch.equal(logits, outputs[0][0])
+        assert torch.equal(macs, outputs[0][1])
+
+
+@pytest.mark.parametrize("name", ["resnet-pad", "resnet-preact", "skipnet-rnn", "gaternet-last"])
+def test_open_gates_cost_what_the_dense_network_costs(name):
+    fast = dsn_kernels.accelerate(make(name))
+    gates = {key: torch.ones(1, count, dtype=torch.uint8) for key, count in fast.layers.items()}
+    extra = int(fast.macs(gates)) - fast.dense_macs
+    assert extra >= 0
+    if not fast.layers:
+        assert extra == 0  # nothing but the network
+
+
+def test_a_bypassed_unit_costs_its_gate_alone():
+    fast = dsn_kernels.accelerate(make("skipnet-rnn"))
+    count = fast.layers["units"]
+    shut = torch.zeros(count + 1, count, dtype=torch.uint8)
+    shut[1:] = torch.eye(count, dtype=torch.uint8)
+    fast(images_for(fast, count + 1), forced_gates={"units": shut})
+    units = fast.last_macs[1:] - fast.last_macs[0]
+    assert (units > 0).all()
+    pixels, width = 16 * 16, 16
+    assert int(units[0]) == 2 * 9 * width * width * pixels
+
+
+def test_a_filter_that_is_off_costs_nothing():
+    fast = dsn_kernels.accelerate(make("gaternet-last"))
+    count = fast.layers["filters"]
+    gates = torch.ones(2, count, dtype=torch.uint8)
+    gates[1, 0] = 0  # one filter of the first unit's last convolution, 3x3 over 16 channels and 32 x 32 pixels
+    fast(images_for(fast, 2), forced_gates={"filters": gates})
+    assert int(fast.last_macs[0] - fast.last_macs[1]) == 9 * 16 * 32 * 32
+
+
+@pytest.mark.parametrize("name", ["resnet-pad", "skipnet-rnn", "gaternet-last"])
+def test_compiles_and_takes_an_empty_batch(name):
+    fast = dsn_kernels.accelerate(make(name))
+    images = images_for(fast, 2)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(images), fast(images), atol=1e-5)
+    assert fast(images[:0]).shape == (0, fast.config.classes)
+
+
+def test_bad_input_is_refused():
+    fast = dsn_kernels.accelerate(make("skipnet-rnn"))
+    images = images_for(fast, 2)
+    with pytest.raises(UserError, match="images have shape"):
+        fast(images[:, :1])
+    with pytest.raises(UserError, match="forced_gates"):
+        fast(images, forced_gates={"units": torch.ones(2, 1, dtype=torch.uint8)})
+    with pytest.raises(UserError, match="threshold"):
+        fast(images, thresholds=1.5)
+    with pytest.raises(UserError, match="backbone"):
+        dsn_kernels.accelerate(dsn_models.create("gaternet-densenet-100-12"))
