@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -169,13 +170,19 @@ def find_gate_points(backbone: nn.Module, gated: Gated = "last") -> list[GatePoi
     return points
 
 
-class _FilterMask:
-    """Forward hook: multiplies a module's output [B, C, H, W] by ``mask`` [B, C], while there is one."""
+@contextlib.contextmanager
+def _masked(backbone: nn.Module, points: list[GatePoint], mask: Tensor) -> Iterator[None]:
+    """While it is open, the outputs at the gate points are multiplied by their slices of ``mask`` [B, c].
 
-    mask: Tensor | None = None
-
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output if self.mask is None else output * self.mask[:, :, None, None]
+    The hooks live no longer than that: the backbone stays plain, and modules in it may be replaced or copied.
+    """
+    with contextlib.ExitStack() as stack:
+        for point in points:
+            part = mask[:, point.gates, None, None]
+            module = backbone.get_submodule(point.module)
+            handle = module.register_forward_hook(lambda _, args, output, part=part: output * part, prepend=True)
+            stack.callback(handle.remove)
+        yield
 
 
 class Gater(nn.Module):
@@ -229,9 +236,6 @@ class GaterNet(nn.Module):
         self.gater = Gater(config.part("gater"), config.bottleneck, self.num_gates)
         self.gate = SemHash()
         self.gate_dropout = 0.0
-        self._masks = [_FilterMask() for _ in self.gate_points]
-        for point, mask in zip(self.gate_points, self._masks, strict=True):
-            self.backbone.get_submodule(point.module).register_forward_hook(mask)
         self.last_gates: dict[str, Tensor] = {}
         self.last_scores: dict[str, Tensor] = {}
 
@@ -271,13 +275,8 @@ class GaterNet(nn.Module):
                 mask = mask * own_rows(F.dropout(ones, self.gate_dropout))
         else:
             mask = forced.to(scores)
-        for point, hook in zip(self.gate_points, self._masks, strict=True):
-            hook.mask = mask[:, point.gates]
-        try:
+        with _masked(self.backbone, self.gate_points, mask):
             logits = self.backbone(images)
-        finally:
-            for hook in self._masks:
-                hook.mask = None
         taken = scores > 0 if forced is None else forced != 0
         self.last_gates = {FILTERS: taken.to(torch.uint8)}
         self.last_scores = {FILTERS: scores.detach()}
