@@ -1,9 +1,9 @@
-// What every kernel includes, whichever machine it is compiled for: nvcc builds it for the device, g++ with DSN_SIMT for
-// the runner in csrc/simt, which plays the device on the host. No torch header.
+// What every kernel includes, whichever machine it is compiled for: nvcc builds it for the device, g++ with DSN_SIMT
+// for the runner in csrc/simt, which plays the device on the host. No torch header.
 //
-// A kernel is `template <class Traits> __global__ void foo_kernel(const __grid_constant__ Params p)`, written in CUDA as
-// usual (threadIdx, __syncthreads, shuffles, atomics, plain pointers) but for three things: shared memory is dynamic and
-// comes from shared_memory(), inline PTX stands in ptx.cuh only, and launches go through launch().
+// A kernel is `template <class Traits> __global__ void foo_kernel(const __grid_constant__ Params p)`, written in CUDA
+// as usual (threadIdx, __syncthreads, shuffles, atomics, plain pointers) but for three things: shared memory is dynamic
+// and comes from shared_memory(), inline PTX stands in ptx.cuh only, and launches go through launch().
 #pragma once
 
 #ifdef DSN_SIMT
@@ -35,14 +35,14 @@ struct LaunchConfig {
   dim3 block;
   int shared_bytes = 0;
   dim3 cluster = dim3(1, 1, 1);
-  // Programmatic dependent launch: may start before the kernel ahead of it in the stream has ended. Every block then calls
-  // ptx::grid_dependency_wait() before it touches what other kernels write or read. Ignored before sm_90.
+  // Programmatic dependent launch: may start before the kernel ahead of it in the stream has ended. Every block then
+  // calls ptx::grid_dependency_wait() before it touches what other kernels write or read. Ignored before sm_90.
   bool dependent = false;
   cudaStream_t stream = nullptr;
 };
 
-// launch<foo_kernel<Traits>>(config, params): the one way a kernel is started, on the device and on the host. Returns the
-// launch's error, without synchronising; on the host, what a kernel did wrong is thrown as simt::Error.
+// launch<foo_kernel<Traits>>(config, params): the one way a kernel is started, on the device and on the host. Returns
+// the launch's error, without synchronising; on the host, what a kernel did wrong is thrown as simt::Error.
 template <auto kKernel, class Params>
 cudaError_t launch(const LaunchConfig& config, const Params& params) {
 #ifdef DSN_SIMT

@@ -1,28 +1,20 @@
-// The only inline PTX of the library. Each function is one instruction (or its plain fallback on older devices); on the
-// host it is a twin in csrc/simt/ptx_twins.cpp with the same semantics, lane by lane.
+// The only inline PTX of the library. Each function is one instruction, or its plain fallback on older devices. On the
+// host it is a twin of the same name in simt/ptx_twins.h, with the same semantics, lane by lane.
 //
-// Shared addresses are the 32-bit ones of the shared window: shared_address() makes one of a pointer, map_shared() turns it
-// into the same place in another block of the cluster.
+// Shared addresses are the 32-bit ones of the shared window: shared_address() makes one of a pointer, map_shared()
+// turns it into the same place in another block of the cluster.
 #pragma once
 
 #include "cuda/device.cuh"
+
 #ifdef DSN_SIMT
 #include "simt/ptx_twins.h"
-#define DSN_PTX(twin, ...) return twin
 #else
-#define DSN_PTX(twin, ...) __VA_ARGS__
-#endif
 
 namespace dsn::ptx {
 
-#ifdef __CUDA_ARCH__
-constexpr int kArch = __CUDA_ARCH__;
-#else
-constexpr int kArch = 0;
-#endif
-
 __device__ inline uint32_t shared_address(const void* pointer) {
-  DSN_PTX(simt::shared_address(pointer), return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)););
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
 // ---- matrix multiply-accumulate: D += A B, one warp ----
@@ -36,30 +28,27 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const
 
 template <>
 __device__ inline void mma_m16n8k16<__half>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // sm_75 has half the depth
+#if __CUDA_ARCH__ < 800  // sm_75 has half the depth
   for (int half = 0; half < 2; ++half) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
   }
 #else
-  DSN_PTX(simt::mma_m16n8k16_f16(d, a, b),
-          asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-              : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-              : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])););
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 
 template <>
 __device__ inline void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#if __CUDA_ARCH__ < 800
   __trap();
 #else
-  DSN_PTX(
-      simt::mma_m16n8k16_bf16(d, a, b),
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])););
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 
@@ -68,22 +57,23 @@ __device__ inline void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const uint32_t
 //   B [8 x 8]   b0 (t, g)  b1 (t + 4, g)
 //   D as above
 __device__ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#if __CUDA_ARCH__ < 800
   __trap();
 #else
-  DSN_PTX(simt::mma_m16n8k8_tf32(d, a, b),
-          asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-              : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-              : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])););
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 
 // The nearest tf32, ties away from zero.
 __device__ inline uint32_t to_tf32(float value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#if __CUDA_ARCH__ < 800
   return __float_as_uint(value);
 #else
-  DSN_PTX(simt::to_tf32(value), uint32_t bits; asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value)); return bits;);
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
 #endif
 }
 
@@ -92,7 +82,7 @@ __device__ inline uint32_t to_tf32(float value) {
 // 2 (l % 4) and the next of every matrix, or, transposed, the same of its transpose. All 32 addresses must be valid.
 template <bool kTransposed = false>
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
-  DSN_PTX(simt::ldmatrix(r, 4, kTransposed, address), if constexpr (kTransposed) {
+  if constexpr (kTransposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(address)
@@ -102,12 +92,12 @@ __device__ inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(address)
                  : "memory");
-  });
+  }
 }
 
 template <bool kTransposed = false>
 __device__ inline void ldmatrix_x2(uint32_t (&r)[2], uint32_t address) {
-  DSN_PTX(simt::ldmatrix(r, 2, kTransposed, address), if constexpr (kTransposed) {
+  if constexpr (kTransposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
                  : "=r"(r[0]), "=r"(r[1])
                  : "r"(address)
@@ -117,26 +107,26 @@ __device__ inline void ldmatrix_x2(uint32_t (&r)[2], uint32_t address) {
                  : "=r"(r[0]), "=r"(r[1])
                  : "r"(address)
                  : "memory");
-  });
+  }
 }
 
 template <bool kTransposed = false>
 __device__ inline void ldmatrix_x1(uint32_t (&r)[1], uint32_t address) {
-  DSN_PTX(simt::ldmatrix(r, 1, kTransposed, address), if constexpr (kTransposed) {
+  if constexpr (kTransposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(address) : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(address) : "memory");
-  });
+  }
 }
 
 // ---- cp.async: global to shared, behind the thread's back ----
-// Copies kBytes (4, 8 or 16; both ends aligned to it); of the source only `from_source` bytes are read, the rest is zero.
-// Lands at the thread's cp_async_wait; other threads see it behind a barrier after that. A plain copy on sm_75.
+// Copies kBytes (4, 8 or 16; both ends aligned to it); of the source only `from_source` bytes are read, the rest is
+// zero. Lands at the thread's cp_async_wait; other threads see it behind a barrier after that. A plain copy on sm_75.
 template <int kBytes>
 __device__ inline void cp_async(uint32_t destination, const void* source, int from_source = kBytes) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  using Word = std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 8, uint2, uint4>>;
+#if __CUDA_ARCH__ < 800
+  using Word = std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 8, uint2, uint4> >;
   Word word = {};
   if (from_source == kBytes) {
     word = *static_cast<const Word*>(source);
@@ -147,55 +137,57 @@ __device__ inline void cp_async(uint32_t destination, const void* source, int fr
   }
   *static_cast<Word*>(__cvta_shared_to_generic(destination)) = word;
 #else
-  DSN_PTX(simt::cp_async(destination, source, kBytes, from_source), if constexpr (kBytes == 16) {
+  if constexpr (kBytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source), "r"(from_source)
                  : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(destination), "l"(source), "n"(kBytes),
                  "r"(from_source)
                  : "memory");
-  });
+  }
 #endif
 }
 
 __device__ inline void cp_async_commit() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  DSN_PTX(simt::cp_async_commit(), asm volatile("cp.async.commit_group;" ::: "memory"););
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
 // Waits until at most the kPending latest committed groups of this thread are under way.
 template <int kPending>
 __device__ inline void cp_async_wait() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  DSN_PTX(simt::cp_async_wait(kPending), asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory"););
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #endif
 }
 
 // ---- named barriers: bar.sync and bar.arrive on barrier `id` (1 to 15; 0 is __syncthreads) of `threads` threads ----
 __device__ inline void barrier_sync(int id, int threads) {
-  DSN_PTX(simt::barrier_sync(id, threads), asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"););
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 __device__ inline void barrier_arrive(int id, int threads) {
-  DSN_PTX(simt::barrier_arrive(id, threads), asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"););
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // ---- programmatic dependent launch (no-ops before sm_90) ----
 // Waits for the kernels ahead in the stream to end and their writes to be visible.
 __device__ inline void grid_dependency_wait() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  DSN_PTX(simt::grid_dependency_wait(), asm volatile("griddepcontrol.wait;" ::: "memory"););
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
 // Lets the next kernel start once every block has called this or ended.
 __device__ inline void grid_launch_dependents() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  DSN_PTX(simt::grid_launch_dependents(), asm volatile("griddepcontrol.launch_dependents;" ::: "memory"););
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
 }  // namespace dsn::ptx
 
 #include "cuda/ptx_sm90.cuh"
+
+#endif

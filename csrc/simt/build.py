@@ -6,10 +6,11 @@ sources are compiled plainly, the kernels (``bindings/*.cpp`` and what they incl
 - ``--sanitizer none`` (the default): every load and store calls the runner, which checks bounds, alignment and races
   itself and counts; the undefined-behaviour sanitizer watches the rest. Any Python imports it.
 - ``--sanitizer address``: the address and undefined-behaviour sanitizers, no counting of plain accesses and no race
-  detection. A sanitized module needs libasan ahead of Python: run it as ``LD_PRELOAD=$(g++ -print-file-name=libasan.so)``.
+  detection. A sanitized module needs libasan ahead of Python: ``LD_PRELOAD=$(g++ -print-file-name=libasan.so)``.
 """
 
 import argparse
+import fcntl
 import os
 import shutil
 import subprocess
@@ -21,11 +22,11 @@ CSRC = Path(__file__).resolve().parents[1]
 SIMT = CSRC / "simt"
 KERNEL_FLAGS = {
     # the sanitizer's entry and exit of functions is of no use here, and half its cost
-    "none": "-fsanitize=thread,undefined --param tsan-instrument-func-entry-exit=0",
-    "address": "-fsanitize=address,undefined -fno-sanitize-recover=undefined",
+    "none": "-fsanitize=thread,undefined -fno-sanitize=vptr --param tsan-instrument-func-entry-exit=0",
+    "address": "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined",
 }
 RUNNER_FLAGS = {"none": "", "address": "-fsanitize=address"}
-LINK_FLAGS = {"none": "-lubsan", "address": "-fsanitize=address,undefined"}
+LINK_FLAGS = {"none": "", "address": "-fsanitize=address,undefined"}
 
 
 class BuildError(RuntimeError):
@@ -42,45 +43,47 @@ def cuda_headers() -> Path:
     raise BuildError("no CUDA headers (cuda_fp16.h): install a CUDA toolkit or set CUDA_HOME")
 
 
-def build(sanitizer: str = "none", sources: list[Path] | None = None, name: str = "dsn_simt") -> Path:
-    """Builds what changed and returns the module's path. ``sources``: kernels to bind, all of bindings/ if not given."""
+def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: str = "") -> Path:
+    """Builds what changed and returns the module's path.
+
+    ``kernels``: sources to bind instead of ``bindings/`` and ``python/``; the module then lies in ``folder``.
+    """
     import pybind11
 
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if not ninja or not compiler:
         raise BuildError(f"{'ninja' if compiler else 'g++'} not found")
-    kernels = sorted((SIMT / "bindings").glob("*.cpp")) if sources is None else sources
-    folder = CSRC.parent / "build" / "simt" / f"{name}-{sanitizer}"
-    folder.mkdir(parents=True, exist_ok=True)
-    module = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    python = [] if kernels is not None else sorted((SIMT / "python").glob("*.cpp"))
+    kernels = sorted((SIMT / "bindings").glob("*.cpp")) if kernels is None else kernels
+    root = CSRC.parent / "build" / "simt" / sanitizer
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    module = Path(folder) / f"dsn_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
+
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(cuda_headers())]
-    common = " ".join(
-        ["-std=c++20 -g1 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -march=native -DDSN_SIMT -Wall -Wextra -Wno-unknown-pragmas"]
-        + ["-fno-strict-aliasing", f"-DDSN_SIMT_MODULE={name}", f"-I{CSRC}", f"-I{CSRC.parent}/tests/simt"]  # kernels read halves as wider words
-        + [f"-isystem {path}" for path in includes]
-    )
+    common = [compiler, "-std=c++20 -g1 -fPIC -fvisibility=hidden -march=native -DDSN_SIMT -Wall -Wextra"]
+    common += ["-Wno-unknown-pragmas -fno-strict-aliasing"]  # kernels unroll, and read halves as wider words
+    common += [f"-I{CSRC}", *(f"-I{kernel.parents[1]}" for kernel in kernels[:1]), *(f"-isystem {i}" for i in includes)]
+    compile_ = " ".join(common) + " {} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
     rules = [
-        f"rule runner\n  command = {compiler} {common} -O2 {RUNNER_FLAGS[sanitizer]} -MD -MF $out.d -c $in -o $out",
-        f"rule kernel\n  command = {compiler} {common} -O1 {KERNEL_FLAGS[sanitizer]} -MD -MF $out.d -c $in -o $out",
+        "rule runner\n  command = " + compile_.format(f"-O2 {RUNNER_FLAGS[sanitizer]}"),
+        "rule kernel\n  command = " + compile_.format(f"-O1 {KERNEL_FLAGS[sanitizer]}"),
         f"rule link\n  command = {compiler} -shared -o $out $in {LINK_FLAGS[sanitizer]} -ldl -lpthread",
     ]
-    rules = [rule if "rule link" in rule else rule + "\n  depfile = $out.d\n  deps = gcc" for rule in rules]
     objects = []
-    python = sorted((SIMT / "python").glob("*.cpp")) if sources is None else []
     for rule, paths in (("runner", [*sorted(SIMT.glob("*.cpp")), *python]), ("kernel", kernels)):
         for path in paths:
-            objects.append(f"{rule}_{path.stem}.o")
+            objects.append(f"{rule if rule == 'runner' else folder + rule}_{path.stem}.o")
             rules.append(f"build {objects[-1]}: {rule} {path}")
-    rules.append(f"build {module.name}: link {' '.join(objects)}")
-    text = "\n".join(rules) + "\n"
-    plan = folder / "build.ninja"
-    if not plan.exists() or plan.read_text() != text:
-        plan.write_text(text)
-    done = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True)
+    rules.append(f"build {module}: link {' '.join(objects)}")
+    plan = root / f"{folder or 'build'}.ninja"
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one build at a time
+        plan.write_text("\n".join(rules) + "\n")
+        done = subprocess.run([ninja, "-C", str(root), "-f", plan.name], capture_output=True, text=True)
     if done.returncode:
         raise BuildError(done.stdout + done.stderr)
-    return module
+    return root / module
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ Engine::Engine(int number)
       generation_(static_cast<uint32_t>(number) << kGenerationBits) {
   stacks_begin_ = reinterpret_cast<uintptr_t>(stacks_.begin());
   stacks_bytes_ = stacks_.bytes();
-  void* window = mmap(nullptr, shared_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* window =
+      mmap(nullptr, shared_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (window == MAP_FAILED) throw std::bad_alloc();
   shared_begin_ = reinterpret_cast<uintptr_t>(window);
 }
@@ -177,8 +178,8 @@ void Engine::thread_exit() {
     const int lane = __builtin_ctz(rest);
     if (warp.masks[lane] & bit) {
       const Fiber& other = *warp.lanes[lane];
-      fail(other.waits_at, "thread " + thread_name(thread) + " has ended, and " + warp.ops[lane]->name +
-                               " by thread " + thread_name(other) + " waits for it");
+      fail(other.waits_at, "thread " + thread_name(thread) + " has ended, and " + warp.ops[lane]->name + " by thread " +
+                               thread_name(other) + " waits for it");
     }
   }
   thread.state = Fiber::State::kExited;

@@ -52,13 +52,14 @@ struct Fiber {
   int lane;
   uint3 thread_idx;
   State state;
-  bool dependency_met;     // may touch what the kernels ahead wrote
-  bool fenced;             // its writes to shared memory are visible to asynchronous copies
-  bool cluster_arrived;    // at the cluster's barrier, and has not waited since
+  bool dependency_met;   // may touch what the kernels ahead wrote
+  bool cluster_arrived;  // at the cluster's barrier, and has not waited since
   uint32_t cluster_phase;
-  const char* waits_in;    // when blocked
+  uint32_t fence_generation;  // moment of the last fence_proxy_async
+  uint16_t fence_epoch;
+  const char* waits_in;  // when blocked
   uintptr_t waits_at;
-  CopyGroups copies;       // cp.async
+  CopyGroups copies;  // cp.async
   CopyGroups bulk_stores;
 };
 
@@ -98,8 +99,8 @@ struct ClusterBarrier {
 
 struct MBarrier {
   uint32_t count;
-  uint32_t pending;        // arrivals missing in this phase
-  int64_t bytes = 0;       // expected less issued
+  uint32_t pending;   // arrivals missing in this phase
+  int64_t bytes = 0;  // expected less issued
   uint32_t phase = 0;
   std::vector<AsyncCopy> copies;  // of this phase, not landed
   std::vector<Fiber*> waiting;
@@ -160,6 +161,10 @@ class Engine {
   // An asynchronous copy to shared memory: poisons its destination; then lands, by a thread or the asynchronous one.
   void start_copy(Fiber& thread, const AsyncCopy& copy);
   void land(const AsyncCopy& copy, int thread);
+  void fence_proxy_async();
+  std::string describe(uintptr_t address) const;  // "weights + 16", "shared memory + 8"
+  // What a bulk copy reads of shared memory must have been fenced by the threads that wrote it.
+  void check_fenced(const unsigned char* source, size_t bytes, uintptr_t pc);
   void global_access(uintptr_t address, size_t bytes, AccessKind kind, uintptr_t pc);
   void shared_access(uintptr_t address, size_t bytes, AccessKind kind, uintptr_t pc);
 

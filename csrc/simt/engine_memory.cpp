@@ -1,5 +1,5 @@
-// What an engine checks of every access: that it lies within a buffer, is aligned, and is ordered behind the accesses of
-// other threads that it conflicts with.
+// What an engine checks of every access: that it lies within a buffer, is aligned, and is ordered behind the accesses
+// of other threads that it conflicts with.
 #include <cstring>
 
 #include "simt/engine.h"
@@ -34,6 +34,12 @@ std::string Engine::place(uintptr_t address, const Region* region) const {
     text += " of block " + to_text(blocks[offset / kSharedSlot].index);
   }
   return text;
+}
+
+std::string Engine::describe(uintptr_t address) const {
+  if (address - shared_begin_ < shared_bytes_) return place(address, nullptr);
+  if (const Region* region = regions().find(address)) return place(address, region);
+  return address - stacks_begin_ < stacks_bytes_ ? "a local variable" : regions().nearest(address);
 }
 
 void Engine::global_access(uintptr_t address, size_t bytes, AccessKind kind, uintptr_t pc) {
@@ -94,8 +100,8 @@ void Engine::check_shared(uintptr_t address, size_t bytes, AccessKind kind, uint
   const size_t offset = address - shared_begin_;
   const size_t rank = offset / kSharedSlot;
   if (rank >= blocks.size() || offset % kSharedSlot + bytes > static_cast<size_t>(launch->shared_bytes)) {
-    fail(pc, std::string(verb(kind)) + " " + bytes_at(bytes, place(address, nullptr)) + ", out of bounds: the block has " +
-                 std::to_string(launch->shared_bytes) + " bytes");
+    fail(pc, std::string(verb(kind)) + " " + bytes_at(bytes, place(address, nullptr)) +
+                 ", out of bounds: the block has " + std::to_string(launch->shared_bytes) + " bytes");
   }
   if (blocks[rank].live == 0) {
     fail(pc, std::string(verb(kind)) + " shared memory of block " + to_text(blocks[rank].index) +
@@ -154,11 +160,12 @@ void Engine::touch(Records& records, uintptr_t begin, uintptr_t address, size_t 
   const auto conflict = [&](uintptr_t at, const Touch& other, const char* did, uint32_t other_pc, const char* why) {
     std::string who = "another block";
     if (other.generation == clocks.generation()) {
-      who = other.thread == clocks.async_thread() ? "an asynchronous copy" : "thread " + thread_name(fibers_[other.thread]);
+      who = other.thread == clocks.async_thread() ? "an asynchronous copy"
+                                                  : "thread " + thread_name(fibers_[other.thread]);
     }
     const std::string line = where(other_pc + reinterpret_cast<uintptr_t>(&__ehdr_start));
-    fail(pc, "race: thread " + thread_name(thread) + " " + verb(kind) + " " + bytes_at(bytes, place(at, region)) +
-                 ", which " + who + " " + did + " at " + line + ", " + why);
+    fail(pc, "race: " + (&thread == fiber ? "" : "for thread " + thread_name(thread) + ", ") + verb(kind) + " " +
+                 bytes_at(bytes, place(at, region)) + ", which " + who + " " + did + " at " + line + ", " + why);
   };
 
   for (uintptr_t at = address & ~uintptr_t{1}; at < address + bytes; at += 2) {
@@ -179,15 +186,14 @@ void Engine::touch(Records& records, uintptr_t begin, uintptr_t address, size_t 
         if (same_moment(entry.reader, mine)) mine.bytes |= entry.reader.bytes;
         entry.reader = mine;
         entry.reader_pc = module_pc;
-      } else if (entry.other_reader.generation == 0 ||
-                 entry.reader.thread / kWarpSize != mine.thread / kWarpSize) {
+      } else if (entry.other_reader.generation == 0 || entry.reader.thread / kWarpSize != mine.thread / kWarpSize) {
         entry.other_reader = mine;
         entry.other_reader_pc = module_pc;
       }
       continue;
     }
-    for (const auto& [reader, reader_pc] : {std::pair(entry.reader, entry.reader_pc),
-                                            std::pair(entry.other_reader, entry.other_reader_pc)}) {
+    for (const auto& [reader, reader_pc] :
+         {std::pair(entry.reader, entry.reader_pc), std::pair(entry.other_reader, entry.other_reader_pc)}) {
       if (!reader.generation || !(reader.bytes & mine.bytes)) continue;
       if (const char* why = unordered(reader, thread, region)) conflict(at, reader, "read", reader_pc, why);
     }
@@ -221,6 +227,29 @@ void Engine::land(const AsyncCopy& copy, int thread) {
     entry.in_flight = 0;
     entry.writer = mine;
     entry.atomic = false;
+  }
+}
+
+void Engine::fence_proxy_async() {
+  self().fence_generation = clocks.generation();
+  self().fence_epoch = clocks.epoch(self().index);
+  Clock nobody;
+  clocks.release(self().index, nobody);  // begins a new epoch
+}
+
+void Engine::check_fenced(const unsigned char* source, size_t bytes, uintptr_t pc) {
+  if (!options().check_races) return;
+  for (size_t i = 0; i < bytes; i += 2) {
+    const auto address = reinterpret_cast<uintptr_t>(source) + i;
+    const Records::Entry& entry = *shared_records_.entry(address - shared_begin_);
+    const Touch& writer = entry.writer;
+    if (writer.generation < cluster_generation_ || writer.thread == clocks.async_thread()) continue;
+    const Fiber& thread = fibers_[writer.thread];
+    if (writer.generation < thread.fence_generation) continue;
+    if (writer.generation == thread.fence_generation && writer.epoch <= thread.fence_epoch) continue;
+    fail(pc, "a bulk copy reads " + place(address, nullptr) + ", which thread " + thread_name(thread) + " wrote at " +
+                 where(entry.writer_pc + reinterpret_cast<uintptr_t>(&__ehdr_start)) +
+                 " with no fence_proxy_async() of its own since");
   }
 }
 

@@ -1,5 +1,5 @@
-// Kernels are compiled with GCC's thread-sanitizer instrumentation, which calls a function at every load and store. These
-// are those functions: they lead to the engine's checks instead of to libtsan, which is not linked. (The address
+// Kernels are compiled with GCC's thread-sanitizer instrumentation, which calls a function at every load and store.
+// These are those functions: they lead to the engine's checks instead of to libtsan, which is not linked. (The address
 // sanitizer cannot stand in: it folds a load and a store of one address into one check, and so would hide the store.)
 #include "simt/engine.h"
 
@@ -23,12 +23,12 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 
-#define DSN_SIMT_HOOKS(bytes)                                                                                    \
-  void __tsan_read##bytes(void* p) { on_access(p, bytes, AccessKind::kRead, DSN_SIMT_CALLER); }                  \
-  void __tsan_write##bytes(void* p) { on_access(p, bytes, AccessKind::kWrite, DSN_SIMT_CALLER); }                \
-  void __tsan_unaligned_read##bytes(void* p) { on_access(p, bytes, AccessKind::kRead, DSN_SIMT_CALLER); }        \
-  void __tsan_unaligned_write##bytes(void* p) { on_access(p, bytes, AccessKind::kWrite, DSN_SIMT_CALLER); }      \
-  void __tsan_volatile_read##bytes(void* p) { on_access(p, bytes, AccessKind::kRead, DSN_SIMT_CALLER); }         \
+#define DSN_SIMT_HOOKS(bytes)                                                                               \
+  void __tsan_read##bytes(void* p) { on_access(p, bytes, AccessKind::kRead, DSN_SIMT_CALLER); }             \
+  void __tsan_write##bytes(void* p) { on_access(p, bytes, AccessKind::kWrite, DSN_SIMT_CALLER); }           \
+  void __tsan_unaligned_read##bytes(void* p) { on_access(p, bytes, AccessKind::kRead, DSN_SIMT_CALLER); }   \
+  void __tsan_unaligned_write##bytes(void* p) { on_access(p, bytes, AccessKind::kWrite, DSN_SIMT_CALLER); } \
+  void __tsan_volatile_read##bytes(void* p) { on_access(p, bytes, AccessKind::kRead, DSN_SIMT_CALLER); }    \
   void __tsan_volatile_write##bytes(void* p) { on_access(p, bytes, AccessKind::kWrite, DSN_SIMT_CALLER); }
 DSN_SIMT_HOOKS(1)
 DSN_SIMT_HOOKS(2)

@@ -73,8 +73,8 @@ std::string Regions::nearest(uintptr_t address) const {
     const uintptr_t distance = above ? address - region->end : region->begin - address;
     if (distance >= best) continue;
     best = distance;
-    text = std::to_string(distance) + " bytes " + (above ? "past the end" : "before the start") + " of " + region->name +
-           " (" + std::to_string(region->end - region->begin) + " bytes)";
+    text = std::to_string(distance) + " bytes " + (above ? "past the end" : "before the start") + " of " +
+           region->name + " (" + std::to_string(region->end - region->begin) + " bytes)";
   }
   return text;
 }

@@ -8,8 +8,9 @@
 
 namespace dsn::simt {
 
-// Who touched two bytes last. Generations number the stretches between block barriers, over all launches, so an old record
-// needs no clearing; threads are counted within the cluster; the epoch counts a thread's releases within a generation.
+// Who touched two bytes last. Generations number the stretches between block barriers, over all launches, so an old
+// record needs no clearing; threads are counted within the cluster; the epoch counts a thread's releases within a
+// generation.
 struct Touch {
   uint32_t generation = 0;
   uint16_t thread : 14 = 0;

@@ -41,7 +41,6 @@ std::vector<Function>& functions() {
   return all;
 }
 
-
 void check(cudaError_t status) {
   if (status != cudaSuccess) {
     throw Error(std::string(name_of(status)) + " (" + std::to_string(static_cast<int>(status)) + ")");
@@ -50,7 +49,8 @@ void check(cudaError_t status) {
 
 Array::Array(py::object owner, const std::string& name, bool writable) : owner_(std::move(owner)) {
   if (py::hasattr(owner_, "data_ptr")) {
-    if (!owner_.attr("is_contiguous")().cast<bool>() || owner_.attr("device").attr("type").cast<std::string>() != "cpu") {
+    if (!owner_.attr("is_contiguous")().cast<bool>() ||
+        owner_.attr("device").attr("type").cast<std::string>() != "cpu") {
       throw py::value_error(name + ": expected a contiguous CPU tensor");
     }
     buffer_.address = reinterpret_cast<void*>(owner_.attr("data_ptr")().cast<uintptr_t>());
@@ -65,7 +65,8 @@ Array::Array(py::object owner, const std::string& name, bool writable) : owner_(
     buffer_.address = info.ptr;
     buffer_.bytes = info.size * info.itemsize;
   }
-  if (buffer_.bytes) regions().add(reinterpret_cast<uintptr_t>(buffer_.address), static_cast<size_t>(buffer_.bytes), name, writable);
+  if (buffer_.bytes)
+    regions().add(reinterpret_cast<uintptr_t>(buffer_.address), static_cast<size_t>(buffer_.bytes), name, writable);
 }
 
 Array::~Array() {
@@ -98,11 +99,12 @@ void define(py::module_& m, const Function& function) {
 
 }  // namespace dsn::simt
 
-PYBIND11_MODULE(DSN_SIMT_MODULE, m) {
+PYBIND11_MODULE(dsn_simt, m) {
   using namespace dsn::simt;
   m.doc() = "Runs the CUDA kernels on the host; see csrc/simt/README.md.";
   py::register_exception<Error>(m, "Error", PyExc_RuntimeError);
-  py::class_<Array, std::shared_ptr<Array>>(m, "Array", py::module_local()).def_property_readonly("nbytes", &Array::size<>);
+  py::class_<Array, std::shared_ptr<Array>>(m, "Array", py::module_local())
+      .def_property_readonly("nbytes", &Array::size<>);
   m.def(
       "input", [](py::object owner, const std::string& name) { return std::make_shared<Array>(owner, name, false); },
       py::arg("array"), py::arg("name") = "input", "A buffer that kernels may read.");

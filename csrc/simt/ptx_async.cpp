@@ -5,14 +5,16 @@
 #include "simt/engine.h"
 #include "simt/ptx_twins.h"
 
-namespace dsn::simt {
+namespace dsn::ptx {
 namespace {
+
+using namespace simt;
 
 void check_alignment(Engine& e, const char* what, uintptr_t to, uintptr_t from, size_t bytes, size_t alignment,
                      uintptr_t pc) {
   if (to % alignment || from % alignment || bytes % alignment) {
-    e.fail(pc, std::string(what) + " of " + std::to_string(bytes) + " bytes: source, destination and size must be multiples of " +
-                   std::to_string(alignment));
+    e.fail(pc, std::string(what) + " of " + std::to_string(bytes) +
+                   " bytes: source, destination and size must be multiples of " + std::to_string(alignment));
   }
 }
 
@@ -70,14 +72,38 @@ void issue_to_mbarrier(Engine& e, const AsyncCopy& copy, uint32_t address, uintp
   progress(e, barrier);
 }
 
+uint32_t checked_rank(uint32_t rank, uintptr_t pc) {
+  Engine& e = running();
+  if (rank >= e.blocks.size()) {
+    e.fail(pc, "block " + std::to_string(rank) + " of a cluster of " + std::to_string(e.blocks.size()));
+  }
+  return rank;
+}
+
+void arrive(uint32_t barrier, uint32_t bytes, uintptr_t pc) {
+  Engine& e = running();
+  MBarrier& found = find_mbarrier(e, barrier, pc);
+  e.shared_touch(e.self(), e.shared_pointer(barrier, 8, AccessKind::kRead, pc), 8, AccessKind::kRead, pc);
+  if (found.pending == 0 && !try_complete(e, found)) {
+    e.fail(pc, "more arrivals than the " + std::to_string(found.count) + " the mbarrier at " + shared_place(barrier) +
+                   " was initialised for, while " + std::to_string(found.bytes) + " bytes are missing");
+  }
+  --found.pending;
+  found.bytes += bytes;
+  e.clocks.release(e.self().index, found.arriving);
+  progress(e, found);
+}
+
 }  // namespace
 
 uint32_t shared_address(const void* pointer) { return running().shared_address(pointer, DSN_SIMT_CALLER); }
 
 // ---- cp.async ----
-void cp_async(uint32_t destination, const void* source, int bytes, int from_source) {
+template <int kBytes>
+void cp_async(uint32_t destination, const void* source, int from_source) {
   Engine& e = running();
   const uintptr_t pc = DSN_SIMT_CALLER;
+  constexpr int bytes = kBytes;
   const auto from = reinterpret_cast<uintptr_t>(source);
   if (from_source < 0 || from_source > bytes) {
     e.fail(pc, "cp.async of " + std::to_string(bytes) + " bytes, " + std::to_string(from_source) + " from its source");
@@ -93,23 +119,24 @@ void cp_async(uint32_t destination, const void* source, int bytes, int from_sour
   e.self().copies.open.push_back(copy);
 }
 
+template void cp_async<4>(uint32_t, const void*, int);
+template void cp_async<8>(uint32_t, const void*, int);
+template void cp_async<16>(uint32_t, const void*, int);
+
 void cp_async_commit() { commit(running().self().copies); }
 
-void cp_async_wait(int pending) {
+void cp_async_wait_pending(int pending) {
   Engine& e = running();
   wait_groups(e.self().copies, pending, [&](const AsyncCopy& copy) { e.land(copy, e.self().index); });
 }
 
 // ---- named barriers ----
-void barrier_sync(int id, int threads) {
-  running().barrier_arrive(id, threads, true, 0, nullptr, DSN_SIMT_CALLER);
-}
+void barrier_sync(int id, int threads) { running().barrier_arrive(id, threads, true, 0, nullptr, DSN_SIMT_CALLER); }
 
-void barrier_arrive(int id, int threads) {
-  running().barrier_arrive(id, threads, false, 0, nullptr, DSN_SIMT_CALLER);
-}
+void barrier_arrive(int id, int threads) { running().barrier_arrive(id, threads, false, 0, nullptr, DSN_SIMT_CALLER); }
 
-// ---- dependent launches: kernels run one after another here, and what they touch too early is found by its record ----
+// ---- dependent launches: kernels run one after another here, and what they touch too early is found by its record
+// ----
 void grid_dependency_wait() { running().self().dependency_met = true; }
 void grid_launch_dependents() { running(); }
 
@@ -120,17 +147,13 @@ void cluster_arrive() { running().cluster_arrive(DSN_SIMT_CALLER); }
 void cluster_wait() { running().cluster_wait(DSN_SIMT_CALLER); }
 
 uint32_t map_shared(uint32_t address, uint32_t rank) {
-  Engine& e = running();
-  if (rank >= e.blocks.size()) {
-    e.fail(DSN_SIMT_CALLER, "block " + std::to_string(rank) + " of a cluster of " + std::to_string(e.blocks.size()));
-  }
-  return (address - kSharedBase) % kSharedSlot + rank * kSharedSlot + kSharedBase;
+  return checked_rank(rank, DSN_SIMT_CALLER) * kSharedSlot + (address - kSharedBase) % kSharedSlot + kSharedBase;
 }
 
-void* map_shared_pointer(const void* pointer, uint32_t rank) {
+void* map_shared(const void* pointer, uint32_t rank) {
   Engine& e = running();
-  const uint32_t address = map_shared(e.shared_address(pointer, DSN_SIMT_CALLER), rank);
-  return e.blocks[rank].shared + (address - kSharedBase) % kSharedSlot;
+  const uint32_t address = e.shared_address(pointer, DSN_SIMT_CALLER);
+  return e.blocks[checked_rank(rank, DSN_SIMT_CALLER)].shared + (address - kSharedBase) % kSharedSlot;
 }
 
 // ---- mbarrier ----
@@ -146,20 +169,9 @@ void mbarrier_init(uint32_t barrier, uint32_t count) {
 
 void fence_mbarrier_init() { running(); }
 
-void mbarrier_arrive(uint32_t barrier, uint32_t bytes) {
-  Engine& e = running();
-  const uintptr_t pc = DSN_SIMT_CALLER;
-  MBarrier& found = find_mbarrier(e, barrier, pc);
-  e.shared_touch(e.self(), e.shared_pointer(barrier, 8, AccessKind::kRead, pc), 8, AccessKind::kRead, pc);
-  if (found.pending == 0 && !try_complete(e, found)) {
-    e.fail(pc, "more arrivals than the " + std::to_string(found.count) + " the mbarrier at " + shared_place(barrier) +
-                   " was initialised for, while " + std::to_string(found.bytes) + " bytes are missing");
-  }
-  --found.pending;
-  found.bytes += bytes;
-  e.clocks.release(e.self().index, found.arriving);
-  progress(e, found);
-}
+void mbarrier_arrive(uint32_t barrier) { arrive(barrier, 0, DSN_SIMT_CALLER); }
+void mbarrier_arrive_cluster(uint32_t barrier) { arrive(barrier, 0, DSN_SIMT_CALLER); }
+void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) { arrive(barrier, bytes, DSN_SIMT_CALLER); }
 
 void cp_async_mbarrier_arrive(uint32_t barrier) {
   Engine& e = running();
@@ -168,7 +180,7 @@ void cp_async_mbarrier_arrive(uint32_t barrier) {
   commit(copies);
   for (const auto& group : copies.committed) found.copies.insert(found.copies.end(), group.begin(), group.end());
   copies.committed.clear();
-  mbarrier_arrive(barrier, 0);
+  arrive(barrier, 0, DSN_SIMT_CALLER);
 }
 
 void mbarrier_wait(uint32_t barrier, uint32_t parity) {
@@ -184,7 +196,7 @@ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
 }
 
 // ---- bulk copies ----
-void fence_proxy_async() { running().self().fenced = true; }
+void fence_proxy_async() { running().fence_proxy_async(); }
 
 void bulk_load(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
   Engine& e = running();
@@ -202,6 +214,7 @@ void bulk_copy_cluster(uint32_t destination, uint32_t source, uint32_t bytes, ui
   check_alignment(e, "bulk copy", destination, source, bytes, 16, pc);
   const unsigned char* from = e.shared_pointer(source, bytes, AccessKind::kRead, pc);
   e.shared_touch(e.self(), from, bytes, AccessKind::kRead, pc);
+  e.check_fenced(from, bytes, pc);
   e.counters.shared_load_bytes += bytes;
   unsigned char* to = e.shared_pointer(destination, bytes, AccessKind::kWrite, pc);
   issue_to_mbarrier(e, {to, from, bytes, bytes, pc}, barrier, pc);
@@ -214,6 +227,7 @@ void bulk_store(void* destination, uint32_t source, uint32_t bytes) {
   check_alignment(e, "bulk copy", to, source, bytes, 16, pc);
   const unsigned char* from = e.shared_pointer(source, bytes, AccessKind::kRead, pc);
   e.shared_touch(e.self(), from, bytes, AccessKind::kRead, pc);
+  e.check_fenced(from, bytes, pc);
   e.global_access(to, bytes, AccessKind::kWrite, pc);
   ++e.counters.bulk_copies;
   e.counters.shared_load_bytes += bytes;
@@ -222,10 +236,10 @@ void bulk_store(void* destination, uint32_t source, uint32_t bytes) {
 
 void bulk_commit() { commit(running().self().bulk_stores); }
 
-void bulk_wait(int pending, bool) {
+void bulk_wait_pending(int pending) {
   Engine& e = running();
   wait_groups(e.self().bulk_stores, pending,
               [](const AsyncCopy& copy) { std::memcpy(copy.destination, copy.source, copy.bytes); });
 }
 
-}  // namespace dsn::simt
+}  // namespace dsn::ptx

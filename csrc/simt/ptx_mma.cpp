@@ -1,14 +1,16 @@
 // Twins of the tensor-core instructions: the last lane to arrive computes for its warp.
-#include <bit>
-#include <cstring>
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "simt/engine.h"
 #include "simt/ptx_twins.h"
 
-namespace dsn::simt {
+namespace dsn::ptx {
 namespace {
+
+using namespace simt;
 
 constexpr uint32_t kFullWarp = 0xffffffffu;
 
@@ -53,7 +55,7 @@ template <float (*kConvert)(uint16_t)>
 void multiply_16bit(void* const* arguments) {
   multiply<16>(
       arguments,
-      [](float(&a)[16][16], const uint32_t* registers, int group, int t) {
+      [](float (&a)[16][16], const uint32_t* registers, int group, int t) {
         for (int i = 0; i < 4; ++i) {
           const int row = group + i % 2 * 8;
           const int column = 2 * t + i / 2 * 8;
@@ -79,22 +81,23 @@ constexpr WarpOp kMmaBf16 = {"mma.m16n8k16 (bf16)", [](void* const* arguments, u
                                ++engine->counters.mma_m16n8k16_bf16;
                                multiply_16bit<bfloat16_to_float>(arguments);
                              }};
-constexpr WarpOp kMmaTf32 = {
-    "mma.m16n8k8 (tf32)", [](void* const* arguments, uint32_t) {
-      ++engine->counters.mma_m16n8k8_tf32;
-      multiply<8>(
-          arguments,
-          [](float(&a)[16][8], const uint32_t* registers, int group, int t) {
-            for (int i = 0; i < 4; ++i) a[group + i % 2 * 8][t + i / 2 * 4] = tf32_to_float(registers[i]);
-          },
-          [](Vector(&b)[8], const uint32_t* registers, int group, int t) {
-            for (int i = 0; i < 2; ++i) b[t + i * 4][group] = tf32_to_float(registers[i]);
-          });
-    }};
+constexpr WarpOp kMmaTf32 = {"mma.m16n8k8 (tf32)", [](void* const* arguments, uint32_t) {
+                               ++engine->counters.mma_m16n8k8_tf32;
+                               multiply<8>(
+                                   arguments,
+                                   [](float (&a)[16][8], const uint32_t* registers, int group, int t) {
+                                     for (int i = 0; i < 4; ++i)
+                                       a[group + i % 2 * 8][t + i / 2 * 4] = tf32_to_float(registers[i]);
+                                   },
+                                   [](Vector(&b)[8], const uint32_t* registers, int group, int t) {
+                                     for (int i = 0; i < 2; ++i) b[t + i * 4][group] = tf32_to_float(registers[i]);
+                                   });
+                             }};
 
 struct LdmatrixArgument {
   uint32_t* r;
   uint32_t address;
+  uintptr_t pc;
 };
 
 // Passes over the 32 banks that eight rows of 16 bytes take.
@@ -122,17 +125,17 @@ void perform_ldmatrix(void* const* arguments, uint32_t) {
     uint16_t rows[8][8];
     for (int row = 0; row < 8; ++row) {
       const int provider = 8 * matrix + row;
-      const uint32_t address = static_cast<LdmatrixArgument*>(arguments[provider])->address;
-      const unsigned char* pointer = e.shared_pointer(address, 16, AccessKind::kRead, DSN_SIMT_CALLER);
+      const auto& [r, address, pc] = *static_cast<const LdmatrixArgument*>(arguments[provider]);
+      const unsigned char* pointer = e.shared_pointer(address, 16, AccessKind::kRead, pc);
       if (address % 16) {
-        e.fail(DSN_SIMT_CALLER, "ldmatrix: the row address of lane " + std::to_string(provider) +
-                                    " is not aligned to 16 bytes: shared memory + " +
-                                    std::to_string((address - kSharedBase) % kSharedSlot));
+        e.fail(pc, "ldmatrix: the row address of lane " + std::to_string(provider) +
+                       " is not aligned to 16 bytes: shared memory + " +
+                       std::to_string((address - kSharedBase) % kSharedSlot));
       }
       // Several lanes receive a row: the check stands for one that is not the lane that gave the address.
       int receiver = kTransposed ? row / 2 : 4 * row;
       if (receiver == provider) receiver += kTransposed ? 4 : 1;
-      e.shared_touch(*e.self().warp->lanes[receiver], pointer, 16, AccessKind::kRead, e.self().waits_at);
+      e.shared_touch(*e.self().warp->lanes[receiver], pointer, 16, AccessKind::kRead, pc);
       std::memcpy(rows[row], pointer, 16);
     }
     for (int lane = 0; lane < kWarpSize; ++lane) {
@@ -159,13 +162,21 @@ void mma(const WarpOp& op, float* d, const uint32_t* a, const uint32_t* b, uintp
   running().warp_collective(op, kFullWarp, &argument, pc);
 }
 
+void ldmatrix(uint32_t* r, int matrices, bool transposed, uint32_t address, uintptr_t pc) {
+  Engine& e = running();
+  LdmatrixArgument argument{r, address, pc};
+  e.warp_collective(kLdmatrix[transposed][matrices / 2], kFullWarp, &argument, pc);
+}
+
 }  // namespace
 
-void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+template <>
+void mma_m16n8k16<__half>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   mma(kMmaF16, d, a, b, DSN_SIMT_CALLER);
 }
 
-void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+template <>
+void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   mma(kMmaBf16, d, a, b, DSN_SIMT_CALLER);
 }
 
@@ -178,11 +189,23 @@ uint32_t to_tf32(float value) {
   return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;
 }
 
-void ldmatrix(uint32_t* r, int matrices, bool transposed, uint32_t address) {
-  Engine& e = running();
-  LdmatrixArgument argument{r, address};
-  e.self().waits_at = DSN_SIMT_CALLER;
-  e.warp_collective(kLdmatrix[transposed][matrices / 2], kFullWarp, &argument, DSN_SIMT_CALLER);
+template <bool kTransposed>
+void ldmatrix_x1(uint32_t (&r)[1], uint32_t address) {
+  ldmatrix(r, 1, kTransposed, address, DSN_SIMT_CALLER);
 }
+template <bool kTransposed>
+void ldmatrix_x2(uint32_t (&r)[2], uint32_t address) {
+  ldmatrix(r, 2, kTransposed, address, DSN_SIMT_CALLER);
+}
+template <bool kTransposed>
+void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
+  ldmatrix(r, 4, kTransposed, address, DSN_SIMT_CALLER);
+}
+template void ldmatrix_x1<false>(uint32_t (&)[1], uint32_t);
+template void ldmatrix_x1<true>(uint32_t (&)[1], uint32_t);
+template void ldmatrix_x2<false>(uint32_t (&)[2], uint32_t);
+template void ldmatrix_x2<true>(uint32_t (&)[2], uint32_t);
+template void ldmatrix_x4<false>(uint32_t (&)[4], uint32_t);
+template void ldmatrix_x4<true>(uint32_t (&)[4], uint32_t);
 
-}  // namespace dsn::simt
+}  // namespace dsn::ptx

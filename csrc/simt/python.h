@@ -1,6 +1,6 @@
-// For bindings that need more of pybind11 than bindings.h gives: files of python/ are compiled without instrumentation, so
-// they hold no kernel, and call launchers that a file of bindings/ instantiates. DSN_SIMT_BINDINGS(name) { m.def(...) }
-// adds to the module when it is loaded.
+// For bindings that need more of pybind11 than bindings.h gives: files of python/ are compiled without instrumentation,
+// so they hold no kernel, and call launchers that a file of bindings/ instantiates. DSN_SIMT_BINDINGS(name) {
+// m.def(...) } adds to the module when it is loaded.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -40,9 +40,9 @@ struct PythonBinder {
   explicit PythonBinder(Bind bind);
 };
 
-#define DSN_SIMT_BINDINGS(name)                                           \
-  static void bind_##name(py::module_& m);                                \
-  static const ::dsn::simt::PythonBinder binder_##name(bind_##name);      \
+#define DSN_SIMT_BINDINGS(name)                                      \
+  static void bind_##name(py::module_& m);                           \
+  static const ::dsn::simt::PythonBinder binder_##name(bind_##name); \
   static void bind_##name([[maybe_unused]] py::module_& m)
 
 }  // namespace dsn::simt

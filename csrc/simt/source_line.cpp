@@ -11,7 +11,8 @@ namespace dsn::simt {
 namespace {
 
 bool is_library(const std::string& line) {
-  for (const char* part : {"csrc/simt/", "cuda/ptx", "cuda/device.cuh", "cuda_fp16", "cuda_bf16", "/include/c++/", "??"}) {
+  for (const char* part :
+       {"csrc/simt/", "cuda/ptx", "cuda/device.cuh", "cuda_fp16", "cuda_bf16", "/include/c++/", "??"}) {
     if (line.find(part) != line.npos) return true;
   }
   return false;

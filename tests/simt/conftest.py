@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def _load(name, path):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -30,7 +28,7 @@ def simt_module(simt_build):
     sources = sorted(Path(__file__).parent.glob("kernels/*.cpp"))
     sanitizer = os.environ.get("DSN_SIMT_SANITIZER", "none")
     try:
-        return _load("dsn_simt_test", simt_build.build(sanitizer, sources, "dsn_simt_test"))
+        return _load("dsn_simt", simt_build.build(sanitizer, sources, "test"))
     except simt_build.BuildError as error:
         if "not found" in str(error) or "no CUDA headers" in str(error):
             pytest.skip(f"the host runner cannot be built: {error}")

@@ -1,7 +1,7 @@
 #include "cuda/group_by_pattern.cuh"
 #include "simt/bindings.h"
 
-namespace dsn::simt {
+namespace dsn::simt::bindings {
 
 void group_by_pattern(Buffer gates, Buffer first, Buffer order, Buffer group, Buffer offsets, int batch, int layers) {
   check(cuda::launch_group_by_pattern({gates.data<uint8_t>(), first.data<int32_t>(), order.data<int64_t>(),
@@ -10,4 +10,4 @@ void group_by_pattern(Buffer gates, Buffer first, Buffer order, Buffer group, Bu
 }
 DSN_SIMT_BIND(group_by_pattern);
 
-}  // namespace dsn::simt
+}  // namespace dsn::simt::bindings
