@@ -37,15 +37,16 @@ def convert_command(
 ) -> None:
     """Convert released weights to a checkpoint; the file is read without running code from it."""
     out = out or Path(source.stem + (".safetensors" if to is None else ".pth"))
-    check_writable(out)
-    check_writable(json)
-    if out.exists() and source.exists() and out.samefile(source):
-        raise UserError(f"{out} is the file to convert; choose another name for the result")
     if to is not None:
         if to != "skipnet":
             raise UserError(f"--to is {to!r}; only 'skipnet' can be written")
         if model is not None or classes is not None:
             raise UserError("--model and --classes are for reading released weights; leave them out with --to")
+    check_writable(out)
+    check_writable(json)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"{out} is the file to convert; choose another name for the result")
+    if to is not None:
         network = dsn_models.load(source)
         export_skipnet(network, out)
         told = to

@@ -42,7 +42,7 @@ class _Format(NamedTuple):
     """How a format of residual networks is told and read.
 
     Attributes:
-        told_by: a key that every file of the format has and no other format.
+        told_by: what a key of the format begins with, and none of the formats before it.
         unit: the key of a unit, with groups for stage (from 1) and index.
         classifier: key of the classifier's weight.
         configs: the networks that it is for.
@@ -62,11 +62,11 @@ def _configs(entries: Any, stem: str | None = None) -> list[Any]:
 
 _LAYER = re.compile(r"layer(\d+)\.(\d+)\.")
 _RESIDUAL = {
-    "skipnet": _Format("group1_layer0.conv1.weight", re.compile(r"group(\d+)_layer(\d+)\."), "fc.weight",
+    "skipnet": _Format("group1_", re.compile(r"group(\d+)_layer(\d+)\."), "fc.weight",
                        _configs(skipnet.ZOO), names.released_skipnet),
-    "cifar-resnet": _Format("linear.weight", _LAYER, "linear.weight",
+    "cifar-resnet": _Format("linear.", _LAYER, "linear.weight",
                             _configs(resnet.ZOO, "conv3x3"), names.cifar_resnet),
-    "torchvision-resnet": _Format("layer1.0.conv1.weight", _LAYER, "fc.weight",
+    "torchvision-resnet": _Format("layer1.", _LAYER, "fc.weight",
                                   _configs(resnet.ZOO, "imagenet"), names.torchvision_resnet),
 }  # fmt: skip
 _DENSENET = "torchvision-densenet121"
@@ -75,7 +75,7 @@ FORMATS = (*_RESIDUAL, _DENSENET)
 
 def _told_format(state: StateDict) -> str:
     for name, form in _RESIDUAL.items():
-        if form.told_by in state:
+        if any(key.startswith(form.told_by) for key in state):
             return name
     if "features.conv0.weight" in state:
         return _DENSENET
@@ -93,14 +93,16 @@ def _stage_units(state: StateDict, unit: re.Pattern[str]) -> tuple[int, ...]:
     return tuple(last[stage] + 1 for stage in sorted(last))
 
 
-def _infer(state: StateDict, form: _Format) -> ResNetConfig:
+def _infer(state: StateDict, form: _Format, told: str) -> ResNetConfig:
     """The configuration whose units, gates and shortcuts the keys tell."""
     wanted: dict[str, Any] = {
         "stage_units": _stage_units(state, form.unit),
-        "unit": "bottleneck" if any(form.unit.match(key) and ".conv3." in key for key in state) else "basic",
+        "unit": "bottleneck"
+        if any(form.unit.match(key) and key.endswith(".conv3.weight") for key in state)
+        else "basic",
         "stem": "imagenet" if state["conv1.weight"].shape[-1] == 7 else "conv3x3",
     }
-    if form.told_by.startswith("group"):
+    if told == "skipnet":
         feed_forward = "ff-1" if "group1_gate0.conv2.weight" in state else "ff-2"
         wanted["gate"] = feed_forward if "group1_gate0.conv1.weight" in state else "rnn"
     fitting = [c for c in form.configs if all(getattr(c, field) == value for field, value in wanted.items())]
@@ -144,7 +146,7 @@ def convert(source: str | Path, model: str | None = None, classes: int | None = 
     for key in ("conv1.weight", form.classifier):
         if key not in state:
             raise UserError(f"key {key!r} is missing; expected all tensors of a {told} file")
-    config = _infer(state, form) if model is None else _named(model, form, told)
+    config = _infer(state, form, told) if model is None else _named(model, form, told)
     count = state[form.classifier].shape[0]
     _check_classes(config, count, classes)
     config = dataclasses.replace(config, classes=count)
