@@ -5,9 +5,17 @@ import torch
 
 import dsn_models
 from dsn_models import zoo
+from dsn_models.gates import PooledGate
 
 # name, options, parameters; (millions, digits) where the paper gives no more
 PARAMETERS = [
+    ("lenet", {}, 61_706),
+    ("densenet-40", {}, 1_100_428),
+    ("densenet-bc-100", {}, 800_032),
+    ("densenet-121", {}, 7_978_856),
+    ("resnet-18", {}, 11_689_512),
+    ("resnet-34", {}, 21_797_672),
+    ("resnet-164", {}, 1_726_388),
     ("gunn-15", {}, 1_585_746),
     ("gunn-15", {"classes": 100}, 1_618_236),
     ("sunn-15", {}, 1_585_746),
@@ -33,6 +41,15 @@ PARAMETERS = [
     ("resnet-164-narrow", {}, 1_619_290),
 ]
 
+# Dual skipping networks: name, classes, the stem and one unguided branch without gates, the branch's gates
+BRANCHES = [
+    ("concat-40", 20, 1_063_868, 8_460),
+    ("concat-40", 100, 1_100_428, 8_460),
+    ("concat-bc-100", 20, 772_592, 8_880),
+    ("concat-bc-100", 100, 800_032, 8_880),
+    ("dsn-navon", 10, 39_214, 552),
+]
+
 # Gated filters of GaterNet, from its tables 1 to 3
 GATES = {
     "gaternet-resnet-20": 336,
@@ -53,16 +70,27 @@ GATES = {
 MACS = [("gunn-15", 0.556, 3), ("sunn-15", 0.556, 3), ("gunn-18", 7.75, 2)]
 
 
+def count(modules):
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
 @pytest.mark.parametrize(("name", "options", "expected"), PARAMETERS)
 def test_parameters(name, options, expected):
     with torch.device("meta"):
         model = dsn_models.create(name, **options)
-    count = sum(parameter.numel() for parameter in model.parameters())
     if isinstance(expected, tuple):
         millions, digits = expected
-        assert round(count / 1e6, digits) == millions
+        assert round(count([model]) / 1e6, digits) == millions
     else:
-        assert count == expected
+        assert count([model]) == expected
+
+
+@pytest.mark.parametrize(("name", "classes", "expected", "gates"), BRANCHES)
+def test_stem_and_one_unguided_branch_without_gates(name, classes, expected, gates):
+    model = dsn_models.create(name, classes=(classes, classes), guide=False)
+    for branch in (model.coarse, model.fine):
+        assert count(m for m in branch.modules() if isinstance(m, PooledGate)) == gates
+        assert count([model.stem, branch]) - gates == expected
 
 
 @pytest.mark.parametrize("name", GATES)
