@@ -107,12 +107,13 @@ PYBIND11_MODULE(_C, m) {
       py::arg("head") = static_cast<int>(dsn::Op::kHead), py::arg("store") = static_cast<int>(dsn::Op::kStore),
       py::arg("conv2d") = static_cast<int>(dsn::Op::kConv2d),
       py::arg("subsample") = static_cast<int>(dsn::Op::kSubsample),
-      py::arg("max_pool") = static_cast<int>(dsn::Op::kMaxPool), py::arg("gate") = static_cast<int>(dsn::Op::kGate),
-      py::arg("linear") = static_cast<int>(dsn::Op::kLinear));
-  m.attr("FLAGS") = py::dict(py::arg("normalise") = static_cast<int>(dsn::kNormalise),
-                             py::arg("relu") = static_cast<int>(dsn::kRelu),
-                             py::arg("accumulate") = static_cast<int>(dsn::kAccumulate),
-                             py::arg("pool") = static_cast<int>(dsn::kPool));
+      py::arg("max_pool") = static_cast<int>(dsn::Op::kMaxPool),
+      py::arg("avg_pool") = static_cast<int>(dsn::Op::kAvgPool),
+      py::arg("pool_sums") = static_cast<int>(dsn::Op::kPoolSums), py::arg("add") = static_cast<int>(dsn::Op::kAdd),
+      py::arg("gate") = static_cast<int>(dsn::Op::kGate), py::arg("linear") = static_cast<int>(dsn::Op::kLinear));
+  m.attr("FLAGS") = py::dict(
+      py::arg("normalise") = static_cast<int>(dsn::kNormalise), py::arg("relu") = static_cast<int>(dsn::kRelu),
+      py::arg("accumulate") = static_cast<int>(dsn::kAccumulate), py::arg("pool") = static_cast<int>(dsn::kPool));
   m.attr("GATES") = py::dict(py::arg("none") = static_cast<int>(dsn::GateKind::kNone),
                              py::arg("hard") = static_cast<int>(dsn::GateKind::kHard),
                              py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft),

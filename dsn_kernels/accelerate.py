@@ -14,6 +14,7 @@ from dsn_models.densenet import Head, Transition
 from dsn_models.dual_skipping import DualSkippingNetwork, SkipDenseBlock
 from dsn_models.errors import UserError
 from dsn_models.gaternet import GaterNet
+from dsn_models.gradually_updated import GraduallyUpdatedNetwork
 from dsn_models.resnet import ResNet
 from dsn_models.skipnet import SkipNet
 
@@ -26,6 +27,7 @@ _TWINS: _Twins = {
     SkipNet: twins.SkipNet,
     GaterNet: twins.GaterNet,
     ResNet: twins.ResNet,
+    GraduallyUpdatedNetwork: twins.GraduallyUpdatedNetwork,
     SkipDenseBlock: twins.DenseBlock,
     Transition: twins.Transition,
     Head: twins.Head,
@@ -43,10 +45,10 @@ def accelerate(
 ) -> nn.Module:
     """Returns a model with the same call and outputs as ``model.eval()`` that runs only what its gates select.
 
-    A `DualSkippingNetwork`, `SkipNet`, `ResNet` or `GaterNet` with a residual backbone of `dsn_models` becomes one
-    operator from image to logits (a GaterNet two: the gater first). In any other model each gated dense block,
-    transition and head of `dsn_models` is replaced by its twin and the rest stays as it is; ``swapped`` on the result
-    names what was replaced. The model given is left untouched; its weights are copied.
+    A `DualSkippingNetwork`, `SkipNet`, `ResNet`, `GraduallyUpdatedNetwork` or `GaterNet` with a residual backbone of
+    `dsn_models` becomes one operator from image to logits (a GaterNet two: the gater first). In any other model each
+    gated dense block, transition and head of `dsn_models` is replaced by its twin and the rest stays as it is;
+    ``swapped`` on the result names what was replaced. The model given is left untouched; its weights are copied.
 
     Args:
         model: trained; weights on the CPU.

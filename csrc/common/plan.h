@@ -26,6 +26,9 @@ enum class Op : int64_t {
   kConv2d,
   kSubsample,  // dst = src at every stride-th pixel, its channels from out_offset on, zeros in the others
   kMaxPool,    // 2x2
+  kAvgPool,    // 2x2
+  kPoolSums,   // keep src's pooled vector
+  kAdd,        // in_channels of dst, from out_offset on, += those of src, from src_offset on
   kGate,       // decides gate first_gate from src's pooled vector
   kLinear,     // logits from src's pooled vector
 };
@@ -51,14 +54,25 @@ struct Instruction {
   int64_t weights = 0;                  // offset of the first field in the packed weights
   int64_t first_gate = 0;               // dense block: column of its first layer in the gate arrays
   int64_t guide = -1;                   // transition: buffer of the guide, -1 without
-  int64_t out_offset = 0;               // head, linear: first logit; subsample: first channel
+  int64_t out_offset = 0;               // head, linear: first logit; else: first channel of dst
   int64_t taps = 0, stride = 0;         // convolution: 1 or 9, 1 or 2
   int64_t flags = 0;                    // Flags
   int64_t only_if = -1;                 // a gate: the instruction runs where it is open
   int64_t out_mask = -1, in_mask = -1;  // convolution: first of the gates that choose its filters, its input channels
   int64_t shared = 0;                   // recurrent gate: offset of the weights that all its gates share
+  int64_t src_offset = 0;               // add, convolution: first channel of src
+  int64_t relu_channels = 0;            // convolution: so many outputs get the ReLU, 0: all
 };
-constexpr int kInstructionFields = 20;
+constexpr int kInstructionFields = 22;
+
+// Calls visit with each field of an instruction, in the order of a plan's words.
+template <class Record, class Visit>
+void each_field(Record& in, const Visit& visit) {
+  visit(in.op), visit(in.src), visit(in.dst), visit(in.in_channels), visit(in.out_channels), visit(in.layers);
+  visit(in.bottleneck), visit(in.gate), visit(in.merge), visit(in.weights), visit(in.first_gate), visit(in.guide);
+  visit(in.out_offset), visit(in.taps), visit(in.stride), visit(in.flags), visit(in.only_if), visit(in.out_mask);
+  visit(in.in_mask), visit(in.shared), visit(in.src_offset), visit(in.relu_channels);
+}
 constexpr int kBufferFields = 3;
 
 struct Plan {

@@ -48,27 +48,11 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, 
   dsn::check(count > first && (count - first) % kInstructionFields == 0, op, ": plan of ", count,
              " words does not hold whole instructions");
   for (const int64_t* b = words + 1; b < words + first; b += kBufferFields) plan.buffers.push_back({b[0], b[1], b[2]});
-  for (const int64_t* f = words + first; f < words + count; f += kInstructionFields)
-    plan.code.push_back({static_cast<Op>(f[0]),
-                         f[1],
-                         f[2],
-                         f[3],
-                         f[4],
-                         f[5],
-                         f[6],
-                         static_cast<GateKind>(f[7]),
-                         static_cast<Merge>(f[8]),
-                         f[9],
-                         f[10],
-                         f[11],
-                         f[12],
-                         f[13],
-                         f[14],
-                         f[15],
-                         f[16],
-                         f[17],
-                         f[18],
-                         f[19]});
+  for (const int64_t* f = words + first; f < words + count; f += kInstructionFields) {
+    const int64_t* word = f;
+    each_field(plan.code.emplace_back(),
+               [&](auto& field) { field = static_cast<std::remove_reference_t<decltype(field)>>(*word++); });
+  }
   check(op);
   find_streams(op);
   int64_t most = 0;
@@ -153,12 +137,13 @@ void CompiledPlan::check(const char* op) {
                    in.in_channels < kLargest && in.out_channels < kLargest && in.layers < kLargest &&
                    in.bottleneck < kLargest && in.weights >= 0 && in.first_gate >= 0 && in.out_offset >= 0 &&
                    in.guide >= -1 && in.only_if >= -1 && in.out_mask >= -1 && in.in_mask >= -1 && in.shared >= 0 &&
-                   in.first_gate < kLargest && in.out_offset < kLargest && in.only_if < kLargest &&
+                   in.src_offset >= 0 && in.relu_channels >= 0 && in.first_gate < kLargest &&
+                   in.out_offset < kLargest && in.src_offset < kLargest && in.only_if < kLargest &&
                    in.out_mask < kLargest && in.in_mask < kLargest,
                op, ": instruction ", i, " of the plan has a size out of range");
     const bool fills = in.op == Op::kLoad || in.op == Op::kStem || in.op == Op::kDenseBlock;
-    const bool maps =
-        in.op == Op::kTransition || in.op == Op::kConv2d || in.op == Op::kSubsample || in.op == Op::kMaxPool;
+    const bool maps = in.op == Op::kTransition || in.op == Op::kConv2d || in.op == Op::kSubsample ||
+                      in.op == Op::kMaxPool || in.op == Op::kAvgPool || in.op == Op::kAdd;
     fits((in.src >= 0) == !fills && (in.dst >= 0) == (fills || maps) && (in.guide < 0 || in.op == Op::kTransition), i);
     int64_t slices = 0;
     switch (in.op) {
@@ -204,18 +189,20 @@ void CompiledPlan::check(const char* op) {
         plan.logits = std::max(plan.logits, in.out_offset + in.out_channels);
         break;
       case Op::kStore:
+      case Op::kPoolSums:
         buffer(in.src);
         fits(contents[in.src].channels == in.in_channels, i);
         break;
       case Op::kConv2d: {
         const BufferSpec &src = buffer(in.src), &dst = buffer(in.dst);
+        const int64_t end = in.out_offset + in.out_channels;
+        const bool grows = in.out_offset == 0 && !(in.flags & kAccumulate);
         fits(in.src != in.dst && (in.taps == 1 || in.taps == 9) && (in.stride == 1 || in.stride == 2) &&
-                 contents[in.src].channels == in.in_channels && in.out_channels > 0 &&
-                 in.out_channels <= dst.channels && dst.height == ceil_div(src.height, in.stride) &&
-                 dst.width == ceil_div(src.width, in.stride) &&
-                 (!(in.flags & kAccumulate) || contents[in.dst].channels == in.out_channels),
+                 contents[in.src].channels >= in.src_offset + in.in_channels && in.out_channels > 0 &&
+                 end <= (grows ? dst.channels : contents[in.dst].channels) &&
+                 dst.height == ceil_div(src.height, in.stride) && dst.width == ceil_div(src.width, in.stride),
              i);
-        contents[in.dst] = {in.out_channels, 0};
+        if (grows) contents[in.dst] = {in.out_channels, 0};
         plan.gates = std::max({plan.gates, in.only_if + 1, in.out_mask < 0 ? 0 : in.out_mask + in.out_channels,
                                in.in_mask < 0 ? 0 : in.in_mask + in.in_channels});
         needs_masks |= in.out_mask >= 0 || in.in_mask >= 0;
@@ -230,7 +217,8 @@ void CompiledPlan::check(const char* op) {
         contents[in.dst] = {in.out_channels, 0};
         break;
       }
-      case Op::kMaxPool: {
+      case Op::kMaxPool:
+      case Op::kAvgPool: {
         const BufferSpec &src = buffer(in.src), &dst = buffer(in.dst);
         fits(in.src != in.dst && contents[in.src].channels == in.in_channels && in.in_channels <= dst.channels &&
                  dst.height == src.height / 2 && dst.width == src.width / 2,
@@ -238,6 +226,12 @@ void CompiledPlan::check(const char* op) {
         contents[in.dst] = {in.in_channels, 0};
         break;
       }
+      case Op::kAdd:
+        fits(in.src != in.dst && same_map(buffer(in.src), buffer(in.dst)) &&
+                 in.src_offset + in.in_channels <= contents[in.src].channels &&
+                 in.out_offset + in.in_channels <= contents[in.dst].channels,
+             i);
+        break;
       case Op::kGate:
         fits(in.in_channels <= buffer(in.src).channels &&
                  (in.gate != GateKind::kRecurrent || in.shared + recurrence::layout().size <= weight_count_),

@@ -19,7 +19,7 @@ class Conv2d {
         to(w.plan.buffers[in.dst]),
         p(w.packed(in)),
         planes(in.taps == 9 && in.stride == 2 ? 4 : 1),
-        patches(to, in.in_channels * planes) {
+        patches(to, in.in_channels * planes, w.team().size()) {
     for (int c = 0; c < in.in_channels; ++c)
       if (in.in_mask < 0 || w.sample.taken[in.in_mask + c]) sources.push_back(c);
     if (in.out_mask >= 0)
@@ -31,7 +31,7 @@ class Conv2d {
     w.team().phase(
         patches.count, [&](int64_t i) { convolve(i); },
         [&] {
-          if (pool) w.pool(in.dst, 0, in.out_channels);
+          if (pool) w.pool(in.dst, in.out_offset, in.out_offset + in.out_channels);
         });
   }
 
@@ -88,9 +88,10 @@ class Conv2d {
     c.edge = w.compiled.edges[in.dst][t].bits;
     c.accumulate = in.flags & kAccumulate;
     c.relu = in.flags & kRelu;
-    c.dst = w.state(in.dst) + t * to.channels * kTile;
+    c.relu_channels = static_cast<int>(in.relu_channels);
+    c.dst = w.state(in.dst) + (t * to.channels + in.out_offset) * kTile;
     c.dst_stride = kTile;
-    if (in.flags & kPool) c.sums = w.sums(in.dst) + t * to.channels;
+    if (in.flags & kPool) c.sums = w.sums(in.dst) + t * to.channels + in.out_offset;
     return c;
   }
 
@@ -107,17 +108,16 @@ class Conv2d {
       }
       for (size_t s = 0; s < sources.size(); ++s) pick(sources[s], offset, c.src + s * kTile);
     } else if (in.flags & kNormalise && in.in_mask < 0 && in.out_mask < 0) {
-      c.state = w.state(in.src) + t * channels;
+      c.state = source() + t * channels;
       c.scale = p[kScale];
       c.shift = p[kShift];
     } else if (in.flags & kNormalise) {
-      w.kernel.normalise(w.state(in.src) + t * channels, sources.data(), c.live_count, p[kScale], p[kShift], c.src,
-                         kTile);
+      w.kernel.normalise(source() + t * channels, sources.data(), c.live_count, p[kScale], p[kShift], c.src, kTile);
     } else if (in.in_mask < 0) {
-      c.src = w.state(in.src) + t * channels;
+      c.src = source() + t * channels;
     } else {
       for (size_t s = 0; s < sources.size(); ++s)
-        std::memcpy(c.src + s * kTile, w.state(in.src) + t * channels + sources[s] * kTile, kTile * sizeof(float));
+        std::memcpy(c.src + s * kTile, source() + t * channels + sources[s] * kTile, kTile * sizeof(float));
     }
   }
 
@@ -130,7 +130,7 @@ class Conv2d {
       const auto rows = static_cast<int>(sources.size());
       w.kernel.zero_rows(patch, patches.stride, rows, static_cast<int>(begin - start));
       w.kernel.zero_rows(patch + (end - start), patches.stride, rows, static_cast<int>(start + patches.stride - end));
-      w.kernel.gather(w.state(in.src), from.channels * kTile, sources.data(), rows, static_cast<int>(begin),
+      w.kernel.gather(source(), from.channels * kTile, sources.data(), rows, static_cast<int>(begin),
                       static_cast<int>(end), in.flags & kNormalise ? p[kScale] : nullptr, p[kShift],
                       patch + (begin - start), patches.stride);
       return;
@@ -156,21 +156,24 @@ class Conv2d {
 
   void pick(int channel, const std::vector<int>& offset, float* dst) {
     const bool normalise = in.flags & kNormalise;
-    w.kernel.pick(w.state(in.src) + channel * kTile, offset.data(), static_cast<int>(offset.size()),
+    w.kernel.pick(source() + channel * kTile, offset.data(), static_cast<int>(offset.size()),
                   normalise ? p[kScale] + channel : nullptr, normalise ? p[kShift] + channel : nullptr, dst);
   }
 
   // A filter that is off adds nothing: the destination keeps what it has, or becomes zero, and joins the ReLU and sums.
   void finish_off_filters(int64_t t) {
     for (int m : off) {
-      float* dst = w.state(in.dst) + (t * to.channels + m) * kTile;
+      float* dst = w.state(in.dst) + (t * to.channels + in.out_offset + m) * kTile;
       if (!(in.flags & kAccumulate))
         std::fill_n(dst, kTile, 0.f);
       else if (in.flags & kRelu)
         for (int q = 0; q < kTile; ++q) dst[q] = dst[q] < 0 ? 0.f : dst[q];
-      if (in.flags & kPool) w.sums(in.dst)[t * to.channels + m] = std::accumulate(dst, dst + kTile, 0.f);
+      if (in.flags & kPool)
+        w.sums(in.dst)[t * to.channels + in.out_offset + m] = std::accumulate(dst, dst + kTile, 0.f);
     }
   }
+
+  float* source() const { return w.state(in.src) + in.src_offset * kTile; }
 
   Worker& w;
   const Instruction& in;
@@ -187,7 +190,7 @@ class Conv2d {
 }  // namespace
 
 void run_conv2d(Worker& w, const Instruction& in) {
-  w.live[in.dst].reset(static_cast<int>(in.out_channels));
+  if (in.out_offset == 0 && !(in.flags & kAccumulate)) w.live[in.dst].reset(static_cast<int>(in.out_channels));
   if (in.only_if >= 0 && !w.sample.taken[in.only_if]) return;
   Conv2d(w, in).run();
 }

@@ -37,7 +37,8 @@ struct ConvTile {
   const float* bias;     // [out_channels, padded] or null
   bool accumulate;       // start from dst
   bool relu;
-  float* dst;  // [out_channels][dst_stride]
+  int relu_channels;  // so many outputs get it, 0: all
+  float* dst;         // [out_channels][dst_stride]
   int64_t dst_stride;
   const int* rows;  // the row of dst and sums that each output channel goes to; null: its own
   float* sums;      // [out_channels] sums over the tile's pixels, or null

@@ -145,8 +145,9 @@ static void conv_block(const ConvTile& t, int block, int first_lane) {
   if (t.relu) {
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m)
+      if (!t.relu_channels || row0 + m < t.relu_channels)
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) acc[m][v] = relu(acc[m][v]);
+        for (int v = 0; v < Vectors; ++v) acc[m][v] = relu(acc[m][v]);
   }
   if (t.valid < kTile) {
     const uint32_t bits = (1u << t.valid) - 1;
@@ -224,6 +225,12 @@ static void gather(const float* src, int64_t tile_stride, const int* live, int l
     if (next > end) next = end;
     const float* from = src + begin / kTile * tile_stride + begin % kTile;
     const int whole = (next - begin) / kLanes * kLanes, rest = next - begin - whole;
+    if (!scale && whole == kTile) {
+      for (int l = 0; l < live_count; ++l)
+#pragma GCC unroll 8
+        for (int i = 0; i < kTile; i += kLanes) store(dst + l * dst_stride + i, load(from + live[l] * kTile + i));
+      continue;
+    }
     for (int l = 0; l < live_count; ++l) {
       const float* pixels = from + live[l] * kTile;
       const vec s = broadcast(scale ? scale[live[l]] : 1.f), b = broadcast(scale ? shift[live[l]] : 0.f);

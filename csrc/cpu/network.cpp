@@ -40,7 +40,8 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
     if (in.op == Op::kConv2d) {
       const int64_t planes = in.taps == 9 && in.stride == 2 ? 4 : 1;
       if (in.taps == 9)
-        patch_stride = std::max(patch_stride, Patches(plan.buffers[in.dst], in.in_channels * planes).size + kAlign);
+        patch_stride =
+            std::max(patch_stride, Patches(plan.buffers[in.dst], in.in_channels * planes, team_size).size + kAlign);
       if (in.out_mask >= 0)  // rows end in room for a whole vector
         selected_stride =
             std::max(selected_stride, in.in_channels * in.taps * (round_up(in.out_channels, kAlign) + kAlign) + kAlign);
@@ -137,7 +138,12 @@ void Worker::step(const Instruction& in) {
     case Op::kSubsample:
       return run_subsample(*this, in);
     case Op::kMaxPool:
-      return run_max_pool(*this, in);
+    case Op::kAvgPool:
+      return run_pool(*this, in);
+    case Op::kPoolSums:
+      return run_pool_sums(*this, in);
+    case Op::kAdd:
+      return run_add(*this, in);
     case Op::kGate:
       return run_gate(*this, in);
     case Op::kLinear:
@@ -305,27 +311,7 @@ std::shared_ptr<const CompiledPlan> compile(const char* op, const std::vector<Bu
                                             const Tensor& weights) {
   std::vector<int64_t> words{static_cast<int64_t>(buffers.size())};
   for (const BufferSpec& b : buffers) words.insert(words.end(), {b.channels, b.height, b.width});
-  for (const Instruction& i : code)
-    words.insert(words.end(), {static_cast<int64_t>(i.op),
-                               i.src,
-                               i.dst,
-                               i.in_channels,
-                               i.out_channels,
-                               i.layers,
-                               i.bottleneck,
-                               static_cast<int64_t>(i.gate),
-                               static_cast<int64_t>(i.merge),
-                               i.weights,
-                               i.first_gate,
-                               i.guide,
-                               i.out_offset,
-                               i.taps,
-                               i.stride,
-                               i.flags,
-                               i.only_if,
-                               i.out_mask,
-                               i.in_mask,
-                               i.shared});
+  for (const Instruction& i : code) each_field(i, [&](auto field) { words.push_back(static_cast<int64_t>(field)); });
   return CompiledPlan::get(op, words.data(), static_cast<int64_t>(words.size()), input, weights.numel());
 }
 

@@ -1,4 +1,6 @@
-// subsample, max_pool: maps of another size without weights.
+// subsample, max_pool, avg_pool, add: what has no weights.
+#include <numeric>
+
 #include "worker.h"
 
 namespace dsn::cpu {
@@ -28,26 +30,51 @@ void run_subsample(Worker& w, const Instruction& in) {
       [&] { w.pool(in.dst, 0, in.out_channels); });
 }
 
-void run_max_pool(Worker& w, const Instruction& in) {
+void run_pool(Worker& w, const Instruction& in) {
   const BufferSpec &from = w.plan.buffers[in.src], &to = w.plan.buffers[in.dst];
+  const bool average = in.op == Op::kAvgPool;
   w.live[in.dst].reset(static_cast<int>(in.in_channels));
   w.team().phase(to.tiles(), [&](int64_t t) {
     const int valid = w.valid(to, t);
     float* tile = w.state(in.dst) + t * to.channels * kTile;
-    for (int64_t c = 0; c < in.in_channels; ++c) {
-      auto at = [&](int64_t pixel) {
-        return w.state(in.src)[(pixel / kTile * from.channels + c) * kTile + pixel % kTile];
-      };
-      for (int q = 0; q < kTile; ++q) {
-        if (q >= valid) {
-          tile[c * kTile + q] = 0;
-          continue;
-        }
-        const int64_t first = (t * kTile + q) / to.width * 2 * from.width + (t * kTile + q) % to.width * 2;
-        tile[c * kTile + q] =
-            std::max(std::max(at(first), at(first + 1)), std::max(at(first + from.width), at(first + from.width + 1)));
+    int64_t place[kTile][4];  // in the source, of the four pixels behind each
+    for (int q = 0; q < valid; ++q) {
+      const int64_t first = (t * kTile + q) / to.width * 2 * from.width + (t * kTile + q) % to.width * 2;
+      for (int k = 0; k < 4; ++k) {
+        const int64_t pixel = first + k / 2 * from.width + k % 2;
+        place[q][k] = pixel / kTile * from.channels * kTile + pixel % kTile;
       }
     }
+    for (int64_t c = 0; c < in.in_channels; ++c) {
+      const float* src = w.state(in.src) + c * kTile;
+      float* dst = tile + c * kTile;
+      for (int q = 0; q < valid; ++q) {
+        const float a = src[place[q][0]], b = src[place[q][1]], d = src[place[q][2]], e = src[place[q][3]];
+        dst[q] = average ? 0.25f * ((a + b) + (d + e)) : std::max(std::max(a, b), std::max(d, e));
+      }
+      std::fill(dst + valid, dst + kTile, 0.f);
+    }
+  });
+}
+
+void run_pool_sums(Worker& w, const Instruction& in) {
+  const BufferSpec& map = w.plan.buffers[in.src];
+  w.team().phase(
+      map.tiles(),
+      [&](int64_t t) {
+        const float* tile = w.state(in.src) + t * map.channels * kTile;
+        for (int64_t c = 0; c < in.in_channels; ++c)
+          w.sums(in.src)[t * map.channels + c] = std::accumulate(tile + c * kTile, tile + (c + 1) * kTile, 0.f);
+      },
+      [&] { w.pool(in.src, 0, in.in_channels); });
+}
+
+void run_add(Worker& w, const Instruction& in) {
+  const BufferSpec &from = w.plan.buffers[in.src], &to = w.plan.buffers[in.dst];
+  w.team().phase(to.tiles(), [&](int64_t t) {
+    const float* src = w.state(in.src) + (t * from.channels + in.src_offset) * kTile;
+    float* dst = w.state(in.dst) + (t * to.channels + in.out_offset) * kTile;
+    for (int64_t i = 0; i < in.in_channels * kTile; ++i) dst[i] += src[i];
   });
 }
 

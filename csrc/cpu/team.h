@@ -47,6 +47,7 @@ class Team {
 
   bool alone() const { return size_ == 1; }
   int rank() const { return rank_; }
+  int size() const { return size_; }
 
   // Calls work(i) for i in [0, items) over the team, then finish() once; returns when both are done.
   template <class Work, class Finish>

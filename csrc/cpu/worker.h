@@ -156,10 +156,14 @@ class Worker {
 // convolution reads one contiguous patch. The halo is a row and, unless patches end where rows do, the
 // next row's first pixel.
 struct Patches {
-  Patches(const BufferSpec& map, int64_t channels) {
+  // parts: that a map is cut into at least, where it has so many. Within that a patch grows up to half of an L1 cache.
+  Patches(const BufferSpec& map, int64_t channels, int parts = 0) {
+    constexpr int64_t kFloats = 4096;
     const int64_t rows = round_up(map.width, kTile);
     halo = static_cast<int>(rows % map.width == 0 ? map.width : map.width + 1);
     tiles = static_cast<int>(ceil_div(halo, kTile));
+    while (parts && 2 * tiles * parts <= map.tiles() && channels * (2 * tiles * kTile + 2 * halo) <= kFloats)
+      tiles *= 2;
     count = static_cast<int>(ceil_div(map.tiles(), tiles));
     stride = round_up(tiles * kTile + 2 * halo, kAlign);
     size = channels * stride;
@@ -181,7 +185,9 @@ void run_transition(Worker&, const Instruction&);
 void run_head(Worker&, const Instruction&);
 void run_conv2d(Worker&, const Instruction&);
 void run_subsample(Worker&, const Instruction&);
-void run_max_pool(Worker&, const Instruction&);
+void run_pool(Worker&, const Instruction&);
+void run_pool_sums(Worker&, const Instruction&);
+void run_add(Worker&, const Instruction&);
 void run_gate(Worker&, const Instruction&);
 void run_linear(Worker&, const Instruction&);
 

@@ -3,7 +3,16 @@
 from .dense_block import DenseBlock
 from .dual_skipping import DualSkippingNetwork
 from .head import Head
-from .planned import GaterNet, ResNet, SkipNet
+from .planned import GaterNet, GraduallyUpdatedNetwork, ResNet, SkipNet
 from .transition import Transition
 
-__all__ = ["DenseBlock", "DualSkippingNetwork", "GaterNet", "Head", "ResNet", "SkipNet", "Transition"]
+__all__ = [
+    "DenseBlock",
+    "DualSkippingNetwork",
+    "GaterNet",
+    "GraduallyUpdatedNetwork",
+    "Head",
+    "ResNet",
+    "SkipNet",
+    "Transition",
+]

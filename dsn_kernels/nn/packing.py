@@ -212,16 +212,42 @@ def pack_conv2d(
     Raises:
         ValueError: the convolution is of another kind.
     """
+    stride = _check_conv(conv)
+    weight, bias = folded_conv(conv, norm)
+    return _pack_folded(packer, weight, bias, stride, before, masked)
+
+
+def pack_joined_1x1(packer: Packer, parts: list[tuple[nn.Conv2d, nn.Module]]) -> dict[str, int]:
+    """Packs 1x1 convolutions of one input, each with its batch norm, as one with all their filters."""
+    folded = [folded_conv(conv, norm) for conv, norm in parts]
+    weight, bias = (torch.cat(values) for values in zip(*folded, strict=True))
+    return _pack_folded(packer, weight, bias, 1, None, False)
+
+
+def _check_conv(conv: nn.Conv2d) -> int:
+    """The stride of a convolution that can be packed."""
     size, stride = conv.kernel_size[0], conv.stride[0]
     if conv.kernel_size not in ((1, 1), (3, 3)) or conv.stride not in ((1, 1), (2, 2)) or conv.groups != 1:
         raise ValueError(f"{conv} cannot be packed; expected a 1x1 or 3x3 convolution of one group, stride 1 or 2")
     if conv.padding != (size // 2, size // 2) or conv.dilation != (1, 1):
         raise ValueError(f"{conv} cannot be packed; expected padding {size // 2} and no dilation")
+    return stride
+
+
+def folded_conv(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias, float64, with the batch norm behind the convolution folded in."""
     weight = conv.weight.double()
     bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
     if isinstance(norm, nn.BatchNorm2d):
         scale, shift = fold(norm)
         weight, bias = weight * scale[:, None, None, None], bias * scale + shift
+    return weight, bias
+
+
+def _pack_folded(
+    packer: Packer, weight: Tensor, bias: Tensor, stride: int, before: nn.BatchNorm2d | None, masked: bool
+) -> dict[str, int]:
+    out_channels, in_channels, taps = weight.flatten(2).shape
     fields: dict[str, Tensor] = {"bias": pad_rows(bias)}
     if before is not None:
         fields["scale"], fields["shift"] = fold(before)
@@ -230,11 +256,11 @@ def pack_conv2d(
         fields["weight"] = nn.functional.pad(flat, (0, -len(weight) % _C.TILE))
     else:
         fields["weight"] = block_conv(weight)
-    layout = _C.conv2d_layout(conv.in_channels, conv.out_channels, size * size, before is not None, masked)
+    layout = _C.conv2d_layout(in_channels, out_channels, taps, before is not None, masked)
     return {
-        "in_channels": conv.in_channels,
-        "out_channels": conv.out_channels,
-        "taps": size * size,
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "taps": taps,
         "stride": stride,
         "weights": packer.add(layout, **fields),
     }

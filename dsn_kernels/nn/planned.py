@@ -1,9 +1,9 @@
-"""Twins that are one operator from image to logits: residual networks, SkipNet, GaterNet."""
+"""Twins that are one operator from image to logits: residual networks, SkipNet, GaterNet, GUNN."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,11 +16,14 @@ from dsn_models.errors import UserError
 from dsn_models.gaternet import FILTERS, Gater
 from dsn_models.gaternet import GaterNet as ReferenceGaterNet
 from dsn_models.gates import ForcedGates, resolve_forced_gates
+from dsn_models.gradually_updated import GraduallyUpdatedNetwork as ReferenceGunn
 from dsn_models.resnet import ResNet as ReferenceResNet
 from dsn_models.skipnet import SkipNet as ReferenceSkipNet
 from dsn_models.skipnet import resolve_threshold
 
 from .. import ops
+from ..ops.network import Plan
+from .gradual_planning import plan_gradual
 from .packing import fold
 from .residual_planning import plan_residual
 
@@ -31,15 +34,16 @@ class _Planned(nn.Module):
     weights: Tensor
     plan_words: Tensor
 
-    def __init__(self, model: Any, masks: Mapping[str, int] | None = None) -> None:
+    def __init__(self, model: Any, make_plan: Callable[..., tuple[Plan, Tensor]], **options: Any) -> None:
         super().__init__()
         config = model.config
-        self.stem = copy.deepcopy(model.stem) if config.stem == "imagenet" else None
-        side, self.stem_macs = config.image_size, 0
-        if self.stem is not None:
+        self.stem, side, self.stem_macs = None, config.image_size, 0
+        if config.stem == "imagenet":
+            stem = model.stem[:-3] if isinstance(model, ReferenceGunn) else model.stem  # the plan has its last 1x1
+            self.stem = copy.deepcopy(stem).eval()
             side = self.stem(torch.zeros(1, config.in_channels, side, side)).shape[-1]
             self.stem_macs = count_macs(self.stem, config)
-        self.plan, weights = plan_residual(model, side, masks)
+        self.plan, weights = make_plan(model, side, **options)
         self._sizes = {"gates": self.plan.gates, "logits": self.plan.logits}
         self.register_buffer("weights", weights)
         self.register_buffer("plan_words", self.plan.words(), persistent=False)
@@ -109,12 +113,12 @@ class PlannedTwin(nn.Module):
         return next(iter(resolve_forced_gates(forced_gates, batch, self.layers).values()), None)
 
 
-class ResNet(PlannedTwin):
-    """`dsn_models.ResNet`: no gates, every unit runs. ``forward(images)``: float32 images to logits [B, classes]."""
+class _Dense(PlannedTwin):
+    """No gates, everything runs. ``forward(images)``: float32 images to logits [B, classes]."""
 
-    def __init__(self, model: ReferenceResNet) -> None:
+    def __init__(self, model: Any, make_plan: Callable[..., tuple[Plan, Tensor]]) -> None:
         super().__init__(model)
-        self.network = _Planned(model)
+        self.network = _Planned(model, make_plan)
         self.register_buffer("thresholds", torch.empty(0), persistent=False)
         self._finish()
 
@@ -129,6 +133,20 @@ class ResNet(PlannedTwin):
         return self.network.plan.macs(torch.empty(1, 0, dtype=torch.uint8)) + self.network.stem_macs
 
 
+class ResNet(_Dense):
+    """`dsn_models.ResNet`: every unit runs."""
+
+    def __init__(self, model: ReferenceResNet) -> None:
+        super().__init__(model, plan_residual)
+
+
+class GraduallyUpdatedNetwork(_Dense):
+    """`dsn_models.GraduallyUpdatedNetwork`, GUNN or SUNN, with segments of any size."""
+
+    def __init__(self, model: ReferenceGunn) -> None:
+        super().__init__(model, plan_gradual)
+
+
 class SkipNet(PlannedTwin):
     """`dsn_models.SkipNet`: a bypassed unit costs its gate and nothing else.
 
@@ -139,7 +157,7 @@ class SkipNet(PlannedTwin):
 
     def __init__(self, model: ReferenceSkipNet) -> None:
         super().__init__(model)
-        self.network = _Planned(model)
+        self.network = _Planned(model, plan_residual)
         limits = torch.full((self.network.plan.gates,), float(model.config.threshold))
         self.register_buffer("thresholds", limits, persistent=False)
         self._finish()
@@ -193,8 +211,8 @@ class GaterNet(PlannedTwin):
             )
         super().__init__(model)
         masks = {conv.conv: conv.gates.start for point in model.gate_points for conv in point.convolutions}
-        self.gater = _Planned(_with_first_linear(model.gater))
-        self.backbone = _Planned(model.backbone, masks)
+        self.gater = _Planned(_with_first_linear(model.gater), plan_residual)
+        self.backbone = _Planned(model.backbone, plan_residual, masks=masks)
         self.fc2 = copy.deepcopy(model.gater.fc2)
         self.register_buffer("thresholds", torch.full((model.num_gates,), 0.5), persistent=False)
         self._fixed_macs = self.fc2.weight.numel() + self.gater.stem_macs + self.backbone.stem_macs

@@ -1,4 +1,4 @@
-"""Accelerated residual networks, SkipNets and GaterNets against the reference models in float64."""
+"""Accelerated residual networks, SkipNets, GaterNets and GUNNs against the reference models in float64."""
 
 import copy
 
@@ -35,6 +35,11 @@ MODELS = {
         {"backbone_options": {"stage_units": (2, 2, 2), "shortcut": "pad"}, "gated": "all", "image_size": 17},
     ),
     "gaternet-preact": ("gaternet-resnet-164", {"backbone_options": {"stage_units": (2, 2, 2)}, "gated": "all"}),
+    "gunn": ("gunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
+    "gunn-uneven": ("gunn-15", {"widths": (12, 20), "segments": (12, (1, 7, 12)), "image_size": 9}),
+    "sunn": ("sunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
+    "gunn-stacked": ("gunn-24", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
+    "gunn-imagenet": ("gunn-18", {"widths": (40, 80), "segments": (2, 4), "image_size": 32, "classes": 10}),
 }
 
 
@@ -108,7 +113,7 @@ def test_results_do_not_depend_on_threads(name):
         assert torch.equal(macs, outputs[0][1])
 
 
-@pytest.mark.parametrize("name", ["resnet-pad", "resnet-preact", "skipnet-rnn", "gaternet-last"])
+@pytest.mark.parametrize("name", ["resnet-pad", "resnet-preact", "gunn", "skipnet-rnn", "gaternet-last"])
 def test_open_gates_cost_what_the_dense_network_costs(name):
     fast = dsn_kernels.accelerate(make(name))
     gates = {key: torch.ones(1, count, dtype=torch.uint8) for key, count in fast.layers.items()}
@@ -139,7 +144,7 @@ def test_a_filter_that_is_off_costs_nothing():
     assert int(fast.last_macs[0] - fast.last_macs[1]) == 9 * 16 * 32 * 32
 
 
-@pytest.mark.parametrize("name", ["resnet-pad", "skipnet-rnn", "gaternet-last"])
+@pytest.mark.parametrize("name", ["resnet-pad", "skipnet-rnn", "gaternet-last", "gunn"])
 def test_compiles_and_takes_an_empty_batch(name):
     fast = dsn_kernels.accelerate(make(name))
     images = images_for(fast, 2)
