@@ -82,10 +82,10 @@ class SkipNetObjective(SingleTaskObjective):
         gates, scores = model.last_gates[UNITS].to(images.dtype), model.last_scores[UNITS]
         entropy = F.cross_entropy(logits.detach(), labels[self.recipe.task], reduction="none")
         reward = gate_rewards(gates, entropy, self.recipe.skipping.alpha)
+        facts["reward"] = reward[:, 0].mean().item()
         if self.recipe.skipping.baseline:
             reward = reward - gather_rows(reward).mean(0)
         log_probability = torch.where(gates != 0, scores, 1 - scores).clamp(min=1e-6).log()
-        facts["reward"] = reward[:, 0].mean().item()
         return loss - (log_probability * reward).sum(1).mean(), facts
 
     def evaluate(self, model: Any, dataset: CoarseFineDataset) -> dict[str, Any]:

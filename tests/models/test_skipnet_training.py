@@ -1,0 +1,172 @@
+import pytest
+import torch
+from test_cifar_jpeg import write_archive
+from torch import nn
+
+import dsn_models
+from dsn_models import UserError, checkpoints
+from dsn_models.data import open_dataset
+from dsn_models.skipnet import UNITS
+from dsn_models.training import load_recipe, recipe_names, train
+from dsn_models.training.objectives import make_objective
+from dsn_models.training.objectives.skipnet import gate_rewards, sample
+from dsn_models.training.recipe import Recipe
+from dsn_models.training.skipnet_calibration import calibrate_gates, unit_harm
+
+OPTIONS = {"stage_units": (2, 2, 2), "stage_widths": (4, 8, 8), "stem_width": 4}
+
+
+def make_recipe(name="tiny", model="skipnet-38-rnn", init=None, skipping=None, **train_options):
+    content = {
+        "name": name, "model": model, "task": "fine", "init": init, "options": OPTIONS,
+        "data": {"kind": "cifar-10-jpeg"}, "train": {"iterations": 2, "batch": 5, "lr": 0.05, **train_options},
+        "skipping": skipping or {},
+    }  # fmt: skip
+    return Recipe.model_validate(content)
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_archive(tmp_path, "train")
+    write_archive(tmp_path, "test")
+    return tmp_path
+
+
+def batch_of(model, count=8):
+    images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    return images, {"fine": torch.arange(count) % 10, "coarse": torch.arange(count) % 2}
+
+
+def test_backbone_then_supervised_then_reinforced(data):
+    run = data / "runs"
+    dense = train(dense_recipe(), data, run, progress=False)
+    supervised = make_recipe("sp", init=str(dense), skipping={"begin": "open"})
+    first = train(supervised, data, run, progress=False)
+    reinforced = make_recipe("hrl", init=str(first), skipping={"stage": "reinforce"}, lr=1e-4)
+    second = train(reinforced, data, run, progress=False)
+    results = checkpoints.read_metadata(second)["test"]["fine"]
+    assert set(results) == {"accuracy", "skipped", "ran", "units", "macs", "macs_saved"}
+    assert results["units"] == pytest.approx((1 + sum(results["ran"])) / 6)
+    assert 0 <= results["skipped"] <= 1 and len(results["ran"]) == 5
+    before, after = dsn_models.load(first).state_dict(), dsn_models.load(second).state_dict()
+    for key in before:
+        frozen = key.startswith("gates.5.") or "running" in key or "num_batches" in key
+        assert torch.equal(before[key], after[key]) == frozen, key
+
+
+def dense_recipe():
+    content = make_recipe("dense").model_dump(exclude_defaults=True) | {"model": "resnet-38"}
+    content["options"] = {**OPTIONS, "shortcut": "projection"}
+    return Recipe.model_validate(content)
+
+
+def test_the_order_is_explained(data):
+    reinforce = {"stage": "reinforce"}
+    with pytest.raises(UserError, match="starts from a SkipNet trained by stage 'supervised'; set init to it; none"):
+        train(make_recipe(skipping=reinforce), data, data / "out")
+    backbone = dsn_models.create("resnet-38", **OPTIONS, shortcut="projection")
+    path = dsn_models.save(backbone, data / "backbone.safetensors")
+    with pytest.raises(UserError, match="set init to it; init is a ResNet"):
+        train(make_recipe(init=str(path), skipping=reinforce), data, data / "out")
+    other = dsn_models.save(dsn_models.create("skipnet-38-rnn", classes=7, **OPTIONS), data / "seven.safetensors")
+    with pytest.raises(UserError, match="has 7 classes, the recipe's model 10"):
+        train(make_recipe(init=str(other)), data, data / "out")
+
+
+def test_unknown_keys_and_tables_are_named(tmp_path):
+    path = tmp_path / "r.toml"
+    text = 'name = "x"\nmodel = "skipnet-38-rnn"\ntask = "fine"\n[data]\nkind = "cifar-10"\n[train]\nepochs = 1\n'
+    path.write_text(text + "[skipping]\nrewards = 1\n")
+    with pytest.raises(UserError, match=r"unknown key 'skipping.rewards' \(given 1\)"):
+        load_recipe(path)
+    path.write_text(text.replace("skipnet-38-rnn", "resnet-20") + "[skipping]\nalpha = 0.2\n")
+    with pytest.raises(UserError, match=r"table \[skipping\] is not for resnet-20, which takes none"):
+        make_objective(load_recipe(path), dsn_models.create("resnet-20"))
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("skipnet-")])
+def test_shipped_recipes_are_for_their_models(name):
+    recipe = load_recipe(name)
+    with torch.device("meta"):
+        model = dsn_models.create(recipe.model, **recipe.options)
+    objective = make_objective(recipe, model)
+    assert recipe.name == name
+    assert objective.phases()[0].length == recipe.train.length
+    assert (recipe.skipping.stage == "reinforce") == name.endswith("-hrl")
+
+
+def test_gate_rewards_by_hand():
+    gates, entropy = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]), torch.tensor([0.5, 1.0, 2.0])
+    expected = torch.empty(3, 4)
+    for b in range(3):
+        for i in range(4):
+            expected[b, i] = 0.1 / 4 * sum(1 - gates[b, j] for j in range(i, 4)) - entropy[b]
+    torch.testing.assert_close(gate_rewards(gates, entropy, 0.1), expected)
+
+
+def test_samples_follow_the_scores():
+    torch.manual_seed(0)
+    score = torch.tensor([0.0, 1.0, 0.3]).repeat_interleave(4000)
+    never, always, some = sample(score).chunk(3)
+    assert not never.any() and always.all()
+    assert some.mean().item() == pytest.approx(0.3, abs=0.03)
+    assert set(some.tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_reinforce_is_the_gradient_by_hand(baseline):
+    """Of the scores: - R_i (g_i / p_i - (1 - g_i) / (1 - p_i)) / B; the cross-entropy gives them none."""
+    torch.manual_seed(0)
+    model = dsn_models.create("skipnet-38-rnn", **OPTIONS).train()
+    recipe = make_recipe(init="x", skipping={"stage": "reinforce", "alpha": 0.4, "baseline": baseline})
+    images, labels = batch_of(model)
+    means = [m.running_mean.clone() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    loss, facts = make_objective(recipe, model).loss(model, images, labels, "train")
+    scores, gates = model.last_scores[UNITS], model.last_gates[UNITS].float()
+    (gradient,) = torch.autograd.grad(loss, scores)
+    with torch.no_grad():
+        logits = model.eval()(images, {UNITS: model.last_gates[UNITS]})
+        entropy = nn.functional.cross_entropy(logits, labels["fine"], reduction="none")
+        reward = gate_rewards(gates, entropy, 0.4)
+        assert facts["reward"] == pytest.approx(reward[:, 0].mean().item(), rel=1e-5)
+        if baseline:
+            reward = reward - reward.mean(0)
+        expected = -reward * (gates / scores - (1 - gates) / (1 - scores)) / len(images)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    after = [m.running_mean for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(torch.equal(a, b) for a, b in zip(means, after, strict=True))
+
+
+def test_the_penalty_stops_at_the_target():
+    torch.manual_seed(0)
+    model = dsn_models.create("skipnet-38-rnn", **OPTIONS)
+    model.open_gates()
+    images, labels = batch_of(model)
+
+    def loss_of(**skipping):
+        return make_objective(make_recipe(skipping=skipping), model).loss(model.train(), images, labels, "train")[0]
+
+    plain = loss_of().item()
+    assert loss_of(penalty=2.0, target=0.75).item() == pytest.approx(plain + 2.0 * 0.25, abs=1e-4)
+    assert loss_of(penalty=2.0, target=1.0).item() == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["skipnet-38-rnn", "skipnet-38-ff"])
+def test_calibrated_gates(data, name):
+    torch.manual_seed(0)
+    model = dsn_models.create(name, **OPTIONS).train()
+    dataset = open_dataset("cifar-10-jpeg", data, True)
+    images, _, fine = dataset.batch(torch.arange(10))
+    for _ in range(3):
+        model(images)
+    model.eval()
+    harm = unit_harm(model, images, fine)
+    assert harm.shape == (10, 5)
+    calibrate_gates(model, dataset, 0.6, "fine")
+    with torch.no_grad():
+        model(images)
+    kept = model.last_gates[UNITS].float().mean(0)
+    needed = harm.mean(0).argsort()[4:]
+    assert kept[needed].min() == 1
+    assert kept.mean() < 1
+    assert not model.training
