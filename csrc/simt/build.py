@@ -54,33 +54,37 @@ def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: st
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if not ninja or not compiler:
         raise BuildError(f"{'ninja' if compiler else 'g++'} not found")
-    python = [] if kernels is not None else sorted((SIMT / "python").glob("*.cpp"))
-    kernels = sorted((SIMT / "bindings").glob("*.cpp")) if kernels is None else kernels
-    root = CSRC.parent / "build" / "simt" / sanitizer
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    module = Path(folder) / f"dsn_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
+    pybind = [SIMT / "module.cpp"]
+    if kernels is None:
+        kernels = sorted((SIMT / "bindings").glob("*.cpp"))
+        pybind += sorted((SIMT / "python").glob("*.cpp"))
+    root = CSRC.parent / "build" / "simt"
+    module = Path(sanitizer, folder, f"dsn_simt{sysconfig.get_config_var('EXT_SUFFIX')}")
+    (root / module).parent.mkdir(parents=True, exist_ok=True)
 
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(cuda_headers())]
-    common = [compiler, "-std=c++20 -g1 -fPIC -fvisibility=hidden -march=native -DDSN_SIMT -Wall -Wextra"]
+    common = [compiler, "-std=c++20 -fPIC -fvisibility=hidden -march=native -DDSN_SIMT -Wall -Wextra"]
     common += ["-Wno-unknown-pragmas -fno-strict-aliasing"]  # kernels unroll, and read halves as wider words
     common += [f"-I{CSRC}", *(f"-I{kernel.parents[1]}" for kernel in kernels[:1]), *(f"-isystem {i}" for i in includes)]
-    compile_ = " ".join(common) + " {} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
-    rules = [
-        "rule runner\n  command = " + compile_.format(f"-O2 {RUNNER_FLAGS[sanitizer]}"),
-        "rule kernel\n  command = " + compile_.format(f"-O1 {KERNEL_FLAGS[sanitizer]}"),
-        f"rule link\n  command = {compiler} -shared -o $out $in {LINK_FLAGS[sanitizer]} -ldl -lpthread",
-    ]
-    objects = []
-    for rule, paths in (("runner", [*sorted(SIMT.glob("*.cpp")), *python]), ("kernel", kernels)):
-        for path in paths:
-            objects.append(f"{rule if rule == 'runner' else folder + rule}_{path.stem}.o")
-            rules.append(f"build {objects[-1]}: {rule} {path}")
-    rules.append(f"build {module}: link {' '.join(objects)}")
-    plan = root / f"{folder or 'build'}.ninja"
+    flags = {
+        "pybind": "-O1",
+        "runner": f"-O2 -g1 {RUNNER_FLAGS[sanitizer]}",
+        "kernel": f"-O1 -g1 {KERNEL_FLAGS[sanitizer]}",
+    }
+    folders = {"pybind": Path("pybind"), "runner": Path(sanitizer), "kernel": module.parent / "kernels"}
+    sources = {"pybind": pybind, "runner": sorted({*SIMT.glob("*.cpp")} - {*pybind}), "kernel": kernels}
+    plan, objects = [], []
+    for rule, paths in sources.items():
+        plan.append(f"rule {rule}\n  command = {' '.join(common)} {flags[rule]} -MD -MF $out.d -c $in -o $out")
+        plan.append("  depfile = $out.d\n  deps = gcc")
+        objects += [f"{folders[rule]}/{path.stem}.o" for path in paths]
+        plan += [f"build {folders[rule]}/{path.stem}.o: {rule} {path}" for path in paths]
+    plan.append(f"rule link\n  command = {compiler} -shared -o $out $in {LINK_FLAGS[sanitizer]} -ldl -lpthread")
+    plan.append(f"build {module}: link {' '.join(objects)}")
     with (root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one build at a time
-        plan.write_text("\n".join(rules) + "\n")
-        done = subprocess.run([ninja, "-C", str(root), "-f", plan.name], capture_output=True, text=True)
+        (root / "build.ninja").write_text("\n".join(plan) + "\n")
+        done = subprocess.run([ninja, "-C", str(root)], capture_output=True, text=True)
     if done.returncode:
         raise BuildError(done.stdout + done.stderr)
     return root / module

@@ -224,24 +224,22 @@ void Engine::warp_collective(const WarpOp& op, uint32_t mask, void* argument, ui
     fail(pc, std::string(op.name) + " waits for lane " + std::to_string(lane) + " of its warp, which " +
                  (warp.exists >> lane & 1 ? "has ended" : "does not exist: the block has no such thread"));
   }
+  // Two lanes that wait for each other in different places; a lane that waits for others only may come here later.
   for (uint32_t rest = warp.waiting & mask; rest; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
-    if (warp.ops[lane] != &op || warp.masks[lane] != mask) {
+    if ((warp.masks[lane] & bit) && (warp.ops[lane] != &op || warp.masks[lane] != mask)) {
       fail(pc, "lanes of a warp diverge: lane " + std::to_string(thread.lane) + " is in " + op.name + ", lane " +
                    std::to_string(lane) + " waits in " + warp.ops[lane]->name +
                    (warp.ops[lane] == &op ? " with another mask" : "") + " at " + where(warp.lanes[lane]->waits_at));
     }
   }
-  for (uint32_t rest = warp.waiting & ~mask; rest; rest &= rest - 1) {
-    const int lane = __builtin_ctz(rest);
-    if (warp.masks[lane] & bit) {
-      fail(pc, "lanes of a warp diverge: " + std::string(warp.ops[lane]->name) + " of lane " + std::to_string(lane) +
-                   " at " + where(warp.lanes[lane]->waits_at) + " waits for lane " + std::to_string(thread.lane) +
-                   ", which leaves it out of " + op.name);
-    }
-  }
   warp.arguments[thread.lane] = argument;
-  if ((warp.waiting & mask) != (mask & ~bit)) {
+  bool complete = (warp.waiting & mask) == (mask & ~bit);
+  for (uint32_t rest = mask & ~bit; rest && complete; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    complete = warp.ops[lane] == &op && warp.masks[lane] == mask;
+  }
+  if (!complete) {
     warp.waiting |= bit;
     warp.ops[thread.lane] = &op;
     warp.masks[thread.lane] = mask;

@@ -121,11 +121,7 @@ PYBIND11_MODULE(dsn_simt, m) {
       "Sets the order of threads and what is checked, for all launches from here on.");
   m.def("counters", &counters_dict, "What was counted since the last reset, by name.");
   m.def("reset_counters", [] { counters() = {}; });
-#if defined(__SANITIZE_ADDRESS__)
-  m.attr("sanitizer") = "address";
-#else
-  m.attr("sanitizer") = "none";
-#endif
+  m.attr("sanitizer") = sanitizer();
   for (const Function& function : functions()) define(m, function);
   for (auto bind : binders()) bind(m);
 }

@@ -12,6 +12,7 @@ struct Options {
   int shared_limit = 227 * 1024;  // bytes a block may ask for
 };
 Options& options();
+const char* sanitizer();  // "none" or "address": what this build was made with, see build.py
 
 // One entry per counter: X(name).
 #define DSN_SIMT_COUNTERS(X)                                                                                   \

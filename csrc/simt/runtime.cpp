@@ -17,6 +17,14 @@ Options& options() {
   return value;
 }
 
+const char* sanitizer() {
+#if defined(__SANITIZE_ADDRESS__)
+  return "address";
+#else
+  return "none";
+#endif
+}
+
 Counters& counters() {
   static Counters value;
   return value;
