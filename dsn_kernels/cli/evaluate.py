@@ -97,14 +97,14 @@ def evaluate(
     if backend == "auto" and not isinstance(model, DualSkippingNetwork):
         backend = "reference"  # a network without gates has nothing to skip
     fast = dsn_kernels.accelerate(model, backend=backend)
-    start = time.perf_counter()
-    results = measure(fast, dataset, task=task, batch=batch)
-    seconds = time.perf_counter() - start
     attacks: list[dict[str, Any]] = []
     if attack is not None:
         for gated in (True, False) if hasattr(model, "gate_counts") else (True,):
             options: dict[str, Any] = {"images": attacked_images, "task": task, "gated": gated, "batch": batch}
             attacks.append(attacked_accuracy(model, dataset, attack, epsilon=epsilon, steps=steps, **options))
+    start = time.perf_counter()
+    results = measure(fast, dataset, task=task, batch=batch)
+    seconds = time.perf_counter() - start
     if json is not None:
         document = {"schema": 1, "checkpoint": checkpoint, "backend": backend, "seconds": seconds, **results}
         write_json(document | ({"attacks": attacks} if attacks else {}), json)
