@@ -39,6 +39,21 @@ PARAMETERS = [
     ("gaternet-resnet-152", {}, (83.80, 2)),
     ("inception-v4", {}, 42_679_816),
     ("resnet-164-narrow", {}, 1_619_290),
+    ("resnet-20", {}, 269_722),
+    ("resnet-20", {"shortcut": "projection"}, 272_474),
+    ("resnet-32", {}, 464_154),
+    ("resnet-50", {}, 25_557_032),
+    ("resnet-101", {}, 44_549_160),
+    ("resnet-152", {}, 60_192_808),
+    ("skipnet-38-rnn", {}, 571_913),
+    ("skipnet-38-rnn", {"classes": 100}, 577_763),
+    ("skipnet-74-rnn", {}, 1_162_109),
+    ("skipnet-74-rnn", {"classes": 100}, 1_167_959),
+    ("skipnet-110-rnn", {}, 1_752_305),
+    ("skipnet-110-rnn", {"classes": 100}, 1_758_155),
+    ("skipnet-152-rnn", {}, 2_440_867),
+    ("skipnet-50-rnn-imagenet", {}, 25_709_123),
+    ("skipnet-101-rnn-imagenet", {}, 44_875_501),
 ]
 
 # Dual skipping networks: name, classes, the stem and one unguided branch without gates, the branch's gates
