@@ -56,6 +56,11 @@ def _check_threshold(threshold: float) -> None:
 
 
 def resolve_threshold(thresholds: float | Mapping[str, float] | None, config: SkipNetConfig) -> float:
+    """The given threshold, as a number or under ``"units"``, else the configuration's.
+
+    Raises:
+        UserError: it is not a number in [0, 1], or stands under another name.
+    """
     if thresholds is None:
         return config.threshold
     if isinstance(thresholds, Mapping):

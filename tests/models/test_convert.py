@@ -77,7 +77,7 @@ def make_released_shape(config):
 def test_a_released_skipnet_gives_identical_outputs(write, quirks):
     config = zoo_config("skipnet-38-rnn")
     released = make_released(config)
-    converted = convert(write(released_state(released, **quirks), iter=64000))
+    converted = convert(write(released_state(released, **quirks), iter=torch.tensor(64000)))
     assert converted.format == "skipnet"
     assert converted.facts == {"arch": "x", "best_prec1": 92.5, "iter": 64000}
     assert converted.model.config == config and not converted.model.training

@@ -46,7 +46,8 @@ def read_released(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} holds a {type(content).__name__} without weights; expected a state dict of tensors")
-    facts = {k: v for k, v in content.items() if isinstance(v, (str, int, float))}
+    facts = {k: v.item() if isinstance(v, Tensor) and not v.dim() else v for k, v in content.items()}
+    facts = {k: v for k, v in facts.items() if isinstance(v, (str, int, float))}
     prefixed = all(key.startswith(_PREFIX) for key in state)
     return {key[len(_PREFIX) :] if prefixed else key: value for key, value in state.items()}, facts
 
