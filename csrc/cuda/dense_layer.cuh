@@ -150,7 +150,7 @@ __device__ inline void reduce_stage(const DenseLayerParams& p, const Tile& tile,
     if (y < 0 || y >= height || x < 0 || x >= width) store_quad<T>(mid, cell * p.mid_stride + i % quads * kGroup, {});
   }
   ReduceOperands<T, kMt> operands{p.source, state, groups, static_cast<const typename Numeric<T>::Norm*>(p.norm),
-                                  {static_cast<const T*>(p.reduce), p.total_groups, p.reduce_columns}};
+                                  {static_cast<const T*>(p.reduce), p.total_groups, p.reduce_columns * kGroup}};
   const int rows = tile.halo_pixels(), tiles = p.reduce_columns / 8;
   for (int first = 0; first < tiles; first += kNt) {
     operands.column = first * 8;
@@ -255,6 +255,22 @@ struct SliceWriter {
   }
 };
 
+// Starts to copy the 3x3's weights into shared memory, a group's row kConvPadding further than it is long: so the four
+// groups that a warp loads at once lie in different banks. They land while the 1x1 is computed.
+template <class T>
+__device__ inline Weights<T> stage_conv(const DenseLayerParams& p, T* staged) {
+  constexpr int kPiece = 16 / sizeof(T);
+  const int groups = p.reduce_columns / kGroup, row = p.conv_columns * kGroup, pitch = row + kConvPadding;
+  for (int i = threadIdx.x; i < 9 * groups * row / kPiece; i += blockDim.x) {
+    const int at = i * kPiece;
+    ptx::cp_async<16>(ptx::shared_address(staged + at / row * pitch + at % row), static_cast<const T*>(p.conv) + at);
+  }
+  ptx::cp_async_commit();
+  return {staged, groups, pitch};
+}
+
+// kExact: the bottleneck and the growth rate fill kReduceTiles and kConvTiles of 8 channels, and the 3x3's weights fit
+// shared memory.
 template <class T, int kReduceTiles, int kConvTiles, bool kExact>
 __global__ void __launch_bounds__(kThreads) bottleneck_layer_kernel(const __grid_constant__ DenseLayerParams p) {
   ptx::grid_dependency_wait();
@@ -270,13 +286,15 @@ __global__ void __launch_bounds__(kThreads) bottleneck_layer_kernel(const __grid
   float* sums = shared_memory<float>(p.at_sums);
   T* mid = shared_memory<T>(p.at_mid);
 
+  Weights<T> weights{static_cast<const T*>(p.conv), p.reduce_columns / kGroup, p.conv_columns * kGroup};
+  if constexpr (kExact) weights = stage_conv(p, shared_memory<T>(p.at_conv));
   sum_constants(p, masks, bias);
   for (int i = threadIdx.x; i < kWarps * p.conv_columns; i += blockDim.x) sums[i] = 0;
   __syncthreads();
   const T* state = static_cast<const T*>(p.source.data) + sample * p.source.sample_stride;
   reduce_stage<T, 2, kReduceTiles, kExact>(p, tile, state, live.groups / 4, groups, bias, mid);
+  if constexpr (kExact) ptx::cp_async_wait<0>();
   __syncthreads();
-  const Weights<T> weights{static_cast<const T*>(p.conv), p.reduce_columns / kGroup, p.conv_columns};
   convolve_stage<T, 2, kConvTiles, kExact, 9>(tile, mid, p.mid_stride, weights, p.conv_columns, sums,
                                                SliceWriter<T>(p, tile, sample));
   const unsigned long long macs =
@@ -308,7 +326,8 @@ __global__ void __launch_bounds__(kThreads) residual_layer_kernel(const __grid_c
   T* after = static_cast<T*>(p.out) + state_offset(p.source, sample, live.taken + 1);
   reduce_stage<T, 1, kTiles, false>(p, tile, before, live.groups / 4, groups, bias, mid);
   __syncthreads();
-  const Weights<T> conv{static_cast<const T*>(p.conv), p.reduce_columns / kGroup, p.conv_columns};
+  const Weights<T> conv{static_cast<const T*>(p.conv), p.reduce_columns / kGroup,
+                        p.conv_columns * kGroup};
   convolve_stage<T, 1, kTiles, false, 9>(tile, mid, p.mid_stride, conv, p.conv_columns, nullptr,
                                           [&](int row, int n, float v0, float v1) {
                                             store_pair<T>(wide, row * p.wide_stride + n, relu(v0 + p.conv_bias[n]),
@@ -316,7 +335,8 @@ __global__ void __launch_bounds__(kThreads) residual_layer_kernel(const __grid_c
                                             return float2{0, 0};
                                           });
   __syncthreads();
-  const Weights<T> expand{static_cast<const T*>(p.expand), p.conv_columns / kGroup, p.expand_columns};
+  const Weights<T> expand{static_cast<const T*>(p.expand), p.conv_columns / kGroup,
+                          p.expand_columns * kGroup};
   const int channels = p.source.first_groups * kGroup;
   convolve_stage<T, 1, kTiles, false, 1>(
       tile, wide, p.wide_stride, expand, p.expand_columns, sums, [&](int row, int n, float v0, float v1) {
@@ -386,7 +406,8 @@ __global__ void __launch_bounds__(kThreads) plain_layer_kernel(const __grid_cons
   const T* state = static_cast<const T*>(p.source.data) + sample * p.source.sample_stride;
   const auto* norm = static_cast<const typename Numeric<T>::Norm*>(p.norm);
   const SliceWriter<T> write(p, tile, sample);
-  GatheredOperands<T, kMt> operands{mid, {static_cast<const T*>(p.conv), p.total_groups, p.conv_columns}};
+  GatheredOperands<T, kMt> operands{mid,
+                                   {static_cast<const T*>(p.conv), p.total_groups, p.conv_columns * kGroup}};
 #pragma unroll
   for (int mt = 0; mt < kMt; ++mt)
 #pragma unroll

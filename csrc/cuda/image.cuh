@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kPointwiseThreads) stem_kernel(const __grid_co
   Accumulator<1, kNt> d;
   clear<1, kNt>(d);
   if (first_row < pixels) {
-    ImageOperands<T> operands{p, {static_cast<const T*>(p.weight), p.depth_groups, p.columns},
+    ImageOperands<T> operands{p, {static_cast<const T*>(p.weight), p.depth_groups, p.columns * kGroup},
                               static_cast<int64_t>(sample) * p.in_channels * pixels, first_column};
 #pragma unroll
     for (int r = 0; r < 2; ++r) operands.pixel[r] = min(first_row + row_of(0, r), pixels - 1);

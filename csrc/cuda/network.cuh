@@ -258,12 +258,13 @@ class NetworkRun {
     p.at_sums = tile.at_sums;
     p.at_mid = tile.at_mid;
     p.at_wide = tile.at_wide;
+    p.at_conv = tile.at_conv;
     const int64_t blocks = call_.batch * tile.tiles();
     if (add)
       start<residual_layer_kernel<T, 8>>(blocks, 1, kThreads, tile.shared_bytes, p);
     else if (!in.bottleneck)
       start<plain_layer_kernel<T>>(blocks, 1, kThreads, tile.shared_bytes, p);
-    else if (p.reduce_columns % 48 == 0 && p.conv_columns % 16 == 0)
+    else if (has_exact_kernel(in))
       start<bottleneck_layer_kernel<T, 6, 2, true>>(blocks, 1, kThreads, tile.shared_bytes, p);
     else
       start<bottleneck_layer_kernel<T, 8, 4, false>>(blocks, 1, kThreads, tile.shared_bytes, p);

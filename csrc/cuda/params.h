@@ -8,6 +8,7 @@
 namespace dsn::cuda {
 
 constexpr int kGroup = 4;  // channels
+constexpr int kConvPadding = 16;  // elements between the groups of weights in shared memory
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kStripPixels = 64;     // pixels of a block of the load and store kernels
@@ -89,7 +90,7 @@ struct DenseLayerParams {
   int32_t mid_stride;  // elements from one pixel to the next in the 3x3's input
   int32_t wide_stride;  // likewise in the expand's input
   // offsets of shared memory, bytes
-  int32_t at_masks, at_groups, at_bias, at_sums, at_mid, at_wide;
+  int32_t at_masks, at_groups, at_bias, at_sums, at_mid, at_wide, at_conv;
 };
 
 struct TransitionParams {

@@ -56,7 +56,7 @@ struct PooledOperands {
   __device__ Quad<T> a(const Group& group, int, int r) const {
     if (group.id < 0) return {};
     float4 total = {};
-#pragma unroll
+#pragma unroll(kGuide ? 1 : 4)
     for (int i = 0; i < 4; ++i) {
       const int row = 2 * y[r] + i / 2, column = 2 * x[r] + i % 2;
       float4 v;
@@ -119,7 +119,8 @@ __global__ void __launch_bounds__(kPointwiseThreads) transition_kernel(const __g
   const int warp = threadIdx.x / 32, first_row = tile * kPointwisePixels + warp * 16;
   const int tiles = min(kNt, (p.columns - first_column) / 8);
   const Weights<T> weights{static_cast<const T*>(p.weight), p.source_groups + p.guide.first_groups +
-                                                                p.guide.slices * p.guide.slice_groups, p.columns};
+                                                                p.guide.slices * p.guide.slice_groups,
+                           p.columns * kGroup};
   Accumulator<1, kNt> d;
   clear<1, kNt>(d);
   auto accumulate = [&](auto operands, int steps) {

@@ -97,13 +97,13 @@ struct ColumnSums {
   }
 };
 
-// The weights of a product, [tap][group][column][4].
+// The weights of a product, [tap][group][column][4], `pitch` elements from one group to the next.
 template <class T>
 struct Weights {
   const T* base;
-  int groups, columns;
+  int groups, pitch;
   __device__ Quad<T> load(int tap, int group, int column) const {
-    return load_quad<T>(base, (static_cast<int64_t>(tap * groups + group) * columns + column) * kGroup);
+    return load_quad<T>(base, static_cast<int64_t>(tap * groups + group) * pitch + column * kGroup);
   }
 };
 

@@ -39,6 +39,8 @@ void place_all(LayerTile& t, const Instruction& block, const Channels& in, Eleme
   t.at_mid = place(t, cells * t.mid_stride * size);
   t.wide_stride = add ? cell_stride(columns_of(block.bottleneck), element) : 0;
   t.at_wide = place(t, int64_t{t.rows} * t.columns * t.wide_stride * size);
+  const int64_t conv_rows = has_exact_kernel(block) ? 9 * columns_of(block.bottleneck) / kGroup : 0;
+  t.at_conv = place(t, conv_rows * (conv * kGroup + kConvPadding) * size);
 }
 
 }  // namespace

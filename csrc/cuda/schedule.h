@@ -27,12 +27,17 @@ struct State {
   int64_t words_at = 0;    // uint64 [layers][word_count]
 };
 
+// Layers of growth rate 12 or so, of which a kernel knows the sizes when it is compiled.
+inline bool has_exact_kernel(const Instruction& block) {
+  return block.merge == Merge::kConcat && columns_of(block.bottleneck) == 48 && columns_of(block.out_channels) == 16;
+}
+
 // How a layer's map is cut, and the shared memory of a block that does one tile.
 struct LayerTile {
   int rows = 0, columns = 0, down = 0, across = 0;
   int depth = 0;  // plain: groups of a pass
   int mid_stride = 0, wide_stride = 0;
-  int at_masks = 0, at_groups = 0, at_bias = 0, at_sums = 0, at_mid = 0, at_wide = 0, shared_bytes = 0;
+  int at_masks = 0, at_groups = 0, at_bias = 0, at_sums = 0, at_mid = 0, at_wide = 0, at_conv = 0, shared_bytes = 0;
   int tiles() const { return down * across; }
 };
 

@@ -46,7 +46,9 @@ def same_dtype(module, x, dtype, *args):
 def check_block(place, dtype, block, x, forced, seed=0):
     place.seeded(seed)
     twin = GpuDenseBlock(block, dtype, place.backend).to(place.device)
-    y, taken, scores = (t.cpu() for t in twin(x.to(place.device), 0.5, None if forced is None else forced.to(place.device)))
+    y, taken, scores = (
+        t.cpu() for t in twin(x.to(place.device), 0.5, None if forced is None else forced.to(place.device))
+    )
     exact = copy.deepcopy(block).double()
     reference, _, reference_scores = exact(x.double(), 0.5, taken)
     assert_as_exact_as_torch(y, same_dtype(block, x, dtype, 0.5, taken)[0], reference)

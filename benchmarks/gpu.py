@@ -1,0 +1,329 @@
+"""What benchmarks/gpu.sh runs on a GPU: every result goes into one JSON file at once.
+
+python benchmarks/gpu.py --out gpu.json environment | once | note NAME TEXT | measure --seconds S
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dsn_kernels
+import dsn_models
+from dsn_kernels.measure import Latency, machine
+from dsn_kernels.measure.gates import GateSetting
+from dsn_models.dual_skipping import BRANCHES
+
+MODEL = "concat-bc-100"
+DTYPE = torch.float16
+BATCHES = (1, 8, 64, 256, 1024)
+SETTINGS = ("open", "shut", "paper", "random:0.3", "random:0.5", "random:0.7", "equal:0.5")
+TURN_MS = 30.0  # of one contestant before the next has its turn
+ROUNDS = 7
+
+
+class Document:
+    """The JSON file; every change is written at once, beside and then renamed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def set(self, **values: Any) -> None:
+        self.content.update(values)
+        if self.path.is_file() or not self.path.exists():
+            beside = self.path.with_suffix(".part")
+            beside.write_text(json.dumps(self.content, indent=2) + "\n")
+            beside.replace(self.path)
+
+
+def make_model() -> Any:
+    """Random weights whose batch norms have seen data: the time of a layer does not depend on its weights."""
+    torch.manual_seed(0)
+    model = dsn_models.create(MODEL)
+    model.train()
+    with torch.no_grad():
+        model(torch.randn(4, 3, 32, 32))
+    return model.eval().requires_grad_(False)
+
+
+def images(batch: int) -> Tensor:
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1)).cuda()
+
+
+def draw(setting: str, model: Any, batch: int) -> dict[str, Tensor]:
+    """Gates of a setting; equal:P gives one pattern of random:P to every sample."""
+    layers = {name: getattr(model, name).num_layers for name in BRANCHES}
+    generator = torch.Generator().manual_seed(0)
+    if setting.startswith("equal:"):
+        one = GateSetting(setting.replace("equal", "random")).draw(model.config, layers, 1, generator)
+        assert one is not None
+        return {name: gates.repeat(batch, 1).cuda() for name, gates in one.items()}
+    gates = GateSetting(setting).draw(model.config, layers, batch, generator)
+    assert gates is not None
+    return {name: taken.cuda() for name, taken in gates.items()}
+
+
+def graphed(call: Callable[[], object]) -> Callable[[], None]:
+    """One CUDA graph of a call whose tensors stay where they are."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def interleave(calls: dict[str, Callable[[], object]], deadline: float) -> dict[str, Latency]:
+    """Milliseconds per call by CUDA events, the contestants in turns."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    counts: dict[str, int] = {}
+    for name, call in calls.items():
+        call()
+        counts[name] = max(1, int(TURN_MS / max(_elapsed(call, 3), 1e-3)))
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            call()
+            samples[name].append(_elapsed(call, counts[name]) / 1e3)
+        if time.monotonic() > deadline:
+            break
+    return {name: Latency.of(values) for name, values in samples.items()}
+
+
+def _elapsed(call: Callable[[], object], count: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / count
+
+
+def baselines(model: Any, x: Tensor) -> dict[str, Callable[[], object]]:
+    dense = copy.deepcopy(model.dense_equivalent()).cuda().to(DTYPE)
+    last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    half, half_last = x.to(DTYPE), x.to(DTYPE).to(memory_format=torch.channels_last)
+    return {
+        "eager": lambda: dense(half),
+        "channels_last": lambda: last(half_last),
+        "channels_last graph": graphed(lambda: last(half_last)),
+    }
+
+
+def compiled(model: Any, x: Tensor, mode: str) -> Callable[[], object]:
+    dense = copy.deepcopy(model.dense_equivalent()).cuda().to(DTYPE).to(memory_format=torch.channels_last)
+    call = torch.compile(dense, dynamic=False, mode=mode)
+    inputs = x.to(DTYPE).to(memory_format=torch.channels_last)
+    for _ in range(3):
+        call(inputs)
+    return lambda: call(inputs)
+
+
+def tensorrt(model: Any, x: Tensor) -> Callable[[], object]:
+    import torch_tensorrt  # type: ignore[import-not-found]
+
+    dense = copy.deepcopy(model.dense_equivalent()).cuda().to(DTYPE)
+    inputs = x.to(DTYPE)
+    call = torch_tensorrt.compile(dense, inputs=[inputs], enabled_precisions={DTYPE})
+    return graphed(lambda: call(inputs))
+
+
+def row(batch: int, setting: str, fast: Any, gates: dict[str, Tensor], times: dict[str, Latency]) -> dict[str, Any]:
+    """As ``dsn bench`` writes it."""
+    ours, opened = times[f"ours {setting}"], times["ours open"]
+    others = {name: t for name, t in times.items() if not name.startswith("ours ")}
+    best = min(others, key=lambda name: others[name].median) if others else None
+    everything = {name: torch.ones_like(taken.cpu()) for name, taken in gates.items()}
+    macs = fast.macs({name: taken.cpu() for name, taken in gates.items()}).double().mean().item()
+    macs_open = fast.macs(everything).double().mean().item()
+    macs_saved, latency_saved = 1 - macs / macs_open, 1 - ours.median / opened.median
+    return {
+        "batch": batch,
+        "gates": setting,
+        "dtype": str(DTYPE).removeprefix("torch."),
+        "backend": "cuda",
+        "ours_ms": ours.as_dict(),
+        "ours_open_ms": opened.as_dict(),
+        "baselines_ms": {name: t.as_dict() for name, t in others.items()},
+        "best_baseline": best,
+        "speedup_vs_best": others[best].median / ours.median if best else None,
+        "macs_dense": fast.dense_macs,
+        "macs_open": macs_open,
+        "macs_executed": macs,
+        "macs_saved": macs_saved,
+        "latency_saved": latency_saved,
+        "realised_fraction": latency_saved / macs_saved if macs_saved > 0 else None,
+        "gflops": 2 * macs * batch / ours.median / 1e6,
+    }
+
+
+def host_synchronisations(fast: Any, x: Tensor) -> list[str]:
+    """What a call makes the host wait for, by the profiler's names of the CUDA runtime's functions."""
+    from torch.profiler import ProfilerActivity, profile
+
+    fast(x)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        fast(x)
+    waits = ("Synchronize", "cudaMemcpy", "cudaMalloc", "cudaFree")
+    names = {e.key for e in profiler.key_averages() if e.key.startswith("cuda")}
+    # The profiler itself waits for the device when it ends.
+    return sorted(
+        n for n in names if any(w in n for w in waits) and n not in ("cudaDeviceSynchronize", "cudaMemcpyAsync")
+    )
+
+
+def measure(document: Document, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    model = make_model()
+    eager = dsn_kernels.accelerate(model, dtype=DTYPE, device="cuda")
+    fast = dsn_kernels.accelerate(model, dtype=DTYPE, device="cuda", graph=BATCHES)
+    _check(model, fast)
+    document.set(
+        model=MODEL,
+        dtype=str(DTYPE).removeprefix("torch."),
+        seed=0,
+        host_synchronisations={
+            "launches": host_synchronisations(eager, images(8)),
+            "graph": host_synchronisations(fast, images(8)),
+        },
+    )
+    rows: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    for batch in BATCHES:
+        x = images(batch)
+        chosen = {setting: draw(setting, model, batch) for setting in SETTINGS}
+        # The graph alone, as the baselines' graphs: copies into its inputs are outside of both.
+        calls: dict[str, Callable[[], object]] = {
+            f"ours {setting}": graphed(lambda g=gates, x=x: eager(x, forced_gates=g))
+            for setting, gates in chosen.items()
+        }
+        calls |= baselines(model, x)
+        times = interleave(calls, deadline)
+        rows += [row(batch, setting, eager, gates, times) for setting, gates in chosen.items()]
+        document.set(rows=rows, missing=missing)
+        print(f"batch {batch}: " + ", ".join(f"{n} {t.median:.3f} ms" for n, t in times.items()), flush=True)
+    modes: tuple[tuple[str, Callable[[Any, Tensor], Callable[[], object]]], ...] = (
+        ("compile max-autotune", lambda m, x: compiled(m, x, "max-autotune")),
+        ("compile reduce-overhead", lambda m, x: compiled(m, x, "reduce-overhead")),
+        ("tensorrt", tensorrt),
+    )
+    for name, make in reversed(modes):  # the longest to build last
+        for batch in BATCHES:
+            if time.monotonic() > deadline - 20:
+                missing[f"{name}, batch {batch}"] = "no time left"
+                continue
+            try:
+                x = images(batch)
+                gates = draw("open", model, batch)
+                ours = graphed(lambda g=gates, x=x: eager(x, forced_gates=g))
+                times = interleave({"ours open": ours, name: make(model, x)}, deadline)
+            except Exception as error:  # a baseline that fails is reported, not fatal
+                missing[f"{name}, batch {batch}"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            else:
+                _join(rows, batch, name, times[name])
+            document.set(rows=rows, missing=missing)
+            torch._dynamo.reset()
+
+
+def _join(rows: list[dict[str, Any]], batch: int, name: str, latency: Latency) -> None:
+    for entry in rows:
+        if entry["batch"] == batch:
+            entry["baselines_ms"][name] = latency.as_dict()
+            best = min(entry["baselines_ms"], key=lambda n: entry["baselines_ms"][n]["median"])
+            entry["best_baseline"] = best
+            entry["speedup_vs_best"] = entry["baselines_ms"][best]["median"] / entry["ours_ms"]["median"]
+
+
+def _check(model: Any, fast: Any) -> None:
+    """Nothing wrong is timed: against the float64 reference, as exact as float16 PyTorch within a factor of two."""
+    x = images(4)
+    got = torch.cat(fast(x), 1).cpu().double()
+    gates = {name: taken.cpu() for name, taken in fast.last_gates.items()}
+    exact = torch.cat(copy.deepcopy(model).double()(x.cpu().double(), forced_gates=gates), 1)
+    half = copy.deepcopy(model).cuda().to(DTYPE)
+    same = torch.cat(half(x.to(DTYPE), forced_gates={n: g.cuda() for n, g in gates.items()}), 1).cpu().double()
+    ours, theirs = (got - exact).abs().max().item(), (same - exact).abs().max().item()
+    if not ours <= 2 * theirs:
+        sys.exit(f"wrong answer: error {ours:.2e}, of float16 PyTorch {theirs:.2e}; nothing was timed")
+
+
+def once() -> None:
+    """A few calls for compute-sanitizer: every kernel, a mixed batch, more samples than a gate word holds."""
+    for name, size in (
+        ("concat-bc-100", {}),
+        ("concat-40", {}),
+        ("add-166", {"growth_rate": 4, "stage_widths": (8, 16, 32)}),
+    ):
+        torch.manual_seed(0)
+        model = dsn_models.create(name, block_layers=(2, 2, 2), image_size=16, **size).eval()
+        fast = dsn_kernels.accelerate(model, dtype=DTYPE, device="cuda")
+        for batch in (3, 70):
+            x = torch.randn(batch, 3, 16, 16).cuda()
+            fast(x, forced_gates={n: torch.randint(0, 2, (batch, 6)).byte().cuda() for n in BRANCHES})
+    torch.cuda.synchronize()
+
+
+def environment() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "schema": 1,
+        "device": "cuda",
+        "torch": torch.__version__,
+        "commit": machine.source_commit(),
+        "machine": machine.describe() | {"gpu": properties.name},
+        "environment": {
+            "gpu": properties.name,
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "capability": list(torch.cuda.get_device_capability()),
+            "cuda_of_torch": torch.version.cuda,
+            "python": platform.python_version(),
+            "build": dsn_kernels._C.build_info(),
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("environment")
+    commands.add_parser("once")
+    note = commands.add_parser("note")
+    note.add_argument("name")
+    note.add_argument("text")
+    commands.add_parser("measure").add_argument("--seconds", type=float, required=True)
+    arguments = parser.parse_args()
+    document = Document(arguments.out)
+    if arguments.command == "note":
+        document.set(notes={**document.content.get("notes", {}), arguments.name: arguments.text})
+        return
+    if not torch.cuda.is_available():
+        sys.exit(f"no GPU that torch {torch.__version__} can use; run this on a machine with one")
+    with torch.inference_mode():
+        if arguments.command == "environment":
+            document.set(**environment())
+        elif arguments.command == "once":
+            once()
+        else:
+            measure(document, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()

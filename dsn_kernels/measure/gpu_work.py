@@ -1,0 +1,193 @@
+"""What the GPU kernels do for given gates, by formula: tensor-core instructions and main-memory bytes of each launch.
+
+The host runner counts the same instructions one by one; tests hold the two equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .. import _C
+from ..ops.network import Instruction, Plan
+
+_ROWS = 16  # pixels of an m16n8k16 instruction
+_GROUP: int = _C.cuda.GROUP
+
+# (rows, columns) of a layer's tiles and how many there are down and across
+Tile = tuple[int, int, int, int]
+
+
+@dataclass
+class Launch:
+    """One kernel for a batch.
+
+    Attributes:
+        name: stem, layer, transition, head, load or store.
+        stream: of the plan.
+        blocks: of the grid; ``active`` of them have a sample.
+        mma: m16n8k16 instructions, of 2048 multiply-accumulates each; 0 of float32.
+        l1_bytes: what warps load in the loops around them, from shared memory or through the first-level cache.
+        dram_bytes: of states and images read and written; weights stay in the caches.
+    """
+
+    name: str
+    stream: int
+    blocks: int = 0
+    active: int = 0
+    mma: int = 0
+    l1_bytes: int = 0
+    dram_bytes: int = 0
+
+
+def _groups(channels: int) -> int:
+    return -(-channels // _GROUP)
+
+
+def _columns(channels: int) -> int:
+    columns: int = _C.cuda.COLUMNS
+    return -(-channels // columns) * columns
+
+
+def _ceil(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def network_work(
+    plan: Plan, gates: Tensor, tiles: Sequence[Tile], streams: Sequence[int], element: int
+) -> list[Launch]:
+    """The launches of ``plan``.
+
+    Args:
+        plan: of the kernels; stems, dense blocks, transitions and heads.
+        gates: uint8 [B, L] of 0 and 1.
+        tiles: of each layer of each dense block, in order.
+        streams: of each buffer.
+        element: bytes of a weight and an activation.
+    """
+    return _Counter(plan, gates.tolist(), iter(tiles), streams, element).run()
+
+
+class _Counter:
+    def __init__(self, plan, gates, tiles, streams, element):  # type: ignore[no-untyped-def]
+        self.plan, self.gates, self.tiles, self.streams, self.element = plan, gates, tiles, streams, element
+        self.blocks = {step.dst: step for step in plan.code if step.op == _C.OPS["dense_block"]}
+        self.first: dict[int, int] = {}  # channels of each buffer that are always live
+        self.launches: list[Launch] = []
+
+    def run(self) -> list[Launch]:
+        names = {code: name for name, code in _C.OPS.items()}
+        for step in self.plan.code:
+            name = names[step.op]
+            if name == "dense_block":
+                for layer in range(step.layers):
+                    self._layer(step, layer, next(self.tiles))
+                continue
+            launch = Launch(name, self.streams[step.dst if step.dst >= 0 else step.src])
+            getattr(self, "_" + name)(step, launch)
+            self.launches.append(launch)
+        return self.launches
+
+    def _size(self, buffer: int) -> tuple[int, int]:
+        return self.plan.buffers[buffer][1], self.plan.buffers[buffer][2]
+
+    def _live(self, buffer: int, sample: list[int], layers: int | None = None) -> int:
+        """Live groups of a buffer, after ``layers`` layers of its block."""
+        step = self.blocks.get(buffer)
+        groups = _groups(self.first[buffer])
+        if step is None or step.merge == _C.MERGES["add"]:
+            return groups
+        taken = sample[step.first_gate : step.first_gate + (step.layers if layers is None else layers)]
+        return groups + sum(taken) * _groups(step.out_channels)
+
+    def _pointwise(self, launch: Launch, pixels: int, columns: int, steps: int) -> None:
+        """A product of a sample in tiles of 16 pixels."""
+        tiles = -(-pixels // _ROWS)
+        launch.mma += tiles * columns // 8 * steps
+        launch.l1_bytes += tiles * steps * 32 * 4 * self.element * (2 + columns // 8)
+
+    def _load(self, step: Instruction, launch: Launch) -> None:
+        self.first[step.dst] = step.in_channels
+
+    def _store(self, step: Instruction, launch: Launch) -> None:
+        pass
+
+    def _stem(self, step: Instruction, launch: Launch) -> None:
+        self.first[step.dst] = step.out_channels
+        height, width = self._size(step.dst)
+        launch.blocks = launch.active = (
+            len(self.gates) * -(-height * width // 64) * -(-_columns(step.out_channels) // 64)
+        )
+        for _ in self.gates:
+            self._pointwise(launch, height * width, _columns(step.out_channels), _ceil(step.in_channels * 9, 16) // 16)
+            launch.dram_bytes += height * width * (4 * step.in_channels + self.element * step.out_channels)
+
+    def _transition(self, step: Instruction, launch: Launch) -> None:
+        self.first[step.dst] = step.out_channels
+        height, width = self._size(step.dst)
+        from_height, from_width = self._size(step.src)
+        columns = _columns(step.out_channels)
+        launch.blocks = launch.active = len(self.gates) * -(-height * width // 64) * -(-columns // 64)
+        for sample in self.gates:
+            groups = [self._live(step.src, sample)]
+            if step.guide >= 0:
+                groups.append(self._live(step.guide, sample))
+            self._pointwise(launch, height * width, columns, sum(-(-g // 4) for g in groups))
+            launch.dram_bytes += self.element * _GROUP * groups[0] * from_height * from_width
+            launch.dram_bytes += self.element * step.out_channels * height * width
+
+    def _head(self, step: Instruction, launch: Launch) -> None:
+        height, width = self._size(step.src)
+        launch.blocks = launch.active = len(self.gates)
+        for sample in self.gates:
+            launch.dram_bytes += self.element * _GROUP * self._live(step.src, sample) * height * width
+
+    def _layer(self, step: Instruction, layer: int, tile: Tile) -> None:
+        launch = Launch("layer", self.streams[step.dst], blocks=len(self.gates) * tile[2] * tile[3])
+        self.launches.append(launch)
+        self.first[step.dst] = step.in_channels
+        for sample in self.gates:
+            if not sample[step.first_gate + layer]:
+                continue
+            launch.active += tile[2] * tile[3]
+            for own, halo in self._tiles(step.dst, tile):
+                self._tile(launch, step, -(-self._live(step.dst, sample, layer) // 4), own, halo)
+            height, width = self._size(step.dst)
+            live = self._live(step.dst, sample, layer) * _GROUP
+            rows = min(1 + 2 / tile[0], 2) if tile[2] > 1 else 1.0  # a row of halo is read by two tiles
+            written = step.in_channels if step.merge == _C.MERGES["add"] else step.out_channels
+            launch.dram_bytes += int(self.element * height * width * (live * rows + written))
+
+    def _tiles(self, buffer: int, tile: Tile) -> list[tuple[int, int]]:
+        """(own pixels, pixels with the halo inside the map) of each tile."""
+        height, width = self._size(buffer)
+        sizes = []
+        for y in range(0, height, tile[0]):
+            for x in range(0, width, tile[1]):
+                rows, columns = min(tile[0], height - y), min(tile[1], width - x)
+                halo_rows = min(y + rows + 1, height) - max(y - 1, 0)
+                halo_columns = min(x + columns + 1, width) - max(x - 1, 0)
+                sizes.append((rows * columns, halo_rows * halo_columns))
+        return sizes
+
+    def _tile(self, launch: Launch, step: Instruction, steps: int, own: int, halo: int) -> None:
+        reduce = _columns(step.bottleneck)
+
+        def product(pixels: int, rows: int, columns: int, count: int) -> None:
+            tiles = _ceil(pixels, rows) // _ROWS
+            launch.mma += tiles * columns // 8 * count
+            # activations: two groups a lane for 16 pixels; weights: one for each 8 columns, shared by `rows` pixels
+            loads = 2 * tiles + tiles * _ROWS // rows * columns // 8
+            launch.l1_bytes += count * 32 * _GROUP * self.element * loads
+
+        if not step.bottleneck:
+            product(own, 32, _columns(step.out_channels), 9 * steps)
+        elif step.merge == _C.MERGES["add"]:
+            product(halo, 16, reduce, steps)
+            product(own, 16, reduce, 9 * reduce // 16)
+            product(own, 16, _columns(step.in_channels), reduce // 16)
+        else:
+            product(halo, 32, reduce, steps)
+            product(own, 32, _columns(step.out_channels), 9 * reduce // 16)

@@ -1,0 +1,94 @@
+"""What the kernels do, counted on the host runner, against formulas: nothing is done for a skipped layer."""
+
+import pytest
+import torch
+from references import randomise
+from small_models import SMALL, make_images
+
+import dsn_models
+from dsn_kernels.measure.gpu_work import network_work
+from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, SHARED_BYTES, PlanRunner
+from dsn_kernels.nn.planning import plan_dual_skipping
+
+DTYPE = torch.float16
+NETWORKS = ["concat-bc-100", "concat-40", "add-166", "dsn-navon"]
+
+
+def make_runner(name, **overrides):
+    torch.manual_seed(0)
+    model = randomise(dsn_models.create(name, **{**SMALL[name], **overrides}))
+    plan, weights = plan_dual_skipping(model)
+    return PlanRunner(plan, weights, DTYPE, "simt"), make_images(model, 3)
+
+
+def run(simt, runner, x, gates):
+    simt.reset_counters()
+    out = runner(x, torch.full((runner.plan.gates,), 0.5), gates)
+    assert torch.equal(out.gates, gates)
+    return simt.counters()
+
+
+def expected(simt, runner, gates):
+    plan, batch = runner.plan, len(gates)
+    code = [tuple(vars(step).values()) for step in plan.code]
+    network = simt.Network(plan.buffers, code, plan.gates, plan.logits, 1, batch, MULTIPROCESSORS, SHARED_BYTES)
+    tiles = [tile[:4] for tile in network.tiles]
+    return network_work(plan, gates, tiles, [0] * len(plan.buffers), 2)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
+def test_tensor_core_instructions_and_blocks(simt, name, density):
+    runner, x = make_runner(name, image_size=12)
+    gates = (torch.rand(3, runner.plan.gates, generator=torch.Generator().manual_seed(1)) < density).byte()
+    counts = run(simt, runner, x, gates)
+    work = expected(simt, runner, gates)
+    assert counts["mma_m16n8k16_f16"] == sum(launch.mma for launch in work)
+    assert counts["launches"] == len(work)
+    assert counts["blocks"] == sum(launch.blocks for launch in work)
+    assert counts["idle_blocks"] == sum(launch.blocks - launch.active for launch in work)
+
+
+def test_a_skipped_layer_reads_its_gate_word_and_nothing_more(simt):
+    """A second layer that nobody runs behind one that nobody runs costs an 8-byte word for each of its blocks."""
+    loaded = []
+    for layers in (1, 2):
+        runner, x = make_runner("concat-bc-100", block_layers=(layers, 1, 1))
+        gates = torch.zeros(3, runner.plan.gates, dtype=torch.uint8)
+        counts = run(simt, runner, x, gates)
+        work = [launch for launch in expected(simt, runner, gates) if launch.name == "layer"]
+        assert all(launch.active == 0 for launch in work)
+        assert counts["idle_blocks"] == sum(launch.blocks for launch in work)
+        loaded.append((counts, work))
+    (one, _), (two, work) = loaded
+    added = [launch for launch in work if launch.stream == 0][1].blocks * 2  # in both branches
+    assert two["mma_macs"] - one["mma_macs"] == 0
+    assert two["idle_blocks"] - one["idle_blocks"] == added
+    decided = two["global_load_bytes"] - one["global_load_bytes"] - 8 * added
+    # What remains is deciding two gates more for three samples (weights, means, bias, threshold), and one more flag and
+    # constant vector for those who read the block.
+    assert 0 < decided < 3 * 2 * 4096
+
+
+def test_dropped_slices_save_their_instructions(simt):
+    """The second saving: with every earlier layer shut, a layer's 1x1 multiplies the block's input alone."""
+    runner, x = make_runner("concat-bc-100", block_layers=(4, 1, 1))
+    block = next(step for step in runner.plan.code if step.layers == 4)
+    both = torch.zeros(2, 3, runner.plan.gates, dtype=torch.uint8)
+    both[:, :, block.first_gate + 3] = 1
+    both[1, :, block.first_gate : block.first_gate + 3] = 1
+    alone, behind = (run(simt, runner, x, gates)["mma_m16n8k16_f16"] for gates in both)
+    works = [expected(simt, runner, gates) for gates in both]
+    assert (alone, behind) == tuple(sum(launch.mma for launch in work) for work in works)
+    layers = [[launch.mma for launch in work if launch.name == "layer"][3] for work in works]
+    pixels_in_tiles = 3 * 2 * 2  # three samples of 64 pixels: two passes of two 16-pixel tiles
+    columns = 48 // 8
+    steps = 15 // 4 + 1 - 2  # 24 + 3 x 12 channels are 15 groups; 24 alone are 6: k-steps of four groups
+    assert layers[1] - layers[0] == pixels_in_tiles * columns * steps
+
+
+def test_float32_uses_no_tensor_cores(simt):
+    model = randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]))
+    runner = PlanRunner(*plan_dual_skipping(model), torch.float32, "simt")
+    gates = torch.ones(1, runner.plan.gates, dtype=torch.uint8)
+    assert run(simt, runner, make_images(model, 1), gates)["mma_macs"] == 0
