@@ -39,7 +39,7 @@ class Clocks {
     if (into.generation != generation_) into = {generation_, std::vector<uint16_t>(columns(), 0)};
     if (known_in_[thread] == generation_) raise(into.epochs.data(), row(thread));
     into.epochs[thread] = std::max(into.epochs[thread], epochs_[thread]);
-    if (epochs_[thread] != UINT16_MAX) ++epochs_[thread];
+    if (epochs_[thread] < kLastEpoch) ++epochs_[thread];
   }
 
   void acquire(int thread, const Clock& from) {
@@ -52,6 +52,8 @@ class Clocks {
   }
 
  private:
+  static constexpr uint16_t kLastEpoch = (1 << 15) - 1;  // beyond it races may go unseen
+
   size_t columns() const { return static_cast<size_t>(threads_) + 1; }
   uint16_t* row(int thread) { return &knowledge_[thread * columns()]; }
   void raise(uint16_t* to, const uint16_t* from) const {

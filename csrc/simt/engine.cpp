@@ -103,7 +103,12 @@ void Engine::run_cluster(int64_t cluster) {
       for (int l = 0; l < lanes; ++l) {
         const int thread = w * kWarpSize + l;
         Fiber& fiber = fibers_[b * threads + thread];
-        fiber = {};
+        fiber.state = Fiber::State::kReady;
+        fiber.cluster_arrived = false;
+        fiber.cluster_phase = 0;
+        fiber.fence_generation = 0;
+        fiber.copies.clear();
+        fiber.bulk_stores.clear();
         fiber.context = stacks_.prepare(b * threads + thread, fiber_main);
         fiber.block = &block;
         fiber.warp = &warp;
@@ -213,6 +218,23 @@ void Engine::block_here(const char* waits_in, uintptr_t pc) {
   switch_context(thread.context, scheduler_);
 }
 
+// Whether all waiting lanes of `mask` wait in this operation. Two lanes that wait for each other in different places
+// are an error; a lane that waits for others only may come here later.
+bool Engine::may_meet(const Warp& warp, const WarpOp& op, uint32_t mask, uintptr_t pc) {
+  bool same = true;
+  for (uint32_t rest = warp.waiting & mask; rest; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    if (warp.ops[lane] == &op && warp.masks[lane] == mask) continue;
+    same = false;
+    if (warp.masks[lane] >> self().lane & 1) {
+      fail(pc, "lanes of a warp diverge: lane " + std::to_string(self().lane) + " is in " + op.name + ", lane " +
+                   std::to_string(lane) + " waits in " + warp.ops[lane]->name +
+                   (warp.ops[lane] == &op ? " with another mask" : "") + " at " + where(warp.lanes[lane]->waits_at));
+    }
+  }
+  return same;
+}
+
 void Engine::warp_collective(const WarpOp& op, uint32_t mask, void* argument, uintptr_t pc) {
   Fiber& thread = self();
   Warp& warp = *thread.warp;
@@ -224,21 +246,16 @@ void Engine::warp_collective(const WarpOp& op, uint32_t mask, void* argument, ui
     fail(pc, std::string(op.name) + " waits for lane " + std::to_string(lane) + " of its warp, which " +
                  (warp.exists >> lane & 1 ? "has ended" : "does not exist: the block has no such thread"));
   }
-  // Two lanes that wait for each other in different places; a lane that waits for others only may come here later.
-  for (uint32_t rest = warp.waiting & mask; rest; rest &= rest - 1) {
-    const int lane = __builtin_ctz(rest);
-    if ((warp.masks[lane] & bit) && (warp.ops[lane] != &op || warp.masks[lane] != mask)) {
-      fail(pc, "lanes of a warp diverge: lane " + std::to_string(thread.lane) + " is in " + op.name + ", lane " +
-                   std::to_string(lane) + " waits in " + warp.ops[lane]->name +
-                   (warp.ops[lane] == &op ? " with another mask" : "") + " at " + where(warp.lanes[lane]->waits_at));
-    }
+  const uint32_t others = warp.waiting & mask;
+  bool complete = others == (mask & ~bit);
+  if (others == 0) {
+    warp.uniform = warp.waiting == 0;
+  } else if (const int lane = __builtin_ctz(others);
+             !warp.uniform || warp.ops[lane] != &op || warp.masks[lane] != mask) {
+    warp.uniform = false;
+    complete &= may_meet(warp, op, mask, pc);
   }
   warp.arguments[thread.lane] = argument;
-  bool complete = (warp.waiting & mask) == (mask & ~bit);
-  for (uint32_t rest = mask & ~bit; rest && complete; rest &= rest - 1) {
-    const int lane = __builtin_ctz(rest);
-    complete = warp.ops[lane] == &op && warp.masks[lane] == mask;
-  }
   if (!complete) {
     warp.waiting |= bit;
     warp.ops[thread.lane] = &op;

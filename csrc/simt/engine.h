@@ -1,7 +1,6 @@
 // The device: runs clusters of blocks one after another, each thread a fiber. One engine per host thread.
 #pragma once
 
-#include <deque>
 #include <map>
 #include <random>
 
@@ -37,7 +36,11 @@ struct AsyncCopy {
 // Groups of asynchronous copies of one thread, oldest first.
 struct CopyGroups {
   std::vector<AsyncCopy> open;
-  std::deque<std::vector<AsyncCopy>> committed;
+  std::vector<std::vector<AsyncCopy>> committed;
+  void clear() {
+    open.clear();
+    committed.clear();
+  }
 };
 
 struct Block;
@@ -72,6 +75,7 @@ struct Warp {
   bool queued;
   // lanes that wait in a collective
   uint32_t waiting;
+  bool uniform;  // they all wait in the same operation with the same mask
   const WarpOp* ops[kWarpSize];
   uint32_t masks[kWarpSize];
   void* arguments[kWarpSize];
@@ -177,6 +181,7 @@ class Engine {
  private:
   static void fiber_main();
   void run_warp(Warp& warp);
+  bool may_meet(const Warp& warp, const WarpOp& op, uint32_t mask, uintptr_t pc);
   void thread_exit();
   void complete_barrier(Block& block, int id);
   void complete_cluster_barrier();

@@ -154,9 +154,13 @@ void Engine::touch(Records& records, uintptr_t begin, uintptr_t address, size_t 
   const bool atomic = kind == AccessKind::kAtomic;
   Touch mine;
   mine.generation = clocks.generation();
-  mine.thread = static_cast<uint16_t>(thread.index);
+  mine.thread = static_cast<uint32_t>(thread.index);
   mine.epoch = clocks.epoch(thread.index);
 
+  // Of shared memory only this generation matters, of global memory other blocks and launches too.
+  const auto may_conflict = [&, everything = region != nullptr](const Touch& other) {
+    return other.generation == mine.generation || (everything && other.generation);
+  };
   const auto conflict = [&](uintptr_t at, const Touch& other, const char* did, uint32_t other_pc, const char* why) {
     std::string who = "another block";
     if (other.generation == clocks.generation()) {
@@ -168,16 +172,21 @@ void Engine::touch(Records& records, uintptr_t begin, uintptr_t address, size_t 
                  bytes_at(bytes, place(at, region)) + ", which " + who + " " + did + " at " + line + ", " + why);
   };
 
-  for (uintptr_t at = address & ~uintptr_t{1}; at < address + bytes; at += 2) {
+  const uintptr_t end = address + bytes;
+  begin &= ~(kWord - 1);
+  for (uintptr_t at = address & ~(kWord - 1); at < end; at += kWord) {
     Records::Entry& entry = *records.entry(at - begin);
-    mine.bytes = static_cast<uint16_t>((at >= address) | (at + 1 < address + bytes) << 1);
+    mine.bytes = 0xf;
+    if (at < address) mine.bytes &= 0xf << (address - at);
+    if (end - at < kWord) mine.bytes &= 0xf >> (kWord - (end - at));
     if (entry.in_flight == cluster_generation_) {
       fail(pc, std::string(verb(kind)) + " " + bytes_at(bytes, place(at, region)) +
                    ", where an asynchronous copy started at " +
                    where(entry.writer_pc + reinterpret_cast<uintptr_t>(&__ehdr_start)) + " has not been waited for");
     }
     const Touch writer = entry.writer;
-    if (writer.generation && !same_moment(writer, mine) && !(atomic && entry.atomic) && (writer.bytes & mine.bytes)) {
+    if (may_conflict(writer) && !same_moment(writer, mine) && !(atomic && entry.atomic) &&
+        (writer.bytes & mine.bytes)) {
       if (const char* why = unordered(writer, thread, region)) conflict(at, writer, "wrote", entry.writer_pc, why);
     }
     if (reads) {
@@ -194,7 +203,7 @@ void Engine::touch(Records& records, uintptr_t begin, uintptr_t address, size_t 
     }
     for (const auto& [reader, reader_pc] :
          {std::pair(entry.reader, entry.reader_pc), std::pair(entry.other_reader, entry.other_reader_pc)}) {
-      if (!reader.generation || !(reader.bytes & mine.bytes)) continue;
+      if (!may_conflict(reader) || !(reader.bytes & mine.bytes)) continue;
       if (const char* why = unordered(reader, thread, region)) conflict(at, reader, "read", reader_pc, why);
     }
     if (same_moment(entry.writer, mine)) mine.bytes |= entry.writer.bytes;
@@ -207,7 +216,7 @@ void Engine::touch(Records& records, uintptr_t begin, uintptr_t address, size_t 
 void Engine::start_copy(Fiber& thread, const AsyncCopy& copy) {
   const auto destination = reinterpret_cast<uintptr_t>(copy.destination);
   shared_touch(thread, copy.destination, copy.bytes, AccessKind::kWrite, copy.pc);
-  for (size_t i = 0; i < copy.bytes; i += 2) {
+  for (size_t i = 0; i < copy.bytes; i += kWord) {
     shared_records_.entry(destination - shared_begin_ + i)->in_flight = cluster_generation_;
   }
   std::memset(copy.destination, 0xff, copy.bytes);
@@ -219,10 +228,10 @@ void Engine::land(const AsyncCopy& copy, int thread) {
   std::memset(copy.destination + copy.from_source, 0, copy.bytes - copy.from_source);
   Touch mine;
   mine.generation = clocks.generation();
-  mine.thread = static_cast<uint16_t>(thread);
+  mine.thread = static_cast<uint32_t>(thread);
   mine.epoch = clocks.epoch(thread);
-  mine.bytes = 3;
-  for (size_t i = 0; i < copy.bytes; i += 2) {
+  mine.bytes = 0xf;
+  for (size_t i = 0; i < copy.bytes; i += kWord) {
     Records::Entry& entry = *shared_records_.entry(destination - shared_begin_ + i);
     entry.in_flight = 0;
     entry.writer = mine;
@@ -239,7 +248,7 @@ void Engine::fence_proxy_async() {
 
 void Engine::check_fenced(const unsigned char* source, size_t bytes, uintptr_t pc) {
   if (!options().check_races) return;
-  for (size_t i = 0; i < bytes; i += 2) {
+  for (size_t i = 0; i < bytes; i += kWord) {
     const auto address = reinterpret_cast<uintptr_t>(source) + i;
     const Records::Entry& entry = *shared_records_.entry(address - shared_begin_);
     const Touch& writer = entry.writer;

@@ -8,7 +8,7 @@
 
 namespace dsn::simt {
 
-Records::Records(size_t bytes) : bytes_((bytes / 2 + 1) * sizeof(Entry)) {
+Records::Records(size_t bytes) : bytes_((bytes / kWord + 2) * sizeof(Entry)) {
   void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   entries_ = static_cast<Entry*>(memory);  // zero pages: no generation is 0

@@ -8,17 +8,18 @@
 
 namespace dsn::simt {
 
-// Who touched two bytes last. Generations number the stretches between block barriers, over all launches, so an old
-// record needs no clearing; threads are counted within the cluster; the epoch counts a thread's releases within a
-// generation.
+constexpr uintptr_t kWord = 4;  // bytes that share a record
+
+// Who touched a word last. Generations number the stretches between block barriers, over all launches, so an old record
+// needs no clearing; threads are counted within the cluster; the epoch counts a thread's releases within a generation.
 struct Touch {
   uint32_t generation = 0;
-  uint16_t thread : 14 = 0;
-  uint16_t bytes : 2 = 0;  // which of the two
-  uint16_t epoch = 0;
+  uint32_t thread : 13 = 0;
+  uint32_t bytes : 4 = 0;  // which of the word
+  uint32_t epoch : 15 = 0;
 };
 
-// Records of a range of memory, two bytes each. `pc` is an offset into the module.
+// Records of a range of memory, word by word. `pc` is an offset into the module.
 struct Records {
   struct Entry {
     Touch writer;
@@ -33,7 +34,7 @@ struct Records {
   explicit Records(size_t bytes);
   ~Records();
   Records(const Records&) = delete;
-  Entry* entry(size_t offset) { return entries_ + offset / 2; }
+  Entry* entry(size_t offset) { return entries_ + offset / kWord; }
 
  private:
   Entry* entries_;

@@ -23,7 +23,7 @@ template <class Land>
 void wait_groups(CopyGroups& groups, int pending, Land land) {
   while (static_cast<int>(groups.committed.size()) > pending) {
     for (const AsyncCopy& copy : groups.committed.front()) land(copy);
-    groups.committed.pop_front();
+    groups.committed.erase(groups.committed.begin());
   }
 }
 
