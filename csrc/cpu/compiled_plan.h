@@ -37,6 +37,7 @@ class CompiledPlan {
   // threads may walk different streams at the same time.
   std::vector<std::vector<int>> streams;
   std::vector<int> stream_of;      // buffer -> stream
+  int group = 1;                   // samples that a thread works on at a time
   bool needs_masks = false;        // filters are chosen by gates that no instruction decides
   std::vector<int> every_channel;  // 0, 1, 2, ...: where none can be missing
 

@@ -1,6 +1,5 @@
 // conv2d: a 1x1 or 3x3 convolution of a buffer into another, stride 1 or 2, with what stands around it in residual
 // networks: BN-ReLU before, bias, sum with the destination and ReLU after; filters and input channels chosen by masks.
-#include <cstring>
 #include <numeric>
 
 #include "worker.h"
@@ -20,13 +19,19 @@ class Conv2d {
         p(w.packed(in)),
         planes(in.taps == 9 && in.stride == 2 ? 4 : 1),
         patches(to, in.in_channels * planes, w.team().size()) {
-    for (int c = 0; c < in.in_channels; ++c)
-      if (in.in_mask < 0 || w.sample.taken[in.in_mask + c]) sources.push_back(c);
-    if (in.out_mask >= 0)
-      for (int m = 0; m < in.out_channels; ++m) (w.sample.taken[in.out_mask + m] ? filters : off).push_back(m);
+    const uint8_t* taken = w.sample.taken;
+    if (in.in_mask >= 0) alive = chosen(taken + in.in_mask, static_cast<int>(in.in_channels), 1);
+    if (in.out_mask >= 0) filters = chosen(taken + in.out_mask, static_cast<int>(in.out_channels), 1);
+    sources = in.in_mask >= 0 ? alive.data() : w.compiled.every_channel.data();
+    source_count = static_cast<int>(in.in_mask >= 0 ? alive.size() : in.in_channels);
+    // A filter that is off adds nothing. What it leaves in dst changes only by the ReLU, and counts in the pooled
+    // vector; if it does not add but store, its readers know by the same mask that it is not there.
+    if (in.out_mask >= 0 && ((in.flags & kAccumulate && in.flags & kRelu) || in.flags & kPool))
+      off = chosen(taken + in.out_mask, static_cast<int>(in.out_channels), 0);
   }
 
   void run() {
+    if (in.out_mask >= 0 && filters.empty() && off.empty()) return;
     const bool pool = in.flags & kPool;
     w.team().phase(
         patches.count, [&](int64_t i) { convolve(i); },
@@ -54,13 +59,24 @@ class Conv2d {
     }
   }
 
+  // Where the mask is `value`; without a branch, which would be wrong half of the time.
+  static std::vector<int> chosen(const uint8_t* mask, int count, uint8_t value) {
+    std::vector<int> list(count + 1);
+    int n = 0;
+    for (int i = 0; i < count; ++i) {
+      list[n] = i;
+      n += mask[i] == value;
+    }
+    list.resize(n);
+    return list;
+  }
+
   // The chosen filters' weights for the live inputs, one after another.
   void select() {
     if (in.out_mask < 0 || selected) return;
     selected = w.selected_weights();
-    w.kernel.select(p[kWeight], round_up(in.out_channels, kTile), sources.data(), static_cast<int>(sources.size()),
-                    static_cast<int>(in.taps), w.sample.taken + in.out_mask, static_cast<int>(in.out_channels),
-                    selected, stride_of_selected());
+    w.kernel.select(p[kWeight], round_up(in.out_channels, kTile), sources, source_count, static_cast<int>(in.taps),
+                    w.sample.taken + in.out_mask, static_cast<int>(in.out_channels), selected, stride_of_selected());
     bias.assign(round_up(static_cast<int64_t>(filters.size()), kTile), 0.f);
     for (size_t m = 0; m < filters.size(); ++m) bias[m] = p[kBias][filters[m]];
   }
@@ -68,10 +84,10 @@ class Conv2d {
 
   ConvTile tile(int64_t t) const {
     ConvTile c{};
-    c.live_count = static_cast<int>(sources.size());
+    c.live_count = source_count;
     if (in.out_mask < 0) {
       w.set_weights(c, p[kWeight], in.in_channels, in.out_channels, in.taps);
-      c.live = sources.data();
+      c.live = sources;
       c.bias = p[kBias];
     } else {
       c.out_channels = static_cast<int>(filters.size());
@@ -95,7 +111,7 @@ class Conv2d {
     return c;
   }
 
-  // A 1x1's input: the state itself, normalised or thinned out on the way to scratch where that is asked for.
+  // A 1x1's input: the state itself, normalised or picked on the way to scratch where that is asked for.
   void gather(int64_t t, ConvTile& c) {
     const int64_t channels = from.channels * kTile;
     c.src_stride = kTile;
@@ -106,18 +122,16 @@ class Conv2d {
         const int64_t y = (t * kTile + q) / to.width, x = (t * kTile + q) % to.width;
         offset[q] = offset_of(2 * y, 2 * x);
       }
-      for (size_t s = 0; s < sources.size(); ++s) pick(sources[s], offset, c.src + s * kTile);
-    } else if (in.flags & kNormalise && in.in_mask < 0 && in.out_mask < 0) {
+      for (int s = 0; s < source_count; ++s) pick(sources[s], offset, c.src + s * kTile);
+    } else if (in.flags & kNormalise && in.in_mask < 0) {
       c.state = source() + t * channels;
       c.scale = p[kScale];
       c.shift = p[kShift];
     } else if (in.flags & kNormalise) {
-      w.kernel.normalise(source() + t * channels, sources.data(), c.live_count, p[kScale], p[kShift], c.src, kTile);
-    } else if (in.in_mask < 0) {
-      c.src = source() + t * channels;
+      w.kernel.normalise(source() + t * channels, sources, c.live_count, p[kScale], p[kShift], c.src, kTile);
     } else {
-      for (size_t s = 0; s < sources.size(); ++s)
-        std::memcpy(c.src + s * kTile, source() + t * channels + sources[s] * kTile, kTile * sizeof(float));
+      c.src = source() + t * channels;
+      if (in.in_mask >= 0) c.src_rows = sources;
     }
   }
 
@@ -127,12 +141,11 @@ class Conv2d {
     float* patch = w.patch();
     const int64_t end = std::min(start + patches.stride, to.pixels()), begin = std::max<int64_t>(start, 0);
     if (planes == 1) {
-      const auto rows = static_cast<int>(sources.size());
+      const int rows = source_count;
       w.kernel.zero_rows(patch, patches.stride, rows, static_cast<int>(begin - start));
       w.kernel.zero_rows(patch + (end - start), patches.stride, rows, static_cast<int>(start + patches.stride - end));
-      w.kernel.gather(source(), from.channels * kTile, sources.data(), rows, static_cast<int>(begin),
-                      static_cast<int>(end), in.flags & kNormalise ? p[kScale] : nullptr, p[kShift],
-                      patch + (begin - start), patches.stride);
+      w.kernel.gather(source(), from.channels * kTile, sources, rows, static_cast<int>(begin), static_cast<int>(end),
+                      in.flags & kNormalise ? p[kScale] : nullptr, p[kShift], patch + (begin - start), patches.stride);
       return;
     }
     std::vector<int> offset(patches.stride);
@@ -142,8 +155,8 @@ class Conv2d {
         offset[q - start] = offset_of(2 * y + plane / 2, 2 * x + plane % 2);
         if (++x == to.width) x = 0, ++y;
       }
-      for (size_t s = 0; s < sources.size(); ++s)
-        pick(sources[s], offset, patch + (static_cast<int64_t>(s) * 4 + plane) * patches.stride);
+      for (int s = 0; s < source_count; ++s)
+        pick(sources[s], offset, patch + (int64_t{s} * 4 + plane) * patches.stride);
     }
   }
 
@@ -160,13 +173,11 @@ class Conv2d {
                   normalise ? p[kScale] + channel : nullptr, normalise ? p[kShift] + channel : nullptr, dst);
   }
 
-  // A filter that is off adds nothing: the destination keeps what it has, or becomes zero, and joins the ReLU and sums.
   void finish_off_filters(int64_t t) {
     for (int m : off) {
       float* dst = w.state(in.dst) + (t * to.channels + in.out_offset + m) * kTile;
-      if (!(in.flags & kAccumulate))
-        std::fill_n(dst, kTile, 0.f);
-      else if (in.flags & kRelu)
+      if (!(in.flags & kAccumulate)) std::fill_n(dst, kTile, 0.f);
+      if (in.flags & kRelu)
         for (int q = 0; q < kTile; ++q) dst[q] = dst[q] < 0 ? 0.f : dst[q];
       if (in.flags & kPool)
         w.sums(in.dst)[t * to.channels + in.out_offset + m] = std::accumulate(dst, dst + kTile, 0.f);
@@ -181,8 +192,10 @@ class Conv2d {
   const Packed p;
   const int planes;
   Patches patches;
-  std::vector<int> sources;       // live input channels
-  std::vector<int> filters, off;  // with a mask: the chosen ones, the others
+  std::vector<int> alive;  // with a mask: input channels that hold data
+  const int* sources;      // these, or all
+  int source_count;
+  std::vector<int> filters, off;  // with a mask: the chosen ones; the others, if they need a look
   float* selected = nullptr;      // weights of the chosen filters
   std::vector<float> bias;        // of the chosen filters
 };

@@ -20,6 +20,7 @@ struct Taps {
 struct ConvTile {
   float* src;  // [live][src_stride], at the tile's first pixel
   int64_t src_stride;
+  const int* src_rows;   // taps = 1: where in src each live channel is; null: one after another
   int64_t plane_stride;  // stride 2: from plane to plane of [even, odd rows][even, odd columns] of a channel
   // Taps = 1: if set, src is first filled with relu(scale * state + shift); state is [channels][kTile].
   const float* state;

@@ -94,9 +94,10 @@ static void conv_block(const ConvTile& t, int block, int first_lane) {
     }
   }
   const float* block_weight = t.weight + block * t.block_stride;
-  float* src = t.src + first_lane;
-  for (int i = 0; i < t.live_count; ++i, src += t.src_stride) {
+  float* const first = t.src + first_lane;
+  for (int i = 0; i < t.live_count; ++i) {
     const int c = t.live[i];
+    float* src = first + (Taps == 1 && t.src_rows ? t.src_rows[i] : i) * t.src_stride;
     const float* w = block_weight + c * Taps * t.tap_stride;
     vec x[Vectors];
     if constexpr (Taps == 1) {
@@ -257,17 +258,25 @@ static void pick(const float* src, const int* offset, int count, const float* sc
 static void select(const float* weight, int64_t stride, const int* live, int live_count, int taps, const uint8_t* keep,
                    int out, float* dst, int64_t dst_stride) {
 #if DSN_VECTOR_BYTES == 64
-  for (int m = 0, kept = 0; m < out; m += kLanes) {
-    const int n = out - m < kLanes ? out - m : kLanes;
-    const __mmask16 exists = (__mmask16)((1u << n) - 1);
-    const __m128i bytes = _mm_maskz_loadu_epi8(exists, keep + m);
-    const __mmask16 mask = _mm_test_epi8_mask(bytes, bytes);
-    for (int l = 0; l < live_count; ++l)
-      for (int t = 0; t < taps; ++t) {
-        const vec w = load(weight + ((int64_t)live[l] * taps + t) * stride + m);
-        store(dst + ((int64_t)l * taps + t) * dst_stride + kept, (vec)_mm512_maskz_compress_ps(mask, (__m512)w));
-      }
-    kept += __builtin_popcount(mask);
+  constexpr int kPanel = 64;  // vectors of filters whose masks are kept at hand
+  for (int kept = 0, done = 0; done < out; done += kPanel * kLanes) {
+    const int vectors = ((out - done < kPanel * kLanes ? out - done : kPanel * kLanes) + kLanes - 1) / kLanes;
+    __mmask16 mask[kPanel];
+    int place[kPanel];
+    for (int v = 0; v < vectors; ++v) {
+      const int first = done + v * kLanes, n = out - first < kLanes ? out - first : kLanes;
+      const __m128i bytes = _mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), keep + first);
+      mask[v] = _mm_test_epi8_mask(bytes, bytes);
+      place[v] = kept;
+      kept += __builtin_popcount(mask[v]);
+    }
+    float* to = dst;
+    for (int l = 0; l < live_count; ++l) {
+      const float* from = weight + (int64_t)live[l] * taps * stride + done;
+      for (int t = 0; t < taps; ++t, from += stride, to += dst_stride)
+        for (int v = 0; v < vectors; ++v)
+          store(to + place[v], (vec)_mm512_maskz_compress_ps(mask[v], (__m512)load(from + v * kLanes)));
+    }
   }
 #else
   for (int64_t row = 0; row < (int64_t)live_count * taps; ++row) {

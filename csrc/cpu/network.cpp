@@ -17,7 +17,8 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
   const Plan& plan = compiled.plan;
   const int64_t streams = team_size == 1 ? 1 : static_cast<int64_t>(compiled.streams.size());
   place_buffers(compiled, team_size == 1);
-  auto reserve = [&](int64_t floats) { return std::exchange(size, size + round_up(floats, kAlign)); };
+  recurrent = std::exchange(sample, sample + round_up(2 * gate::kEmbedding, kAlign) * streams);
+  auto reserve = [&](int64_t floats) { return std::exchange(shared, shared + round_up(floats, kAlign)); };
   int64_t tile_channels = 0;
   for (const BufferSpec& b : plan.buffers) {
     plane_stride = std::max(plane_stride, (b.tiles() + 4) * kTile);
@@ -52,7 +53,6 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
   features = reserve(features_stride * streams);
   patch = reserve(patch_stride * team_size);
   selected = reserve(selected_stride * team_size);
-  recurrent = reserve(round_up(2 * gate::kEmbedding, kAlign) * streams);
   scratch_stride = (tile_channels + 1) * kTile + 4 * plane_stride;
   scratch = reserve(scratch_stride * team_size);
 }
@@ -85,7 +85,7 @@ void MemoryMap::place_buffers(const CompiledPlan& compiled, bool streams_take_tu
           moved = true;
         }
     buffers.push_back(place);
-    size = std::max(size, place + uses[b].floats);
+    sample = std::max(sample, place + uses[b].floats);
   }
 }
 
@@ -100,11 +100,8 @@ int64_t phase_count(const CompiledPlan& compiled, int stream) {
 
 void Worker::run() {
   const int streams = static_cast<int>(compiled.streams.size());
-  if (team().alone())
-    for (const Instruction& in : plan.code) step(in);
-  else
-    for (int i = 0; i < streams; ++i) walk((team().rank() + i) % streams);
-  sample.macs->fetch_add(macs, std::memory_order_relaxed);
+  for (int i = 0; i < streams; ++i) walk((team().rank() + i) % streams);
+  count_macs();
 }
 
 void Worker::walk(int stream) {
@@ -181,19 +178,32 @@ struct Batch {
   }
 };
 
-// Samples go one to a thread; the last, and what is left over from whole rounds, are shared by the threads that have
-// nothing else to do: each begins with a branch of its own, which fits its cache, and helps the others when done.
-// Samples differ in what they skip, so without that the slowest thread would finish alone.
+// Several samples, an instruction at a time: its weights are read once for all of them.
+void run_group(Batch& batch, const MemoryMap& memory, float* arena, int64_t first, int count) {
+  float* shared = arena + count * memory.sample;
+  std::vector<Worker> workers;
+  for (int i = 0; i < count; ++i)
+    workers.emplace_back(batch.compiled, memory, batch.weights, arena + i * memory.sample, shared,
+                         batch.sample(first + i));
+  for (const Instruction& in : batch.plan.code)
+    for (Worker& worker : workers) worker.step(in);
+  for (const Worker& worker : workers) worker.count_macs();
+}
+
+// Samples go to a thread one at a time, or a few; the last, and what is left over from whole rounds, are shared by the
+// threads that have nothing else to do: each begins with a branch of its own, which fits its cache, and helps the
+// others when done. Samples differ in what they skip, so without that the slowest thread would finish alone.
 void run_batch(Batch& batch) {
   const int threads = std::min<int>(static_cast<int>(torch::stable::get_num_threads()), Team::kMaxSize);
   const int64_t left_over = batch.size % threads;
   const int64_t shared = threads == 1 ? 0 : left_over ? left_over : 1;
   const int64_t singles = batch.size - shared;
+  const int group = batch.compiled.group;
   const MemoryMap alone(batch.compiled, 1), together(batch.compiled, threads);
 
   std::vector<std::unique_ptr<Arena>> arenas;
   for (int t = 0; t < (singles ? threads : 1); ++t)
-    arenas.push_back(std::make_unique<Arena>(shared ? std::max(alone.size, together.size) : alone.size));
+    arenas.push_back(std::make_unique<Arena>(std::max(alone.size(group), shared ? together.size(1) : 0)));
   std::vector<std::deque<TeamState>> states(static_cast<size_t>(shared));  // of each sample, of each stream
   for (std::deque<TeamState>& streams : states)
     for (int s = 0; s < static_cast<int>(batch.compiled.streams.size()); ++s)
@@ -206,15 +216,24 @@ void run_batch(Batch& batch) {
     const bool only_thread = end - begin == threads;  // nested in another parallel region
     float* arena = arenas[singles ? rank : 0]->data();
     const int64_t mine = only_thread ? batch.size : singles;
-    for (int64_t i; (i = next.fetch_add(1)) < mine;)
-      Worker(batch.compiled, alone, batch.weights, arena, batch.sample(i)).run();
+    for (;;) {
+      int64_t first = next.load(), count = 0;
+      do {  // smaller groups towards the end
+        if (first >= mine) break;
+        count = std::clamp<int64_t>((mine - first) / threads, 1, group);
+      } while (!next.compare_exchange_weak(first, first + count));
+      if (first >= mine) break;
+      run_group(batch, alone, arena, first, static_cast<int>(count));
+    }
     if (only_thread) return;
     float* none = nullptr;  // the first thread without a sample of its own lends the team its memory
     team_arena.compare_exchange_strong(none, arena);
     for (int64_t i = 0; i < shared; ++i) {
       std::vector<Team> teams;
       for (TeamState& state : states[static_cast<size_t>(i)]) teams.emplace_back(rank, threads, state);
-      Worker(batch.compiled, together, batch.weights, team_arena.load(), batch.sample(singles + i), std::move(teams))
+      float* own = team_arena.load();
+      Worker(batch.compiled, together, batch.weights, own, own + together.sample, batch.sample(singles + i),
+             std::move(teams))
           .run();
     }
   });
@@ -258,10 +277,11 @@ Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& inpu
   if (forced) {
     f = torch::stable::contiguous(*forced);
     const uint8_t* values = f->const_data_ptr<uint8_t>();
-    for (int64_t i = 0; i < f->numel(); ++i)
+    const int64_t count = f->numel();
+    for (int64_t i = 0; i < count; ++i)
       check(values[i] <= 1, op, ": forced_gates must hold 0 (skip) or 1 (run), got ", static_cast<int>(values[i]));
     // Gates that no instruction decides, such as filter masks, are inputs.
-    std::copy_n(values, f->numel(), out.gates.mutable_data_ptr<uint8_t>());
+    std::copy_n(values, count, out.gates.mutable_data_ptr<uint8_t>());
   }
   if (!f) std::fill_n(out.gates.mutable_data_ptr<uint8_t>(), out.gates.numel(), uint8_t{0});
   check(f || !compiled.needs_masks, op, ": forced_gates must say which filters run, got none");

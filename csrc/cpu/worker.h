@@ -11,24 +11,28 @@
 
 namespace dsn::cpu {
 
-// Where a sample's state lives inside an arena, in floats; computed once per plan and team size.
+// Where things live inside an arena, in floats; computed once per plan and team size. First the state of each sample
+// that is worked on, `sample` floats each, then what they share.
 struct MemoryMap {
   MemoryMap(const CompiledPlan& plan, int team_size);
 
-  std::vector<int64_t> buffers;  // buffers that are never needed at the same time share memory
-  int64_t patches = 0;           // 3x3 inputs with their halo; every patch for a team, a ring of three for one thread
-  int64_t patches_stride = 0;    // from stream to stream
-  int64_t patch = 0;             // per thread: a convolution's input
+  std::vector<int64_t> buffers;  // of a sample; those that are never needed at the same time share memory
+  int64_t recurrent = 0;         // of a sample, per stream: a recurrent gate's state
+  int64_t sample = 0;
+  int64_t patches = 0;         // 3x3 inputs with their halo; every patch for a team, a ring of three for one thread
+  int64_t patches_stride = 0;  // from stream to stream
+  int64_t patch = 0;           // per thread: a convolution's input
   int64_t patch_stride = 0;
   int64_t selected = 0;  // per thread: weights of the filters that a mask chose
   int64_t selected_stride = 0;
-  int64_t recurrent = 0;        // per stream: a recurrent gate's state
   int64_t features = 0;         // a head's input
   int64_t features_stride = 0;  // from stream to stream
   int64_t scratch = 0;          // per thread: a tile, four planes
   int64_t plane_stride = 0;
   int64_t scratch_stride = 0;
-  int64_t size = 0;
+  int64_t shared = 0;
+
+  int64_t size(int samples) const { return samples * sample + shared; }
 
  private:
   void place_buffers(const CompiledPlan& plan, bool streams_take_turns);
@@ -76,31 +80,34 @@ struct Packed {
 class Worker {
  public:
   // teams: this thread's place in that of each stream, or one of a thread alone
-  Worker(const CompiledPlan& compiled, const MemoryMap& memory, const float* weights, float* arena, Sample sample,
-         std::vector<Team> teams = {Team()})
+  Worker(const CompiledPlan& compiled, const MemoryMap& memory, const float* weights, float* own, float* shared,
+         Sample sample, std::vector<Team> teams = {Team()})
       : compiled(compiled),
         plan(compiled.plan),
         memory(memory),
         weights(weights),
-        arena(arena),
+        own(own),
+        shared(shared),
         sample(sample),
         live(plan.buffers.size()),
         teams_(std::move(teams)),
         walked_(compiled.streams.size()) {}
 
   void run();
+  void step(const Instruction& in);
+  void count_macs() const { sample.macs->fetch_add(macs, std::memory_order_relaxed); }
 
-  float* state(int64_t b) const { return arena + memory.buffers[b]; }  // [tiles][channels][kTile]
-  float* sums(int64_t b) const {                                       // [tiles][channels]
+  float* state(int64_t b) const { return own + memory.buffers[b]; }  // [tiles][channels][kTile]
+  float* sums(int64_t b) const {                                     // [tiles][channels]
     return state(b) + plan.buffers[b].channels * plan.buffers[b].tiles() * kTile;
   }
   float* pooled(int64_t b) const { return sums(b) + plan.buffers[b].channels * plan.buffers[b].tiles(); }  // [channels]
-  float* patches() const { return arena + memory.patches + stream_ * memory.patches_stride; }
-  float* features() const { return arena + memory.features + stream_ * memory.features_stride; }
-  float* recurrent_state() const { return arena + memory.recurrent + stream_ * round_up(2 * gate::kEmbedding, kAlign); }
-  float* patch() const { return arena + memory.patch + teams_[0].rank() * memory.patch_stride; }
-  float* selected_weights() const { return arena + memory.selected + teams_[0].rank() * memory.selected_stride; }
-  float* scratch() const { return arena + memory.scratch + teams_[0].rank() * memory.scratch_stride; }
+  float* patches() const { return shared + memory.patches + stream_ * memory.patches_stride; }
+  float* features() const { return shared + memory.features + stream_ * memory.features_stride; }
+  float* recurrent_state() const { return own + memory.recurrent + stream_ * round_up(2 * gate::kEmbedding, kAlign); }
+  float* patch() const { return shared + memory.patch + teams_[0].rank() * memory.patch_stride; }
+  float* selected_weights() const { return shared + memory.selected + teams_[0].rank() * memory.selected_stride; }
+  float* scratch() const { return shared + memory.scratch + teams_[0].rank() * memory.scratch_stride; }
   Team& team() { return teams_[stream_]; }
   int valid(const BufferSpec& b, int64_t tile) const {
     return static_cast<int>(std::min<int64_t>(kTile, b.pixels() - tile * kTile));
@@ -136,7 +143,7 @@ class Worker {
   const Plan& plan;
   const MemoryMap& memory;
   const float* weights;
-  float* arena;
+  float *own, *shared;  // the sample's memory, the thread's or team's
   Sample sample;
   const Kernels& kernel = kernels();
   std::vector<Live> live;  // per buffer; every thread of a team keeps its own
@@ -144,7 +151,6 @@ class Worker {
 
  private:
   void walk(int stream);
-  void step(const Instruction& in);
 
   std::vector<Team> teams_;
   std::vector<bool> walked_;

@@ -43,15 +43,11 @@ class _Planner:
     def plan_network(self) -> tuple[Plan, Tensor]:
         units: list[ResidualUnit] = list(self.model.units)
         x = self._plan_stem()
-        # The classifier reads the pooled vector of the last buffer, which every unit from the last change of shape on
-        # writes, unless it is bypassed.
-        last = max((i for i, unit in enumerate(units) if not isinstance(unit.shortcut, nn.Identity)), default=0)
         for i, unit in enumerate(units):
             gate = i - 1 if self.gates and i > 0 else -1
             if gate >= 0:
                 self._plan_gate(gate, x)
-            pool = self.recurrent or i >= last
-            x = self._plan_unit(f"units.{i}", unit, x, gate, pool)
+            x = self._plan_unit(f"units.{i}", unit, x, gate, pool=self.recurrent)
         self._plan_head(x)
         return self.plan, self.packer.tensor()
 
@@ -196,5 +192,7 @@ class _Planner:
             classes, weights = head.classifier.out_features, pack_head(self.packer, head, [])
             self.plan.add("head", src=x, in_channels=self._channels(x), out_channels=classes, weights=weights)
             return
+        if not self.recurrent:
+            self.plan.add("pool_sums", src=x, in_channels=self._channels(x))
         classes, weights = head[-1].out_features, pack_linear(self.packer, head[-1])
         self.plan.add("linear", src=x, in_channels=self._channels(x), out_channels=classes, weights=weights)
