@@ -33,6 +33,14 @@ class BuildError(RuntimeError):
     """What is missing, or what the compiler said."""
 
 
+def find_compiler() -> str:
+    """The C++ compiler: CXX if set, else g++."""
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if not compiler:
+        raise BuildError("g++ not found")
+    return compiler
+
+
 def cuda_headers() -> Path:
     """The include folder of a CUDA toolkit: of CUDA_HOME, of the nvcc on PATH, or of /usr/local/cuda."""
     nvcc = shutil.which("nvcc")
@@ -48,12 +56,14 @@ def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: st
 
     ``kernels``: sources to bind instead of ``bindings/`` and ``python/``; the module then lies in ``folder``.
     """
-    import pybind11
-
+    try:
+        import pybind11
+    except ImportError:
+        raise BuildError("pybind11 not found") from None
+    compiler = find_compiler()
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
-    compiler = os.environ.get("CXX") or shutil.which("g++")
-    if not ninja or not compiler:
-        raise BuildError(f"{'ninja' if compiler else 'g++'} not found")
+    if not ninja:
+        raise BuildError("ninja not found")
     pybind = [SIMT / "module.cpp"]
     if kernels is None:
         kernels = sorted((SIMT / "bindings").glob("*.cpp"))
