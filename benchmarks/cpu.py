@@ -1,7 +1,9 @@
-"""Runs the CPU benchmark and holds it against what the project promises: ``python benchmarks/cpu.py [MODEL ...]``.
+"""Runs the CPU benchmark and holds it against what the project promises: ``python benchmarks/cpu.py [RUN ...]``.
 
-Writes ``benchmarks/results/MACHINE.MODEL.json``, the documents of ``dsn bench``; options such as ``--seconds=10`` go to
-it. Takes about half an hour a model on two cores, most of it in torch.compile. An idle machine, please.
+Writes ``benchmarks/results/MACHINE.RUN.json``, the documents of ``dsn bench``, and prints every promise kept or BROKEN
+with the figure measured; exit status 1 if one is broken. Options such as ``--seconds=10`` go to ``dsn bench``;
+``--check`` only reads the files that are there. Takes up to half an hour a run on two cores, most of it in
+torch.compile. An idle machine, please.
 """
 
 from __future__ import annotations
@@ -11,11 +13,73 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from dsn_kernels.measure import machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
-GATES = "open,shut,paper,random:0.3,random:0.5,random:0.7"
+RANDOM = "random:0.3,random:0.5,random:0.7"
+
+
+class Run(NamedTuple):
+    """One call of ``dsn bench``."""
+
+    model: str
+    gates: str = f"open,shut,paper,{RANDOM}"
+    batches: str = "1,8,64"
+    options: tuple[str, ...] = ()
+
+
+RUNS = {
+    "concat-bc-100": Run("concat-bc-100"),
+    "concat-40": Run("concat-40", f"open,shut,{RANDOM}"),
+    "add-166": Run("add-166"),
+    "dsn-121": Run("dsn-121", batches="1,8"),
+    "skipnet-110-rnn": Run("skipnet-110-rnn"),
+    "skipnet-101-rnn-imagenet": Run("skipnet-101-rnn-imagenet", batches="1,8"),
+    "gaternet-resnet-164": Run(
+        "gaternet-resnet-164", f"open,shut,{RANDOM},equal:0.5", options=("--option", "gated=all")
+    ),
+    "gunn-15": Run("gunn-15", "open", options=("--baseline-model", "sunn-15")),
+    "gunn-15-one-channel": Run("gunn-15", "open", options=("--option", "segments=240,300,360", "--against", "")),
+}
+
+
+class Promise(NamedTuple):
+    """``figure`` of a row is at least, or at most, ``bar``.
+
+    Figures: ``speedup``, times faster than the best dense baseline; ``gflops``; ``realised``, latency saved of MACs
+    saved; ``of open``, part of the time with all gates open; ``of X``, times the median of gates X per MAC; ``of run
+    R``, times the median of the same row of another run.
+    """
+
+    run: str
+    batch: int
+    gates: str
+    figure: str
+    sign: str
+    bar: float
+
+
+PROMISES = [
+    Promise("concat-bc-100", 64, "open", "speedup", ">=", 2.0),
+    Promise("concat-bc-100", 1, "open", "speedup", ">=", 1.6),
+    Promise("concat-bc-100", 64, "paper", "speedup", ">=", 2.6),
+    Promise("concat-bc-100", 64, "open", "gflops", ">=", 380.0),
+    Promise("concat-40", 64, "open", "speedup", ">=", 1.5),
+    Promise("add-166", 64, "open", "speedup", ">=", 1.0),
+    Promise("dsn-121", 8, "open", "speedup", ">=", 1.0),
+    Promise("dsn-121", 1, "paper", "speedup", ">=", 1.3),
+    Promise("dsn-121", 8, "paper", "speedup", ">=", 1.3),
+    Promise("skipnet-110-rnn", 64, "random:0.5", "speedup", ">=", 1.7),
+    Promise("skipnet-110-rnn", 1, "random:0.5", "speedup", ">=", 1.8),
+    Promise("skipnet-101-rnn-imagenet", 1, "random:0.3", "speedup", ">=", 1.2),
+    Promise("skipnet-101-rnn-imagenet", 8, "random:0.3", "speedup", ">=", 1.2),
+    Promise("gaternet-resnet-164", 64, "random:0.5", "speedup", ">=", 1.8),
+    Promise("gaternet-resnet-164", 64, "random:0.5", "of equal:0.5", "<=", 1.1),
+    *(Promise("gunn-15", batch, "open", "speedup", ">=", 1.5) for batch in (1, 8, 64)),
+    *(Promise("gunn-15-one-channel", batch, "open", "of run gunn-15", "<=", 1.5) for batch in (1, 8, 64)),
+]
 
 
 def machine_name() -> str:
@@ -25,42 +89,73 @@ def machine_name() -> str:
     return "-".join([*re.findall(r"[a-z0-9.]+", words), f"{facts['cores']}-cores"])
 
 
-def promises(document: dict) -> list[tuple[str, float, str, float]]:
-    """(what, measured, at least or at most, promised) of each promise that the document's rows speak of."""
-    rows = {(row["batch"], row["gates"]): row for row in document["rows"]}
-    found = []
-    if document["model"] == "concat-bc-100":
-        floors = {(64, "open"): 2.0, (1, "open"): 1.6, (64, "paper"): 2.6}
-        for key, floor in floors.items():
-            if key in rows and rows[key]["speedup_vs_best"] is not None:
-                text = f"batch {key[0]}, gates {key[1]}: times faster than {rows[key]['best_baseline']}"
-                found.append((text, rows[key]["speedup_vs_best"], ">=", floor))
-        if (64, "open") in rows:
-            found.append(("batch 64, gates open: GFLOP/s", rows[64, "open"]["gflops"], ">=", 380.0))
-    for (batch, gates), row in rows.items():
-        if gates.startswith("random:"):
-            found.append((f"batch {batch}, gates {gates}: realised fraction", row["realised_fraction"], ">=", 0.90))
-        if gates == "shut":
-            cost = row["ours_ms"]["median"] / row["ours_open_ms"]["median"]
-            found.append((f"batch {batch}, gates shut: part of the time with gates open", cost, "<=", 0.10))
+def promises(run: str, document: dict[str, Any]) -> list[Promise]:
+    """Those of a run, and what is promised of every network whose gates are random or shut."""
+    found = [promise for promise in PROMISES if promise.run == run]
+    for row in document["rows"]:
+        if row["gates"].startswith("random:"):
+            found.append(Promise(run, row["batch"], row["gates"], "realised", ">=", 0.90))
+        if row["gates"] == "shut" and run == "concat-bc-100":
+            found.append(Promise(run, row["batch"], "shut", "of open", "<=", 0.10))
     return found
+
+
+def figure(promise: Promise, documents: dict[str, dict[str, Any]]) -> float | None:
+    """What was measured, or None where a row is not there."""
+
+    def find(run: str, gates: str) -> dict[str, Any] | None:
+        rows = documents.get(run, {"rows": []})["rows"]
+        return next((row for row in rows if row["batch"] == promise.batch and row["gates"] == gates), None)
+
+    row = find(promise.run, promise.gates)
+    if row is None:
+        return None
+    names = {"speedup": "speedup_vs_best", "gflops": "gflops", "realised": "realised_fraction"}
+    if promise.figure in names:
+        return row[names[promise.figure]]
+    what = promise.figure.removeprefix("of ")
+    if what == "open":
+        return row["ours_ms"]["median"] / row["ours_open_ms"]["median"]
+    if what.startswith("run "):
+        other = find(what.removeprefix("run "), promise.gates)
+        return None if other is None else row["ours_ms"]["median"] / other["ours_ms"]["median"]
+    other = find(promise.run, what)
+    return None if other is None else other["gflops"] / row["gflops"]
+
+
+def verdict(promise: Promise, measured: float | None) -> str:
+    if measured is None:
+        return "not measured"
+    kept = measured >= promise.bar if promise.sign == ">=" else measured <= promise.bar
+    return "kept" if kept else "BROKEN"
 
 
 def main() -> int:
     options = [argument for argument in sys.argv[1:] if argument.startswith("--")]
-    models = [argument for argument in sys.argv[1:] if not argument.startswith("--")] or ["concat-bc-100"]
+    names = [argument for argument in sys.argv[1:] if not argument.startswith("--")] or [*RUNS]
+    if unknown := [name for name in names if name not in RUNS]:
+        print(f"unknown run {unknown[0]!r}; expected one of {', '.join(RUNS)}", file=sys.stderr)
+        return 2
     RESULTS.mkdir(exist_ok=True)
-    for model in models:
-        target = RESULTS / f"{machine_name()}.{Path(model).stem}.json"
-        command = [sys.executable, "-m", "dsn_kernels", "bench", model, "--gates", GATES, "--json", str(target)]
-        status = subprocess.run(command + options).returncode
-        if status:
-            return status
-        print(f"{target.name}:")
-        for what, measured, sign, promised in promises(json.loads(target.read_text())):
-            kept = measured >= promised if sign == ">=" else measured <= promised
-            print(f"  {'kept  ' if kept else 'BROKEN'} {what}: {measured:.2f} ({sign} {promised:g})")
-    return 0
+    files = {name: RESULTS / f"{machine_name()}.{name}.json" for name in RUNS}
+    if "--check" not in options:
+        for name in names:
+            run = RUNS[name]
+            command = [sys.executable, "-m", "dsn_kernels", "bench", run.model, "--gates", run.gates]
+            command += ["--batch", run.batches, *run.options, "--json", str(files[name]), *options]
+            status = subprocess.run(command).returncode
+            if status:
+                return status
+    documents = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    broken = 0
+    for name in names:
+        for promise in promises(name, documents.get(name, {"rows": []})):
+            measured = figure(promise, documents)
+            told = verdict(promise, measured)
+            broken += told == "BROKEN"
+            text = f"{name}, batch {promise.batch}, gates {promise.gates}: {promise.figure}"
+            print(f"{told:12} {text} {'-' if measured is None else f'{measured:.2f}'} ({promise.sign} {promise.bar:g})")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ..measure.baselines import BASELINES
 from ..measure.bench import BenchSettings, Images
 from ..measure.bench import bench as measure
 from ..measure.gates import GateSetting
+from ..measure.networks import gate_counts
 from .common import (
     JsonOption,
     ThreadsOption,
@@ -24,6 +25,7 @@ from .common import (
     mega,
     millis,
     open_test_data,
+    parse_options,
     percent,
     progress_bar,
     set_threads,
@@ -85,7 +87,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
     if not any(dense.values()):
         return [ours]
     names = [name for name in BASELINES if any(name in entries for entries in dense.values())]
-    others = Table(title="the dense network, without gates: median ms per batch")
+    others = Table(title=f"{document['baseline_model']} without gates: median ms per batch")
     for column in ("batch", *names):
         others.add_column(column, justify="right")
     for batch, entries in dense.items():
@@ -100,9 +102,19 @@ def bench(
     dtype: Annotated[str, typer.Option(help="float32.")] = "float32",
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,64",
     gates: Annotated[
-        str, typer.Option(help="open, shut, trained, paper, random:P (every gate shut with probability P); several.")
-    ] = "open,random:0.5",
+        str,
+        typer.Option(
+            help="open, shut, trained, paper, random:P (every gate shut with probability P), "
+            "equal:P (the same for all samples of a batch); several."
+        ),
+    ] = "",
     against: Annotated[str, typer.Option(help="Dense baselines; an empty string for none.")] = ",".join(BASELINES),
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a zoo model's configuration; may be repeated.")
+    ] = None,
+    baseline_model: Annotated[
+        str | None, typer.Option(metavar="NAME|CKPT", help="Run as the dense baseline; MODEL's own if not given.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, images and random gates.")] = 0,
     seconds: Annotated[float, typer.Option(help="Of timing per contestant and batch size.")] = 3.0,
     data: Annotated[Path | None, typer.Option(help="Folder of test images; noise if not given.")] = None,
@@ -115,18 +127,20 @@ def bench(
     set_threads(threads)
     if device != "cpu":
         raise UserError(f"device is {device!r}; expected cpu, the one that this build has kernels for")
-    chosen = [GateSetting(text) for text in dict.fromkeys(_split(gates))] or [GateSetting("open")]
+    options = parse_options(option or [])
+    network, metadata = load_model(model, seed, options)
+    if not Path(model).exists() and "trained" in _split(gates):
+        raise UserError(f"gates trained: {model} has random weights; expected a checkpoint")
+    other = None if baseline_model is None else load_model(baseline_model, seed)[0]
+    chosen = _split(gates) or (["open", "random:0.5"] if gate_counts(network) else ["open"])
     settings = BenchSettings(
         batches=list(dict.fromkeys(_integers(batch, "batch"))),
-        gates=chosen,
+        gates=[GateSetting(text) for text in dict.fromkeys(chosen)],
         against=list(dict.fromkeys(_split(against))),
         dtype=_dtype(dtype),
         seed=seed,
         seconds=seconds,
     )
-    network, metadata = load_model(model, seed)
-    if not Path(model).exists() and "trained" in gates:
-        raise UserError(f"gates trained: {model} has random weights; expected a checkpoint")
     images = _images(network, metadata, kind, data)
     with progress_bar() as progress:
         task = progress.add_task("", total=1.0)
@@ -142,9 +156,12 @@ def bench(
             model,
             settings,
             images=images,
+            baseline_model=other,
             on_step=lambda text, done: progress.update(task, description=text, completed=done, refresh=True),
             on_row=show_row,
         )
+    if options:
+        document["options"] = options
     if json is not None:
         write_json(document, json)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,15 +77,46 @@ def write_json(document: dict[str, Any], target: str) -> None:
         checkpoints.write_atomically(Path(target), text.encode())
 
 
-def load_model(source: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
-    """A checkpoint's model and metadata, or a zoo model with random weights and ``{}``.
+def parse_options(settings: Sequence[str]) -> dict[str, Any]:
+    """``["gated=all", "segments=240,300,360"]`` to a configuration's fields: numbers, lists of numbers, words.
 
     Raises:
-        UserError: there is neither a file nor a zoo model of that name, or the file is damaged.
+        UserError: one is not KEY=VALUE.
+    """
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    options: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not (key and equals and text):
+            raise UserError(f"option is {setting!r}; expected KEY=VALUE, such as gated=all")
+        options[key] = tuple(value(part) for part in text.split(",")) if "," in text else value(text)
+    return options
+
+
+def load_model(
+    source: str, seed: int = 0, options: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A checkpoint's model and metadata, or a zoo model with random weights and ``{}``.
+
+    Args:
+        source: file or zoo name.
+        seed: of random weights.
+        options: of a zoo model's configuration.
+
+    Raises:
+        UserError: there is neither a file nor a zoo model of that name, the file is damaged, or it is given options.
     """
     if source in dsn_models.names() and not Path(source).exists():
         torch.manual_seed(seed)
-        return dsn_models.create(source).eval(), {}
+        return dsn_models.create(source, **(options or {})).eval(), {}
+    if options:
+        raise UserError(f"options are for models of the zoo; {source} is none, a checkpoint has its own")
     if not Path(source).exists():
         raise UserError(f"no checkpoint at {source}; expected a file or one of {', '.join(dsn_models.names())}")
     return dsn_models.load(source), checkpoints.read_metadata(source)

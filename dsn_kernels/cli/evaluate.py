@@ -94,9 +94,13 @@ def evaluate(
         raise UserError(f"task is {task!r}; expected {' or '.join(tasks)} for this model")
     dataset = open_test_data(model, metadata, kind, data, images)
     _check_classes(model, dataset, task)
-    if backend == "auto" and not isinstance(model, DualSkippingNetwork):
-        backend = "reference"  # a network without gates has nothing to skip
-    fast = dsn_kernels.accelerate(model, backend=backend)
+    try:
+        fast = dsn_kernels.accelerate(model, backend=backend)
+    except UserError:
+        if backend != "auto":
+            raise
+        backend = "reference"  # of a network that has no kernels
+        fast = dsn_kernels.accelerate(model, backend=backend)
     attacks: list[dict[str, Any]] = []
     if attack is not None:
         for gated in (True, False) if hasattr(model, "gate_counts") else (True,):

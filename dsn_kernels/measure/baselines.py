@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-Outputs = tuple[Tensor, ...]
+from .networks import Outputs, as_outputs
+
 Call = Callable[[Tensor], Outputs]
+Made = Callable[[Tensor], "Tensor | Outputs"]
 
 TOLERANCE = 1e-3  # largest difference to eager, relative to eager's largest output
 
@@ -28,20 +30,20 @@ def relative_error(got: Outputs, expected: Outputs) -> float:
     )
 
 
-def _eager(dense: nn.Module, images: Tensor) -> Call:
+def _eager(dense: nn.Module, images: Tensor) -> Made:
     return dense
 
 
-def _channels_last(dense: nn.Module, images: Tensor) -> Call:
+def _channels_last(dense: nn.Module, images: Tensor) -> Made:
     network = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return lambda x: network(x.to(memory_format=torch.channels_last))
 
 
-def _compile(dense: nn.Module, images: Tensor) -> Call:
+def _compile(dense: nn.Module, images: Tensor) -> Made:
     return torch.compile(copy.deepcopy(dense), dynamic=False)
 
 
-def _freeze(dense: nn.Module, images: Tensor) -> Call:
+def _freeze(dense: nn.Module, images: Tensor) -> Made:
     """Inductor's freezing: weights become constants of the graph, packed for the convolution library."""
     return torch.compile(copy.deepcopy(dense), dynamic=False, options={"freezing": True})
 
@@ -72,7 +74,7 @@ def _onnx_bytes(dense: nn.Module, images: Tensor) -> bytes:
     raise BaselineUnavailable(f"ONNX export failed: {failures[0]}; {failures[1]}")
 
 
-def _onnxruntime(dense: nn.Module, images: Tensor) -> Call:
+def _onnxruntime(dense: nn.Module, images: Tensor) -> Made:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -81,7 +83,7 @@ def _onnxruntime(dense: nn.Module, images: Tensor) -> Call:
     return lambda x: tuple(torch.from_numpy(y) for y in session.run(None, {"images": x.numpy()}))
 
 
-def _openvino(dense: nn.Module, images: Tensor) -> Call:
+def _openvino(dense: nn.Module, images: Tensor) -> Made:
     """By way of ONNX: it compiles to the graph that openvino.convert_model's does, and sends no telemetry."""
     import openvino
 
@@ -97,7 +99,7 @@ def _openvino(dense: nn.Module, images: Tensor) -> Call:
     return lambda x: tuple(torch.from_numpy(y) for y in request.infer(x.numpy(), share_inputs=True).values())
 
 
-BASELINES: dict[str, Callable[[nn.Module, Tensor], Call]] = {
+BASELINES: dict[str, Callable[[nn.Module, Tensor], Made]] = {
     "eager": _eager,
     "channels_last": _channels_last,
     "compile": _compile,
@@ -117,7 +119,7 @@ def build(name: str, dense: nn.Module, images: Tensor) -> Call:
 
     Args:
         name: key of :data:`BASELINES`.
-        dense: network without gates in ``eval()`` mode, float32 on the CPU; images to a tuple of outputs.
+        dense: network without gates in ``eval()`` mode, float32 on the CPU; images to outputs.
         images: [B, C, H, W], contiguous.
 
     Returns:
@@ -128,9 +130,13 @@ def build(name: str, dense: nn.Module, images: Tensor) -> Call:
     """
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = dense(images)
+        expected = as_outputs(dense(images))
         try:
-            call = BASELINES[name](dense, images)
+            made = BASELINES[name](dense, images)
+
+            def call(x: Tensor) -> Outputs:
+                return as_outputs(made(x))
+
             error = relative_error(call(images), expected)
         except BaselineUnavailable:
             raise

@@ -1,10 +1,10 @@
-"""Latency and MACs of a gated network beside the dense network run six other ways, all in one interleaved run."""
+"""Latency and MACs of a network beside its dense network run six other ways, all in one interleaved run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 import dsn_kernels
 from dsn_models import UserError
-from dsn_models.dual_skipping import BRANCHES, DualSkippingConfig, DualSkippingNetwork
 
 from . import machine
 from .baselines import BASELINES, TOLERANCE, build_all, relative_error
-from .gates import Gates, GateSetting
+from .gates import GateSetting
 from .latency import InterleavedTimer, Latency
+from .networks import Gates, count_dense, dense_network, executed_macs, gate_counts, image_shape, run
 
 Images = Callable[[int, int], Tensor]
 
-# Patterns change from call to call, so that a small batch is not measured on one draw.
-_SAMPLES_DRAWN = 64
+# A small batch, or one pattern for all of a batch, is no fair sample of the gates: it is drawn so many times.
+DRAWS = 8
+_SMALL_BATCH = 8
 # The reference computes every layer and masks; so many samples of a batch are compared with it.
 _SAMPLES_CHECKED = 8
 
@@ -64,42 +65,44 @@ class BenchSettings:
 
 
 class _Contestant:
-    """The accelerated network under one gate setting; each call takes the next of ``inputs``."""
+    """The accelerated network under one gate setting, on each of ``inputs``."""
 
     def __init__(self, fast: Any, inputs: list[tuple[Tensor, Gates | None]]) -> None:
         self.fast, self.inputs = fast, inputs
-        self._next = cycle(inputs)
-        macs = []
-        with torch.inference_mode():
-            for images, gates in inputs:
-                if gates is None:
-                    fast(images)
-                    gates = fast.last_gates
-                macs.append(fast.macs(gates))
-        self.macs = torch.cat(macs).double().mean().item()
+        self.macs = torch.cat([executed_macs(fast, *one) for one in inputs]).double().mean().item()
 
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        images, gates = next(self._next)
-        return self.fast(images, forced_gates=gates)
+    def calls(self) -> list[Callable[[], object]]:
+        return [partial(run, self.fast, images, gates) for images, gates in self.inputs]
 
-    def check(self, model: nn.Module) -> None:
-        """Compares some samples of the first input with the reference."""
+    def check(self, model: Any) -> None:
+        """Compares some samples of the first input with the reference: outputs, and the scores that decided on them."""
         images, gates = self.inputs[0]
-        part = slice(_SAMPLES_CHECKED)
+        images = images[:_SAMPLES_CHECKED]
+        taken = {} if gates is None else {name: rows[:_SAMPLES_CHECKED] for name, rows in gates.items()}
         with torch.inference_mode():
-            got = tuple(y[part] for y in self.fast(images, forced_gates=gates))
-            forced = None if gates is None else {name: taken[part] for name, taken in gates.items()}
-            error = relative_error(got, model(images[part], forced_gates=forced))
+            got = run(self.fast, images, taken)
+            # Where the network decides, a score within rounding of the threshold may fall on either side of it.
+            decided = {name: rows.clone() for name, rows in getattr(self.fast, "last_gates", {}).items()}
+            error = relative_error(got, run(model, images, decided))
+            if decided and not taken:
+                scores = tuple(self.fast.last_scores.values())
+                run(model, images, decided)
+                error = max(error, relative_error(scores, tuple(model.last_scores.values())))
         if not error <= TOLERANCE:
             raise WrongAnswer(f"the accelerated network differs from the reference by {error:.1e}; nothing was timed")
 
 
-def _noise(config: DualSkippingConfig, seed: int) -> Images:
+def _noise(config: Any, seed: int) -> Images:
     def images(batch: int, index: int) -> Tensor:
-        shape = (batch, config.in_channels, config.image_size, config.image_size)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed + index))
+        generator = torch.Generator().manual_seed(seed + index)
+        return torch.randn(batch, *image_shape(config), generator=generator)
 
     return images
+
+
+def draws(setting: GateSetting, batch: int) -> int:
+    """How many inputs a setting is measured on: :data:`DRAWS` for a small batch whose gates vary, else one."""
+    return DRAWS if setting.varies and (setting.equal or batch <= _SMALL_BATCH) else 1
 
 
 def bench(
@@ -108,13 +111,16 @@ def bench(
     settings: BenchSettings,
     *,
     images: Images | None = None,
+    baseline_model: nn.Module | None = None,
     on_step: Callable[[str, float], None] = lambda text, fraction: None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Measures ``model`` and returns the document that ``dsn bench --json`` writes.
 
     Per batch size, everything is timed interleaved: the accelerated network under each gate setting and with all gates
-    open, and each baseline. Every row holds, in milliseconds per batch and MACs per sample:
+    open, and each baseline. Gates that vary are measured on eight draws of gates and images where the batch is small or
+    shares one pattern; each draw is timed as often as the others, times are the means of the draws' medians and
+    percentiles, MACs those of all draws. Every row holds, in milliseconds per batch and MACs per sample:
 
     - ``macs_saved`` = 1 - macs_executed / macs_open, ``latency_saved`` = 1 - ours_ms / ours_open_ms (medians), both
       against the same network with all gates open, and ``realised_fraction`` = latency_saved / macs_saved;
@@ -122,10 +128,11 @@ def bench(
     - ``gflops`` = 2 macs_executed x batch / median of ours.
 
     Args:
-        model: a ``dsn_models.DualSkippingNetwork``.
+        model: of a family that ``dsn_kernels.accelerate`` serves.
         name: what the document calls it.
         settings: what to measure.
         images: (batch size, n) to the n-th batch of images [B, C, H, W]; normal noise if not given.
+        baseline_model: the network that is run as baseline, for images of the same shape; ``model`` if not given.
         on_step: told what is going on, and which part of it is done.
         on_row: told each finished row.
 
@@ -133,21 +140,25 @@ def bench(
         The document. After Ctrl-C it holds the rows that could be formed, and ``"interrupted": true``.
 
     Raises:
-        UserError: the model has no gates, or a setting does not fit it.
+        UserError: nothing in the model can be accelerated, or a setting does not fit it.
         WrongAnswer: the accelerated network differs from the reference.
     """
-    if not isinstance(model, DualSkippingNetwork):
-        raise UserError(f"{name} has no gates to measure; expected a dual skipping network")
+    if settings.backend == "reference":
+        raise UserError("backend 'reference' has no kernels to measure; expected auto or cpu")
     model = model.eval()
-    fast: Any = dsn_kernels.accelerate(model, dtype=settings.dtype, backend=settings.backend)
-    if not hasattr(fast, "macs"):
-        raise UserError(f"backend {settings.backend!r} has no kernels to measure; expected auto or cpu")
-    layers = {branch: getattr(model, branch).num_layers for branch in BRANCHES}
+    dense = dense_network(baseline_model or model).eval()
+    config: Any = model.config
+    if baseline_model is not None and image_shape(baseline_model.config) != image_shape(config):
+        given, wanted = list(image_shape(baseline_model.config)), list(image_shape(config))
+        raise UserError(f"the baseline takes images {given}; {name} takes {wanted}")
     for setting in settings.gates:
-        setting.draw(model.config, layers, 1, torch.Generator())  # refuses before the long work
+        setting.draw(config, gate_counts(model), 1, torch.Generator())  # refuses before the long work
+    fast: Any = dsn_kernels.accelerate(model, dtype=settings.dtype, backend=settings.backend)
     document: dict[str, Any] = {
         "schema": 1,
         "model": name,
+        "baseline_model": name if baseline_model is None else getattr(baseline_model.config, "name", "baseline"),
+        "macs_dense": count_dense(model),
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -159,16 +170,16 @@ def bench(
     }
     try:
         for batch in settings.batches:
-            _bench_batch(model, fast, layers, batch, settings, images, document, on_step, on_row)
+            _bench_batch(model, fast, dense, batch, settings, images, document, on_step, on_row)
     except KeyboardInterrupt:
         document["interrupted"] = True
     return document
 
 
 def _bench_batch(
-    model: DualSkippingNetwork,
+    model: Any,
     fast: Any,
-    layers: dict[str, int],
+    dense: nn.Module,
     batch: int,
     settings: BenchSettings,
     images: Images | None,
@@ -177,24 +188,24 @@ def _bench_batch(
     on_row: Callable[[dict[str, Any]], None],
 ) -> None:
     images = images or _noise(model.config, settings.seed)
+    counts = gate_counts(model)
     contestants: dict[str, _Contestant] = {}
     for setting in (GateSetting("open"), *settings.gates):
         # One seed for all: at a higher P more gates shut, and those of a lower P stay shut.
         generator = torch.Generator().manual_seed(settings.seed)
-        count = max(1, _SAMPLES_DRAWN // batch) if setting.varies else 1
-        inputs = [(images(batch, n), setting.draw(model.config, layers, batch, generator)) for n in range(count)]
+        inputs = [
+            (images(batch, n), setting.draw(model.config, counts, batch, generator))
+            for n in range(draws(setting, batch))
+        ]
         contestants[setting.text] = _Contestant(fast, inputs)
         contestants[setting.text].check(model)
     data = images(batch, 0)
     baselines, missing = build_all(
-        settings.against,
-        model.dense_equivalent(),
-        data,
-        lambda name: on_step(f"batch {batch}: building {name}", 0.0),
+        settings.against, dense, data, lambda name: on_step(f"batch {batch}: building {name}", 0.0)
     )
     document["missing"].update({name: f"batch {batch}: {reason}" for name, reason in missing.items()})
-    calls: dict[str, Callable[[], object]] = {f"ours {text}": c for text, c in contestants.items()}
-    calls |= {name: (lambda call=call: call(data)) for name, call in baselines.items()}  # type: ignore[misc]
+    calls = {f"ours {text}": contestant.calls() for text, contestant in contestants.items()}
+    calls |= {name: [partial(call, data)] for name, call in baselines.items()}
     timer = InterleavedTimer(calls, settings.seed)
     try:
         timer.run(settings.seconds, on_round=lambda done: on_step(f"batch {batch}: timing", done))
@@ -202,7 +213,7 @@ def _bench_batch(
         latencies = timer.latencies()
         for setting in settings.gates:
             if f"ours {setting.text}" in latencies and "ours open" in latencies:
-                row = _row(batch, setting.text, settings, latencies, contestants, baselines, int(fast.dense_macs))
+                row = _row(batch, setting.text, settings, latencies, contestants, baselines, document["macs_dense"])
                 document["rows"].append(row)
                 on_row(row)
         torch._dynamo.reset()  # compiled baselines of this shape; past a few shapes torch would run eager instead
@@ -226,6 +237,7 @@ def _row(
     return {
         "batch": batch,
         "gates": gates,
+        "draws": len(contestants[gates].inputs),
         "dtype": str(settings.dtype).removeprefix("torch."),
         "backend": "cpu" if settings.backend == "auto" else settings.backend,
         "ours_ms": ours.as_dict(),

@@ -1,15 +1,43 @@
-"""Multiply-accumulates of a network: dense, and executed per sample."""
+"""Multiply-accumulates of a network: dense, executed as papers count it, and executed by the kernels; by layer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_models import UserError
+
+from .. import _C
+from ..ops.network import Plan, Work
+from .networks import count_dense, executed_macs, gate_counts, image_shape
+
+__all__ = ["FlopCount", "LayerCount", "count_dense", "flops", "layer_counts"]
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """MACs of one step: a layer, a convolution of a unit, a gate, a transition, a head.
+
+    Attributes:
+        name: such as ``"coarse.layer.3"`` or ``"units.7.conv2d.1"``.
+        branch: name of the gates among which its gate is, or "" for a step of no branch.
+        gate: index of the gate that decides on it, the first of its filters' gates; -1 if it always runs.
+        dense: in the network without gates; 0 for what only the gated network has.
+        ran: fraction of it that ran, float64 [B].
+        executed: int64 [B].
+    """
+
+    name: str
+    branch: str
+    gate: int
+    dense: int
+    ran: Tensor
+    executed: Tensor
 
 
 @dataclass(frozen=True)
@@ -17,37 +45,25 @@ class FlopCount:
     """Work of one forward pass in multiply-accumulates (MACs; 2 FLOPs each) of convolutions and linear layers.
 
     Attributes:
-        dense: MACs per sample when every layer runs in the reference's order of operations.
-        executed: MACs each sample took, int64 [B].
+        dense: MACs per sample when every layer runs in the reference's order of operations; where only parts of the
+            network were replaced, what it executes with every gate open.
+        skipped_only: what papers count, float64 [B]: the dense MACs without those of skipped layers, units or filters;
+            gates cost nothing, and a skipped layer saves nothing in those that would have read it.
+        executed: MACs each sample took, int64 [B]: gates, a gater and all else included.
         gates: per branch, the fraction of (sample, layer) pairs that ran; empty for a network without gates.
+        layers: the same, step by step; empty where only parts of the network were replaced.
     """
 
     dense: int
+    skipped_only: Tensor
     executed: Tensor
     gates: dict[str, float]
+    layers: list[LayerCount] = field(default_factory=list, repr=False)
 
     @property
     def saved(self) -> float:
         """1 - mean(executed) / dense."""
         return 1.0 - self.executed.double().mean().item() / self.dense
-
-
-def count_dense(model: Any) -> int:
-    """MACs per sample of a plain network: half of what ``torch.utils.flop_counter`` counts for one image.
-
-    A gated network is counted as its ``dense_equivalent()``, without the gates.
-    """
-    config = model.config
-    network = model.dense_equivalent() if hasattr(model, "dense_equivalent") else model
-    weight = next(model.parameters())
-    image = torch.zeros(
-        1, config.in_channels, config.image_size, config.image_size, dtype=weight.dtype, device=weight.device
-    )
-    training = network.training
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network.eval()(image)
-    network.train(training)
-    return counter.get_total_flops() // 2
 
 
 def flops(model: Any, images: Tensor | None = None) -> FlopCount:
@@ -63,17 +79,118 @@ def flops(model: Any, images: Tensor | None = None) -> FlopCount:
     Raises:
         UserError: ``images`` is not given and ``model`` has not run, or the batch was empty.
     """
+    executed = None
     if images is not None:
-        with torch.inference_mode():
-            model(images)
-    gates = getattr(model, "last_gates", {})
-    if images is None and not gates:
-        raise UserError("the model has not run yet and no images are given; expected one of both")
-    batch = len(images) if images is not None else len(next(iter(gates.values())))
+        if len(images) == 0:
+            raise UserError("the batch is empty; expected at least one image to count")
+        if hasattr(model, "macs") or hasattr(model, "swapped"):
+            executed = executed_macs(model, images)
+        else:
+            with torch.inference_mode():
+                model(images)
+    elif hasattr(model, "last_macs") and len(model.last_macs):
+        executed = model.last_macs
+    gates: dict[str, Tensor] = getattr(model, "last_gates", {})
+    batch = len(images) if images is not None else len(executed) if executed is not None else 0
+    if batch == 0 and gates:
+        batch = len(next(iter(gates.values())))
     if batch == 0:
-        raise UserError("the batch is empty; expected at least one image to count")
+        raise UserError("the model has not run on any image and no images are given; expected one of both")
     ratios = {name: taken.double().mean().item() for name, taken in gates.items()}
-    if hasattr(model, "macs"):
-        return FlopCount(int(model.dense_macs), model.macs(gates), ratios)
-    dense = count_dense(model)
-    return FlopCount(dense, torch.full((batch,), dense, dtype=torch.int64), ratios)
+    dense = _dense(model)
+    if executed is None:
+        executed = torch.full((batch,), dense, dtype=torch.int64)
+    if not hasattr(model, "macs"):
+        return FlopCount(dense, executed.double(), executed, ratios)
+    layers = layer_counts(model, gates, batch)
+    papers = [layer.ran * layer.dense for layer in layers]
+    return FlopCount(dense, torch.stack(papers).sum(0), executed, ratios, layers)
+
+
+def _dense(model: Any) -> int:
+    if hasattr(model, "dense_macs"):
+        return int(model.dense_macs)
+    if not hasattr(model, "swapped"):
+        return count_dense(model)
+    # Its parts are no longer the reference's; with every gate open it does the dense network's work, and its gates'.
+    opened = {name: torch.ones(1, count, dtype=torch.uint8) for name, count in gate_counts(model).items()}
+    return int(executed_macs(model, torch.zeros(1, *image_shape(model.config)), opened))
+
+
+def layer_counts(fast: Any, gates: Mapping[str, Tensor], batch: int) -> list[LayerCount]:
+    """The steps of an accelerated network and what each cost under ``gates``, ``{name: [B, L]}`` of 0 and 1.
+
+    What torch runs beside the plan, such as an ImageNet stem, is the last entry, ``"rest"``. The sum of ``executed`` is
+    ``fast.macs(gates)``, that of ``dense`` is ``fast.dense_macs``.
+    """
+    names = list(fast.layers)
+    joined = torch.cat([gates[name] for name in names], 1) if names else torch.empty(batch, 0, dtype=torch.uint8)
+    counts = []
+    for part, plan in _plans(fast):
+        rows = joined[:, : plan.gates]
+        counts += list(_plan_layers(part, plan, rows, fast.layers))
+    given = dict(gates) if names else {"": joined}
+    rest = fast.macs(given) - torch.stack([count.executed for count in counts]).sum(0)
+    dense_rest = int(fast.dense_macs) - sum(count.dense for count in counts)
+    if rest.any() or dense_rest:
+        ones = torch.ones(batch, dtype=torch.float64)
+        counts.append(LayerCount("rest", "", -1, dense_rest, ones, rest.expand(batch)))
+    return counts
+
+
+def _plans(fast: Any) -> list[tuple[str, Plan]]:
+    if hasattr(fast, "plan"):
+        return [("", fast.plan)]
+    parts = [(name, part.plan) for name, part in fast.named_children() if isinstance(getattr(part, "plan", None), Plan)]
+    return parts if len(parts) > 1 else [("", parts[0][1])]
+
+
+def _plan_layers(part: str, plan: Plan, gates: Tensor, layers: Mapping[str, int]) -> Iterator[LayerCount]:
+    """The steps of one plan. Branches follow each other and end with their heads; gates are numbered in that order."""
+    firsts, first = {}, 0
+    for name, count in layers.items():
+        firsts[name], first = first, first + count
+    order = list(layers)
+    branch = order[0] if order else ""
+    seen: Counter[str] = Counter()
+    stems = 0
+    of_gates = _gate_convolutions(plan)
+    works = zip(plan.trace(gates), plan.trace(torch.ones(1, plan.gates, dtype=torch.uint8)), strict=True)
+    for work, opened in works:
+        dense = 0 if part == "gater" or work.index in of_gates else _dense_macs(plan, opened)
+        if work.op == "stem":  # each branch runs it into its own buffer, a framework once
+            stems += 1
+            dense = dense if stems == 1 else 0
+        gate = work.gate - firsts[branch] if work.gate >= 0 else -1
+        where = ".".join(word for word in (part, branch if len(order) > 1 else "") if word)
+        if work.index in of_gates:
+            where = "gate"
+        elif work.op == "conv2d" and work.gate >= 0 and plan.code[work.index].only_if >= 0:
+            where = f"units.{work.gate + 1}"  # the first unit has no gate
+        key = f"{where}.{work.op}" if where else work.op
+        if work.macs.any() or dense:
+            yield LayerCount(f"{key}.{seen[key]}", branch, gate, dense, work.ran.double(), work.macs)
+            seen[key] += 1
+        if work.op == "head" and len(order) > 1 and branch != order[-1]:
+            branch = order[order.index(branch) + 1]
+
+
+def _gate_convolutions(plan: Plan) -> set[int]:
+    """Instructions of convolutions that belong to a feed-forward gate: one, or two behind a pooling."""
+    found = set()
+    gate, pool = _C.OPS["gate"], _C.OPS["max_pool"]
+    for i, step in enumerate(plan.code):
+        if step.op == gate and step.gate == _C.GATES["soft"]:
+            found |= {i - 1, i - 2} if plan.code[i - 3].op == pool else {i - 1}
+    return found
+
+
+def _dense_macs(plan: Plan, opened: Work) -> int:
+    """MACs in the network without gates, of a step that all gates let run."""
+    if opened.op == "gate":
+        return 0
+    step, macs = plan.code[opened.index], int(opened.macs)
+    if opened.op == "transition":  # a framework pools after the convolution
+        pixels = [plan.buffers[buffer][1] * plan.buffers[buffer][2] for buffer in (step.src, step.dst)]
+        return macs * pixels[0] // pixels[1]
+    return macs

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from dsn_models import UserError
-from dsn_models.dual_skipping import BRANCHES, DualSkippingConfig
+from dsn_models.dual_skipping import BRANCHES
+from dsn_models.gaternet import FILTERS
+from dsn_models.skipnet import UNITS
 
-Gates = dict[str, Tensor]
+from .networks import Gates
 
-# Layers skipped, (coarse, fine), in the paper's tables; by zoo name and gate kind.
-PAPER_SKIPPED = {
+# Layers skipped, (coarse, fine), in the tables of Dual Skipping Networks; by zoo name and gate kind.
+_DUAL_SKIPPED = {
     ("dsn-navon", "hard"): (0.31, 0.15),
     ("concat-bc-100", "hard"): (0.297, 0.153),
     ("concat-bc-100", "soft"): (0.305, 0.154),
@@ -22,63 +25,98 @@ PAPER_SKIPPED = {
     ("add-166", "soft"): (0.235, 0.061),
     ("dsn-121", "hard"): (0.30, 0.13),
 }
+# Units kept after hybrid reinforcement learning, SkipNet; the first unit, which has no gate, is one of them.
+_UNITS_KEPT = {
+    "skipnet-38-rnn": 0.703,
+    "skipnet-74-rnn": 0.523,
+    "skipnet-110-rnn": 0.495,
+    "skipnet-101-rnn-imagenet": 0.701,
+}
+# Filters on per image, GaterNet, figure 4; the last convolution of each unit is gated.
+_FILTERS_ON = {"gaternet-resnet-164": 5453 / 7200}
+_RANDOM = re.compile(r"(random|equal):(\d*\.?\d+)")
+
+
+def paper_skipped(config: Any, counts: Mapping[str, int]) -> dict[str, float]:
+    """Fraction of gates that the network's paper reports shut, by their name in ``last_gates``.
+
+    Raises:
+        UserError: the paper gives none for this network.
+    """
+    name, gate = config.name, getattr(config, "gate", "")
+    if (name, gate) in _DUAL_SKIPPED:
+        return dict(zip(BRANCHES, _DUAL_SKIPPED[name, gate], strict=True))
+    if UNITS in counts and name in _UNITS_KEPT:
+        gates = counts[UNITS]
+        return {UNITS: 1 - (_UNITS_KEPT[name] * (gates + 1) - 1) / gates}
+    if FILTERS in counts and name in _FILTERS_ON and config.gated == "last":
+        return {FILTERS: 1 - _FILTERS_ON[name]}
+    known = [f"{name} ({gate})" for name, gate in _DUAL_SKIPPED] + [*_UNITS_KEPT, *_FILTERS_ON]
+    raise UserError(
+        f"the paper gives no skip ratio for {name} {f'({gate} gates)' if gate else ''}; only {', '.join(known)}"
+    )
 
 
 @dataclass(frozen=True)
 class GateSetting:
-    """What the gates do: ``open``, ``shut``, ``trained`` (as the network decides), ``paper`` or ``random:P``.
+    """What the gates do: ``open``, ``shut``, ``trained``, ``paper``, ``random:P`` or ``equal:P``.
 
-    ``random:P`` shuts every gate with probability P, independently per sample and layer; ``paper`` does so with the
-    skip ratio that the paper reports for each branch.
+    ``trained`` is as the network decides; ``random:P`` shuts every gate with probability P, independently per sample
+    and gate; ``equal:P`` does so once for all samples of a batch; ``paper`` is random with the skip ratio that the
+    paper reports for each branch.
     """
 
     text: str
 
     def __post_init__(self) -> None:
-        self.skipped_at_random()  # refuses what it does not know
+        if self.text not in ("open", "shut", "trained", "paper") and not 0 <= self._probability() <= 1:
+            raise UserError(
+                f"gates is {self.text!r}; expected open, shut, trained, paper, random:P or equal:P with P in [0, 1], "
+                "such as random:0.5"
+            )
+
+    def _probability(self) -> float:
+        match = _RANDOM.fullmatch(self.text)
+        return float(match[2]) if match else -1.0
 
     @property
     def varies(self) -> bool:
-        """Whether samples differ in their gates."""
+        """Whether one batch differs from the next in its gates."""
         return self.text not in ("open", "shut")
 
-    def skipped_at_random(self) -> float | None:
-        """P of ``random:P``, 0 of ``open``, 1 of ``shut``, else None.
+    @property
+    def equal(self) -> bool:
+        """Whether the samples of a batch share one pattern."""
+        return not self.varies or self.text.startswith("equal")
+
+    def draw(self, config: Any, counts: Mapping[str, int], batch: int, generator: torch.Generator) -> Gates | None:
+        """The gates to force, uint8 [batch, L] by their name in ``last_gates``; None where the network decides.
+
+        Args:
+            config: of the network.
+            counts: number of gates by name.
+            batch: samples.
+            generator: of random gates.
 
         Raises:
-            UserError: the text is none of the above, or P is not in [0, 1].
+            UserError: the network has no gates to shut, or the setting is ``paper`` and the paper gives no ratio.
         """
-        fixed = {"open": 0.0, "shut": 1.0, "trained": None, "paper": None}
-        if self.text in fixed:
-            return fixed[self.text]
-        match = re.fullmatch(r"random:(\d*\.?\d+)", self.text)
-        if not match or not float(match[1]) <= 1:
-            raise UserError(
-                f"gates is {self.text!r}; expected open, shut, trained, paper or random:P with P in [0, 1], "
-                "such as random:0.5"
-            )
-        return float(match[1])
-
-    def draw(
-        self, config: DualSkippingConfig, layers: dict[str, int], batch: int, generator: torch.Generator
-    ) -> Gates | None:
-        """The gates to force, ``{"coarse": uint8 [batch, L], "fine": ...}``; None where the network decides.
-
-        Raises:
-            UserError: ``paper``, and the paper gives no ratio for this network.
-        """
+        if not counts:
+            if self.text != "open":
+                raise UserError(f"gates is {self.text!r}, but {config.name} has no gates; expected open")
+            return None
         if self.text == "trained":
             return None
-        probability = self.skipped_at_random()
-        if probability is None:
-            key = (config.name, config.gate)
-            if key not in PAPER_SKIPPED:
-                known = ", ".join(f"{name} ({gate})" for name, gate in PAPER_SKIPPED)
-                raise UserError(f"the paper gives no skip ratio for {config.name} ({config.gate} gates); only {known}")
-            skipped = dict(zip(BRANCHES, PAPER_SKIPPED[key], strict=True))
+        if self.text == "paper":
+            skipped = paper_skipped(config, counts)
         else:
-            skipped = dict.fromkeys(BRANCHES, probability)
+            fixed = {"open": 0.0, "shut": 1.0}
+            skipped = dict.fromkeys(counts, fixed[self.text] if self.text in fixed else self._probability())
+        rows = 1 if self.equal else batch
         return {
-            name: (torch.rand(batch, layers[name], generator=generator) >= skipped[name]).to(torch.uint8)
-            for name in BRANCHES
+            name: (torch.rand(rows, count, generator=generator) >= skipped[name])
+            .to(torch.uint8)
+            .expand(batch, count)
+            .contiguous()
+            for name, count in counts.items()
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,10 +20,20 @@ class Latency:
     p90: float
 
     @classmethod
-    def of(cls, seconds: list[float]) -> Latency:
+    def of(cls, seconds: Sequence[float]) -> Latency:
         """The percentiles of measured ``seconds`` (at least one), linear between neighbours."""
         p10, median, p90 = np.percentile(np.asarray(seconds) * 1e3, [10, 50, 90])
         return cls(float(median), float(p10), float(p90))
+
+    @classmethod
+    def pooled(cls, inputs: Sequence[Sequence[float]]) -> Latency:
+        """Of measured ``seconds`` of several inputs: the mean of each one's percentiles.
+
+        Where inputs differ in their work, the mean of their medians goes with their mean work; the median of all times
+        would be that of some input in the middle.
+        """
+        each = [cls.of(seconds) for seconds in inputs if seconds]
+        return cls(*(float(np.mean([getattr(one, key) for one in each])) for key in ("median", "p10", "p90")))
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -34,22 +44,23 @@ class InterleavedTimer:
 
     In a round every callable has one turn, in an order shuffled per round. A turn is one call that is not counted,
     which brings its data back to the caches and outlives the busy-waiting threads of the one before, and then
-    counted calls until ``turn_seconds`` have passed, at least one.
+    counted calls until ``turn_seconds`` have passed, at least one. What has several inputs goes through all of them
+    in every pass of its turn, so that each is counted as often as the others.
 
     Args:
-        calls: what to time, by name.
+        calls: what to time, by name: a callable, or a sequence of them, one per input.
         seed: of the order.
         clock: seconds, monotonic; for tests.
     """
 
     def __init__(
         self,
-        calls: Mapping[str, Callable[[], object]],
+        calls: Mapping[str, Callable[[], object] | Sequence[Callable[[], object]]],
         seed: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.calls = dict(calls)
-        self.samples: dict[str, list[float]] = {name: [] for name in calls}
+        self.calls = {name: [call] if callable(call) else list(call) for name, call in calls.items()}
+        self.samples: dict[str, list[list[float]]] = {name: [[] for _ in c] for name, c in self.calls.items()}
         self._order = random.Random(seed)
         self._clock = clock
 
@@ -82,17 +93,18 @@ class InterleavedTimer:
                     on_round(min(1.0, rounds / min_rounds, elapsed / budget if budget else 1.0))
 
     def _turn(self, name: str, turn_seconds: float) -> None:
-        call, samples, clock = self.calls[name], self.samples[name], self._clock
-        call()
+        calls, samples, clock = self.calls[name], self.samples[name], self._clock
+        calls[-1]()
         start = before = clock()
         while True:
-            call()
-            after = clock()
-            samples.append(after - before)
+            for call, seconds in zip(calls, samples, strict=True):
+                call()
+                after = clock()
+                seconds.append(after - before)
+                before = after
             if after - start >= turn_seconds:
                 return
-            before = after
 
     def latencies(self) -> dict[str, Latency]:
         """Of every callable with at least one counted call."""
-        return {name: Latency.of(samples) for name, samples in self.samples.items() if samples}
+        return {name: Latency.pooled(samples) for name, samples in self.samples.items() if samples[0]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +40,26 @@ class Instruction:
     out_mask: int = -1
     in_mask: int = -1
     shared: int = 0
+    src_offset: int = 0
+    relu_channels: int = 0
+
+
+class Work(NamedTuple):
+    """MACs of an instruction, or of one layer of a dense block, for a batch of gates.
+
+    Attributes:
+        op: the instruction's name; ``"layer"`` of a dense block's layer, ``"gate"`` of what decides on it.
+        index: of the instruction in the plan.
+        gate: the gate that decides whether it runs, the first of a convolution's filters; -1 if it always runs.
+        ran: fraction of it that ran: 0 or 1, of a convolution whose filters are chosen anything between. [B].
+        macs: executed, int64 [B].
+    """
+
+    op: str
+    index: int
+    gate: int
+    ran: Tensor
+    macs: Tensor
 
 
 @dataclass
@@ -80,35 +102,52 @@ class Plan:
         Counted: stems, gates, layers that run over channels that hold data, transitions after pooling, convolutions
         that run (chosen filters times live input channels), heads.
         """
+        total = gates.new_zeros(gates.shape[0], dtype=torch.int64)
+        return total + sum(work.macs for work in self.trace(gates))
+
+    def trace(self, gates: Tensor) -> Iterator[Work]:
+        """What :meth:`macs` counts, step by step, for gates [B, L] of 0 and 1."""
         gates = gates.long()
-        total = gates.new_zeros(gates.shape[0])
+        none, all_ = gates.new_zeros(gates.shape[0]), gates.new_ones(gates.shape[0])
         live: dict[int, Tensor] = {}  # channels of a buffer that hold data
-        for step in self.code:
-            if step.op == _C.OPS["stem"]:
-                total += self._pixels(step.dst) * 9 * step.in_channels * step.out_channels
-            elif step.op == _C.OPS["dense_block"]:
-                channels = torch.full_like(total, step.in_channels)
+        names = {number: name for name, number in _C.OPS.items()}
+        for index, step in enumerate(self.code):
+            op = names[step.op]
+            if op == "dense_block":
+                channels = none + step.in_channels
                 for layer in range(step.layers):
+                    gate = step.first_gate + layer if step.gate != _C.GATES["none"] else -1
                     taken = gates[:, step.first_gate + layer]
-                    if step.gate != _C.GATES["none"]:
-                        total += step.in_channels + layer * self._added(step)
-                    total += taken * dense_layer_macs(
+                    if gate >= 0:
+                        yield Work("gate", index, -1, all_, none + step.in_channels + layer * self._added(step))
+                    macs = dense_layer_macs(
                         self._pixels(step.dst), channels, step.out_channels, step.bottleneck, step.merge
                     )
+                    yield Work("layer", index, gate, taken, taken * macs)
                     channels = channels + taken * self._added(step)
                 live[step.dst] = channels
-            elif step.op == _C.OPS["transition"]:
-                inputs = live[step.src] + (live[step.guide] if step.guide >= 0 else 0)
-                total += preact_conv2d_macs(self._pixels(step.dst), inputs, step.out_channels)
-            elif step.op == _C.OPS["head"]:
-                total += head_macs(live.get(step.src, step.in_channels), step.out_channels)
-            elif step.op == _C.OPS["conv2d"]:
-                total += self._pixels(step.dst) * step.taps * conv2d_products(step, gates)
-            elif step.op == _C.OPS["gate"]:
-                total += gate_macs(step.in_channels, step.gate == _C.GATES["recurrent"])
-            elif step.op == _C.OPS["linear"]:
-                total += step.in_channels * step.out_channels
-        return total
+            elif op == "conv2d":
+                ran, macs = all_, self._pixels(step.dst) * step.taps * conv2d_products(step, gates)
+                if step.only_if >= 0:
+                    ran = gates[:, step.only_if]
+                if step.out_mask >= 0:
+                    ran = ran * gates[:, step.out_mask : step.out_mask + step.out_channels].double().mean(1)
+                yield Work(op, index, max(step.only_if, step.out_mask), ran, macs)
+            else:
+                yield Work(op, index, -1, all_, none + self._step_macs(op, step, live))
+
+    def _step_macs(self, op: str, step: Instruction, live: dict[int, Tensor]) -> int | Tensor:
+        """MACs of an instruction that always runs, where ``live`` channels of the buffers hold data."""
+        if op == "stem":
+            return self._pixels(step.dst) * 9 * step.in_channels * step.out_channels
+        if op == "transition":
+            inputs = live[step.src] + (live[step.guide] if step.guide >= 0 else 0)
+            return preact_conv2d_macs(self._pixels(step.dst), inputs, step.out_channels)
+        if op == "head":
+            return head_macs(live.get(step.src, step.in_channels), step.out_channels)
+        if op == "gate":
+            return gate_macs(step.in_channels, step.gate == _C.GATES["recurrent"])
+        return step.in_channels * step.out_channels if op == "linear" else 0
 
     def dense_macs(self) -> int:
         """MACs of the network without gates as a framework runs it: every layer, a transition's 1x1 before its pool."""

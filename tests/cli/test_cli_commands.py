@@ -120,6 +120,17 @@ def test_bench_by_name_and_without_data(dsn, bare_checkpoint):
     assert status == 0 and len(json.loads(out)["rows"]) == 1
 
 
+def test_bench_of_other_families(dsn):
+    fast = ("--batch", "1", "--against", "eager", "--seconds", 0, "--json", "-")
+    sizes = ("--option", "widths=24,30,36", "--option", "segments=4,5,6")
+    status, out, _ = dsn("bench", "gunn-15", *sizes, *fast, "--baseline-model", "sunn-15")
+    document = json.loads(out)
+    assert status == 0 and document["options"] == {"widths": [24, 30, 36], "segments": [4, 5, 6]}
+    assert document["baseline_model"] == "sunn-15" and [row["gates"] for row in document["rows"]] == ["open"]
+    status, out, _ = dsn("bench", "skipnet-38-rnn", "--option", "stage_units=1,2,1", *fast)
+    assert status == 0 and [row["gates"] for row in json.loads(out)["rows"]] == ["open", "random:0.5"]
+
+
 def test_bench_names_what_is_missing(dsn, checkpoint, monkeypatch):
     from dsn_kernels.measure import baselines
 

@@ -8,13 +8,28 @@ import torch
 import dsn_kernels
 import dsn_models
 from dsn_kernels.measure.bench import BenchSettings, WrongAnswer, bench
+from dsn_kernels.measure.flops import count_dense
 from dsn_kernels.measure.gates import GateSetting
 from dsn_models import UserError
 
-TOP = {"schema", "model", "device", "threads", "torch", "commit", "machine", "seed", "missing", "rows"}
+TOP = {
+    "schema",
+    "model",
+    "baseline_model",
+    "macs_dense",
+    "device",
+    "threads",
+    "torch",
+    "commit",
+    "machine",
+    "seed",
+    "missing",
+    "rows",
+}
 ROW = {
     "batch": int,
     "gates": str,
+    "draws": int,
     "dtype": str,
     "backend": str,
     "ours_ms": dict,
@@ -86,11 +101,54 @@ def test_open_is_measured_even_if_not_asked_for(model):
     assert row["best_baseline"] is None and row["speedup_vs_best"] is None and row["baselines_ms"] == {}
 
 
-def test_small_batches_are_measured_on_many_draws(model):
-    (row,) = bench(model, "tiny", settings(["random:0.5"], batches=(1,), against=()))["rows"]
-    (opened,) = bench(model, "tiny", settings(["open"], batches=(1,), against=()))["rows"]
-    assert row["macs_executed"] * 64 == pytest.approx(round(row["macs_executed"] * 64))
-    assert 0.2 < row["macs_saved"] < 0.8 and opened["macs_saved"] == 0
+def test_small_batches_and_equal_patterns_are_measured_on_several_draws(model):
+    rows = bench(model, "tiny", settings(["open", "random:0.5", "equal:0.5"], batches=(2, 9), against=()))["rows"]
+    draws = {(row["batch"], row["gates"]): row["draws"] for row in rows}
+    expected = {"open": (1, 1), "random:0.5": (8, 1), "equal:0.5": (8, 8)}
+    assert draws == {(b, gates): counts[b == 9] for gates, counts in expected.items() for b in (2, 9)}
+    by_gates = {row["gates"]: row for row in rows if row["batch"] == 2}
+    assert by_gates["random:0.5"]["macs_executed"] * 16 == pytest.approx(
+        round(by_gates["random:0.5"]["macs_executed"] * 16)
+    )
+    assert 0.2 < by_gates["random:0.5"]["macs_saved"] < 0.8 and by_gates["open"]["macs_saved"] == 0
+
+
+FAMILIES = {
+    "skipnet-38-rnn": {"stage_units": (1, 2, 1)},
+    "gaternet-resnet-20": {"backbone_options": {"shortcut": "projection", "stage_units": (1, 1, 1)}},
+    "lsn-navon": {"image_size": 16, "block_layers": (1, 2)},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_gated_family(name):
+    torch.manual_seed(0)
+    model = dsn_models.create(name, **FAMILIES[name])
+    document = bench(model, name, settings(["open", "random:0.5", "trained"], batches=(2,), against=("eager",)))
+    rows = {row["gates"]: row for row in document["rows"]}
+    assert document["macs_dense"] == count_dense(model)
+    assert 0 < rows["random:0.5"]["macs_executed"] < rows["open"]["macs_executed"]
+    assert rows["open"]["best_baseline"] == "eager"
+
+
+GRADUAL = {"widths": (24, 30, 36), "segments": (4, 5, 6)}
+
+
+@pytest.mark.parametrize("name, options", [("resnet-20", {}), ("gunn-15", GRADUAL)])
+def test_families_without_gates(name, options):
+    model = dsn_models.create(name, **options)
+    (row,) = bench(model, name, settings(["open"], batches=(1,), against=("eager",)))["rows"]
+    assert row["macs_executed"] == row["macs_open"] == row["macs_dense"] == count_dense(model)
+    with pytest.raises(UserError, match="has no gates"):
+        bench(model, name, settings(["random:0.5"]))
+
+
+def test_baseline_of_another_model():
+    gunn, sunn = (dsn_models.create(name, **GRADUAL).eval() for name in ("gunn-15", "sunn-15"))
+    document = bench(gunn, "gunn", settings(["open"], batches=(1,), against=("eager",)), baseline_model=sunn)
+    assert document["baseline_model"] == "sunn-15" and document["rows"][0]["baselines_ms"]["eager"]["median"] > 0
+    with pytest.raises(UserError, match=r"the baseline takes images \[1, 64, 64\]; gunn takes \[3, 32, 32\]"):
+        bench(gunn, "gunn", settings(["open"]), baseline_model=dsn_models.create("dsn-navon"))
 
 
 def test_images_of_the_caller(model):
@@ -100,8 +158,8 @@ def test_images_of_the_caller(model):
         seen.append((batch, n))
         return torch.rand(batch, 1, 16, 16)
 
-    bench(model, "tiny", settings(["trained"], batches=(32,), against=()), images=images)
-    assert {(32, 0), (32, 1)} <= set(seen)
+    bench(model, "tiny", settings(["trained"], batches=(4,), against=()), images=images)
+    assert {(4, n) for n in range(8)} <= set(seen)
 
 
 def test_missing_baseline_is_in_the_document(model, monkeypatch):
@@ -149,9 +207,11 @@ def test_refuses(model, options, message):
         bench(model, "tiny", settings(["open"], **options))
 
 
-def test_refuses_a_model_without_gates():
-    with pytest.raises(UserError, match="no gates to measure"):
+def test_refuses_what_cannot_be_accelerated():
+    with pytest.raises(UserError, match="LeNet without a part that can be accelerated"):
         bench(dsn_models.create("lenet"), "lenet", settings(["open"]))
+    with pytest.raises(UserError, match="backend 'reference' has no kernels"):
+        bench(dsn_models.create("lenet"), "lenet", settings(["open"], backend="reference"))
 
 
 def test_refuses_what_has_no_paper_ratio_before_any_work():

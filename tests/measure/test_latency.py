@@ -38,15 +38,30 @@ def test_first_call_of_a_turn_is_not_counted():
     clock = Clock()
     timer = InterleavedTimer({"a": clock.call("a", 9.0, 1.0, 1.0)}, clock=clock)
     timer.run(seconds=0, min_rounds=1, turn_seconds=2.0)
-    assert timer.samples["a"] == [1.0, 1.0]
+    assert timer.samples["a"] == [[1.0, 1.0]]
 
 
 def test_a_turn_lasts_its_seconds_and_counts_at_least_one_call():
     clock = Clock()
     timer = InterleavedTimer({"quick": clock.call("quick", 0.25), "slow": clock.call("slow", 5.0)}, clock=clock)
     timer.run(seconds=0, min_rounds=3, turn_seconds=1.0)
-    assert len(timer.samples["quick"]) == 3 * 4
-    assert len(timer.samples["slow"]) == 3 * 1
+    assert len(timer.samples["quick"][0]) == 3 * 4
+    assert len(timer.samples["slow"][0]) == 3 * 1
+
+
+def test_a_turn_ends_after_whole_passes_over_the_inputs():
+    clock = Clock()
+    timer = InterleavedTimer({"a": [clock.call("x", 1.0), clock.call("y", 3.0)]}, clock=clock)
+    timer.run(seconds=0, min_rounds=1, turn_seconds=5.0)
+    assert timer.samples["a"] == [[1.0, 1.0], [3.0, 3.0]]
+    assert clock.log == ["y", "x", "y", "x", "y"]
+    assert timer.latencies()["a"].median == 2000.0
+
+
+def test_inputs_are_pooled_by_the_mean_of_their_percentiles():
+    latency = Latency.pooled([[0.001, 0.002, 0.003], [0.011], []])
+    assert latency.median == pytest.approx((2 + 11) / 2)
+    assert latency.p10 == pytest.approx((1.2 + 11) / 2) and latency.p90 == pytest.approx((2.8 + 11) / 2)
 
 
 def test_everybody_has_one_turn_a_round_in_an_order_that_changes():
@@ -65,7 +80,7 @@ def test_rounds_go_on_until_the_time_is_up():
     fractions = []
     timer = InterleavedTimer({"a": clock.call("a", 1.0), "b": clock.call("b", 1.0)}, clock=clock)
     timer.run(seconds=10.0, min_rounds=2, turn_seconds=0.5, on_round=fractions.append)
-    assert len(timer.samples["a"]) == len(timer.samples["b"]) == 5  # 2 x 10 s, 4 s a round
+    assert len(timer.samples["a"][0]) == len(timer.samples["b"][0]) == 5  # 2 x 10 s, 4 s a round
     assert fractions == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
@@ -83,7 +98,7 @@ def test_an_interruption_keeps_what_was_measured():
     timer = InterleavedTimer({"a": interrupted, "never": interrupted}, clock=clock)
     with pytest.raises(KeyboardInterrupt):
         timer.run(seconds=0, min_rounds=5, turn_seconds=0.5)
-    assert sum(map(len, timer.samples.values())) == 2
+    assert sum(len(inputs[0]) for inputs in timer.samples.values()) == 2
     assert all(latency.median == 1000.0 for latency in timer.latencies().values())
 
 
