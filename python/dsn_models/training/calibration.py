@@ -89,3 +89,26 @@ def calibrate_gates(model: DualSkippingNetwork, dataset: CoarseFineDataset, targ
             gates[layer].linear.weight.copy_(weight[None])
             gates[layer].linear.bias.copy_(-(x @ weight).median()[None])
     model.train(training)
+
+
+@torch.no_grad()
+def recentre_gates(model: DualSkippingNetwork, dataset: CoarseFineDataset) -> None:
+    """Shifts the bias of every calibrated gate, in place, so that it is again open for half of the images.
+
+    The weights before a frozen gate go on learning, and its logit drifts with them. Measured on the first 512 images,
+    the gates deciding as in inference; a gate with zero weight, which does not look at its input, stays as it is.
+    """
+
+    def shift(linear: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        if linear.weight.any():
+            linear.bias.copy_(-(args[0] @ linear.weight[0]).median()[None])
+
+    training = model.training
+    model.eval()
+    images, _, _ = dataset.batch(torch.arange(min(_IMAGES, len(dataset))))
+    gates = [gate for gate in model.modules() if isinstance(gate, PooledGate)]
+    handles = [gate.linear.register_forward_pre_hook(shift) for gate in gates]
+    model(images.contiguous(memory_format=torch.channels_last))
+    for handle in handles:
+        handle.remove()
+    model.train(training)

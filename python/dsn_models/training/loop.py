@@ -77,10 +77,11 @@ class _Run:
         recipe, state, dataset = self.recipe, self.state, self.train_set
         started = time.monotonic()
         span = self.span()
+        dataset.set_epoch(state.epoch)
         if state.step == span.first:
             self.objective.begin_phase(self.model, dataset, span.phase.name)
             state.schedule = None
-        self.objective.begin_epoch(self.model, span.phase.name, state.epoch)
+        self.objective.begin_epoch(self.model, dataset, span.phase.name, state.epoch)
         scheduler = make_scheduler(self.optimiser, recipe.train, span, self.steps_per_epoch)
         if state.schedule is not None:
             scheduler.load_state_dict(state.schedule)
@@ -90,7 +91,6 @@ class _Run:
         step: nn.Module = _Step(self.model, self.objective)
         if distributed.world_size() > 1:  # anew each epoch, since an objective may freeze parameters
             step = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
-        dataset.set_epoch(state.epoch)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + state.epoch)
         order = torch.randperm(len(dataset), generator=generator)
         steps = min(self.steps_per_epoch, span.last - state.step)

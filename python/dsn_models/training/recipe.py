@@ -94,6 +94,7 @@ class GateSection(Section):
     auxiliary: weight of the loss on gates that are all 0 or all 1 over a batch.
     sparsity: weight of the loss on branches that run more than their target; 0 (off) in the paper.
     target: (coarse, fine) fraction of layers that may run without that loss, and that calibrated gates begin with.
+    recentre: before each settled epoch, shift calibrated gates so that they are open for half of the images again.
     """
 
     begin: Literal["open", "calibrated", "kept"] = "open"
@@ -102,6 +103,7 @@ class GateSection(Section):
     auxiliary: float = Field(0.01, ge=0)
     sparsity: float = Field(0.0, ge=0)
     target: tuple[float, float] = (1.0, 1.0)
+    recentre: bool = False
 
 
 class LsnSection(Section):

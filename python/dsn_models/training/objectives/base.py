@@ -121,7 +121,7 @@ class Objective(ABC):
     def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:  # noqa: B027 (need not do anything)
         """Called once, before the first epoch of a phase."""
 
-    def begin_epoch(self, model: Any, phase: str, epoch: int) -> None:  # noqa: B027
+    def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:  # noqa: B027
         """Called before each epoch, ``epoch`` counted from 0 over all phases."""
 
     def evaluate(self, model: nn.Module, dataset: CoarseFineDataset) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ...distributed import gather_rows
 from ...dual_skipping import BRANCHES
 from ...errors import UserError
 from ...gates import set_slope
-from ..calibration import calibrate_gates
+from ..calibration import calibrate_gates, recentre_gates
 from ..evaluation import all_open
 from ..losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
 from .base import Objective, Phase, accuracy
@@ -53,10 +53,12 @@ class DualSkippingObjective(Objective):
             elif gates.begin == "calibrated":
                 calibrate_gates(model, dataset, gates.target)
 
-    def begin_epoch(self, model: Any, phase: str, epoch: int) -> None:
+    def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
         if phase != "ungated":
             freeze_gates(model, phase == "settled")
             gates = self.recipe.gates
+            if phase == "settled" and gates.recentre:
+                recentre_gates(model, dataset)
             set_slope(model, gates.slope + gates.slope_step * (epoch - self.recipe.train.ungated_epochs))
 
     def loss(

@@ -67,7 +67,7 @@ class GaterNetObjective(SingleTaskObjective):
         if phase == "joint" and self.recipe.gater.begin == "calibrated":
             calibrate_gater(model, dataset, self.recipe.task, self.recipe.gater.off)
 
-    def begin_epoch(self, model: Any, phase: str, epoch: int) -> None:
+    def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
         model.gater.requires_grad_(phase == "joint")
         model.gate_dropout = self.recipe.gater.dropout * epoch / max(self.recipe.train.length - 1, 1)
 
