@@ -71,7 +71,8 @@ LayerTile choose_tile(const BufferSpec& map, const Instruction& block, const Cha
       auto passes = [](int64_t pixels) { return static_cast<double>(round_up(pixels, kBlockPixels)); };
       const double alone = passes(halo) * reduce + passes(own) * conv;
       const double shared = static_cast<double>(halo) * reduce + static_cast<double>(own) * conv;
-      const double each = static_cast<double>(ceil_div(batch * streams * t.tiles(), limits.multiprocessors));
+      // Half a wave more than fits evenly: how many blocks there are depends on the gates.
+      const double each = static_cast<double>(batch * streams * t.tiles()) / limits.multiprocessors + 0.5;
       const double cost = std::max(alone + fixed, each * (shared + fixed / 4));
       if (best.rows == 0 || cost < best_cost) best = t, best_cost = cost;
     }

@@ -119,7 +119,8 @@ class Graphs:
             )
         key = (size, forced is None, image.dtype, image.device)
         if key not in self._captured:
-            self._captured[key] = _Captured(self.runner, image, limits, forced, size)
+            with torch.inference_mode(False):  # its tensors are written again by calls outside of inference mode
+                self._captured[key] = _Captured(self.runner, image, limits, forced, size)
         return self._captured[key].replay(image, limits, forced)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Graphs:

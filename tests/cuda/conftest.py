@@ -56,7 +56,7 @@ def simt(runner_module):
     return runner_module
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gpu():
     if reason := _why_no_gpu():
         pytest.skip(reason)
