@@ -16,7 +16,7 @@ struct GroupParams {
 
 // Every thread compares its row with those before it: rows that differ do so within a few bytes, and the rows of a batch
 // stay in the nearest cache.
-inline __global__ void __launch_bounds__(kThreads) first_equal_kernel(const __grid_constant__ GroupParams p) {
+static __global__ void __launch_bounds__(kThreads) first_equal_kernel(const __grid_constant__ GroupParams p) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= p.batch) return;
   const uint8_t* own = p.gates + static_cast<int64_t>(i) * p.layers;
@@ -31,7 +31,7 @@ inline __global__ void __launch_bounds__(kThreads) first_equal_kernel(const __gr
 }
 
 // A group is smaller than another if its first member is, so all ranks are counts over `first`.
-inline __global__ void __launch_bounds__(kThreads) place_kernel(const __grid_constant__ GroupParams p) {
+static __global__ void __launch_bounds__(kThreads) place_kernel(const __grid_constant__ GroupParams p) {
   int32_t* staged = shared_memory<int32_t>();  // [kThreads]
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   const int own = i < p.batch ? p.first[i] : -1;
