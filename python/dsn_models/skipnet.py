@@ -120,7 +120,7 @@ class SkipNet(nn.Module):
 
     A bypassed unit passes its shortcut on, down-sampled where the shape changes, without the ReLU. Every unit is
     computed, then masked: this is the truth that kernels are held to. ``train()`` takes the same decisions and passes
-    gradients straight through to the scores (section 2.2, supervised pre-training).
+    gradients straight through to the scores (section 2.2, supervised pre-training), unless the gates are frozen.
 
     ``forward(images, forced_gates=None, thresholds=None, decide=None)``: images [B, in_channels, image_size,
     image_size] to logits [B, classes]. Afterwards ``last_gates`` and ``last_scores`` hold ``{"units": [B, L]}``: what
@@ -209,9 +209,11 @@ class SkipNet(nn.Module):
         return torch.stack(scores, 1)
 
     def _decide(self, threshold: float) -> Decide:
+        learn = next(self.gates[0].parameters()).requires_grad
+
         def decide(score: Tensor) -> Tensor:
             kept = (score > threshold).to(score.dtype)
-            return straight_through(kept, score) if self.training else kept
+            return straight_through(kept, score) if self.training and learn else kept
 
         return decide
 
@@ -237,13 +239,20 @@ class SkipNet(nn.Module):
         Sets the bias of the recurrent gate's projection, or of each feed-forward gate's linear layer. How gates begin
         is not in the paper: this is our option for a trained backbone.
         """
-        last = (
-            [self.control.proj] if self.config.gate == "rnn" else [gate.get_submodule("linear") for gate in self.gates]
-        )
-        for linear in last:
-            assert isinstance(linear, nn.Linear)
+        for linear in self.last_linears():
             nn.init.zeros_(linear.bias)
             linear.bias.data[-1] = math.log(score / (1 - score))
+
+    def learn_gates(self, learns: bool) -> None:
+        """Lets the gates that decide learn, or freezes them."""
+        for module in [*list(self.gates)[:-1], *([self.control] if self.config.gate == "rnn" else [])]:
+            module.requires_grad_(learns)
+
+    def last_linears(self) -> list[nn.Linear]:
+        """The layers whose last output, less the others, is the logit of a score."""
+        if self.config.gate == "rnn":
+            return [self.control.proj]
+        return [gate.linear for gate in self.gates if isinstance(gate, FeedForwardGate)]
 
     def dense_equivalent(self) -> ResNet:
         """The same weights without gates: every unit runs. Shares this network's parameters."""

@@ -11,7 +11,7 @@ from dsn_models.training import load_recipe, recipe_names, train
 from dsn_models.training.objectives import make_objective
 from dsn_models.training.objectives.skipnet import gate_rewards, sample
 from dsn_models.training.recipe import Recipe
-from dsn_models.training.skipnet_calibration import calibrate_gates, unit_harm
+from dsn_models.training.skipnet_calibration import calibrate_gates, gate_inputs, unit_harm
 
 OPTIONS = {"stage_units": (2, 2, 2), "stage_widths": (4, 8, 8), "stem_width": 4}
 
@@ -121,7 +121,7 @@ def test_reinforce_is_the_gradient_by_hand(baseline):
     recipe = make_recipe(init="x", skipping={"stage": "reinforce", "alpha": 0.4, "baseline": baseline})
     images, labels = batch_of(model)
     means = [m.running_mean.clone() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    loss, facts = make_objective(recipe, model).loss(model, images, labels, "train")
+    loss, facts = make_objective(recipe, model).loss(model, images, labels, "gated")
     scores, gates = model.last_scores[UNITS], model.last_gates[UNITS].float()
     (gradient,) = torch.autograd.grad(loss, scores)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_the_penalty_stops_at_the_target():
     images, labels = batch_of(model)
 
     def loss_of(**skipping):
-        return make_objective(make_recipe(skipping=skipping), model).loss(model.train(), images, labels, "train")[0]
+        return make_objective(make_recipe(skipping=skipping), model).loss(model.train(), images, labels, "gated")[0]
 
     plain = loss_of().item()
     assert loss_of(penalty=2.0, target=0.75).item() == pytest.approx(plain + 2.0 * 0.25, abs=1e-4)
@@ -161,12 +161,29 @@ def test_calibrated_gates(data, name):
         model(images)
     model.eval()
     harm = unit_harm(model, images, fine)
-    assert harm.shape == (10, 5)
+    dense = nn.functional.cross_entropy(model.dense_equivalent()(images), fine, reduction="none")
+    forced = {UNITS: torch.ones(10, 5, dtype=torch.uint8)}
+    forced[UNITS][:, 2] = 0
+    skipped = nn.functional.cross_entropy(model(images, forced), fine, reduction="none")
+    torch.testing.assert_close(harm[:, 2], (skipped - dense).detach())
     calibrate_gates(model, dataset, 0.6, "fine")
     with torch.no_grad():
-        model(images)
-    kept = model.last_gates[UNITS].float().mean(0)
-    needed = harm.mean(0).argsort()[4:]
-    assert kept[needed].min() == 1
-    assert kept.mean() < 1
+        kept = model.gate_scores(gate_inputs(model, images)) > 0.5
+    assert kept.float().mean().item() == pytest.approx(0.6, abs=0.021)
     assert not model.training
+
+
+def test_settled_gates_are_frozen_and_decide_as_in_inference():
+    torch.manual_seed(0)
+    model = dsn_models.create("skipnet-38-rnn", **OPTIONS).train()
+    objective = make_objective(
+        make_recipe(epochs=3, settled_epochs=2, iterations=None, skipping={"penalty": 5.0}), model
+    )
+    assert [(p.name, p.length) for p in objective.phases()] == [("gated", 1), ("settled", 2)]
+    images, labels = batch_of(model)
+    objective.begin_epoch(model, None, "settled", 1)
+    loss, _ = objective.loss(model, images, labels, "settled")
+    loss.backward()
+    assert all((p.grad is None) == key.startswith(("gates", "control")) for key, p in model.named_parameters())
+    objective.begin_epoch(model, None, "gated", 2)
+    assert model.control.proj.weight.requires_grad and not model.gates[-1].weight.requires_grad

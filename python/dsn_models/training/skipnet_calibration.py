@@ -6,6 +6,8 @@ option, the counterpart of ``dsn_models.training.calibration`` for gates with a 
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,8 +18,11 @@ from .evaluation import all_open
 
 _IMAGES = 256
 _STEPS, _LR = 200, 2e-2
-# What a fitted gate's score aims at: units that stay, and those half open for images that need them more or less.
-_STAYS, _MORE, _LESS = 0.9, 0.65, 0.35
+
+
+def _logit(probability: float) -> float:
+    probability = min(max(probability, 1e-6), 1 - 1e-6)
+    return log(probability / (1 - probability))
 
 
 @torch.no_grad()
@@ -37,8 +42,8 @@ def unit_harm(model: SkipNet, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _gate_inputs(model: SkipNet, images: Tensor) -> list[Tensor]:
-    """What each of the L gates reads when every unit runs."""
+def gate_inputs(model: SkipNet, images: Tensor) -> list[Tensor]:
+    """What each of the L gates reads when every unit runs: [B, C] (RNN, pooled) or [B, C, H, W]."""
     inputs: list[Tensor] = []
     gates = list(model.gates)[:-1]
     handles = [gate.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for gate in gates]
@@ -49,11 +54,11 @@ def _gate_inputs(model: SkipNet, images: Tensor) -> list[Tensor]:
 
 
 def calibrate_gates(model: SkipNet, dataset: CoarseFineDataset, target: float, task: str) -> None:
-    """Fits the gates, in place, so that about a fraction ``target`` of them is open.
+    """Fits the gates, in place, so that a fraction ``target`` of them is open.
 
-    Of L gates, the ``round(2 (1 - target) L)`` whose units' absence harms the loss least begin half open, for the
-    images that it harms more than the median; the others stay open. The scores are fitted by cross-entropy, the
-    backbone fixed, on 256 images spread over the data set.
+    The scores are fitted by cross-entropy to ``harm > q``, with q the quantile that a fraction ``target`` of all pairs
+    of image and unit exceeds: easy images and the least needed units go first. The bias of the last linear layer is
+    then shifted until the fraction is met. The backbone is fixed, 256 images spread over the data set are looked at.
     """
     training = model.training
     model.eval()
@@ -62,15 +67,16 @@ def calibrate_gates(model: SkipNet, dataset: CoarseFineDataset, target: float, t
     device = next(model.parameters()).device
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     harm = unit_harm(model, images, {"coarse": coarse, "fine": fine}[task].to(device))
-    inputs = _gate_inputs(model, images)
-    wanted = torch.full_like(harm, _STAYS)
-    half_open = harm.mean(0).argsort()[: round(2 * (1 - target) * harm.shape[1])]
-    needed = harm > harm.median(0).values
-    wanted[:, half_open] = torch.where(needed[:, half_open], _MORE, _LESS)
+    inputs = gate_inputs(model, images)
+    needed = (harm > harm.quantile(1 - target)).to(harm.dtype)
     learning: list[nn.Module] = [*list(model.gates)[:-1], *([model.control] if model.config.gate == "rnn" else [])]
     optimiser = torch.optim.Adam([p for module in learning for p in module.parameters()], lr=_LR)
     for _ in range(_STEPS):
         optimiser.zero_grad()
-        F.binary_cross_entropy(model.gate_scores(inputs), wanted).backward()
+        F.binary_cross_entropy(model.gate_scores(inputs), needed).backward()
         optimiser.step()
+    with torch.no_grad():
+        shift = model.gate_scores(inputs).logit(eps=1e-6).quantile(1 - target) - _logit(model.config.threshold)
+        for linear in model.last_linears():
+            linear.bias[-1] -= shift
     model.train(training)

@@ -15,11 +15,13 @@ from ...errors import UserError
 from ...resnet import ResNet
 from ...skipnet import UNITS, SkipNet
 from ..skipnet_calibration import calibrate_gates
+from .base import Phase
 from .single_task import SingleTaskObjective
 
 
 class SkipNetObjective(SingleTaskObjective):
-    """The stage that the recipe's ``[skipping]`` names.
+    """The stage that the recipe's ``[skipping]`` names, and, as our option, a phase "settled" after it, in which the
+    gates are frozen and the other weights adapt to their decisions.
 
     - "supervised" (section 2.2): gates decide by their threshold, gradients pass straight through to their scores. The
       loss is the cross-entropy, and, as our option, ``penalty max(0, mean gate - target)``.
@@ -46,9 +48,21 @@ class SkipNetObjective(SingleTaskObjective):
         else:
             super().start_from(model, start)
 
+    def phases(self) -> list[Phase]:
+        train = self.recipe.train
+        phases = [
+            Phase("gated", train.length - train.settled_epochs, train.lr),
+            Phase("settled", train.settled_epochs, train.settled_lr or train.lr),
+        ]
+        return [phase for phase in phases if phase.length]
+
+    def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
+        model.learn_gates(phase == "gated")
+
     def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
         section = self.recipe.skipping
-        if section.stage == "reinforce" or section.begin == "kept":
+        first = self.phases()[0].name
+        if section.stage == "reinforce" or section.begin == "kept" or phase != first:
             return
         model.open_gates()
         if section.begin == "calibrated":
@@ -57,17 +71,19 @@ class SkipNetObjective(SingleTaskObjective):
     def loss(
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
     ) -> tuple[Tensor, dict[str, float]]:
-        if self.recipe.skipping.stage == "supervised":
-            loss, facts = self._supervised(model, images, labels)
+        if phase == "settled" or self.recipe.skipping.stage == "supervised":
+            loss, facts = self._supervised(model, images, labels, phase)
         else:
             loss, facts = self._reinforce(model, images, labels)
         facts["units/skipped"] = 1 - model.last_gates[UNITS].float().mean().item()
         return loss, facts
 
-    def _supervised(self, model: Any, images: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    def _supervised(
+        self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
+    ) -> tuple[Tensor, dict[str, float]]:
         loss, facts = self.cross_entropy(model(images), labels)
         section = self.recipe.skipping
-        if section.penalty:
+        if section.penalty and phase == "gated":
             taken, scores = model.last_gates[UNITS].to(images.dtype), model.last_scores[UNITS]
             mean = gather_rows(taken + scores - scores.detach()).mean()
             loss = loss + section.penalty * (mean - section.target).clamp(min=0)
