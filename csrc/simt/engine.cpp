@@ -81,6 +81,7 @@ void Engine::run_cluster(int64_t cluster) {
     block.shared = reinterpret_cast<unsigned char*>(shared_begin_) + static_cast<size_t>(b) * kSharedSlot;
     block.live = threads;
     block.idle = true;
+    block.waited = !launch->dependent;
     for (Barrier& barrier : block.barriers) {
       barrier.arrived = 0;
       barrier.waiting.clear();
@@ -190,7 +191,9 @@ void Engine::thread_exit() {
   thread.state = Fiber::State::kExited;
   warp.ready &= ~bit;
   warp.exited |= bit;
-  --block.live;
+  if (--block.live == 0 && !block.waited) {
+    fail(0, "the block ends without a grid_dependency_wait(): what launches next would not wait for the kernels ahead");
+  }
   --live_;
   const Barrier& barrier = block.barriers[0];
   if (barrier.arrived > 0 && barrier.arrived == block.live) complete_barrier(block, 0);

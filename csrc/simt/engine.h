@@ -118,6 +118,7 @@ struct Block {
   unsigned char* shared;
   int live;  // threads that have not exited
   bool idle;
+  bool waited;  // for the kernels ahead: some thread called grid_dependency_wait
   Barrier barriers[kMaxBarriers];
 };
 

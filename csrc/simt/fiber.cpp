@@ -6,13 +6,15 @@
 #include <cstdlib>
 #include <new>
 
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(DSN_SIMT_UCONTEXT)
+#define DSN_SIMT_OWN_SWITCH 1
+#else
 #include <ucontext.h>
 #endif
 
 namespace dsn::simt {
 
-#if defined(__x86_64__)
+#ifdef DSN_SIMT_OWN_SWITCH
 
 // Pushes the registers that a call preserves, swaps stacks, pops those of the other side.
 extern "C" void dsn_simt_switch(void** save, void* load);

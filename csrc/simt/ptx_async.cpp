@@ -137,7 +137,12 @@ void barrier_arrive(int id, int threads) { running().barrier_arrive(id, threads,
 
 // ---- dependent launches: kernels run one after another here, and what they touch too early is found by its record
 // ----
-void grid_dependency_wait() { running().self().dependency_met = true; }
+void grid_dependency_wait() {
+  Fiber& thread = running().self();
+  thread.dependency_met = true;
+  thread.block->waited = true;
+}
+
 void grid_launch_dependents() { running(); }
 
 // ---- clusters ----

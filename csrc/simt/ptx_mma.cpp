@@ -120,6 +120,10 @@ void perform_ldmatrix(void* const* arguments, uint32_t) {
   Engine& e = *engine;
   ++e.counters.ldmatrix;
   e.counters.shared_load_bytes += 128 * kMatrices;
+  for (int lane = 8 * kMatrices; lane < kWarpSize; ++lane) {  // not used, and sm_75 wants them valid all the same
+    const auto& [r, address, pc] = *static_cast<const LdmatrixArgument*>(arguments[lane]);
+    e.shared_pointer(address, 16, AccessKind::kRead, pc);
+  }
   for (int matrix = 0; matrix < kMatrices; ++matrix) {
     e.counters.ldmatrix_wavefronts += wavefronts(arguments, matrix);
     uint16_t rows[8][8];

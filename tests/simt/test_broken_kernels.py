@@ -116,6 +116,11 @@ def test_a_dependent_launch_waits_for_what_it_reads(simt, poisoned):
         simt.missing_dependency_wait(simt.output(second, "out"), between)
 
 
+def test_every_block_of_a_dependent_launch_waits(simt, run):
+    with pytest.raises(simt.Error, match=r"block \(1,0,0\), .*: the block ends without a grid_dependency_wait"):
+        run("leaves_without_waiting")
+
+
 def test_refused_launches(simt, run):
     with pytest.raises(simt.Error, match="invalid configuration: grid, block or cluster size"):
         run("too_many_threads")

@@ -168,6 +168,13 @@ __global__ void copy_kernel(const __grid_constant__ Params p) {
 
 __global__ void missing_dependency_wait_kernel(const __grid_constant__ Params p) { p.out[thread()] = p.in[thread()]; }
 
+// Half of the blocks have nothing to do and leave, without waiting for the kernels ahead.
+__global__ void leaves_without_waiting_kernel(const __grid_constant__ Params p) {
+  if (blockIdx.x % 2) return;
+  ptx::grid_dependency_wait();
+  p.out[thread()] = p.in[thread()];
+}
+
 }  // namespace
 
 #define DSN_BROKEN(name, ...)                                                            \
@@ -195,6 +202,7 @@ DSN_BROKEN(missing_arrival);
 DSN_BROKEN(early_end, 2, 2);
 DSN_BROKEN(misaligned_rows);
 DSN_BROKEN(copy, 1, 1, true);
+DSN_BROKEN(leaves_without_waiting, 2, 1, true);
 DSN_BROKEN(missing_dependency_wait, 1, 1, true);
 
 void plain_copy(Buffer out, Buffer in) { start<copy_kernel>(out, in, 64); }
