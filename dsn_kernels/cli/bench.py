@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,12 +11,16 @@ import typer
 from rich.table import Table
 
 from dsn_models import UserError
+from dsn_models.checkpoints import write_atomically
 
+from ..measure import machine
 from ..measure.baselines import BASELINES
-from ..measure.bench import BenchSettings, Images
+from ..measure.bench import BenchSettings, Images, noise
 from ..measure.bench import bench as measure
 from ..measure.gates import GateSetting
 from ..measure.networks import gate_counts
+from ..measure.plots import check_picture, picture
+from ..measure.serving import Load, load_figure, under_load
 from .common import (
     JsonOption,
     ThreadsOption,
@@ -31,6 +36,8 @@ from .common import (
     set_threads,
     write_json,
 )
+
+_IMAGES_SERVED = 64  # requests cycle through so many images
 
 
 def _split(text: str) -> list[str]:
@@ -96,6 +103,56 @@ def tables(document: dict[str, Any]) -> list[Table]:
     return [ours, others]
 
 
+def load_table(document: dict[str, Any]) -> Table:
+    """Latency percentiles of each network at each load."""
+    table = Table(title=f"{document['model']} under load, batches of up to {document['max_batch']}: ms to the answer")
+    for column in ("requests/s", "network", "median", "p90", "p99", f"within {document['slo_ms']:g} ms", "mean batch"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in document["rows"]:
+        times = (millis(row[key]) for key in ("p50", "p90", "p99"))
+        table.add_row(f"{row['rate']:g}", row["network"], *times, percent(row["in_time"]), f"{row['mean_batch']:.1f}")
+    return table
+
+
+def _under_load(
+    network: Any,
+    name: str,
+    load: Load,
+    settings: BenchSettings,
+    images: Images | None,
+    plot: Path | None,
+    json: str | None,
+) -> None:
+    count = _IMAGES_SERVED
+    data = (images or noise(network.config, settings.seed))(count, 0)
+    generator = torch.Generator().manual_seed(settings.seed)
+    gates = settings.gates[-1].draw(network.config, gate_counts(network), count, generator)
+    with progress_bar() as progress:
+        task = progress.add_task("", total=1.0)
+        document = under_load(
+            network,
+            name,
+            data,
+            load,
+            max_batch=max(settings.batches),
+            seconds=settings.seconds,
+            seed=settings.seed,
+            gates=gates,
+            on_step=lambda text, done: progress.update(task, description=text, completed=done, refresh=True),
+        )
+    facts = {"commit": machine.source_commit(), "machine": machine.describe(), "torch": torch.__version__}
+    document = {"schema": 1, **document, "gates": settings.gates[-1].text, **facts}
+    if plot is not None:
+        write_atomically(plot, picture(partial(load_figure, document), plot.suffix.removeprefix(".")))
+    if json is not None:
+        write_json(document, json)
+        return
+    console().print(load_table(document))
+    for label, rate in document["largest_rate"].items():
+        told = "no load tried" if rate is None else f"up to {rate:g} requests/s"
+        console().print(f"{label}: 99 % within {load.slo_ms:g} ms at {told}")
+
+
 def bench(
     model: Annotated[str, typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.")],
     device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
@@ -119,11 +176,25 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Of timing per contestant and batch size.")] = 3.0,
     data: Annotated[Path | None, typer.Option(help="Folder of test images; noise if not given.")] = None,
     kind: Annotated[str | None, typer.Option(help="Of the data, as for dsn eval.")] = None,
+    load: Annotated[
+        str | None, typer.Option(metavar="qps=N,slo=MS", help="Instead: latency under random arrivals, by load.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --load: the curves, as .svg, .png or .pdf.")] = None,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Latency and MACs beside eager, compiled and exported dense baselines, timed in turns in one run."""
+    """Latency and MACs beside eager, compiled and exported dense baselines, timed in turns in one run.
+
+    With --load, the dense network and ours serve the same Poisson arrivals, batched as they come up to the largest
+    --batch; the last of --gates is what skipping means.
+    """
     check_writable(json)
+    check_writable(plot)
+    wanted = None if load is None else Load(load)
+    if plot is not None:
+        if wanted is None:
+            raise UserError("--plot is of the curves of --load; expected --load with it")
+        check_picture(plot.suffix.removeprefix("."))
     set_threads(threads)
     if device != "cpu":
         raise UserError(f"device is {device!r}; expected cpu, the one that this build has kernels for")
@@ -142,6 +213,9 @@ def bench(
         seconds=seconds,
     )
     images = _images(network, metadata, kind, data)
+    if wanted is not None:
+        _under_load(network, model, wanted, settings, images, plot, json)
+        return
     with progress_bar() as progress:
         task = progress.add_task("", total=1.0)
 

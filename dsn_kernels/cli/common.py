@@ -20,6 +20,8 @@ from dsn_models import UserError, checkpoints
 from dsn_models.data import CoarseFineDataset, open_dataset
 from dsn_models.training.recipe import DataSection
 
+from ..measure.records import Labelled, read, tasks_of
+
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file or stdout instead of a table.")
 ]
@@ -147,6 +149,57 @@ def open_test_data(
     if kind == "folder":
         options.setdefault("image_size", model.config.image_size)
     return open_dataset(kind, data, False, **options)
+
+
+def load_checkpoint(source: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A checkpoint's model and metadata.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    if not Path(source).exists():
+        raise UserError(f"no checkpoint at {source}; expected a file written by dsn train")
+    return load_model(source)
+
+
+def resolve_task(model: Any, metadata: dict[str, Any], task: str | None) -> str:
+    """ "both" of a network of two branches, else "coarse" or "fine": the one given, or trained on, or the coarse one.
+
+    Raises:
+        UserError: the model does not have that task.
+    """
+    tasks = tasks_of(model)
+    task = task or metadata.get("recipe", {}).get("task") or tasks[0]
+    if task not in tasks:
+        raise UserError(f"task is {task!r}; expected {' or '.join(tasks)} for this model")
+    return task
+
+
+def check_classes(model: Any, dataset: CoarseFineDataset, task: str) -> None:
+    """Refuses data of other classes than the model's.
+
+    Raises:
+        UserError: the number of classes of a task differs.
+    """
+    has = {"coarse": dataset.coarse_classes, "fine": dataset.fine_classes}
+    wanted = dict(zip(has, model.config.classes, strict=True)) if task == "both" else {task: model.config.classes}
+    for name, count in wanted.items():
+        if count != has[name]:
+            raise UserError(f"the model has {count} {name} classes, the data {has[name]}; choose other data")
+
+
+def read_test_data(
+    model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None, task: str | None, images: int
+) -> Labelled:
+    """Up to ``images`` images of the test data, spread evenly over it, with the labels of the model's task or tasks.
+
+    Raises:
+        UserError: as :func:`open_test_data`; or the data is empty, or of other classes than the model's.
+    """
+    task = resolve_task(model, metadata, task)
+    dataset = open_test_data(model, metadata, kind, data, None)
+    check_classes(model, dataset, task)
+    return read(dataset, task, images)
 
 
 def percent(fraction: float) -> str:

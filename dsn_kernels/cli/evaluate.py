@@ -11,19 +11,21 @@ from rich.table import Table
 
 import dsn_kernels
 from dsn_models import UserError
-from dsn_models.data import KINDS, CoarseFineDataset
-from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
+from dsn_models.data import KINDS
+from dsn_models.dual_skipping import BRANCHES
 from dsn_models.training.evaluation import evaluate as measure
 from dsn_models.training.robustness import attacked_accuracy
 
 from .common import (
     JsonOption,
     ThreadsOption,
+    check_classes,
     check_writable,
     console,
-    load_model,
+    load_checkpoint,
     open_test_data,
     percent,
+    resolve_task,
     set_threads,
     write_json,
 )
@@ -39,14 +41,6 @@ def results_table(results: dict[str, Any]) -> Table:
             skipped = results[name].get("skipped")
             table.add_row(name, percent(results[name]["accuracy"]), "-" if skipped is None else percent(skipped))
     return table
-
-
-def _check_classes(model: Any, dataset: CoarseFineDataset, task: str) -> None:
-    has = {"coarse": dataset.coarse_classes, "fine": dataset.fine_classes}
-    wanted = dict(zip(BRANCHES, model.config.classes, strict=True)) if task == "both" else {task: model.config.classes}
-    for name, count in wanted.items():
-        if count != has[name]:
-            raise UserError(f"the model has {count} {name} classes, the data {has[name]}; choose other data")
 
 
 def attack_table(results: list[dict[str, Any]]) -> Table:
@@ -85,15 +79,10 @@ def evaluate(
     """Accuracy and skip ratio of each branch on a test set; with --attack, accuracy under attack too."""
     check_writable(json)
     set_threads(threads)
-    if not Path(checkpoint).exists():
-        raise UserError(f"no checkpoint at {checkpoint}; expected a file written by dsn train")
-    model, metadata = load_model(checkpoint)
-    tasks: tuple[str, ...] = ("both",) if isinstance(model, DualSkippingNetwork) else BRANCHES
-    task = task or metadata.get("recipe", {}).get("task") or tasks[0]
-    if task not in tasks:
-        raise UserError(f"task is {task!r}; expected {' or '.join(tasks)} for this model")
+    model, metadata = load_checkpoint(checkpoint)
+    task = resolve_task(model, metadata, task)
     dataset = open_test_data(model, metadata, kind, data, images)
-    _check_classes(model, dataset, task)
+    check_classes(model, dataset, task)
     try:
         fast = dsn_kernels.accelerate(model, backend=backend)
     except UserError:

@@ -92,7 +92,9 @@ class _Contestant:
             raise WrongAnswer(f"the accelerated network differs from the reference by {error:.1e}; nothing was timed")
 
 
-def _noise(config: Any, seed: int) -> Images:
+def noise(config: Any, seed: int) -> Images:
+    """Batches of normal noise of the shape of a network's images."""
+
     def images(batch: int, index: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed + index)
         return torch.randn(batch, *image_shape(config), generator=generator)
@@ -187,7 +189,7 @@ def _bench_batch(
     on_step: Callable[[str, float], None],
     on_row: Callable[[dict[str, Any]], None],
 ) -> None:
-    images = images or _noise(model.config, settings.seed)
+    images = images or noise(model.config, settings.seed)
     counts = gate_counts(model)
     contestants: dict[str, _Contestant] = {}
     for setting in (GateSetting("open"), *settings.gates):

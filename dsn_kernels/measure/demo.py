@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
 
 from . import machine
 from .baselines import relative_error
-from .latency import InterleavedTimer
+from .compare import compare
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,7 @@ def run_demo(
     predictions = {branch: torch.cat(parts).argmax(1) for branch, parts in logits.items()}
     executed = fast.macs(gates).double().mean().item()
 
-    latency = []
-    for batch in batches:
-        timer = InterleavedTimer(_contestants(model, fast, images, batch))
-        timer.run(seconds, min_rounds=3, on_round=lambda done, batch=batch: on_step(f"timing batch {batch}", done))  # type: ignore[misc]
-        times = {key: value.as_dict() for key, value in timer.latencies().items()}
-        latency.append(
-            {"batch": batch, **times, "speedup": times["dense_ms"]["median"] / times["skipping_ms"]["median"]}
-        )
+    latency = compare(model, fast, images, batches, seconds, on_step)
     document = {
         "schema": 1,
         "model": name,
@@ -117,16 +109,3 @@ def run_demo(
         "machine": machine.describe(),
     }
     return DemoRun(document, images, labels, predictions, gates, model.config.block_layers)
-
-
-def _contestants(model: DualSkippingNetwork, fast: Any, images: Tensor, batch: int) -> dict[str, Callable[[], object]]:
-    """Each call takes the next images, so that a small batch is not measured on one image."""
-    dense = model.dense_equivalent()
-    parts = [part for part in images.split(batch) if len(part) == batch]
-    every_layer = {b: torch.ones(batch, getattr(model, b).num_layers, dtype=torch.uint8) for b in BRANCHES}
-    queues = [cycle(parts) for _ in range(3)]
-    return {
-        "dense_ms": lambda: dense(next(queues[0])),
-        "open_ms": lambda: fast(next(queues[1]), forced_gates=every_layer),
-        "skipping_ms": lambda: fast(next(queues[2])),
-    }

@@ -1,0 +1,140 @@
+"""``dsn sweep``: gate thresholds against error, MACs and latency, and the thresholds that keep a budget."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+import dsn_models
+from dsn_models import UserError
+from dsn_models.checkpoints import write_atomically
+from dsn_models.data import KINDS
+
+from ..measure.budget import Budget
+from ..measure.operating_point import set_operating_point
+from ..measure.plots import check_picture, picture, sweep_figure
+from ..measure.sweep import SweepSettings
+from ..measure.sweep import sweep as measure
+from .common import (
+    JsonOption,
+    ThreadsOption,
+    check_writable,
+    console,
+    load_checkpoint,
+    mega,
+    millis,
+    percent,
+    progress_bar,
+    read_test_data,
+    set_threads,
+    write_json,
+)
+
+
+def _thresholds(thresholds: dict[str, float] | None) -> str:
+    return "all open" if thresholds is None else ", ".join(f"{name} {t:.3g}" for name, t in thresholds.items())
+
+
+def front_table(document: dict[str, Any]) -> Table:
+    """The Pareto front, from all gates open to the fewest MACs; errors with their 95 % confidence intervals."""
+    images = document["images"]["pick"]
+    title = (
+        f"{document['model']}: error against MACs on {images} images; latency of batch {document['latency']['batch']}"
+    )
+    table = Table(title=title)
+    tasks = list(document["open"]["error"])
+    for column in ("thresholds", *(f"{task} error" for task in tasks), "skipped", "MACs", "of dense", "latency"):
+        table.add_column(column, justify="left" if column == "thresholds" else "right")
+    for point in (document["open"], *(document["points"][i] for i in reversed(document["front"]))):
+        errors = [point["error"][task] for task in tasks]
+        table.add_row(
+            _thresholds(point["thresholds"]),
+            *(f"{percent(e['mean'])} ({100 * e['low']:.1f} to {100 * e['high']:.1f})" for e in errors),
+            " / ".join(percent(skipped["mean"]) for skipped in point["skipped"].values()),
+            mega(point["macs"]["mean"]),
+            percent(point["macs_fraction"]),
+            f"{millis(point['latency_ms'])} ms",
+        )
+    return table
+
+
+def pick_lines(picked: dict[str, Any]) -> list[str]:
+    """What was picked, and what it did to fresh images."""
+    scale, unit = {"latency": (1, " ms"), "macs": (100, " % of dense"), "error": (100, " points")}[picked["kind"]]
+    check, limit = picked["check"], scale * picked["limit"]
+    found, fresh = scale * picked["pick"]["cost"], scale * check["cost"]
+    layers = picked["layer_thresholds"] is not None
+    return [
+        f"budget {picked['budget']}: {'a threshold per layer' if layers else _thresholds(picked['thresholds'])}",
+        f"{picked['kind']} {found:.3g}{unit} where it was picked, {fresh:.3g}{unit} on fresh images, "
+        f"of {limit:.3g}{unit}: {'kept' if picked['kept'] else 'NOT KEPT'}",
+        f"mean error on fresh images {percent(check['mean_error'])}, "
+        f"{percent(picked['check_open_error'])} with all gates open",
+    ]
+
+
+def sweep(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint written by dsn train.")],
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the data.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help=f"Of the data: {', '.join(KINDS)}; what it was trained on if not given.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Of a model with one task: coarse or fine.")] = None,
+    images: Annotated[int, typer.Option(min=4, help="Test images; half of them pick, half check.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Thresholds per branch.")] = 7,
+    batch: Annotated[int, typer.Option(min=1, help="Of the latency.")] = 1,
+    budget: Annotated[
+        str | None, typer.Option(help="latency=2ms, macs=0.6 (of dense) or error=+0.5pt: picks thresholds.")
+    ] = None,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Search a threshold of each layer too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Checkpoint for the picked thresholds; CKPT if not given.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Curves, as .svg, .png or .pdf.")] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Of timing per point.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and the timing.")] = 0,
+    threads: ThreadsOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Gate thresholds against error, layers skipped, MACs and latency; with --budget, picks and keeps the best."""
+    for target in (json, plot, out):
+        check_writable(target)
+    if plot is not None:
+        check_picture(plot.suffix.removeprefix("."))
+    wanted = None if budget is None else Budget(budget)
+    if wanted is None and (per_layer or out is not None):
+        option = "--per-layer" if per_layer else "--out"
+        raise UserError(f"{option} is for picked thresholds; expected --budget with it")
+    set_threads(threads)
+    model, metadata = load_checkpoint(checkpoint)
+    test = read_test_data(model, metadata, kind, data, task, images)
+    settings = SweepSettings(steps=steps, batch=batch, seconds=seconds, budget=wanted, per_layer=per_layer, seed=seed)
+    with progress_bar() as progress:
+        bar = progress.add_task("", total=1.0)
+        document = measure(
+            model,
+            Path(checkpoint).stem,
+            test,
+            settings,
+            on_step=lambda text, done: progress.update(bar, description=text, completed=done, refresh=True),
+        )
+    if plot is not None:
+        write_atomically(plot, picture(partial(sweep_figure, document), plot.suffix.removeprefix(".")))
+    picked = document.get("pick")
+    if picked is not None:
+        set_operating_point(model, picked["thresholds"], picked["layer_thresholds"])
+        target = out or Path(checkpoint)
+        facts = {key: picked[key] for key in ("budget", "thresholds", "layer_thresholds")}
+        dsn_models.save(model, target, **{**metadata, "operating_point": facts})
+        document["checkpoint"] = str(target)
+    if json is not None:
+        write_json(document, json)
+        return
+    shown = console()
+    shown.print(front_table(document))
+    if picked is not None:
+        for line in pick_lines(picked):
+            shown.print(line, soft_wrap=True)
+        shown.print(f"operating point written to {document['checkpoint']}", soft_wrap=True)

@@ -1,0 +1,120 @@
+"""Figures of measurements, for files and for pages that choose the colours by day and by night."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dsn_models import UserError
+
+
+class Colours(NamedTuple):
+    """What a figure is drawn with: text and axes, the dense network, all gates open, skipping."""
+
+    ink: str
+    dense: str
+    open: str
+    skipping: str
+
+
+# In a page these stand for what its style sheet calls them.
+PAGE = Colours("#010101", "#020202", "#030303", "#040404")
+PRINT = Colours("#1d2329", "#98a2ab", "#7fb2e5", "#1463b8")
+FORMATS = ("svg", "png", "pdf")
+
+
+def styled(axes: Axes, colours: Colours = PAGE) -> Axes:
+    """Ink for text and the two axes, nothing else."""
+    axes.tick_params(colors=colours.ink)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(colours.ink)
+    axes.xaxis.label.set_color(colours.ink)
+    axes.yaxis.label.set_color(colours.ink)
+    axes.patch.set_alpha(0)
+    return axes
+
+
+def inline_svg(figure: Figure) -> str:
+    """A figure drawn with :data:`PAGE` as SVG inside HTML, in the page's colours."""
+    figure.patch.set_alpha(0)
+    svg = _saved(figure, "svg").decode()
+    svg = svg[svg.index("<svg") :]  # an XML prologue has no place inside HTML
+    for name, colour in PAGE._asdict().items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg
+
+
+def picture(draw: Callable[[Colours], Figure], kind: str) -> bytes:
+    """A figure as the content of a file of its own.
+
+    Raises:
+        UserError: ``kind`` is none of :data:`FORMATS`.
+    """
+    check_picture(kind)
+    return _saved(draw(PRINT), kind)
+
+
+def check_picture(kind: str) -> None:
+    """Refuses a kind of picture that is none of :data:`FORMATS`.
+
+    Raises:
+        UserError: it is none.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"picture is '.{kind}'; expected one of {', '.join('.' + known for known in FORMATS)}")
+
+
+def _saved(figure: Figure, kind: str) -> bytes:
+    data = io.BytesIO()
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(data, format=kind, dpi=150, metadata=dates.get(kind))
+    return data.getvalue()
+
+
+def sweep_figure(document: dict[str, Any], colours: Colours = PAGE) -> Figure:
+    """Mean error against layers skipped, MACs and latency: every point of a sweep, the Pareto front as a line.
+
+    The square is every gate forced open; bars are 95 % confidence intervals. Dual Skipping Networks, figure 4.
+    """
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    points, opened = document["points"], document["open"]
+
+    def skipped(point: dict[str, Any]) -> float:
+        return 100 * _mean([value["mean"] for value in point["skipped"].values()])
+
+    measures: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
+        ("layers skipped, %", skipped),
+        ("MACs, % of dense", lambda point: 100 * point["macs_fraction"]),
+        (f"latency of batch {document['latency']['batch']}, ms", lambda point: point["latency_ms"]),
+    )
+    for axes, (label, measure) in zip(panels, measures, strict=True):
+        styled(axes, colours).set_xlabel(label)
+        axes.scatter([measure(p) for p in points], [100 * p["mean_error"] for p in points], 8, colours.open)
+        front = sorted((points[i] for i in document["front"]), key=measure)
+        below, above = zip(*(_half_widths(point) for point in front), strict=True)
+        style: dict[str, Any] = {"color": colours.skipping, "marker": "o", "markersize": 3, "capsize": 2}
+        errors = [100 * point["mean_error"] for point in front]
+        axes.errorbar([measure(point) for point in front], errors, yerr=[below, above], **style)
+        axes.scatter([measure(opened)], [100 * opened["mean_error"]], 40, colours.dense, marker="s")
+    panels[0].set_ylabel("mean error, %")
+    return figure
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _half_widths(point: dict[str, Any]) -> tuple[float, float]:
+    """How far the mean error's interval reaches at most below and above, in per cent: the mean of the tasks'."""
+    errors = list(point["error"].values())
+    return (
+        100 * _mean([error["mean"] - error["low"] for error in errors]),
+        100 * _mean([error["high"] - error["mean"] for error in errors]),
+    )

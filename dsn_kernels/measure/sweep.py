@@ -1,0 +1,201 @@
+"""Thresholds against error, layers skipped, MACs and latency; and the thresholds that keep a budget."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import dsn_kernels
+from dsn_models import UserError
+
+from . import machine
+from .budget import Budget, picked
+from .latency import InterleavedTimer
+from .networks import count_dense, gate_counts
+from .operating_point import layer_gates, own_thresholds
+from .points import Point, pareto, summarise
+from .records import Labelled, counted, record
+
+_INPUTS_TIMED = 32
+_TIMED_POINTS = 9
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What :func:`sweep` measures.
+
+    Attributes:
+        steps: thresholds per branch, quantiles of its gates' scores; 0, 1 and the network's own are added.
+        batch: of the latency.
+        seconds: of timing per point.
+        budget: thresholds are picked for it, if given.
+        per_layer: from the pick on, a threshold of each layer is searched.
+        seed: of the split and the timing.
+    """
+
+    steps: int = 7
+    batch: int = 1
+    seconds: float = 0.5
+    budget: Budget | None = None
+    per_layer: bool = False
+    seed: int = 0
+
+
+class Sweeper:
+    """The passes over both splits, and the latency that goes with MACs."""
+
+    def __init__(self, model: Any, data: Labelled, settings: SweepSettings, on_step: Callable[[str, float], None]):
+        self.model, self.settings, self.on_step = model.eval(), settings, on_step
+        self.names = list(gate_counts(model))
+        self.own = own_thresholds(model)
+        self.fast: Any = dsn_kernels.accelerate(model)
+        self.dense = count_dense(model)
+        order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(settings.seed))
+        half = len(order) // 2
+        self.pick, self.check = data.part(order[:half]), data.part(order[half:])
+        self.opened = Point(None, record(self.fast, self.pick, all_open=True))
+        self.ms_per_mac, self.base_ms = 0.0, 0.0
+
+    def at(self, thresholds: Mapping[str, float], data: Labelled | None = None) -> Point:
+        return Point(dict(thresholds), record(self.fast, data or self.pick, thresholds=thresholds))
+
+    def at_layers(self, layers: Mapping[str, list[float]], like: Point, data: Labelled | None = None) -> Point:
+        """With a threshold per layer. They become the accelerated network's own."""
+        self.fast.thresholds.copy_(torch.tensor([limit for name in self.names for limit in layers[name]]))
+        return Point(like.thresholds, record(self.fast, data or self.pick), dict(layers))
+
+    def grid(self) -> list[Point]:
+        """Every combination of the branches' thresholds."""
+        base = record(self.fast, self.pick, thresholds=self.own)
+        choices = []
+        for name in self.names:
+            quantiles = np.quantile(base.scores[name].numpy(), np.linspace(0, 1, self.settings.steps + 2)[1:-1])
+            choices.append(sorted({0.0, 1.0, self.own[name], *(round(float(q), 4) for q in quantiles)}))
+        points = []
+        total = int(np.prod([len(choice) for choice in choices]))
+        for n, values in enumerate(itertools.product(*choices)):
+            self.on_step(f"threshold {n + 1} of {total}", n / total)
+            points.append(self.at(dict(zip(self.names, values, strict=True))))
+        return points
+
+    def time(self, points: Sequence[Point], data: Labelled) -> list[dict[str, float]]:
+        """Milliseconds per batch of each point on images of ``data``, in turns; with the MACs of those images."""
+        batch = self.settings.batch
+        count = max(1, min(_INPUTS_TIMED, len(data.images) // batch))
+        inputs = [data.images[torch.arange(n * batch, (n + 1) * batch) % len(data.images)] for n in range(count)]
+        every = {name: torch.ones(batch, n, dtype=torch.uint8) for name, n in gate_counts(self.model).items()}
+        calls, macs = {}, []
+        for i, point in enumerate(points):
+            options: dict[str, Any] = {"forced_gates": every} if point.thresholds is None else {}
+            if point.thresholds is not None and point.layers is None:
+                options = {"thresholds": point.thresholds}
+            calls[str(i)] = [partial(self.fast, images, **options) for images in inputs]
+            with torch.inference_mode():
+                macs.append(torch.cat([counted(self.fast, images, options)[1] for images in inputs]))
+        timer = InterleavedTimer(calls, self.settings.seed)
+        timer.run(self.settings.seconds, on_round=lambda done: self.on_step("timing", done))
+        latencies = timer.latencies()
+        return [{**latencies[str(i)].as_dict(), "macs": executed.mean().item()} for i, executed in enumerate(macs)]
+
+    def fit(self, timed: Sequence[Mapping[str, float]]) -> float:
+        """Fits ``latency = base_ms + ms_per_mac x MACs``; returns the largest relative deviation of what was timed."""
+        macs, ms = (np.array([row[key] for row in timed]) for key in ("macs", "median"))
+        if len(set(macs)) < 2:
+            self.ms_per_mac, self.base_ms = 0.0, float(ms.mean())
+        else:
+            slope, base = np.polyfit(macs, ms, 1)
+            self.ms_per_mac, self.base_ms = max(float(slope), 0.0), float(base)
+        return float(np.max(np.abs(self.base_ms + self.ms_per_mac * macs - ms) / ms))
+
+    def latency(self, macs: float) -> float:
+        return self.base_ms + self.ms_per_mac * macs
+
+    def cost(self, point: Point, kind: str) -> float:
+        """What a budget of ``kind`` limits."""
+        if kind == "macs":
+            return point.macs / self.dense
+        if kind == "latency":
+            return self.latency(point.macs)
+        return point.record.error - self.opened.record.error
+
+    def value(self, point: Point, kind: str) -> tuple[float, float]:
+        """What is made least within the budget; ties go to the other of the two."""
+        return (point.macs, point.record.loss) if kind == "error" else (point.record.error, point.record.loss)
+
+
+def sweep(
+    model: nn.Module,
+    name: str,
+    data: Labelled,
+    settings: SweepSettings,
+    *,
+    on_step: Callable[[str, float], None] = lambda text, fraction: None,
+) -> dict[str, Any]:
+    """Sweeps the gate thresholds of ``model``; the figure 4 of Dual Skipping Networks, with its latency twin.
+
+    One half of ``data``, drawn at random, is swept and picks; the other checks the pick. Latency is timed on the
+    points of the Pareto front, on up to 32 batches of images each, in turns; from there ``base_ms + ms_per_mac x
+    MACs`` gives that of the others.
+
+    Args:
+        model: a dual skipping network or a SkipNet of ``dsn_models``; it is not changed.
+        name: what the document calls it.
+        data: images and labels.
+        settings: what to measure.
+        on_step: told what is going on, and which part of it is done.
+
+    Returns:
+        The document: ``points``, ``front`` (indices into them), ``open`` (every gate forced open), ``latency``, and
+        ``pick`` if a budget is given, with its figures on both halves.
+
+    Raises:
+        UserError: the network has no thresholds, or one gate for all layers where ``per_layer`` is asked for; there are
+            too few images; or the budget cannot be met.
+    """
+    own_thresholds(model)
+    if settings.per_layer:
+        layer_gates(model)
+    if len(data.images) < 4 * settings.batch:
+        wanted = 4 * settings.batch
+        raise UserError(f"there are {len(data.images)} images; expected {wanted} or more for batch {settings.batch}")
+    sweeper = Sweeper(model, data, settings, on_step)
+    points = sweeper.grid()
+    front = pareto(points)
+    chosen = sorted({front[round(i)] for i in np.linspace(0, len(front) - 1, min(len(front), _TIMED_POINTS))})
+    timed = sweeper.time([sweeper.opened, *(points[i] for i in chosen)], sweeper.pick)
+    deviation = sweeper.fit(timed)
+    rows = [summarise(point, sweeper.dense) for point in points]
+    for row in rows:
+        row["latency_ms"] = sweeper.latency(row["macs"]["mean"])
+    document: dict[str, Any] = {
+        "schema": 1,
+        "model": name,
+        "images": {"pick": len(sweeper.pick.images), "check": len(sweeper.check.images)},
+        "seed": settings.seed,
+        "macs_dense": sweeper.dense,
+        "own_thresholds": sweeper.own,
+        "open": {**summarise(sweeper.opened, sweeper.dense), "latency_ms": timed[0]["median"]},
+        "points": rows,
+        "front": front,
+        "latency": {
+            "batch": settings.batch,
+            "timed": [{"point": i, **row} for i, row in zip([None, *chosen], timed, strict=True)],
+            "base_ms": sweeper.base_ms,
+            "ms_per_mac": sweeper.ms_per_mac,
+            "largest_deviation": deviation,
+        },
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": machine.source_commit(),
+        "machine": machine.describe(),
+    }
+    if settings.budget is not None:
+        document["pick"] = picked(sweeper, points, settings.budget)
+    return document

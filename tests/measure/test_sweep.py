@@ -1,0 +1,203 @@
+"""Sweeps, budgets and operating points, on a network whose gates depend on the image."""
+
+import json
+
+import pytest
+import torch
+
+import dsn_kernels
+import dsn_models
+from dsn_kernels.measure.budget import Budget
+from dsn_kernels.measure.operating_point import layer_gates, own_thresholds, set_operating_point
+from dsn_kernels.measure.plots import check_picture, picture, sweep_figure
+from dsn_kernels.measure.points import Point, pareto
+from dsn_kernels.measure.records import Record, fraction_interval, mean_interval, read, record
+from dsn_kernels.measure.sweep import SweepSettings, sweep
+from dsn_models import UserError
+from dsn_models.data import open_dataset
+
+
+def make(name="dsn-navon", **options):
+    torch.manual_seed(1)
+    model = dsn_models.create(name, **options).eval()
+    for parameter_name, weight in model.named_parameters():
+        if ".gates." in parameter_name and weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=1.0)
+    return model
+
+
+@pytest.fixture
+def model():
+    return make(image_size=16, block_layers=(2, 2))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return read(open_dataset("navon-sklearn", None, False, 60, canvas=16, glyph=4), "both")
+
+
+def quick(**options):
+    return SweepSettings(**{"steps": 2, "seconds": 0.0, **options})
+
+
+def test_record_counts_what_the_network_did(model, data):
+    fast = dsn_kernels.accelerate(model)
+    kept = record(fast, data, thresholds={"coarse": 0.3, "fine": 0.7}, batch=25)
+    with torch.inference_mode():
+        coarse, fine = fast(data.images, thresholds={"coarse": 0.3, "fine": 0.7})
+    assert torch.equal(kept.predictions["fine"], fine.argmax(1)) and torch.equal(kept.macs, fast.last_macs.double())
+    assert torch.equal(kept.gates["coarse"], fast.last_gates["coarse"])
+    wrong = sum((kept.predictions[t] != data.labels[t]).double().mean().item() for t in ("coarse", "fine")) / 2
+    assert kept.error == pytest.approx(wrong)
+    expected = torch.nn.functional.cross_entropy(coarse.double(), data.labels["coarse"])
+    assert kept.losses["coarse"].mean().item() == pytest.approx(expected.item())
+    opened = record(fast, data, all_open=True)
+    assert all(gates.all() for gates in opened.gates.values()) and (opened.macs >= kept.macs).all()
+
+
+def test_images_are_spread_over_the_data():
+    dataset = open_dataset("navon-sklearn", None, False, 10, canvas=16, glyph=4)
+    some = read(dataset, "fine", 5)
+    assert list(some.labels) == ["fine"]
+    assert torch.equal(some.images, dataset.batch(torch.arange(0, 10, 2))[0])
+
+
+def test_intervals():
+    third = fraction_interval(10, 30)  # Wilson, from the textbook's formula
+    assert third["mean"] == pytest.approx(1 / 3)
+    assert (third["low"], third["high"]) == (pytest.approx(0.1923, abs=1e-4), pytest.approx(0.5122, abs=1e-4))
+    assert fraction_interval(0, 10)["low"] == 0 and fraction_interval(0, 10)["high"] == pytest.approx(0.2775, abs=1e-4)
+    mean = mean_interval(torch.tensor([1.0, 3.0]))
+    assert mean["mean"] == 2 and mean["high"] - 2 == pytest.approx(1.959964)
+    assert mean_interval(torch.tensor([5.0])) == {"mean": 5.0, "low": 5.0, "high": 5.0}
+
+
+def point(macs, error):
+    labels = torch.zeros(100, dtype=torch.int64)
+    predictions = (torch.arange(100) < round(100 * error)).long()
+    loss = {"fine": torch.full((100,), error, dtype=torch.float64)}
+    return Point({"fine": macs}, Record(loss, {"fine": predictions}, {"fine": labels}, {}, {}, torch.tensor([macs])))
+
+
+def test_pareto_front_is_what_nothing_beats():
+    points = [point(3.0, 0.1), point(1.0, 0.5), point(2.0, 0.5), point(2.0, 0.3), point(4.0, 0.2)]
+    assert pareto(points) == [1, 3, 0]
+
+
+def test_sweep_document(model, data):
+    document = sweep(model, "tiny", data, quick())
+    assert document == json.loads(json.dumps(document, allow_nan=False))
+    assert document["images"] == {"pick": 30, "check": 30} and document["own_thresholds"] == {
+        "coarse": 0.5,
+        "fine": 0.5,
+    }
+    thresholds = [row["thresholds"] for row in document["points"]]
+    assert {"coarse": 0.5, "fine": 0.5} in thresholds and {"coarse": 1.0, "fine": 1.0} in thresholds
+    assert len({tuple(t.values()) for t in thresholds}) == len(thresholds)
+    fast = dsn_kernels.accelerate(model)
+    shut = document["points"][thresholds.index({"coarse": 1.0, "fine": 1.0})]
+    none = {name: torch.zeros(1, 4, dtype=torch.uint8) for name in ("coarse", "fine")}
+    assert shut["macs"]["mean"] == fast.macs(none).item() and shut["skipped"]["fine"]["mean"] == 1.0
+    assert shut["macs_fraction"] == pytest.approx(shut["macs"]["mean"] / document["macs_dense"])
+    for row in (document["open"], *document["points"]):
+        for figures in (*row["error"].values(), *row["skipped"].values(), row["macs"]):
+            assert figures["low"] <= figures["mean"] <= figures["high"]
+        assert row["macs"]["mean"] <= document["open"]["macs"]["mean"]
+    front = [document["points"][i] for i in document["front"]]
+    assert [p["macs"]["mean"] for p in front] == sorted(p["macs"]["mean"] for p in front)
+    assert all(a["mean_error"] > b["mean_error"] for a, b in zip(front, front[1:], strict=False))
+    assert document["latency"]["timed"][0]["point"] is None and "pick" not in document
+    for kind, magic in (("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        assert picture(lambda colours: sweep_figure(document, colours), kind).startswith(magic)
+    with pytest.raises(UserError, match=r"picture is '.gif'; expected one of .svg, .png, .pdf"):
+        check_picture("gif")
+
+
+def test_budget_of_macs_is_kept_and_refined(model, data):
+    picked = sweep(model, "tiny", data, quick(budget=Budget("macs=0.5")))["pick"]
+    assert picked["pick"]["macs_fraction"] <= 0.5 and picked["limit"] == 0.5
+    assert picked["pick"]["cost"] == picked["pick"]["macs_fraction"]
+    assert picked["kept"] == (picked["check"]["cost"] <= 0.5)
+    fast = dsn_kernels.accelerate(model)
+    again = record(fast, data, thresholds=picked["thresholds"])
+    mean = (picked["pick"]["macs"]["mean"] + picked["check"]["macs"]["mean"]) / 2
+    assert again.macs.mean().item() == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("text", ["error=+100pt", "latency=10000ms"])
+def test_a_wide_budget_takes_the_best_there_is(model, data, text):
+    document = sweep(model, "tiny", data, quick(budget=Budget(text)))
+    points, picked = document["points"], document["pick"]
+    if text.startswith("error"):
+        assert picked["pick"]["macs"]["mean"] == min(p["macs"]["mean"] for p in points)
+    else:
+        assert picked["pick"]["mean_error"] == min(p["mean_error"] for p in points)
+        assert picked["kept"] and picked["check"]["cost"] > 0
+
+
+def test_a_budget_that_nobody_can_keep_names_the_nearest(model, data):
+    with pytest.raises(UserError, match=r"budget macs=0.0001 cannot be met; the nearest that can is macs=0\.\d+"):
+        sweep(model, "tiny", data, quick(budget=Budget("macs=0.0001")))
+    with pytest.raises(UserError, match=r"the nearest that can is latency=[\d.]+ms"):
+        sweep(model, "tiny", data, quick(budget=Budget("latency=0ms")))
+
+
+def test_thresholds_per_layer_are_no_worse_where_they_were_picked(model, data):
+    picked = sweep(model, "tiny", data, quick(budget=Budget("macs=0.6"), per_layer=True))["pick"]
+    alike, best = picked["one_per_branch"], picked["pick"]
+    assert best["macs_fraction"] <= 0.6
+    assert (best["mean_error"], best["loss"]) <= (alike["mean_error"], alike["loss"])
+    if picked["layer_thresholds"] is None:
+        assert best["macs"] == alike["macs"]
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("dsn-navon", {"image_size": 16, "block_layers": (2, 2)}),
+        ("dsn-navon", {"image_size": 16, "block_layers": (2, 2), "gate": "soft"}),
+        ("skipnet-38-ff", {"stage_units": (2, 2, 2)}),
+    ],
+)
+def test_layer_thresholds_become_the_networks_own(name, options, tmp_path):
+    model = make(name, **options)
+    config, counts = model.config, model.gate_counts
+    images = torch.rand(16, config.in_channels, config.image_size, config.image_size)
+    fast = dsn_kernels.accelerate(model)
+    with torch.inference_mode():
+        model(images)
+        layers = {key: rows.double().quantile(0.4, 0).tolist() for key, rows in model.last_scores.items()}
+        layers[next(iter(layers))][0] = 1.0
+        fast.thresholds.copy_(torch.tensor([limit for key in counts for limit in layers[key]]))
+        fast(images)
+        expected = {key: rows.clone() for key, rows in fast.last_gates.items()}
+        set_operating_point(model, dict.fromkeys(counts, 0.3), layers)
+        again = dsn_models.load(dsn_models.save(model, tmp_path / "net.safetensors"))
+        for network in (again, dsn_kernels.accelerate(again)):
+            network(images)
+            for key, rows in expected.items():
+                assert (network.last_gates[key] != rows).double().mean() < 0.05  # a score at its own quantile may flip
+                assert not network.last_gates[key][:, 0].any() or key != next(iter(layers))
+
+
+def test_thresholds_per_branch_become_the_networks_own(model):
+    set_operating_point(model, {"coarse": 0.25, "fine": 0.75})
+    assert own_thresholds(model) == {"coarse": 0.25, "fine": 0.75} == own_thresholds(dsn_kernels.accelerate(model))
+    skip = make("skipnet-38-rnn", stage_units=(1, 1, 1))
+    set_operating_point(skip, {"units": 0.4})
+    assert skip.config.threshold == 0.4
+
+
+def test_refuses(model, data):
+    with pytest.raises(UserError, match="resnet-20 has no gate thresholds to sweep"):
+        sweep(dsn_models.create("resnet-20"), "resnet-20", data, quick())
+    with pytest.raises(UserError, match="there are 2 images; expected 4 or more for batch 1"):
+        sweep(model, "tiny", data.part(torch.arange(2)), quick())
+    with pytest.raises(UserError, match="skipnet-38-rnn has one gate for all its layers"):
+        layer_gates(dsn_models.create("skipnet-38-rnn"))
+    with pytest.raises(UserError, match="the test data is empty"):
+        read(open_dataset("navon-sklearn", None, False, 0, canvas=16, glyph=4), "both")
+    for text in ("latency=2", "macs=", "error=x", "time=2ms"):
+        with pytest.raises(UserError, match="expected latency=2ms, macs=0.6"):
+            Budget(text)
+    assert Budget("error=+0.5pt").limit == 0.005 and Budget("latency=2ms").limit == 2.0
