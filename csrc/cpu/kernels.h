@@ -36,7 +36,7 @@ struct ConvTile {
   int width;             // of the map; taps = 9 only
   const uint32_t* edge;  // [2] bit p set: pixel p has a left / right neighbour; taps = 9 only
   const float* bias;     // [out_channels, padded] or null
-  bool accumulate;       // start from dst
+  bool accumulate;       // add to dst
   bool relu;
   int relu_channels;  // so many outputs get it, 0: all
   float* dst;         // [out_channels][dst_stride]

@@ -82,7 +82,7 @@ static void conv_block(const ConvTile& t, int block, int first_lane) {
   for (int m = 0; m < Rows; ++m) {
     vec init = t.bias ? broadcast(t.bias[row0 + m]) : vec{};
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) acc[m][v] = t.accumulate && m < rows ? init + load(dst(m, v)) : init;
+    for (int v = 0; v < Vectors; ++v) acc[m][v] = init;
   }
 
   Mask left[Vectors], right[Vectors];
@@ -143,6 +143,15 @@ static void conv_block(const ConvTile& t, int block, int first_lane) {
     }
   }
 
+  if (t.accumulate) {
+#pragma GCC unroll 16
+    for (int m = 0; m < Rows; ++m) {
+      if (m < rows) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) acc[m][v] += load(dst(m, v));
+      }
+    }
+  }
   if (t.relu) {
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m)

@@ -113,10 +113,28 @@ class Worker {
     return static_cast<int>(std::min<int64_t>(kTile, b.pixels() - tile * kTile));
   }
 
-  // Runs a tile and counts its multiply-accumulates, here and nowhere else.
+  // Runs a tile and counts its multiply-accumulates, here and nowhere else. A long sum is taken in parts, each of them
+  // added to the others: its rounding error grows with the longest.
   void conv(const ConvTile& tile, int taps) {
-    (taps == 1 ? kernel.pointwise : tile.plane_stride ? kernel.conv3x3_stride2 : kernel.conv3x3)(tile);
     macs += int64_t{tile.live_count} * taps * tile.out_channels * tile.valid;
+    auto* run = taps == 1 ? kernel.pointwise : tile.plane_stride ? kernel.conv3x3_stride2 : kernel.conv3x3;
+    const int part = kLongestSum / taps;
+    if (tile.live_count <= part) return run(tile);
+    ConvTile t = tile;
+    for (int first = 0; first < tile.live_count; first += part) {
+      const bool last = first + part >= tile.live_count;
+      t.live = tile.live + first;
+      t.live_count = std::min(part, tile.live_count - first);
+      if (tile.src_rows)
+        t.src_rows = tile.src_rows + first;
+      else
+        t.src = tile.src + first * tile.src_stride;
+      t.bias = first ? nullptr : tile.bias;
+      t.accumulate = first || tile.accumulate;
+      t.relu = last && tile.relu;
+      t.sums = last ? tile.sums : nullptr;
+      run(t);
+    }
   }
 
   // Sets score and decision of gate g, given its logit.
@@ -150,6 +168,7 @@ class Worker {
   int64_t macs = 0;
 
  private:
+  static constexpr int kLongestSum = 1152;
   void walk(int stream);
 
   std::vector<Team> teams_;
