@@ -1,5 +1,8 @@
+from typing import Any
+
 _Layout = tuple[list[tuple[str, int, list[int]]], int]
 
+cuda: Any  # layouts of the GPU kernels, see csrc/cuda/layout_bindings.h
 TILE: int
 OPS: dict[str, int]
 GATES: dict[str, int]

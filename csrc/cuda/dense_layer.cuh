@@ -1,6 +1,6 @@
-// One gated layer of a dense block for the samples whose gate opened: BN-ReLU-1x1-BN-ReLU-3x3, plain BN-ReLU-3x3, or the
-// residual unit with a second 1x1. A block of threads does one tile of one sample from the state to the state; what is
-// between the convolutions stays in its shared memory.
+// One gated layer of a dense block for the samples whose gate opened: BN-ReLU-1x1-BN-ReLU-3x3, plain BN-ReLU-3x3, or
+// the residual unit with a second 1x1. A block of threads does one tile of one sample from the state to the state; what
+// is between the convolutions stays in its shared memory.
 #pragma once
 
 #include "cuda/product.cuh"
@@ -149,7 +149,10 @@ __device__ inline void reduce_stage(const DenseLayerParams& p, const Tile& tile,
     const int cell = i / quads, y = tile.y - 1 + cell / tile.pitch(), x = tile.x - 1 + cell % tile.pitch();
     if (y < 0 || y >= height || x < 0 || x >= width) store_quad<T>(mid, cell * p.mid_stride + i % quads * kGroup, {});
   }
-  ReduceOperands<T, kMt> operands{p.source, state, groups, static_cast<const typename Numeric<T>::Norm*>(p.norm),
+  ReduceOperands<T, kMt> operands{p.source,
+                                  state,
+                                  groups,
+                                  static_cast<const typename Numeric<T>::Norm*>(p.norm),
                                   {static_cast<const T*>(p.reduce), p.total_groups, p.reduce_columns * kGroup}};
   const int rows = tile.halo_pixels(), tiles = p.reduce_columns / 8;
   for (int first = 0; first < tiles; first += kNt) {
@@ -160,8 +163,7 @@ __device__ inline void reduce_stage(const DenseLayerParams& p, const Tile& tile,
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const int row = min(m * 16 + row_of(mt, r), rows - 1);
-          operands.pixel[mt][r] =
-              (tile.top + row / tile.halo_columns) * width + tile.left + row % tile.halo_columns;
+          operands.pixel[mt][r] = (tile.top + row / tile.halo_columns) * width + tile.left + row % tile.halo_columns;
         }
       Accumulator<kMt, kNt> d;
       clear<kMt, kNt>(d);
@@ -243,7 +245,11 @@ struct SliceWriter {
   T* slice;  // of the sample
   int width, channels, x, y, tile_columns;
   __device__ SliceWriter(const DenseLayerParams& p, const Tile& tile, int sample)
-      : width(p.source.width), channels(p.source.slice_groups * kGroup), x(tile.x), y(tile.y), tile_columns(tile.columns) {
+      : width(p.source.width),
+        channels(p.source.slice_groups * kGroup),
+        x(tile.x),
+        y(tile.y),
+        tile_columns(tile.columns) {
     const int group = p.source.first_groups + p.layer * p.source.slice_groups;
     slice = static_cast<T*>(p.out) + sample * p.source.sample_stride +
             static_cast<int64_t>(group) * kGroup * p.source.pixels;
@@ -296,7 +302,7 @@ __global__ void __launch_bounds__(kThreads) bottleneck_layer_kernel(const __grid
   if constexpr (kExact) ptx::cp_async_wait<0>();
   __syncthreads();
   convolve_stage<T, 2, kConvTiles, kExact, 9>(tile, mid, p.mid_stride, weights, p.conv_columns, sums,
-                                               SliceWriter<T>(p, tile, sample));
+                                              SliceWriter<T>(p, tile, sample));
   const unsigned long long macs =
       static_cast<unsigned long long>(tile.pixels()) * p.bottleneck * (live.channels + 9 * p.growth);
   finish(p.pooling, sample, tile_index, sums, kWarps, p.conv_columns, 0, p.conv_columns, macs, header->scratch);
@@ -326,17 +332,14 @@ __global__ void __launch_bounds__(kThreads) residual_layer_kernel(const __grid_c
   T* after = static_cast<T*>(p.out) + state_offset(p.source, sample, live.taken + 1);
   reduce_stage<T, 1, kTiles, false>(p, tile, before, live.groups / 4, groups, bias, mid);
   __syncthreads();
-  const Weights<T> conv{static_cast<const T*>(p.conv), p.reduce_columns / kGroup,
-                        p.conv_columns * kGroup};
-  convolve_stage<T, 1, kTiles, false, 9>(tile, mid, p.mid_stride, conv, p.conv_columns, nullptr,
-                                          [&](int row, int n, float v0, float v1) {
-                                            store_pair<T>(wide, row * p.wide_stride + n, relu(v0 + p.conv_bias[n]),
-                                                          relu(v1 + p.conv_bias[n + 1]));
-                                            return float2{0, 0};
-                                          });
+  const Weights<T> conv{static_cast<const T*>(p.conv), p.reduce_columns / kGroup, p.conv_columns * kGroup};
+  convolve_stage<T, 1, kTiles, false, 9>(
+      tile, mid, p.mid_stride, conv, p.conv_columns, nullptr, [&](int row, int n, float v0, float v1) {
+        store_pair<T>(wide, row * p.wide_stride + n, relu(v0 + p.conv_bias[n]), relu(v1 + p.conv_bias[n + 1]));
+        return float2{0, 0};
+      });
   __syncthreads();
-  const Weights<T> expand{static_cast<const T*>(p.expand), p.conv_columns / kGroup,
-                          p.expand_columns * kGroup};
+  const Weights<T> expand{static_cast<const T*>(p.expand), p.conv_columns / kGroup, p.expand_columns * kGroup};
   const int channels = p.source.first_groups * kGroup;
   convolve_stage<T, 1, kTiles, false, 1>(
       tile, wide, p.wide_stride, expand, p.expand_columns, sums, [&](int row, int n, float v0, float v1) {
@@ -357,8 +360,8 @@ __device__ inline int border_kind(const Source& map, int y, int x) {
   return (y == 0) | (y == map.height - 1) << 1 | (x == 0) << 2 | (x == map.width - 1) << 3;
 }
 
-// What the skipped slices contribute to a plain 3x3: they are constants inside the map and zero outside, so it depends on
-// which taps of a pixel lie inside. borders[kind][column]; `taps` [9][column] is scratch.
+// What the skipped slices contribute to a plain 3x3: they are constants inside the map and zero outside, so it depends
+// on which taps of a pixel lie inside. borders[kind][column]; `taps` [9][column] is scratch.
 __device__ inline void sum_borders(const DenseLayerParams& p, const unsigned* masks, float* borders, float* taps) {
   for (int i = threadIdx.x; i < 9 * p.conv_columns; i += blockDim.x) {
     float v = 0;
@@ -406,8 +409,7 @@ __global__ void __launch_bounds__(kThreads) plain_layer_kernel(const __grid_cons
   const T* state = static_cast<const T*>(p.source.data) + sample * p.source.sample_stride;
   const auto* norm = static_cast<const typename Numeric<T>::Norm*>(p.norm);
   const SliceWriter<T> write(p, tile, sample);
-  GatheredOperands<T, kMt> operands{mid,
-                                   {static_cast<const T*>(p.conv), p.total_groups, p.conv_columns * kGroup}};
+  GatheredOperands<T, kMt> operands{mid, {static_cast<const T*>(p.conv), p.total_groups, p.conv_columns * kGroup}};
 #pragma unroll
   for (int mt = 0; mt < kMt; ++mt)
 #pragma unroll

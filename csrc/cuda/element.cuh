@@ -113,8 +113,7 @@ __device__ inline void store_pair(void* base, int64_t element, float x, float y)
 }
 template <class T>
 __device__ inline float2 load_pair(const void* base, int64_t element) {
-  return Numeric<T>::unpack(
-      *reinterpret_cast<const typename Numeric<T>::Pair*>(static_cast<const T*>(base) + element));
+  return Numeric<T>::unpack(*reinterpret_cast<const typename Numeric<T>::Pair*>(static_cast<const T*>(base) + element));
 }
 
 // relu(scale x + shift) in float32: [group][scale of 4, shift of 4]

@@ -14,8 +14,8 @@ struct GroupParams {
   int32_t batch, layers;
 };
 
-// Every thread compares its row with those before it: rows that differ do so within a few bytes, and the rows of a batch
-// stay in the nearest cache.
+// Every thread compares its row with those before it: rows that differ do so within a few bytes, and the rows of a
+// batch stay in the nearest cache.
 static __global__ void __launch_bounds__(kThreads) first_equal_kernel(const __grid_constant__ GroupParams p) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= p.batch) return;

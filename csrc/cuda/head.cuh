@@ -23,9 +23,9 @@ __global__ void __launch_bounds__(kThreads) head_kernel(const __grid_constant__ 
     float4 total = {};
     if (ref.id >= 0)
       for (int pixel = lane; pixel < s.pixels; pixel += 32) {
-        const float4 v = normalise_wide(Numeric<T>::widen(load_quad<T>(
-                                            state + ref.offset, static_cast<int64_t>(pixel) * pixel_stride(s, ref.id))),
-                                        p.norm, ref.id);
+        const float4 v = normalise_wide(
+            Numeric<T>::widen(load_quad<T>(state + ref.offset, static_cast<int64_t>(pixel) * pixel_stride(s, ref.id))),
+            p.norm, ref.id);
         total.x += v.x, total.y += v.y, total.z += v.z, total.w += v.w;
       }
     total = {warp_sum(total.x), warp_sum(total.y), warp_sum(total.z), warp_sum(total.w)};

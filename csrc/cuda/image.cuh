@@ -22,8 +22,7 @@ struct ImageOperands {
     for (int i = 0; i < kGroup; ++i) {
       const int k = group * kGroup + i, channel = k / 9, tap = k % 9;
       const int y = pixel[r] / params.width + tap / 3 - 1, x = pixel[r] % params.width + tap % 3 - 1;
-      const bool inside =
-          channel < params.in_channels && y >= 0 && y < params.height && x >= 0 && x < params.width;
+      const bool inside = channel < params.in_channels && y >= 0 && y < params.height && x >= 0 && x < params.width;
       v[i] = inside ? load_value<T>(params.image, params.image_is_float,
                                     image + (static_cast<int64_t>(channel) * params.height + y) * params.width + x)
                     : 0.f;
@@ -49,8 +48,10 @@ __global__ void __launch_bounds__(kPointwiseThreads) stem_kernel(const __grid_co
   Accumulator<1, kNt> d;
   clear<1, kNt>(d);
   if (first_row < pixels) {
-    ImageOperands<T> operands{p, {static_cast<const T*>(p.weight), p.depth_groups, p.columns * kGroup},
-                              static_cast<int64_t>(sample) * p.in_channels * pixels, first_column};
+    ImageOperands<T> operands{p,
+                              {static_cast<const T*>(p.weight), p.depth_groups, p.columns * kGroup},
+                              static_cast<int64_t>(sample) * p.in_channels * pixels,
+                              first_column};
 #pragma unroll
     for (int r = 0; r < 2; ++r) operands.pixel[r] = min(first_row + row_of(0, r), pixels - 1);
 #pragma unroll 1
@@ -81,7 +82,8 @@ __global__ void __launch_bounds__(kPointwiseThreads) stem_kernel(const __grid_co
          static_cast<unsigned long long>(own) * channels * 9 * p.in_channels, header->scratch);
 }
 
-// [B][C][H][W] into a state's first channels. A block does 64 pixels of one sample; a warp 32 pixels of a group at a time.
+// [B][C][H][W] into a state's first channels. A block does 64 pixels of one sample; a warp 32 pixels of a group at a
+// time.
 template <class T>
 __global__ void __launch_bounds__(kThreads) load_kernel(const __grid_constant__ LoadParams p) {
   ptx::grid_dependency_wait();

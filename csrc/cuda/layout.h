@@ -1,13 +1,13 @@
 // How the GPU kernels' weights and states lie in memory. Plain C++: the schedule, the kernels' parameters and, through
 // pybind11, the Python code that packs read it from here.
 //
-// Channels come in groups of four, the unit a lane loads at once. A sample's state is its first channels, [pixel][channel],
-// then one slice, [pixel][channel], for each layer: a layer's write is one contiguous piece, and a skipped slice is not
-// read. First channels and slices are padded to whole groups; the padding holds zeros.
+// Channels come in groups of four, the unit a lane loads at once. A sample's state is its first channels,
+// [pixel][channel], then one slice, [pixel][channel], for each layer: a layer's write is one contiguous piece, and a
+// skipped slice is not read. First channels and slices are padded to whole groups; the padding holds zeros.
 //
-// A weight of a product is [tap][group][column][4]: lane t of a quad holds group t of a k-step for the activations as well
-// as for the weights, so the order of k inside the tensor core's instruction cancels out, and a k-step may take its four
-// groups from anywhere. That is what drops the slices of skipped layers without a copy.
+// A weight of a product is [tap][group][column][4]: lane t of a quad holds group t of a k-step for the activations as
+// well as for the weights, so the order of k inside the tensor core's instruction cancels out, and a k-step may take
+// its four groups from anywhere. That is what drops the slices of skipped layers without a copy.
 #pragma once
 
 #include "common/layout.h"

@@ -93,8 +93,8 @@ class NetworkRun {
     return source(buffer, state.block < 0 ? 0 : plan_.code[state.block].layers);
   }
 
-  // What follows when channels [first, first + channels) of a buffer are written by launch `launch` of an instruction and
-  // the next gate to decide is `next`.
+  // What follows when channels [first, first + channels) of a buffer are written by launch `launch` of an instruction
+  // and the next gate to decide is `next`.
   Pooling pooling(int index, int64_t launch, int64_t buffer, int64_t first, int64_t channels, int64_t tiles,
                   int64_t blocks, int64_t next) const {
     const State& state = s_.states[buffer];
@@ -161,8 +161,8 @@ class NetworkRun {
     p.out_stride = state.sample_stride;
     p.channels = static_cast<int32_t>(in.in_channels);
     p.pixels = static_cast<int32_t>(map.pixels());
-    start<load_kernel<T>>(call_.batch * tiles, 1, kThreads,
-                          kHeaderBytes + 2 * groups_of(in.in_channels) * kGroup * 4, p);
+    start<load_kernel<T>>(call_.batch * tiles, 1, kThreads, kHeaderBytes + 2 * groups_of(in.in_channels) * kGroup * 4,
+                          p);
   }
 
   void stem(int index, const Instruction& in) {
@@ -211,7 +211,9 @@ class NetworkRun {
     p.out_pixels = static_cast<int32_t>(map.pixels());
     const int64_t guide_groups = in.guide >= 0 ? s_.states[in.guide].channels.groups() : 0;
     int64_t shared = kHeaderBytes;
-    auto place = [&](int64_t bytes) { return static_cast<int32_t>(std::exchange(shared, round_up(shared + bytes, 16))); };
+    auto place = [&](int64_t bytes) {
+      return static_cast<int32_t>(std::exchange(shared, round_up(shared + bytes, 16)));
+    };
     p.at_masks = place((ceil_div(p.source.slices, 32) + ceil_div(p.guide.slices, 32)) * 4);
     p.at_groups = place(round_up(p.source_groups, 4) * 8);
     p.at_guide_groups = place(round_up(guide_groups, 4) * 8);
@@ -284,7 +286,9 @@ class NetworkRun {
     p.classes = static_cast<int32_t>(in.out_channels);
     p.total_groups = static_cast<int32_t>(s_.states[in.src].channels.groups());
     int64_t shared = kHeaderBytes;
-    auto place = [&](int64_t bytes) { return static_cast<int32_t>(std::exchange(shared, round_up(shared + bytes, 16))); };
+    auto place = [&](int64_t bytes) {
+      return static_cast<int32_t>(std::exchange(shared, round_up(shared + bytes, 16)));
+    };
     p.at_masks = place(ceil_div(p.source.slices, 32) * 4);
     p.at_groups = place(round_up(p.total_groups, 4) * 8);
     p.at_features = place(round_up(p.total_groups, 4) * kGroup * 4);

@@ -12,14 +12,14 @@ struct NetworkCall {
   const void* image = nullptr;  // [B][C][H][W], float32 or the element
   bool image_is_float = true;
   const unsigned char* weights = nullptr;
-  const float* thresholds = nullptr;  // [gates]
-  const uint8_t* forced = nullptr;    // [B][gates] or null
-  const int32_t* count = nullptr;     // [1] or null: samples of the batch that are real
-  float* logits = nullptr;            // [B][logits]
-  uint8_t* taken = nullptr;           // [B][gates]
-  float* score = nullptr;             // [B][gates]
+  const float* thresholds = nullptr;   // [gates]
+  const uint8_t* forced = nullptr;     // [B][gates] or null
+  const int32_t* count = nullptr;      // [1] or null: samples of the batch that are real
+  float* logits = nullptr;             // [B][logits]
+  uint8_t* taken = nullptr;            // [B][gates]
+  float* score = nullptr;              // [B][gates]
   unsigned long long* macs = nullptr;  // [B], zero
-  void* map = nullptr;                // [B][C][H][W] of the store instruction, of the image's type
+  void* map = nullptr;                 // [B][C][H][W] of the store instruction, of the image's type
   unsigned char* workspace = nullptr;  // the schedule's, its first zero_bytes zero
   int64_t batch = 0;
 };
@@ -29,12 +29,13 @@ class Streams {
  public:
   virtual ~Streams() = default;
   virtual CUstream_st* get(int stream) = 0;
-  virtual void wait(int waiting, int for_stream) = 0;  // what comes next in `waiting` follows all of `for_stream` so far
+  virtual void wait(int waiting,
+                    int for_stream) = 0;  // what comes next in `waiting` follows all of `for_stream` so far
 };
 
 // Starts the launches of `plan` without waiting for any of them; returns the first error, a cudaError_t.
-int run_network(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
-                        Element element, const NetworkCall& call, Streams& streams);
+int run_network(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule, Element element,
+                const NetworkCall& call, Streams& streams);
 
 template <class T>
 int run_network_as(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,

@@ -1,4 +1,4 @@
 #include "cuda/network.cuh"
 
 template int dsn::cuda::run_network_as<float>(const Plan&, const std::vector<int>&, const Schedule&, const NetworkCall&,
-                                           Streams&);
+                                              Streams&);

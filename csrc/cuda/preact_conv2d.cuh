@@ -1,5 +1,5 @@
-// preact_conv2d: a transition, BN-ReLU-1x1-average-pool, with an optional guide behind its input. The pool goes first: it
-// commutes with the 1x1 and leaves a quarter of its work. Skipped slices are dropped and their constants added.
+// preact_conv2d: a transition, BN-ReLU-1x1-average-pool, with an optional guide behind its input. The pool goes first:
+// it commutes with the 1x1 and leaves a quarter of its work. Skipped slices are dropped and their constants added.
 #pragma once
 
 #include "cuda/dense_layer.cuh"
@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(kPointwiseThreads) transition_kernel(const __g
 
   const int warp = threadIdx.x / 32, first_row = tile * kPointwisePixels + warp * 16;
   const int tiles = min(kNt, (p.columns - first_column) / 8);
-  const Weights<T> weights{static_cast<const T*>(p.weight), p.source_groups + p.guide.first_groups +
-                                                                p.guide.slices * p.guide.slice_groups,
+  const Weights<T> weights{static_cast<const T*>(p.weight),
+                           p.source_groups + p.guide.first_groups + p.guide.slices * p.guide.slice_groups,
                            p.columns * kGroup};
   Accumulator<1, kNt> d;
   clear<1, kNt>(d);
@@ -131,8 +131,7 @@ __global__ void __launch_bounds__(kPointwiseThreads) transition_kernel(const __g
       operands.x[r] = pixel % p.out_width;
     }
 #pragma unroll 1
-    for (operands.step = 0; operands.step < steps; ++operands.step)
-      multiply<T, false, 1, kNt>(d, operands, tiles);
+    for (operands.step = 0; operands.step < steps; ++operands.step) multiply<T, false, 1, kNt>(d, operands, tiles);
   };
   if (first_row < p.out_pixels) {
     const T* state = static_cast<const T*>(p.source.data) + state_offset(p.source, sample, live.taken);
@@ -163,8 +162,7 @@ __global__ void __launch_bounds__(kPointwiseThreads) transition_kernel(const __g
   total.store(sums + warp * kNt * 8, tiles);
   const int pixels = min(kPointwisePixels, p.out_pixels - tile * kPointwisePixels);
   const int channels = max(0, min(kNt * 8, p.out_channels - first_column));
-  const unsigned long long macs =
-      static_cast<unsigned long long>(pixels) * channels * (live.channels + guide.channels);
+  const unsigned long long macs = static_cast<unsigned long long>(pixels) * channels * (live.channels + guide.channels);
   finish(p.pooling, sample, tile, sums, kPointwiseThreads / 32, kNt * 8, first_column, tiles * 8, macs,
          header->scratch);
 }

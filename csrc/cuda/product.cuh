@@ -1,4 +1,5 @@
-// Matrix products of tiles: activations of 16 pixels by weights of 8 output channels, a k-step of four groups at a time.
+// Matrix products of tiles: activations of 16 pixels by weights of 8 output channels, a k-step of four groups at a
+// time.
 #pragma once
 
 #include "cuda/element.cuh"

@@ -40,8 +40,8 @@ __device__ inline int pick_sample(const Samples& s, int index) {
   return index < (s.count ? *s.count : s.batch) ? index : -1;
 }
 
-// A live group: where it begins in the state (elements; pixel 0) and its number among all groups. -1: padding of the last
-// k-step.
+// A live group: where it begins in the state (elements; pixel 0) and its number among all groups. -1: padding of the
+// last k-step.
 struct GroupRef {
   int offset, id;
 };
@@ -96,9 +96,10 @@ __device__ inline float warp_sum(float v) {
   return v;
 }
 
-// Decides a sample's gates from g.first_layer on, up to the first that opens; the whole block calls it, behind a barrier
-// after `pooled` was written. `scratch` is shared memory of 3 words per warp.
-__device__ inline void decide(const Gates& g, const float* pooled, int sample, unsigned long long* macs, float* scratch) {
+// Decides a sample's gates from g.first_layer on, up to the first that opens; the whole block calls it, behind a
+// barrier after `pooled` was written. `scratch` is shared memory of 3 words per warp.
+__device__ inline void decide(const Gates& g, const float* pooled, int sample, unsigned long long* macs,
+                              float* scratch) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
   float* scores = scratch;
   int* opens = reinterpret_cast<int*>(scratch + warps);
@@ -120,8 +121,8 @@ __device__ inline void decide(const Gates& g, const float* pooled, int sample, u
         if (g.kind == GateKind::kSoft) score = 1 / (1 + expf(-z));
         const bool forced = g.forced != nullptr;
         scores[warp] = score;
-        opens[warp] = forced ? g.forced[sample * g.gates + layer] != 0
-                             : g.kind == GateKind::kNone || score > g.threshold[layer];
+        opens[warp] =
+            forced ? g.forced[sample * g.gates + layer] != 0 : g.kind == GateKind::kNone || score > g.threshold[layer];
       }
     }
     __syncthreads();
@@ -145,9 +146,9 @@ __device__ inline void decide(const Gates& g, const float* pooled, int sample, u
   if (threadIdx.x == 0 && gate_macs) atomicAdd(macs + sample, gate_macs);
 }
 
-// Ends a block that wrote `columns` channels from `first_column` on of a tile: `sums` [rows][stride] of shared memory hold
-// its channel sums in parts. The last block of the sample pools and decides. The whole block calls it; `sums` need not
-// be behind a barrier yet. `scratch`: 2 words per warp and one more.
+// Ends a block that wrote `columns` channels from `first_column` on of a tile: `sums` [rows][stride] of shared memory
+// hold its channel sums in parts. The last block of the sample pools and decides. The whole block calls it; `sums` need
+// not be behind a barrier yet. `scratch`: 2 words per warp and one more.
 __device__ inline void finish(const Pooling& p, int sample, int tile, const float* sums, int rows, int stride,
                               int first_column, int columns, unsigned long long macs, float* scratch) {
   if (threadIdx.x == 0) atomicAdd(p.macs + sample, macs);

@@ -51,8 +51,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
                          : element == Element::kHalf ? ScalarType::Half
                                                      : ScalarType::BFloat16;
   const bool is_float = image.scalar_type() == ScalarType::Float;
-  check(is_float || image.scalar_type() == own, "run_plan: image must be Float or ",
-        torch::headeronly::toString(own), ", got ", torch::headeronly::toString(image.scalar_type()));
+  check(is_float || image.scalar_type() == own, "run_plan: image must be Float or ", torch::headeronly::toString(own),
+        ", got ", torch::headeronly::toString(image.scalar_type()));
   check(plan_words.is_cpu(), "run_plan: plan must be on the CPU");
   check_type_and_shape("run_plan", "plan", plan_words, ScalarType::Long, {-1});
   const int device = image.get_device_index();
@@ -69,8 +69,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
       CompiledPlan::get("run_plan", static_cast<const int64_t*>(words.data_ptr()), words.numel(),
                         {image.size(1), image.size(2), image.size(3)}, std::numeric_limits<int64_t>::max());
   const Plan& plan = compiled->plan;
-  check(plan.gates == gates && plan.logits == logits, "run_plan: the plan has ", plan.gates, " gates and ",
-        plan.logits, " logits, got gates=", gates, " and logits=", logits);
+  check(plan.gates == gates && plan.logits == logits, "run_plan: the plan has ", plan.gates, " gates and ", plan.logits,
+        " logits, got gates=", gates, " and logits=", logits);
   bool stores = false;
   for (const Instruction& in : plan.code) {
     if (in.op != Op::kStore) continue;
@@ -97,12 +97,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
   const std::string refused = probe_device(device, element, &limits);
   check(refused.empty(), "run_plan: ", refused);
   const auto schedule = schedule_of(compiled, element, batch, device, limits);
-  check(schedule->weight_bytes <= weights.numel(), "run_plan: weights hold ", weights.numel(), " bytes, the plan needs ",
-        schedule->weight_bytes, "; pack them anew");
-  const Tensor workspace =
-      empty("run_plan", {schedule->workspace_bytes}, aoti_torch_dtype_uint8(), device,
-            "the " + std::to_string(schedule->workspace_bytes >> 20) + " MiB that a batch of " + std::to_string(batch) +
-                " works in");
+  check(schedule->weight_bytes <= weights.numel(), "run_plan: weights hold ", weights.numel(),
+        " bytes, the plan needs ", schedule->weight_bytes, "; pack them anew");
+  const Tensor workspace = empty("run_plan", {schedule->workspace_bytes}, aoti_torch_dtype_uint8(), device,
+                                 "the " + std::to_string(schedule->workspace_bytes >> 20) + " MiB that a batch of " +
+                                     std::to_string(batch) + " works in");
   const Tensor x = torch::stable::contiguous(image), w = torch::stable::contiguous(weights);
   const Tensor t = torch::stable::contiguous(thresholds);
   const std::optional<Tensor> f = forced ? std::optional(torch::stable::contiguous(*forced)) : std::nullopt;
@@ -125,8 +124,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
   std::string error = zero_memory(call.workspace, schedule->zero_bytes, stream);
   if (error.empty()) error = zero_memory(call.macs, batch * 8, stream);
   if (error.empty())
-    error = error_text(
-        run_network(plan, compiled->stream_of, *schedule, element, call, *make_streams(device, stream)));
+    error = error_text(run_network(plan, compiled->stream_of, *schedule, element, call, *make_streams(device, stream)));
   check(error.empty(), "run_plan: CUDA error on cuda:", device, ": ", error);
   return out;
 }

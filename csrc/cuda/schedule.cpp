@@ -139,9 +139,8 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
         written = in.out_channels, cuts = ceil_div(map->pixels(), kPointwisePixels);
         break;
       case Op::kTransition:
-        layouts.back().push_back(transition_unit::layout(states[in.src].channels,
-                                                         in.guide >= 0 ? states[in.guide].channels : Channels{},
-                                                         in.out_channels, element));
+        layouts.back().push_back(transition_unit::layout(
+            states[in.src].channels, in.guide >= 0 ? states[in.guide].channels : Channels{}, in.out_channels, element));
         written = in.out_channels, cuts = ceil_div(map->pixels(), kPointwisePixels);
         break;
       case Op::kHead:

@@ -1,5 +1,5 @@
-// A plan as launches: where everything lies in memory, and the tile that each layer is cut into. Plain C++; computed from
-// the plan and the batch size alone, so that a captured graph fits every gate pattern.
+// A plan as launches: where everything lies in memory, and the tile that each layer is cut into. Plain C++; computed
+// from the plan and the batch size alone, so that a captured graph fits every gate pattern.
 #pragma once
 
 #include <string>
@@ -21,10 +21,10 @@ struct State {
   Channels channels;
   int64_t sample_stride = 0;  // elements, both copies of an add block's
   int64_t copy_stride = 0;
-  int64_t at = 0;          // bytes
-  int block = -1;          // instruction that is its dense block, if any
-  int64_t pooled_at = 0;   // float [B][groups * kGroup]
-  int64_t words_at = 0;    // uint64 [layers][word_count]
+  int64_t at = 0;         // bytes
+  int block = -1;         // instruction that is its dense block, if any
+  int64_t pooled_at = 0;  // float [B][groups * kGroup]
+  int64_t words_at = 0;   // uint64 [layers][word_count]
 };
 
 // Layers of growth rate 12 or so, of which a kernel knows the sizes when it is compiled.
@@ -46,15 +46,15 @@ struct Schedule {
   Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams, Element element,
            int64_t batch, const DeviceLimits& limits);
 
-  std::vector<State> states;                                // of each buffer
-  std::vector<std::vector<PackedLayout>> layouts;           // of each instruction: a dense block's gates, then its layers
-  std::vector<std::vector<LayerTile>> tiles;                // of each dense block's layers
-  std::vector<std::vector<int64_t>> arrived_at;             // of each instruction, of each layer: uint32 [B]
-  std::vector<int64_t> partial_at;                          // of each stream
+  std::vector<State> states;                       // of each buffer
+  std::vector<std::vector<PackedLayout>> layouts;  // of each instruction: a dense block's gates, then its layers
+  std::vector<std::vector<LayerTile>> tiles;       // of each dense block's layers
+  std::vector<std::vector<int64_t>> arrived_at;    // of each instruction, of each layer: uint32 [B]
+  std::vector<int64_t> partial_at;                 // of each stream
   int64_t word_count = 0;
-  int64_t zero_bytes = 0;       // the workspace's first bytes, zero before a run
+  int64_t zero_bytes = 0;  // the workspace's first bytes, zero before a run
   int64_t workspace_bytes = 0;
-  int64_t weight_bytes = 0;     // that the plan reads, at least
+  int64_t weight_bytes = 0;  // that the plan reads, at least
 
  private:
   int64_t reserve(int64_t bytes);

@@ -25,15 +25,15 @@ inline CUstream_st* current_stream(const char* op, int device) {
   return static_cast<CUstream_st*>(stream);
 }
 
-inline Tensor empty(const char* op, const std::vector<int64_t>& sizes, int32_t dtype, int device, const std::string& what) {
+inline Tensor empty(const char* op, const std::vector<int64_t>& sizes, int32_t dtype, int device,
+                    const std::string& what) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
   AtenTensorHandle handle;
   const AOTITorchError status =
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
                                aoti_torch_device_type_cuda(), device, &handle);
-  check(status == AOTI_TORCH_SUCCESS, op, ": out of memory on cuda:", device, " for ", what,
-        "; use smaller batches");
+  check(status == AOTI_TORCH_SUCCESS, op, ": out of memory on cuda:", device, " for ", what, "; use smaller batches");
   return Tensor(handle);
 }
 

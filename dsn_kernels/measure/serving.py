@@ -159,7 +159,7 @@ def under_load(
                 on_step(f"{rate:g} requests a second, {label}", step / len(load.rates))
                 for warm in (1, max_batch):
                     answer(range(warm))
-                rows.append(_row(label, rate, serve(answer, arrivals, max_batch), load.slo_ms))
+                rows.append(_row(label, rate, serve(answer, arrivals.tolist(), max_batch), load.slo_ms))
     largest = {
         label: max((row["rate"] for row in rows if row["network"] == label and row["in_time"] >= 0.99), default=None)
         for label in networks

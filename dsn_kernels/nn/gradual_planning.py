@@ -106,7 +106,7 @@ class _Planner:
         self, unit: UpdateUnit, x: int, y: int, channels: slice, joined: int, inner: int, narrow: int
     ) -> None:
         """``y[channels] += G(x)``. ``joined`` holds the first 1x1's output and, behind it, G as it grows."""
-        first, *others = (list[Any](body) for body in unit.bodies)
+        first, *others = (list[Any](body) for body in unit.bodies)  # type: ignore[call-overload]
         size, width = channels.stop - channels.start, first[0].out_channels
         if unit.shortcut is None and not others:
             self._conv(first[0], first[1], x, joined, "relu")

@@ -191,7 +191,7 @@ def _with_first_linear(gater: Gater) -> ReferenceResNet:
     if isinstance(features.head, Head):
         features.head.classifier = linear
     else:
-        features.head[-1] = linear
+        features.head[-1] = linear  # type: ignore[index, operator]
     return features
 
 

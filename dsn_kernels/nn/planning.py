@@ -34,10 +34,10 @@ class _Planner:
     def plan_network(self) -> tuple[Plan, Tensor]:
         for name in BRANCHES:
             branch: Branch = getattr(self.model, name)
-            sides = (self.side >> i for i in range(len(branch.blocks)))
+            blocks: list[Any] = list(branch.blocks)
+            sides = (self.side >> i for i in range(len(blocks)))
             self.buffers = [
-                self.plan.buffer(block_width(block), side, side)
-                for block, side in zip(branch.blocks, sides, strict=True)
+                self.plan.buffer(block_width(block), side, side) for block, side in zip(blocks, sides, strict=True)
             ]
             self._fill_first_buffer()
             slices = self._plan_branch(branch)

@@ -96,13 +96,14 @@ class _Planner:
         )
 
     def _plan_stem(self) -> int:
-        stem = self.model.stem
-        if isinstance(stem, nn.Sequential) and stem[0].kernel_size == (7, 7):  # torch runs it
+        stem: Any = self.model.stem
+        if self.model.config.stem == "imagenet":  # torch runs it
             channels = stem[0].out_channels
             x = self._buffer(channels, self.side)
             self.plan.add("load", dst=x, in_channels=channels)
             return x
-        conv, norm = (stem, None) if isinstance(stem, nn.Conv2d) else (stem[0], stem[1])
+        plain = isinstance(stem, nn.Conv2d)
+        conv, norm = (stem, None) if plain else (stem[0], stem[1])
         image = self._buffer(conv.in_channels, self.side)
         x = self._buffer(conv.out_channels, self.side)
         self.plan.add("load", dst=image, in_channels=conv.in_channels)

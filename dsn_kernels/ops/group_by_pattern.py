@@ -13,8 +13,8 @@ def group_by_pattern(gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gates: uint8 [B, L] of 0 and 1, for any L.
 
     Returns:
-        order int64 [B], the samples group after group; group int64 [B], the group of each sample; offsets int64 [B + 1],
-        where each group begins in ``order``, and B beyond the last. On a GPU without a host synchronisation.
+        order int64 [B], the samples group after group; group int64 [B], the group of each sample; offsets int64
+        [B + 1], where each group begins in ``order``, and B beyond the last. On a GPU without a host synchronisation.
 
     Raises:
         RuntimeError: gates have the wrong dtype or shape.

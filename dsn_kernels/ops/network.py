@@ -56,7 +56,7 @@ class Work(NamedTuple):
     """
 
     op: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     gate: int
     ran: Tensor
     macs: Tensor

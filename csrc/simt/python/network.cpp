@@ -23,9 +23,8 @@ struct OneStream : cuda::Streams {
 class Network {
  public:
   // buffers: (channels, height, width); code: the fields of Instruction, in order, of which the first 13 are read
-  Network(const std::vector<std::array<int64_t, kBufferFields>>& buffers,
-          const std::vector<std::vector<int64_t>>& code, int64_t gates, int64_t logits,
-          int64_t element, int64_t batch, int multiprocessors, int shared_bytes)
+  Network(const std::vector<std::array<int64_t, kBufferFields>>& buffers, const std::vector<std::vector<int64_t>>& code,
+          int64_t gates, int64_t logits, int64_t element, int64_t batch, int multiprocessors, int shared_bytes)
       : element_(static_cast<cuda::Element>(element)), batch_(batch) {
     plan_.gates = gates;
     plan_.logits = logits;
@@ -96,9 +95,8 @@ class Network {
 
 DSN_SIMT_BINDINGS(network) {
   py::class_<Network>(m, "Network")
-      .def(py::init<const std::vector<std::array<int64_t, kBufferFields>>&,
-                    const std::vector<std::vector<int64_t>>&, int64_t, int64_t, int64_t, int64_t, int,
-                    int>(),
+      .def(py::init<const std::vector<std::array<int64_t, kBufferFields>>&, const std::vector<std::vector<int64_t>>&,
+                    int64_t, int64_t, int64_t, int64_t, int, int>(),
            py::arg("buffers"), py::arg("code"), py::arg("gates"), py::arg("logits"), py::arg("element"),
            py::arg("batch"), py::arg("multiprocessors"), py::arg("shared_bytes"))
       .def("run", &Network::run, py::arg("image"), py::arg("image_is_float"), py::arg("weights"), py::arg("thresholds"),

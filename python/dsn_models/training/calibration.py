@@ -6,6 +6,8 @@ that all begin open, under any pressure to shut, arrive at the threshold togethe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -99,7 +101,7 @@ def recentre_gates(model: DualSkippingNetwork, dataset: CoarseFineDataset) -> No
     the gates deciding as in inference; a gate with zero weight, which does not look at its input, stays as it is.
     """
 
-    def shift(linear: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+    def shift(linear: Any, args: tuple[Tensor, ...]) -> None:
         if linear.weight.any():
             linear.bias.copy_(-(args[0] @ linear.weight[0]).median()[None])
 
