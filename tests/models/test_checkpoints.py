@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from small_models import SMALL, make_images, make_small
 
 import dsn_models
-from dsn_models import UserError
+from dsn_models import UserError, zoo
 from dsn_models.checkpoints import read_metadata
 
 
@@ -27,8 +27,8 @@ def test_round_trip(name, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["m.safetensors"]
 
 
-def test_every_zoo_name_has_a_small_configuration():
-    assert dsn_models.names() == list(SMALL)
+def test_every_family_has_a_small_configuration():
+    assert {zoo.family_of(dsn_models.create(name, **options)) for name, options in SMALL.items()} == set(zoo.FAMILIES)
 
 
 @pytest.fixture
