@@ -228,7 +228,7 @@ def test_learning_rate_is_a_cosine_in_each_phase():
 
 
 def test_learning_rate_falls_in_steps():
-    section = {"epochs": 4, "ungated_epochs": 0, "lr": 1.0, "gated_lr": None}
+    section = {"epochs": 4, "ungated_epochs": 0, "settled_epochs": 0, "lr": 1.0, "gated_lr": None}
     section |= {"schedule": "step", "milestones": (2, 3), "gamma": 0.5}
     assert rates(section) == [1.0] * 8 + [0.5] * 4 + [0.25] * 4
     section |= {"epochs": None, "iterations": 5}
