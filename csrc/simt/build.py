@@ -73,7 +73,8 @@ def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: st
     (root / module).parent.mkdir(parents=True, exist_ok=True)
 
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(cuda_headers())]
-    common = [compiler, "-std=c++20 -fPIC -fvisibility=hidden -march=native -DDSN_SIMT -Wall -Wextra"]
+    # Unique symbols would be shared by two modules in one process, such as the product's and one with kernels of tests.
+    common = [compiler, "-std=c++20 -fPIC -fvisibility=hidden -fno-gnu-unique -march=native -DDSN_SIMT -Wall -Wextra"]
     common += ["-Wno-unknown-pragmas -fno-strict-aliasing"]  # kernels unroll, and read halves as wider words
     common += [f"-I{CSRC}", *(f"-I{kernel.parents[1]}" for kernel in kernels[:1]), *(f"-isystem {i}" for i in includes)]
     flags = {
