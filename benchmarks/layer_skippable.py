@@ -82,7 +82,8 @@ def main() -> None:
             recipe = make_recipe(name, options.images, options.seed)
             checkpoint = train(recipe, None, Path(folder) / recipe.name)
             facts = checkpoints.read_metadata(checkpoint)
-            row = {"arm": name, "recipe": facts["recipe"], "images_seen": facts["images_seen"], "test": facts["test"]}
+            trained = facts["recipe"] | {"init": CHECKPOINT.name}  # not where it lies on this machine
+            row = {"arm": name, "recipe": trained, "images_seen": facts["images_seen"], "test": facts["test"]}
             row["train_cpu_seconds"] = round(time.process_time() - began, 1)
             model = dsn_models.load(checkpoint)
             row["attacks"] = [
