@@ -5,7 +5,7 @@ The host runner counts the same instructions one by one; tests hold the two equa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -71,7 +71,9 @@ def network_work(
 
 
 class _Counter:
-    def __init__(self, plan, gates, tiles, streams, element):  # type: ignore[no-untyped-def]
+    def __init__(
+        self, plan: Plan, gates: list[list[int]], tiles: Iterator[Tile], streams: Sequence[int], element: int
+    ) -> None:
         self.plan, self.gates, self.tiles, self.streams, self.element = plan, gates, tiles, streams, element
         self.blocks = {step.dst: step for step in plan.code if step.op == _C.OPS["dense_block"]}
         self.first: dict[int, int] = {}  # channels of each buffer that are always live

@@ -1,7 +1,7 @@
 """The operators: wrapper, shape function and count of multiply-accumulates (MACs), one file each.
 
-All are inference operators on float32 CPU tensors. Each returns what it ran: gates, scores, and the MACs its kernels
-counted while they ran.
+All are inference operators, on the CPU in float32. Gated ones return what they ran: gates, scores, and the MACs that
+their kernels counted meanwhile. ``run_plan``, ``network`` for the GPU, is called through `dsn_kernels.nn.plan_runner`.
 """
 
 from .dense_block import dense_block
