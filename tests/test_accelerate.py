@@ -5,7 +5,7 @@ import resource
 import pytest
 import torch
 from references import assert_as_exact_as_torch, assert_gates_agree, randomise
-from small_models import DUAL, SMALL, make_images, make_small
+from small_models import DUAL, SMALL, UsersNetwork, make_images, make_small, random_gates
 from torch.utils.flop_counter import FlopCounterMode
 
 import dsn_kernels
@@ -19,11 +19,6 @@ def make_pair(name, **overrides):
     torch.manual_seed(0)
     model = randomise(dsn_models.create(name, **{**SMALL[name], **overrides}))
     return model, dsn_kernels.accelerate(model)
-
-
-def random_gates(fast, batch, density=0.5):
-    generator = torch.Generator().manual_seed(5)
-    return {n: (torch.rand(batch, fast.layers[n], generator=generator) < density).to(torch.uint8) for n in BRANCHES}
 
 
 @pytest.mark.parametrize("name", DUAL)
@@ -182,21 +177,6 @@ def test_model_is_left_alone():
         parameter.data.zero_()
     fast.weights.zero_()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-
-
-class UsersNetwork(torch.nn.Module):
-    """A network of a user's own, built from one gated block, one transition and one head."""
-
-    def __init__(self):
-        super().__init__()
-        branch = dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]).fine
-        self.stem = torch.nn.Conv2d(3, 24, 3, padding=1)
-        self.block, self.transition = branch.blocks[0], branch.transitions[0]
-        self.head = dsn_models.densenet.Head(self.transition.conv.out_channels, 5)
-
-    def forward(self, x):
-        y, taken, _ = self.block(self.stem(x))
-        return self.head(self.transition(y)), taken
 
 
 def test_a_users_own_network():

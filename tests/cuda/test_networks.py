@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from references import assert_as_exact_as_torch, assert_gates_agree, randomise
-from small_models import DUAL, SMALL, make_images
+from small_models import DUAL, SMALL, UsersNetwork, make_images, random_gates
 
 import dsn_kernels
 import dsn_models
@@ -21,11 +21,6 @@ def make_model(name, **overrides):
 
 def accelerate(place, model, dtype=torch.float32, **options):
     return dsn_kernels.accelerate(model, dtype=dtype, backend=place.backend, device=place.device, **options)
-
-
-def random_gates(fast, batch, density=0.5, seed=5):
-    generator = torch.Generator().manual_seed(seed)
-    return {n: (torch.rand(batch, fast.layers[n], generator=generator) < density).to(torch.uint8) for n in BRANCHES}
 
 
 def check(place, model, fast, x, dtype, forced=None):
@@ -98,19 +93,6 @@ def test_padding_is_neither_read_nor_run(place):
     alone = fast.runner(x[:2], limits)
     assert torch.equal(out.logits[:2], alone.logits) and torch.equal(out.gates[:2], alone.gates)
     assert out.macs[:2].tolist() == alone.macs.tolist() and out.macs[2:].tolist() == [0, 0]
-
-
-class UsersNetwork(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        branch = dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]).fine
-        self.stem = torch.nn.Conv2d(3, 24, 3, padding=1)
-        self.block, self.transition = branch.blocks[0], branch.transitions[0]
-        self.head = dsn_models.densenet.Head(self.transition.conv.out_channels, 5)
-
-    def forward(self, x):
-        y, taken, _ = self.block(self.stem(x))
-        return self.head(self.transition(y)), taken
 
 
 def test_a_users_own_network(place):

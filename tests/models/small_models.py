@@ -60,3 +60,24 @@ def make_images(model, batch, dtype=torch.float32):
     config = model.config
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, config.in_channels, config.image_size, config.image_size, generator=generator).to(dtype)
+
+
+def random_gates(fast, batch, density=0.5, seed=5):
+    """Masks of an accelerated DSN's branches, each layer run with probability ``density``."""
+    generator = torch.Generator().manual_seed(seed)
+    return {n: (torch.rand(batch, fast.layers[n], generator=generator) < density).to(torch.uint8) for n in fast.layers}
+
+
+class UsersNetwork(torch.nn.Module):
+    """A network of a user's own, built from one gated block, one transition and one head."""
+
+    def __init__(self):
+        super().__init__()
+        branch = dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]).fine
+        self.stem = torch.nn.Conv2d(3, 24, 3, padding=1)
+        self.block, self.transition = branch.blocks[0], branch.transitions[0]
+        self.head = dsn_models.densenet.Head(self.transition.conv.out_channels, 5)
+
+    def forward(self, x):
+        y, taken, _ = self.block(self.stem(x))
+        return self.head(self.transition(y)), taken
