@@ -100,6 +100,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_devices", &cuda_devices, "One line per CUDA device; initialises the driver.");
   m.def("cuda_error", &cuda_error, "Why no CUDA device is usable, or nothing.");
   m.attr("TILE") = dsn::kTile;
+  m.attr("WINOGRAD_ROWS") = dsn::kWinogradRows;
   m.attr("OPS") = py::dict(
       py::arg("load") = static_cast<int>(dsn::Op::kLoad), py::arg("stem") = static_cast<int>(dsn::Op::kStem),
       py::arg("dense_block") = static_cast<int>(dsn::Op::kDenseBlock),
@@ -111,9 +112,10 @@ PYBIND11_MODULE(_C, m) {
       py::arg("avg_pool") = static_cast<int>(dsn::Op::kAvgPool),
       py::arg("pool_sums") = static_cast<int>(dsn::Op::kPoolSums), py::arg("add") = static_cast<int>(dsn::Op::kAdd),
       py::arg("gate") = static_cast<int>(dsn::Op::kGate), py::arg("linear") = static_cast<int>(dsn::Op::kLinear));
-  m.attr("FLAGS") = py::dict(
-      py::arg("normalise") = static_cast<int>(dsn::kNormalise), py::arg("relu") = static_cast<int>(dsn::kRelu),
-      py::arg("accumulate") = static_cast<int>(dsn::kAccumulate), py::arg("pool") = static_cast<int>(dsn::kPool));
+  m.attr("FLAGS") =
+      py::dict(py::arg("normalise") = static_cast<int>(dsn::kNormalise), py::arg("relu") = static_cast<int>(dsn::kRelu),
+               py::arg("accumulate") = static_cast<int>(dsn::kAccumulate),
+               py::arg("pool") = static_cast<int>(dsn::kPool), py::arg("winograd") = static_cast<int>(dsn::kWinograd));
   m.attr("GATES") = py::dict(py::arg("none") = static_cast<int>(dsn::GateKind::kNone),
                              py::arg("hard") = static_cast<int>(dsn::GateKind::kHard),
                              py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft),
@@ -141,10 +143,18 @@ PYBIND11_MODULE(_C, m) {
       py::arg("in_channels"), py::arg("out_channels"));
   m.def(
       "conv2d_layout",
-      [](int64_t in, int64_t out, int64_t taps, bool normalise, bool masked) {
-        return describe(dsn::conv2d::layout(in, out, taps, normalise, masked));
+      [](int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd) {
+        return describe(dsn::conv2d::layout(in, out, taps, normalise, masked, winograd));
       },
-      py::arg("in_channels"), py::arg("out_channels"), py::arg("taps"), py::arg("normalise"), py::arg("masked"));
+      py::arg("in_channels"), py::arg("out_channels"), py::arg("taps"), py::arg("normalise"), py::arg("masked"),
+      py::arg("winograd") = false);
+  m.def(
+      "winograd_pays",
+      [](int64_t in, int64_t out, int64_t height, int64_t width) {
+        return dsn::winograd_pays(in, out, height, width) && std::string(dsn::cpu::kernels().name) == "avx512";
+      },
+      py::arg("in_channels"), py::arg("out_channels"), py::arg("height"), py::arg("width"),
+      "Whether Winograd's algorithm is the faster way for a 3x3 convolution, on this machine.");
   m.def(
       "gate_layout", [](int64_t in, bool recurrent) { return describe(dsn::gate::layout(in, recurrent)); },
       py::arg("in_channels"), py::arg("recurrent"));

@@ -1,6 +1,9 @@
 """Accelerated residual networks, SkipNets, GaterNets and GUNNs against the reference models in float64."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ MODELS = {
     "resnet-preact": ("resnet-164", {**SMALL, "image_size": 9}),
     "resnet-bottleneck": ("resnet-50", {"stage_units": (1, 2), "stage_widths": (64, 128), "image_size": 56}),
     "skipnet-rnn": ("skipnet-38-rnn", SMALL),
+    "skipnet-32": ("skipnet-38-rnn", {"stage_units": (2, 2, 2)}),
     "skipnet-pad": ("skipnet-32-rnn", {**SMALL, "image_size": 15}),
     "skipnet-ff-1": ("skipnet-38-ff", SMALL),
     "skipnet-ff-2": ("skipnet-110-ff", {**SMALL, "image_size": 11}),
@@ -111,6 +115,26 @@ def test_results_do_not_depend_on_threads(name):
     for logits, macs in outputs[1:]:
         assert torch.equal(logits, outputs[0][0])
         assert torch.equal(macs, outputs[0][1])
+
+
+@pytest.mark.parametrize("isa", ["avx2", "generic"])
+def test_what_one_machine_packed_another_runs(isa, tmp_path):
+    """The packed weights say how a convolution is computed; a lesser instruction set follows them."""
+    fast = dsn_kernels.accelerate(make("skipnet-32"))
+    images = images_for(fast, 2)
+    torch.save({"twin": fast, "images": images, "logits": fast(images)}, tmp_path / "twin.pt")
+    code = """
+import sys, torch
+saved = torch.load(sys.argv[1], weights_only=False)
+torch.testing.assert_close(saved["twin"](saved["images"]), saved["logits"], rtol=1e-4, atol=1e-4)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "twin.pt")],
+        env={**os.environ, "DSN_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("name", ["resnet-pad", "resnet-preact", "gunn", "skipnet-rnn", "gaternet-last"])

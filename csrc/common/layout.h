@@ -124,16 +124,27 @@ inline Layout layout(int64_t in, int64_t classes, int64_t slices) {
 }
 }  // namespace head
 
+// Winograd's F(2x2, 3x3) on the CPU: outputs and 2x2 patches that are worked on at a time.
+constexpr int kWinogradRows = 8;
+constexpr int kWinogradPatches = 32;
+
+// Whether a 3x3 convolution of such a map can go that way, and gains by it.
+inline bool winograd_pays(int64_t in, int64_t out, int64_t height, int64_t width) {
+  return (width == 8 || width == 16 || width == 32) && height * width % 64 == 0 && in >= 8 && out >= kWinogradRows;
+}
+
 // A convolution with its batch norm folded in, perhaps after another BN-ReLU (scale, shift). With a filter mask the
-// weights are [in][tap][out], so that chosen filters can be packed for a sample as its gates ask.
+// weights are [in][tap][out], so that chosen filters can be packed for a sample as its gates ask. For Winograd they are
+// there once more as G w G^T: [row of positions][block of outputs][column, in][output].
 namespace conv2d {
-enum { kScale, kShift, kWeight, kBias };
-inline Layout layout(int64_t in, int64_t out, int64_t taps, bool normalise, bool masked) {
+enum { kScale, kShift, kWeight, kBias, kWinogradWeight };
+inline Layout layout(int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd) {
   Layout l;
   l.add("scale", {normalise ? in : 0});
   l.add("shift", {normalise ? in : 0});
   l.add("weight", masked ? Shape{in, taps, round_up(out, kTile)} : conv_shape(out, in, taps));
-  l.add("bias", {padded_rows(out)});
+  l.add("bias", {winograd ? round_up(padded_rows(out), kWinogradRows) : padded_rows(out)});
+  l.add("winograd", winograd ? Shape{4, ceil_div(out, kWinogradRows), 4 * in, kWinogradRows} : Shape{0});
   return l;
 }
 }  // namespace conv2d

@@ -40,6 +40,7 @@ enum Flags : int64_t {
   kRelu = 2,        // of its output
   kAccumulate = 4,  // dst += instead of dst =; a recurrent gate: go on from the gate before
   kPool = 8,        // keep dst's pooled vector
+  kWinograd = 16,   // a 3x3 on the CPU by Winograd's F(2x2, 3x3); its weights are packed for both ways
 };
 
 // One record of the plan; what an instruction does not use is zero (buffers: -1).

@@ -28,7 +28,8 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
     case Op::kHead:
       return {head::layout(in.in_channels, in.out_channels, slices)};
     case Op::kConv2d:
-      return {conv2d::layout(in.in_channels, in.out_channels, in.taps, in.flags & kNormalise, in.out_mask >= 0)};
+      return {conv2d::layout(in.in_channels, in.out_channels, in.taps, in.flags & kNormalise, in.out_mask >= 0,
+                             in.flags & kWinograd)};
     case Op::kGate:
       return {gate::layout(in.in_channels, in.gate == GateKind::kRecurrent)};
     case Op::kLinear:
@@ -204,6 +205,10 @@ void CompiledPlan::check(const char* op) {
                  contents[in.src].channels >= in.src_offset + in.in_channels && in.out_channels > 0 &&
                  end <= (grows ? dst.channels : contents[in.dst].channels) &&
                  dst.height == ceil_div(src.height, in.stride) && dst.width == ceil_div(src.width, in.stride),
+             i);
+        fits(!(in.flags & kWinograd) ||
+                 (in.taps == 9 && in.stride == 1 && !(in.flags & kNormalise) && in.out_mask < 0 && in.in_mask < 0 &&
+                  in.relu_channels == 0 && winograd_pays(in.in_channels, in.out_channels, dst.height, dst.width)),
              i);
         if (grows) contents[in.dst] = {in.out_channels, 0};
         plan.gates = std::max({plan.gates, in.only_if + 1, in.out_mask < 0 ? 0 : in.out_mask + in.out_channels,

@@ -205,6 +205,7 @@ class Conv2d {
 void run_conv2d(Worker& w, const Instruction& in) {
   if (in.out_offset == 0 && !(in.flags & kAccumulate)) w.live[in.dst].reset(static_cast<int>(in.out_channels));
   if (in.only_if >= 0 && !w.sample.taken[in.only_if]) return;
+  if (in.flags & kWinograd) return run_winograd(w, in);
   Conv2d(w, in).run();
 }
 

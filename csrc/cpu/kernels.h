@@ -45,11 +45,32 @@ struct ConvTile {
   float* sums;      // [out_channels] sums over the tile's pixels, or null
 };
 
+// Some patches of 2x2 outputs of a 3x3 convolution, by Winograd's F(2x2, 3x3): a map's rows of 32 / width patches, 64
+// or 128 pixels that are whole tiles.
+struct WinogradGroup {
+  const float* src;  // the map, [tiles][src_tile_stride]
+  int64_t src_tile_stride;
+  int height, width;
+  int first, patches;  // 16 or kWinogradPatches of them, counted row by row
+  int in_channels, out_channels;
+  const float* weight;    // [4 rows of positions][weight_stride], in each [block of outputs][4][in][kWinogradRows]
+  int64_t weight_stride;  // blocks of other outputs may lie between
+  const float* bias;      // [out_channels, padded to whole blocks]
+  bool accumulate, relu;
+  float* dst;  // the map, [tiles][dst_tile_stride], at the first output channel
+  int64_t dst_tile_stride;
+  float* sums;         // [out_channels] over the group's pixels, or null
+  float* transformed;  // scratch, [4][position_stride]: a row of positions of the transformed inputs
+  int64_t position_stride;
+  float* partial;  // scratch, [out_channels][4][patches]
+};
+
 struct Kernels {
   const char* name;
   void (*pointwise)(const ConvTile&);
   void (*conv3x3)(const ConvTile&);
   void (*conv3x3_stride2)(const ConvTile&);
+  void (*winograd3x3)(const WinogradGroup&);
   // dst[live][kTile] = relu(scale * src[channel][kTile] + shift) for the live channels
   void (*normalise)(const float* src, const int* live, int live_count, const float* scale, const float* shift,
                     float* dst, int64_t dst_stride);

@@ -11,12 +11,14 @@ namespace dsn::cpu {
 namespace avx512 {
 #define DSN_VECTOR_BYTES 64
 #include "kernels_impl.h"
+#include "winograd_impl.h"
 }  // namespace avx512
 
 const Kernels kAvx512 = {"avx512",
                          avx512::conv_tile<1>,
                          avx512::conv_tile<9>,
                          avx512::conv_tile<9, 2>,
+                         avx512::winograd3x3,
                          avx512::normalise,
                          avx512::gather,
                          avx512::pick,

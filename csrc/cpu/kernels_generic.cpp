@@ -5,12 +5,14 @@ namespace dsn::cpu {
 namespace generic {
 #define DSN_VECTOR_BYTES 16
 #include "kernels_impl.h"
+#include "winograd_impl.h"
 }  // namespace generic
 
 const Kernels kGeneric = {"generic",
                           generic::conv_tile<1>,
                           generic::conv_tile<9>,
                           generic::conv_tile<9, 2>,
+                          generic::winograd3x3,
                           generic::normalise,
                           generic::gather,
                           generic::pick,

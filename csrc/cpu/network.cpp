@@ -40,9 +40,13 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
     }
     if (in.op == Op::kConv2d) {
       const int64_t planes = in.taps == 9 && in.stride == 2 ? 4 : 1;
-      if (in.taps == 9)
+      if (in.flags & kWinograd) {
+        const WinogradSize size(plan.buffers[in.dst], in.in_channels, in.out_channels);
+        patch_stride = std::max(patch_stride, round_up(size.transformed + size.partial, kAlign) + kAlign);
+      } else if (in.taps == 9) {
         patch_stride =
             std::max(patch_stride, Patches(plan.buffers[in.dst], in.in_channels * planes, team_size).size + kAlign);
+      }
       if (in.out_mask >= 0)  // rows end in room for a whole vector
         selected_stride =
             std::max(selected_stride, in.in_channels * in.taps * (round_up(in.out_channels, kAlign) + kAlign) + kAlign);

@@ -199,6 +199,17 @@ struct Patches {
   float* at(float* base, int patch, bool ring) const { return base + (ring ? patch % 3 : patch) * size; }
 };
 
+// A 3x3 convolution's map in groups of 2x2 patches, and what one needs of a thread's memory, in floats.
+struct WinogradSize {
+  WinogradSize(const BufferSpec& map, int64_t in, int64_t out)
+      : patches(map.pixels() / 4 % kWinogradPatches ? kWinogradPatches / 2 : kWinogradPatches),
+        groups(map.pixels() / 4 / patches),
+        position_stride(in * patches + kAlign),  // positions begin a line further on, or they share a set of the cache
+        transformed(4 * position_stride),
+        partial(4 * round_up(out, kWinogradRows) * patches) {}
+  int64_t patches, groups, position_stride, transformed, partial;
+};
+
 // Phases a team goes through for a stream, at most.
 int64_t phase_count(const CompiledPlan& plan, int stream);
 
@@ -209,6 +220,7 @@ void run_dense_block(Worker&, const Instruction&);
 void run_transition(Worker&, const Instruction&);
 void run_head(Worker&, const Instruction&);
 void run_conv2d(Worker&, const Instruction&);
+void run_winograd(Worker&, const Instruction&);
 void run_subsample(Worker&, const Instruction&);
 void run_pool(Worker&, const Instruction&);
 void run_pool_sums(Worker&, const Instruction&);

@@ -72,8 +72,9 @@ class _Planner:
         self, conv: nn.Conv2d, norm: nn.Module | None, src: int, dst: int | None, *flags: str, **fields: int
     ) -> int:
         dst = self._buffer(conv.out_channels) if dst is None else dst
-        packed = pack_conv2d(self.packer, conv, norm)
-        self.plan.add("conv2d", src=src, dst=dst, flags=sum(_C.FLAGS[name] for name in flags), **packed, **fields)
+        bits = sum(_C.FLAGS[name] for name in flags)
+        packed = pack_conv2d(self.packer, conv, norm, side=self.side, flags=bits)
+        self.plan.add("conv2d", src=src, dst=dst, **packed, **fields)
         return dst
 
     def _plan_transition(self, modules: list[Any], x: int) -> int:
@@ -120,9 +121,8 @@ class _Planner:
             "conv2d",
             src=x,
             dst=joined,
-            flags=_C.FLAGS["relu"],
             relu_channels=width,
-            **pack_joined_1x1(self.packer, parts),
+            **pack_joined_1x1(self.packer, parts, _C.FLAGS["relu"]),
         )
         self._conv(first[3], first[4], joined, inner, "relu")
         end = ("accumulate",) if unit.shortcut is not None else ()

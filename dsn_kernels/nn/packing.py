@@ -70,6 +70,16 @@ def block_conv(weight: Tensor) -> Tensor:
     return padded.unflatten(0, (-1, block)).permute(0, 2, 3, 1)
 
 
+def winograd_conv(weight: Tensor) -> Tensor:
+    """[O, I, 3, 3] to G w G^T of Winograd's F(2x2, 3x3): [4, blocks, 4 * I, rows of a block].
+
+    Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, section 4.1.
+    """
+    g = weight.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    transformed = nn.functional.pad(g @ weight @ g.T, (0, 0, 0, 0, 0, 0, 0, -len(weight) % _C.WINOGRAD_ROWS))
+    return transformed.unflatten(0, (-1, _C.WINOGRAD_ROWS)).permute(3, 0, 4, 2, 1).flatten(2, 3)
+
+
 def slice_constants(weight: Tensor, shift: Tensor, slices: list[range]) -> Tensor:
     """What a skipped slice gives its consumer: ``relu(shift)`` of its channels times their weights.
 
@@ -200,6 +210,8 @@ def pack_conv2d(
     norm: nn.Module | None,
     before: nn.BatchNorm2d | None = None,
     masked: bool = False,
+    side: int = 0,
+    flags: int = 0,
 ) -> dict[str, int]:
     """Packs a convolution; returns the fields of its instruction that it decides.
 
@@ -208,20 +220,30 @@ def pack_conv2d(
         norm: the batch norm behind it, folded into it; None or an identity if there is none.
         before: the batch norm of a BN-ReLU in front of it.
         masked: a mask chooses its filters.
+        side: height and width of its output, if Winograd's algorithm may take it where that pays.
+        flags: of the instruction; "winograd" joins them where it is taken.
 
     Raises:
         ValueError: the convolution is of another kind.
     """
     stride = _check_conv(conv)
     weight, bias = folded_conv(conv, norm)
-    return _pack_folded(packer, weight, bias, stride, before, masked)
+    if (
+        conv.kernel_size == (3, 3)
+        and stride == 1
+        and before is None
+        and not masked
+        and _C.winograd_pays(conv.in_channels, conv.out_channels, side, side)
+    ):
+        flags |= _C.FLAGS["winograd"]
+    return _pack_folded(packer, weight, bias, stride, before, masked, flags)
 
 
-def pack_joined_1x1(packer: Packer, parts: list[tuple[nn.Conv2d, nn.Module]]) -> dict[str, int]:
+def pack_joined_1x1(packer: Packer, parts: list[tuple[nn.Conv2d, nn.Module]], flags: int) -> dict[str, int]:
     """Packs 1x1 convolutions of one input, each with its batch norm, as one with all their filters."""
     folded = [folded_conv(conv, norm) for conv, norm in parts]
     weight, bias = (torch.cat(values) for values in zip(*folded, strict=True))
-    return _pack_folded(packer, weight, bias, 1, None, False)
+    return _pack_folded(packer, weight, bias, 1, None, False, flags)
 
 
 def _check_conv(conv: nn.Conv2d) -> int:
@@ -245,9 +267,11 @@ def folded_conv(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor
 
 
 def _pack_folded(
-    packer: Packer, weight: Tensor, bias: Tensor, stride: int, before: nn.BatchNorm2d | None, masked: bool
+    packer: Packer, weight: Tensor, bias: Tensor, stride: int, before: nn.BatchNorm2d | None, masked: bool, flags: int
 ) -> dict[str, int]:
     out_channels, in_channels, taps = weight.flatten(2).shape
+    winograd = bool(flags & _C.FLAGS["winograd"])
+    layout = _C.conv2d_layout(in_channels, out_channels, taps, before is not None, masked, winograd)
     fields: dict[str, Tensor] = {"bias": pad_rows(bias)}
     if before is not None:
         fields["scale"], fields["shift"] = fold(before)
@@ -256,8 +280,11 @@ def _pack_folded(
         fields["weight"] = nn.functional.pad(flat, (0, -len(weight) % _C.TILE))
     else:
         fields["weight"] = block_conv(weight)
-    layout = _C.conv2d_layout(in_channels, out_channels, taps, before is not None, masked)
+    if winograd:
+        fields["winograd"] = winograd_conv(weight)
+        fields["bias"] = nn.functional.pad(fields["bias"], (0, -len(fields["bias"]) % _C.WINOGRAD_ROWS))
     return {
+        "flags": flags,
         "in_channels": in_channels,
         "out_channels": out_channels,
         "taps": taps,

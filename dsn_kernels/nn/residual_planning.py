@@ -83,12 +83,12 @@ class _Planner:
         """Appends a convolution; ``source`` is the path of the one whose filters it reads."""
         out_mask, in_mask = self.masks.get(path, -1), self.masks.get(source, -1)
         names = flags + (("normalise",) if before is not None else ())
-        fields = pack_conv2d(self.packer, conv, norm, before, out_mask >= 0)
+        bits = sum(_C.FLAGS[name] for name in names)
+        fields = pack_conv2d(self.packer, conv, norm, before, out_mask >= 0, self._side(dst), bits)
         self.plan.add(
             "conv2d",
             src=src,
             dst=dst,
-            flags=sum(_C.FLAGS[name] for name in names),
             only_if=only_if,
             out_mask=out_mask,
             in_mask=in_mask,

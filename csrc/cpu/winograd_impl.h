@@ -1,0 +1,224 @@
+// Winograd's F(2x2, 3x3): four outputs of a 3x3 convolution from 16 products instead of 36. Included behind
+// kernels_impl.h, once per instruction set.
+//
+// A lane is a patch of 2x2 outputs and the 4x4 inputs around it; 16 lanes, the unit of the transforms, are 64 pixels.
+// The transformed map has 4x4 positions. They are worked on a row of positions at a time, so that what is between the
+// transforms, a quarter of it, stays in the first cache.
+
+// Vectors wider than the instruction set's cross only calls within this file.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+typedef float wide __attribute__((vector_size(64)));
+typedef float wide_unaligned __attribute__((vector_size(64), aligned(4)));
+typedef float half __attribute__((vector_size(32)));
+typedef float half_unaligned __attribute__((vector_size(32), aligned(4)));
+typedef int32_t wide_index __attribute__((vector_size(64)));
+constexpr int kPatches = 16;  // lanes of a wide vector
+
+static inline wide load_wide(const float* p) { return *reinterpret_cast<const wide_unaligned*>(p); }
+static inline void store_wide(float* p, wide x) { *reinterpret_cast<wide_unaligned*>(p) = x; }
+static inline float wide_sum(const float* p) {
+  vec total = load(p);
+  for (int i = kLanes; i < kPatches; i += kLanes) total += load(p + i);
+  return sum(total);
+}
+static inline half load_half(const float* p) { return *reinterpret_cast<const half_unaligned*>(p); }
+static inline void store_half(float* p, half x) { *reinterpret_cast<half_unaligned*>(p) = x; }
+
+// 32 pixels, every second row of a map `32 / Rows` wide: where its rows are, in one channel; channels follow.
+template <int Rows>
+struct PixelRows {
+  float* row[Rows];
+  int64_t step[Rows];
+
+  // From row `first` on; rows outside of the map are zero.
+  PixelRows(const WinogradGroup& g, float* map, int64_t tile_stride, int first) {
+    static float zeros[kTile] = {};
+    for (int k = 0; k < Rows; ++k) {
+      const int y = first + 2 * k, pixel = y * g.width;
+      const bool inside = y >= 0 && y < g.height;
+      row[k] = inside ? map + pixel / kTile * tile_stride + pixel % kTile : zeros;
+      step[k] = inside ? kTile : 0;
+    }
+  }
+  void load(wide& low, wide& high) const {
+    if constexpr (Rows == 4) {
+      low = __builtin_shufflevector(load_half(row[0]), load_half(row[1]), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
+                                    14, 15);
+      high = __builtin_shufflevector(load_half(row[2]), load_half(row[3]), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
+                                     14, 15);
+    } else {
+      low = load_wide(row[0]);
+      high = load_wide(Rows == 2 ? row[Rows - 1] : row[0] + 16);
+    }
+  }
+  void store(wide low, wide high) const {
+    if constexpr (Rows == 4) {
+      store_half(row[0], __builtin_shufflevector(low, low, 0, 1, 2, 3, 4, 5, 6, 7));
+      store_half(row[1], __builtin_shufflevector(low, low, 8, 9, 10, 11, 12, 13, 14, 15));
+      store_half(row[2], __builtin_shufflevector(high, high, 0, 1, 2, 3, 4, 5, 6, 7));
+      store_half(row[3], __builtin_shufflevector(high, high, 8, 9, 10, 11, 12, 13, 14, 15));
+    } else {
+      store_wide(row[0], low);
+      store_wide(Rows == 2 ? row[Rows - 1] : row[0] + 16, high);
+    }
+  }
+  void next_channel() {
+#pragma GCC unroll 4
+    for (int k = 0; k < Rows; ++k) row[k] += step[k];
+  }
+};
+
+// transformed[column][channel][lane] = the `position_row`-th row of B^T d B.
+template <int Rows>
+static void winograd_input(const WinogradGroup& g, int position_row) {
+  constexpr int kAcross = kPatches / Rows;  // patches of a row
+  constexpr struct {
+    int minuend, other;
+  } kPair[4] = {{0, 2}, {1, 2}, {2, 1}, {1, 3}};
+  wide_index left, right;  // the neighbouring lanes; 16, of a second and empty vector, outside of the map
+  for (int i = 0; i < kPatches; ++i) {
+    left[i] = i % kAcross ? i - 1 : kPatches;
+    right[i] = (i + 1) % kAcross ? i + 1 : kPatches;
+  }
+  for (int v = 0; v < g.patches; v += kPatches) {
+    const int above = (g.first + v) / kAcross * 2 - 1;
+    float* map = const_cast<float*>(g.src);  // NOLINT: only loads go through it
+    PixelRows<Rows> a(g, map, g.src_tile_stride, above + kPair[position_row].minuend);
+    PixelRows<Rows> b(g, map, g.src_tile_stride, above + kPair[position_row].other);
+    float* to = g.transformed + v;
+    for (int c = 0; c < g.in_channels; ++c, to += g.patches, a.next_channel(), b.next_channel()) {
+      wide low, high, low_b, high_b;
+      a.load(low, high);
+      b.load(low_b, high_b);
+      low = position_row == 1 ? low + low_b : low - low_b;
+      high = position_row == 1 ? high + high_b : high - high_b;
+      const wide even = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+      const wide odd = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+      store_wide(to, __builtin_shuffle(odd, wide{}, left) - odd);
+      store_wide(to + g.position_stride, even + odd);
+      store_wide(to + 2 * g.position_stride, odd - even);
+      store_wide(to + 3 * g.position_stride, even - __builtin_shuffle(even, wide{}, right));
+    }
+  }
+}
+
+// Adds a row of positions of one block of output channels to A^T m A; the rows of outputs that it completes leave.
+template <int Rows>
+static void winograd_output(const WinogradGroup& g, int position_row, int first_channel, const float* products,
+                            int64_t position_stride) {
+  const int channels = g.out_channels - first_channel < kWinogradRows ? g.out_channels - first_channel : kWinogradRows;
+  for (int v = 0; v < g.patches; v += kPatches) {
+    const int top = (g.first + v) / (kPatches / Rows) * 2;
+    float* map = g.dst + first_channel * kTile;
+    PixelRows<Rows> upper(g, map, g.dst_tile_stride, top), lower(g, map, g.dst_tile_stride, top + 1);
+    // Of a channel's lanes: even and odd pixels of the upper row, then of the lower one.
+    float* sums = g.partial + (first_channel * g.patches + v) * 4;
+    auto finish = [&](const PixelRows<Rows>& to, wide even, wide odd) {
+      wide low = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      wide high = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+      if (g.accumulate) {
+        wide low_before, high_before;
+        to.load(low_before, high_before);
+        low += low_before;
+        high += high_before;
+      }
+      if (g.relu) {  // NaN stays NaN
+        low = low < 0.f ? wide{} : low;
+        high = high < 0.f ? wide{} : high;
+      }
+      to.store(low, high);
+      return low + high;
+    };
+    for (int m = 0; m < channels; ++m, sums += 4 * g.patches, upper.next_channel(), lower.next_channel()) {
+      const float* p = products + m * g.patches + v;
+      const wide p0 = load_wide(p), p1 = load_wide(p + position_stride), p2 = load_wide(p + 2 * position_stride);
+      const wide even = p0 + (p1 + p2), odd = (p1 - p2) - load_wide(p + 3 * position_stride);
+      float *upper_even = sums, *upper_odd = sums + 16, *lower_even = sums + 32, *lower_odd = sums + 48;
+      if (position_row == 0) {
+        store_wide(upper_even, even);
+        store_wide(upper_odd, odd);
+      } else if (position_row == 1) {
+        store_wide(upper_even, load_wide(upper_even) + even);
+        store_wide(upper_odd, load_wide(upper_odd) + odd);
+        store_wide(lower_even, even);
+        store_wide(lower_odd, odd);
+      } else if (position_row == 2) {
+        const wide total = finish(upper, load_wide(upper_even) + even, load_wide(upper_odd) + odd);
+        if (g.sums) store_wide(upper_even, total);
+        store_wide(lower_even, load_wide(lower_even) - even);
+        store_wide(lower_odd, load_wide(lower_odd) - odd);
+      } else {
+        wide total = finish(lower, load_wide(lower_even) - even, load_wide(lower_odd) - odd);
+        if (g.sums) {
+          total += load_wide(upper_even);
+          store_wide(upper_even, total);
+          g.sums[first_channel + m] += wide_sum(upper_even);
+        }
+      }
+    }
+  }
+}
+
+// Products of one block of output channels at a row of positions, [column][channel][lane].
+template <int Vectors>
+static void winograd_products(const WinogradGroup& g, const float* weight, const float* bias, float* products,
+                              int64_t products_stride) {
+  for (int column = 0; column < 4; ++column, weight += int64_t{g.in_channels} * kWinogradRows)
+    for (int lane = 0; lane < g.patches; lane += Vectors * kLanes) {
+      vec acc[kWinogradRows][Vectors];
+#pragma GCC unroll 16
+      for (int m = 0; m < kWinogradRows; ++m) {
+        const vec init = bias && column == 1 ? broadcast(bias[m]) : vec{};  // position (1, 1) is in every output
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) acc[m][v] = init;
+      }
+      const float* src = g.transformed + column * g.position_stride + lane;
+      const float* w = weight;
+      for (int c = 0; c < g.in_channels; ++c, src += g.patches, w += kWinogradRows) {
+        vec x[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) x[v] = load(src + v * kLanes);
+        fma_block<kWinogradRows, Vectors>(acc, x, w);
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < kWinogradRows; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v)
+          store(products + column * products_stride + m * g.patches + lane + v * kLanes, acc[m][v]);
+    }
+}
+
+template <int Rows>
+static void winograd_group(const WinogradGroup& g) {
+  constexpr int kVectors = DSN_VECTOR_BYTES == 64 ? 2 : 1;
+  // Columns begin a cache line further on, or all four would fall into the same sets.
+  const int64_t products_stride = kWinogradRows * g.patches + kAlign;
+  alignas(64) float products[4 * (kWinogradRows * kWinogradPatches + kAlign)];
+  if (g.sums)
+    for (int m = 0; m < g.out_channels; ++m) g.sums[m] = 0;
+  for (int row = 0; row < 4; ++row) {
+    winograd_input<Rows>(g, row);
+    const float* weight = g.weight + row * g.weight_stride;
+    for (int first = 0; first < g.out_channels; first += kWinogradRows) {
+      const float* bias = row == 1 ? g.bias + first : nullptr;
+      if (g.patches % (kVectors * kLanes) == 0)
+        winograd_products<kVectors>(g, weight, bias, products, products_stride);
+      else
+        winograd_products<1>(g, weight, bias, products, products_stride);
+      winograd_output<Rows>(g, row, first, products, products_stride);
+      weight += int64_t{4} * g.in_channels * kWinogradRows;
+    }
+  }
+}
+
+static void winograd3x3(const WinogradGroup& g) {
+  switch (g.width) {
+    case 32:
+      return winograd_group<1>(g);
+    case 16:
+      return winograd_group<2>(g);
+    default:
+      return winograd_group<4>(g);
+  }
+}
