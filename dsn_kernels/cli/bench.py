@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,17 +24,18 @@ from ..measure.plots import check_picture, picture
 from ..measure.serving import Load, load_figure, under_load
 from .common import (
     JsonOption,
+    PinOption,
     ThreadsOption,
     check_writable,
     console,
     load_model,
     mega,
     millis,
-    open_test_data,
     parse_options,
     percent,
     progress_bar,
     set_threads,
+    test_images,
     write_json,
 )
 
@@ -58,23 +60,34 @@ def _dtype(text: str) -> torch.dtype:
     return dtype
 
 
-def _images(model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None) -> Images | None:
-    """Batches of the test data where a checkpoint or the user names some, else None."""
-    if kind is None and data is None and metadata.get("recipe", {}).get("data", {}).get("kind") != "navon-sklearn":
-        return None
-    dataset = open_test_data(model, metadata, kind, data, None)
-    if len(dataset) == 0:
-        raise UserError("the test data is empty; expected at least one image")
-    return lambda batch, n: dataset.batch(torch.arange(n * batch, (n + 1) * batch) % len(dataset))[0]
+_NOT_CALLED = "="
+_EXTRA: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "peak_memory_mib": ("MiB", lambda mib: "-" if mib["ours"] is None else f"{mib['ours']:.0f}"),
+    "energy_mj": ("mJ a sample", millis),
+}
+
+
+def speedup(row: dict[str, Any]) -> str:
+    """How many times faster than the best baseline; where noise explains the difference, between what it may lie."""
+    if row["speedup_called"]:
+        return f"{row['speedup_vs_best']:.2f}x"
+    low, high = row["speedup_interval"]
+    return f"{_NOT_CALLED} ({low:.2f}-{high:.2f})"
+
+
+def _caption(rows: Sequence[dict[str, Any]]) -> str | None:
+    called = [row[key] for row in rows for key in ("speedup_called", "latency_saved_called")]
+    return None if all(called) else f"{_NOT_CALLED}: no difference that noise does not explain"
 
 
 def tables(document: dict[str, Any]) -> list[Table]:
     """The document's rows for people: the network under its gates, then the dense network run in other ways."""
     title = f"{document['model']} on {document['machine']['cpu']}, {document['threads']} threads: median ms per batch"
-    ours = Table(title=title)
-    for column in ("batch", "gates", "ours", "all open", "best dense", "speed-up", "MACs", "saved", "latency saved"):
+    extra = [name for name in _EXTRA if any(row.get(name) is not None for row in document["rows"])]
+    ours = Table(title=title, caption=_caption(document["rows"]))
+    columns = ["batch", "gates", "ours", "noise", "all open", "best dense", "speed-up", "MACs", "saved"]
+    for column in [*columns, "latency saved", "realised", *(_EXTRA[name][0] for name in extra)]:
         ours.add_column(column, justify="right")
-    ours.add_column("realised", justify="right")
     dense: dict[int, dict[str, dict[str, float]]] = {}
     for row in document["rows"]:
         dense[row["batch"]] = row["baselines_ms"]
@@ -83,13 +96,15 @@ def tables(document: dict[str, Any]) -> list[Table]:
             str(row["batch"]),
             row["gates"],
             millis(row["ours_ms"]["median"]),
+            "-" if row["noise"] is None else percent(row["noise"]),
             millis(row["ours_open_ms"]["median"]),
             "-" if best is None else f"{millis(row['baselines_ms'][best]['median'])} {best}",
-            "-" if best is None else f"{row['speedup_vs_best']:.2f}x",
+            "-" if best is None else speedup(row),
             mega(row["macs_executed"]),
             percent(row["macs_saved"]),
-            percent(row["latency_saved"]),
-            "-" if row["realised_fraction"] is None else f"{row['realised_fraction']:.2f}",
+            percent(row["latency_saved"]) if row["latency_saved_called"] else _NOT_CALLED,
+            f"{row['realised_fraction']:.2f}" if row["realised_fraction"] and row["latency_saved_called"] else "-",
+            *(_EXTRA[name][1](row[name]) for name in extra),
         )
     if not any(dense.values()):
         return [ours]
@@ -180,7 +195,9 @@ def bench(
         str | None, typer.Option(metavar="qps=N,slo=MS", help="Instead: latency under random arrivals, by load.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="With --load: the curves, as .svg, .png or .pdf.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Peak memory too, each network in a new process.")] = False,
     threads: ThreadsOption = None,
+    pin: PinOption = None,
     json: JsonOption = None,
 ) -> None:
     """Latency and MACs beside eager, compiled and exported dense baselines, timed in turns in one run.
@@ -195,7 +212,7 @@ def bench(
         if wanted is None:
             raise UserError("--plot is of the curves of --load; expected --load with it")
         check_picture(plot.suffix.removeprefix("."))
-    set_threads(threads)
+    set_threads(threads, pin)
     if device != "cpu":
         raise UserError(f"device is {device!r}; expected cpu, the one that this build has kernels for")
     options = parse_options(option or [])
@@ -211,8 +228,9 @@ def bench(
         dtype=_dtype(dtype),
         seed=seed,
         seconds=seconds,
+        memory=memory,
     )
-    images = _images(network, metadata, kind, data)
+    images = test_images(network, metadata, kind, data)
     if wanted is not None:
         _under_load(network, model, wanted, settings, images, plot, json)
         return
@@ -222,7 +240,7 @@ def bench(
         def show_row(row: dict[str, Any]) -> None:
             line = f"batch {row['batch']}, gates {row['gates']}: {millis(row['ours_ms']['median'])} ms"
             if row["best_baseline"]:
-                line += f", {row['speedup_vs_best']:.2f}x as fast as {row['best_baseline']}"
+                line += f", {speedup(row)} beside {row['best_baseline']}"
             progress.console.print(line)
 
         document = measure(
@@ -241,7 +259,10 @@ def bench(
     else:
         for table in tables(document):
             console().print(table)
-    for name, reason in document["missing"].items():
+    missing = dict(document["missing"])
+    if "not_available" in document["energy"]:
+        missing["energy"] = document["energy"]["not_available"]
+    for name, reason in missing.items():
         console(stderr=True).print(f"missing: {name}: {reason}", soft_wrap=True)
     if document.get("interrupted"):
         raise KeyboardInterrupt

@@ -20,12 +20,17 @@ from dsn_models import UserError, checkpoints
 from dsn_models.data import CoarseFineDataset, open_dataset
 from dsn_models.training.recipe import DataSection
 
+from ..measure import machine
+from ..measure.bench import Images
 from ..measure.records import Labelled, read, tasks_of
 
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file or stdout instead of a table.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; torch's own choice if not given.")]
+PinOption = Annotated[
+    str | None, typer.Option(metavar="CORES", help="Stay on these cores, such as 0,2-3, with a thread on each.")
+]
 
 # A table that is piped keeps its columns; on a terminal rich knows the width.
 _PIPED_WIDTH = 160
@@ -46,7 +51,14 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=stderr, transient=True, auto_refresh=False, disable=not stderr.is_terminal)
 
 
-def set_threads(threads: int | None) -> None:
+def set_threads(threads: int | None, pin: str | None = None) -> None:
+    """Keeps to the cores of ``pin``, as many threads as those; ``threads`` overrides their number.
+
+    Raises:
+        UserError: ``pin`` names cores that this process may not use.
+    """
+    if pin is not None:
+        machine.pin(pin)
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -149,6 +161,20 @@ def open_test_data(
     if kind == "folder":
         options.setdefault("image_size", model.config.image_size)
     return open_dataset(kind, data, False, **options)
+
+
+def test_images(model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None) -> Images | None:
+    """Batches of the test data where a checkpoint or the user names some, else None.
+
+    Raises:
+        UserError: as :func:`open_test_data`, or the data is empty.
+    """
+    if kind is None and data is None and metadata.get("recipe", {}).get("data", {}).get("kind") != "navon-sklearn":
+        return None
+    dataset = open_test_data(model, metadata, kind, data, None)
+    if len(dataset) == 0:
+        raise UserError("the test data is empty; expected at least one image")
+    return lambda batch, n: dataset.batch(torch.arange(n * batch, (n + 1) * batch) % len(dataset))[0]
 
 
 def load_checkpoint(source: str) -> tuple[nn.Module, dict[str, Any]]:

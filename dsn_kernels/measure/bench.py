@@ -13,11 +13,13 @@ from torch import Tensor, nn
 import dsn_kernels
 from dsn_models import UserError
 
-from . import machine
+from . import energy, machine
 from .baselines import BASELINES, TOLERANCE, build_all, relative_error
 from .gates import GateSetting
-from .latency import InterleavedTimer, Latency
+from .latency import InterleavedTimer
+from .memory import OURS, peak_memory
 from .networks import Gates, count_dense, dense_network, executed_macs, gate_counts, image_shape, run
+from .rows import Timed
 
 Images = Callable[[int, int], Tensor]
 
@@ -44,6 +46,7 @@ class BenchSettings:
         backend: of ``dsn_kernels.accelerate``.
         seed: of images and random gates.
         seconds: of timing per contestant and batch size; at least five rounds are run.
+        memory: measure peak memory too, each contestant in a process of its own.
     """
 
     batches: Sequence[int] = (1, 8, 64)
@@ -53,6 +56,7 @@ class BenchSettings:
     backend: str = "auto"
     seed: int = 0
     seconds: float = 3.0
+    memory: bool = False
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
@@ -127,7 +131,13 @@ def bench(
     - ``macs_saved`` = 1 - macs_executed / macs_open, ``latency_saved`` = 1 - ours_ms / ours_open_ms (medians), both
       against the same network with all gates open, and ``realised_fraction`` = latency_saved / macs_saved;
     - ``speedup_vs_best`` = median of the fastest baseline / median of ours;
-    - ``gflops`` = 2 macs_executed x batch / median of ours.
+    - ``gflops`` = 2 macs_executed x batch / median of ours;
+    - ``noise``, :meth:`~dsn_kernels.measure.noise.Noise.spread` of ours; ``speedup_interval`` and
+      ``latency_saved_interval``, 95 %; ``speedup_called`` and ``latency_saved_called``, whether noise does not explain
+      the difference (:attr:`~dsn_kernels.measure.noise.Ratio.called`);
+    - ``energy_mj``, millijoules per sample, and ``baselines_energy_mj``; null where nothing counts them;
+    - with ``settings.memory``, ``peak_memory_mib`` of ours with all gates open and of each baseline, by
+      :func:`~dsn_kernels.measure.memory.peak_memory`.
 
     Args:
         model: of a family that ``dsn_kernels.accelerate`` serves.
@@ -156,6 +166,7 @@ def bench(
     for setting in settings.gates:
         setting.draw(config, gate_counts(model), 1, torch.Generator())  # refuses before the long work
     fast: Any = dsn_kernels.accelerate(model, dtype=settings.dtype, backend=settings.backend)
+    meter, metered = energy.find()
     document: dict[str, Any] = {
         "schema": 1,
         "model": name,
@@ -163,16 +174,18 @@ def bench(
         "macs_dense": count_dense(model),
         "device": "cpu",
         "threads": torch.get_num_threads(),
+        "affinity": machine.affinity(),
         "torch": torch.__version__,
         "commit": machine.source_commit(),
         "machine": machine.describe(),
+        "energy": metered,
         "seed": settings.seed,
         "missing": {},
         "rows": [],
     }
     try:
         for batch in settings.batches:
-            _bench_batch(model, fast, dense, batch, settings, images, document, on_step, on_row)
+            _bench_batch(model, fast, dense, batch, settings, images, meter, document, on_step, on_row)
     except KeyboardInterrupt:
         document["interrupted"] = True
     return document
@@ -185,6 +198,7 @@ def _bench_batch(
     batch: int,
     settings: BenchSettings,
     images: Images | None,
+    meter: energy.EnergyMeter | None,
     document: dict[str, Any],
     on_step: Callable[[str, float], None],
     on_row: Callable[[dict[str, Any]], None],
@@ -208,50 +222,32 @@ def _bench_batch(
     document["missing"].update({name: f"batch {batch}: {reason}" for name, reason in missing.items()})
     calls = {f"ours {text}": contestant.calls() for text, contestant in contestants.items()}
     calls |= {name: [partial(call, data)] for name, call in baselines.items()}
-    timer = InterleavedTimer(calls, settings.seed)
+    memory = {}
+    if settings.memory:
+        for name, network in {OURS: model, **dict.fromkeys(baselines, dense)}.items():
+            on_step(f"batch {batch}: memory of {name}", 0.0)
+            memory[name] = peak_memory(name, network, data)
+    timer = InterleavedTimer(calls, settings.seed, energy=meter)
     try:
         timer.run(settings.seconds, on_round=lambda done: on_step(f"batch {batch}: timing", done))
     finally:  # an interruption keeps what was measured
-        latencies = timer.latencies()
+        timed = Timed(timer, settings.seed)
+        macs = {text: contestant.macs for text, contestant in contestants.items()}
         for setting in settings.gates:
-            if f"ours {setting.text}" in latencies and "ours open" in latencies:
-                row = _row(batch, setting.text, settings, latencies, contestants, baselines, document["macs_dense"])
+            if f"ours {setting.text}" in timed.latencies and "ours open" in timed.latencies:
+                row = {
+                    "batch": batch,
+                    "gates": setting.text,
+                    "draws": len(contestants[setting.text].inputs),
+                    "dtype": str(settings.dtype).removeprefix("torch."),
+                    "backend": "cpu" if settings.backend == "auto" else settings.backend,
+                    **timed.row(batch, setting.text, macs, document["macs_dense"]),
+                }
+                if settings.memory:
+                    row["peak_memory_mib"] = {name: found.get("mib") for name, found in memory.items()}
                 document["rows"].append(row)
                 on_row(row)
+        for name, found in memory.items():
+            if "not_available" in found:
+                document["missing"][f"memory of {name}"] = f"batch {batch}: {found['not_available']}"
         torch._dynamo.reset()  # compiled baselines of this shape; past a few shapes torch would run eager instead
-
-
-def _row(
-    batch: int,
-    gates: str,
-    settings: BenchSettings,
-    latencies: dict[str, Latency],
-    contestants: dict[str, _Contestant],
-    baselines: dict[str, Any],
-    macs_dense: int,
-) -> dict[str, Any]:
-    ours, opened = latencies[f"ours {gates}"], latencies["ours open"]
-    others = {name: latencies[name] for name in baselines if name in latencies}
-    best = min(others, key=lambda name: others[name].median) if others else None
-    macs, macs_open = contestants[gates].macs, contestants["open"].macs
-    macs_saved = 1 - macs / macs_open
-    latency_saved = 1 - ours.median / opened.median
-    return {
-        "batch": batch,
-        "gates": gates,
-        "draws": len(contestants[gates].inputs),
-        "dtype": str(settings.dtype).removeprefix("torch."),
-        "backend": "cpu" if settings.backend == "auto" else settings.backend,
-        "ours_ms": ours.as_dict(),
-        "ours_open_ms": opened.as_dict(),
-        "baselines_ms": {name: latency.as_dict() for name, latency in others.items()},
-        "best_baseline": best,
-        "speedup_vs_best": others[best].median / ours.median if best else None,
-        "macs_dense": macs_dense,
-        "macs_open": macs_open,
-        "macs_executed": macs,
-        "macs_saved": macs_saved,
-        "latency_saved": latency_saved,
-        "realised_fraction": latency_saved / macs_saved if macs_saved > 0 else None,
-        "gflops": 2 * macs * batch / ours.median / 1e6,
-    }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .latency import InterleavedTimer
 from .networks import dense_network, gate_counts, run
+from .noise import Noise
 
 
 def compare(
@@ -27,7 +28,8 @@ def compare(
     Returns:
         Per batch size, milliseconds as ``Latency.as_dict``: ``dense_ms`` of the dense network in eager PyTorch,
         ``open_ms`` of ``fast`` with every gate open, ``skipping_ms`` as the gates decide; and ``speedup``, the ratio of
-        the medians of the first and the last.
+        the medians of the first and the last, with its 95 % ``speedup_interval`` and whether it is more than noise,
+        ``speedup_called``.
     """
     dense = dense_network(model).eval()
     rows = []
@@ -40,10 +42,13 @@ def compare(
             "skipping_ms": partial(run, fast),
         }
         timer = InterleavedTimer({name: _next_of(call, parts) for name, call in contestants.items()})
-        timer.run(seconds, min_rounds=3, on_round=partial(on_step, f"timing batch {batch}"))
+        timer.run(seconds, on_round=partial(on_step, f"timing batch {batch}"))
         times = {name: latency.as_dict() for name, latency in timer.latencies().items()}
-        speedup = times["dense_ms"]["median"] / times["skipping_ms"]["median"]
-        rows.append({"batch": batch, **times, "speedup": speedup})
+        ratio = Noise(timer.turns).ratio(
+            times["dense_ms"]["median"] / times["skipping_ms"]["median"], "skipping_ms", "dense_ms"
+        )
+        told = {"speedup": ratio.value, "speedup_interval": ratio.interval, "speedup_called": ratio.called}
+        rows.append({"batch": batch, **times, **told})
     return rows
 
 

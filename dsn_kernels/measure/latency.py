@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from .energy import EnergyMeter
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -39,6 +41,18 @@ class Latency:
         return asdict(self)
 
 
+@dataclass
+class Turn:
+    """The counted calls of one turn: their seconds by input, and the joules they took where a counter was read."""
+
+    seconds: list[list[float]]
+    joules: float | None = None
+
+    @property
+    def calls(self) -> int:
+        return sum(map(len, self.seconds))
+
+
 class InterleavedTimer:
     """Times callables in turns, under ``torch.inference_mode()``.
 
@@ -51,6 +65,7 @@ class InterleavedTimer:
         calls: what to time, by name: a callable, or a sequence of them, one per input.
         seed: of the order.
         clock: seconds, monotonic; for tests.
+        energy: read around the counted calls of every turn.
     """
 
     def __init__(
@@ -58,11 +73,21 @@ class InterleavedTimer:
         calls: Mapping[str, Callable[[], object] | Sequence[Callable[[], object]]],
         seed: int = 0,
         clock: Callable[[], float] = time.perf_counter,
+        energy: EnergyMeter | None = None,
     ) -> None:
         self.calls = {name: [call] if callable(call) else list(call) for name, call in calls.items()}
-        self.samples: dict[str, list[list[float]]] = {name: [[] for _ in c] for name, c in self.calls.items()}
+        self.turns: dict[str, list[Turn]] = {name: [] for name in self.calls}
         self._order = random.Random(seed)
         self._clock = clock
+        self._energy = energy
+
+    @property
+    def samples(self) -> dict[str, list[list[float]]]:
+        """Seconds of all counted calls, by name and input."""
+        return {
+            name: [[s for turn in self.turns[name] for s in turn.seconds[i]] for i in range(len(calls))]
+            for name, calls in self.calls.items()
+        }
 
     def run(
         self,
@@ -93,8 +118,17 @@ class InterleavedTimer:
                     on_round(min(1.0, rounds / min_rounds, elapsed / budget if budget else 1.0))
 
     def _turn(self, name: str, turn_seconds: float) -> None:
-        calls, samples, clock = self.calls[name], self.samples[name], self._clock
+        calls = self.calls[name]
         calls[-1]()
+        turn = Turn([[] for _ in calls])
+        self.turns[name].append(turn)
+        before = None if self._energy is None else self._energy.read()
+        self._count(calls, turn.seconds, turn_seconds)
+        if self._energy is not None and before is not None:
+            turn.joules = self._energy.joules_since(before)
+
+    def _count(self, calls: Sequence[Callable[[], object]], samples: list[list[float]], turn_seconds: float) -> None:
+        clock = self._clock
         start = before = clock()
         while True:
             for call, seconds in zip(calls, samples, strict=True):
@@ -108,3 +142,12 @@ class InterleavedTimer:
     def latencies(self) -> dict[str, Latency]:
         """Of every callable with at least one counted call."""
         return {name: Latency.pooled(samples) for name, samples in self.samples.items() if samples[0]}
+
+    def joules(self) -> dict[str, float]:
+        """Joules per call, the mean over the turns that were metered; of what has none, nothing."""
+        result = {}
+        for name, turns in self.turns.items():
+            metered = [(turn.joules, turn.calls) for turn in turns if turn.joules is not None]
+            if metered:
+                result[name] = sum(joules for joules, _ in metered) / sum(calls for _, calls in metered)
+        return result

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+
+from dsn_models import UserError
 
 
 def cpu_model() -> str:
@@ -20,10 +26,50 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def affinity() -> list[int]:
+    """The cores this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def pin(cores: str) -> None:
+    """Keeps this process on some cores, with a thread for each from now on.
+
+    Args:
+        cores: their numbers and ranges of them, such as ``"0,2-3"``.
+
+    Raises:
+        UserError: the text is no such list, or names a core that this process may not use.
+    """
+    chosen: set[int] = set()
+    for part in cores.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not match:
+            raise UserError(f"pin is {cores!r}; expected numbers of cores, such as 0,2-3")
+        chosen |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    usable = affinity()
+    if not chosen or not chosen <= set(usable):
+        raise UserError(f"pin is {cores!r}; expected cores of {_ranges(usable)}, which this process may use")
+    if not hasattr(os, "sched_setaffinity"):
+        raise UserError("pin is served where the system can keep a process on cores, as Linux can")
+    for task in Path("/proc/self/task").iterdir():  # threads that torch has started keep their own lists
+        os.sched_setaffinity(int(task.name), chosen)
+    torch.set_num_threads(len(chosen))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``[0, 1, 2, 5]`` as ``0-2,5``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
 def describe() -> dict[str, str | int]:
-    """Processor and the cores this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"cpu": cpu_model(), "cores": cores}
+    """Processor and the number of cores this process may use."""
+    return {"cpu": cpu_model(), "cores": len(affinity())}
 
 
 def source_commit() -> str | None:

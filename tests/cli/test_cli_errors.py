@@ -33,6 +33,8 @@ def cases():
         (["bench", "CKPT", "--dtype", "float16"], "dtype is torch.float16"),
         (["bench", "CKPT", "--dtype", "half-baked"], "dtype is 'half-baked'"),
         (["bench", "CKPT", "--threads", "0"], "'--threads'"),
+        (["bench", "CKPT", "--pin", "all"], "pin is 'all'; expected numbers of cores, such as 0,2-3"),
+        (["bench", "CKPT", "--pin", "9999"], "which this process may use"),
         (["bench", "CKPT", "--json", "absent/bench.json"], "no folder"),
         (["info", "--json", "."], "is a folder or a device"),
         (["info", "--json", "/dev/null"], "is a folder or a device"),

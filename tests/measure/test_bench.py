@@ -1,5 +1,6 @@
 """The document of a bench run: its schema, its fractions, and what interrupts or refuses it."""
 
+import itertools
 import json
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 
 import dsn_kernels
 import dsn_models
+from dsn_kernels.measure import energy, machine
 from dsn_kernels.measure.bench import BenchSettings, WrongAnswer, bench
+from dsn_kernels.measure.energy import Counter, EnergyMeter
 from dsn_kernels.measure.flops import count_dense
 from dsn_kernels.measure.gates import GateSetting
 from dsn_models import UserError
@@ -19,9 +22,11 @@ TOP = {
     "macs_dense",
     "device",
     "threads",
+    "affinity",
     "torch",
     "commit",
     "machine",
+    "energy",
     "seed",
     "missing",
     "rows",
@@ -37,14 +42,30 @@ ROW = {
     "baselines_ms": dict,
     "best_baseline": str,
     "speedup_vs_best": float,
+    "speedup_interval": list,
+    "speedup_called": bool,
     "macs_dense": int,
     "macs_open": float,
     "macs_executed": float,
     "macs_saved": float,
     "latency_saved": float,
+    "latency_saved_interval": list,
+    "latency_saved_called": bool,
     "realised_fraction": float,
     "gflops": float,
+    "rounds": int,
+    "noise": float,
+    "energy_mj": float,
+    "baselines_energy_mj": dict,
 }
+
+
+@pytest.fixture(autouse=True)
+def counters(monkeypatch):
+    """A counter of energy that gains a joule whenever it is read."""
+    joules = itertools.count()
+    meter = EnergyMeter([Counter("package-0", lambda: float(next(joules)))])
+    monkeypatch.setattr(energy, "rapl", lambda: meter)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +94,11 @@ def test_schema(model):
             assert isinstance(row[key], kind) or (key == "realised_fraction" and row["macs_saved"] == 0), key
         for latency in (row["ours_ms"], row["ours_open_ms"], *row["baselines_ms"].values()):
             assert 0 < latency["p10"] <= latency["median"] <= latency["p90"]
-        assert set(row["baselines_ms"]) == {"eager", "channels_last"}
+        assert set(row["baselines_ms"]) == set(row["baselines_energy_mj"]) == {"eager", "channels_last"}
+        assert row["speedup_interval"][0] <= row["speedup_vs_best"] <= row["speedup_interval"][1]
+        assert row["latency_saved_interval"][0] <= row["latency_saved"] <= row["latency_saved_interval"][1]
+        assert row["rounds"] >= 5 and row["noise"] >= 0 and row["energy_mj"] > 0
+    assert document["energy"] == {"counters": ["package-0"]} and document["affinity"] == machine.affinity()
 
 
 def test_fractions(model):
@@ -172,6 +197,21 @@ def test_missing_baseline_is_in_the_document(model, monkeypatch):
     document = bench(model, "tiny", settings(["open"], batches=(1,), against=("eager", "openvino")))
     assert document["missing"] == {"openvino": "batch 1: RuntimeError: will not"}
     assert list(document["rows"][0]["baselines_ms"]) == ["eager"]
+
+
+def test_memory_and_energy_where_they_cannot_be_had(model, monkeypatch):
+    def refuse():
+        raise energy.EnergyUnavailable("no counter")
+
+    monkeypatch.setattr(energy, "rapl", refuse)
+    found = {"ours": {"mib": 7.0}, "eager": {"not_available": "no /proc"}}
+    monkeypatch.setattr("dsn_kernels.measure.bench.peak_memory", lambda name, network, images: found[name])
+    document = bench(model, "tiny", settings(["open"], batches=(1,), against=("eager",), memory=True))
+    (row,) = document["rows"]
+    assert row["peak_memory_mib"] == {"ours": 7.0, "eager": None}
+    assert document["missing"] == {"memory of eager": "batch 1: no /proc"}
+    assert document["energy"] == {"not_available": "no counter"}
+    assert row["energy_mj"] is None and row["baselines_energy_mj"] == {"eager": None}
 
 
 def test_interruption_returns_what_there_is(model):
