@@ -19,6 +19,11 @@ STABLE_TORCH_LIBRARY(dsn, m) {
       "logits)"
       " -> (Tensor logits, Tensor gates, Tensor scores, Tensor macs)");
   m.def(
+      "timed_network(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor plan, int gates, "
+      "int "
+      "logits)"
+      " -> (Tensor logits, Tensor gates, Tensor scores, Tensor macs, Tensor spans)");
+  m.def(
       "dense_block(Tensor x, Tensor weights, Tensor thresholds, Tensor? forced_gates, int growth, int layers,"
       " int bottleneck, int gate, int merge) -> (Tensor y, Tensor gates, Tensor scores, Tensor macs)");
   m.def("preact_conv2d(Tensor x, Tensor weights, int out_channels) -> Tensor");

@@ -60,7 +60,11 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, 
   // four samples leave the cache.
   group = needs_masks ? 4 : 1;
   int64_t most = 0;
-  for (const Instruction& in : plan.code) most = std::max({most, in.in_channels, in.bottleneck});
+  for (const Instruction& in : plan.code) {
+    most = std::max({most, in.in_channels, in.bottleneck});
+    first_step.push_back(steps);
+    steps += 1 + (in.op == Op::kDenseBlock ? in.layers : 0);
+  }
   every_channel.resize(most);
   std::iota(every_channel.begin(), every_channel.end(), 0);
   for (const BufferSpec& b : plan.buffers) {

@@ -40,6 +40,9 @@ class CompiledPlan {
   int group = 1;                   // samples that a thread works on at a time
   bool needs_masks = false;        // filters are chosen by gates that no instruction decides
   std::vector<int> every_channel;  // 0, 1, 2, ...: where none can be missing
+  // What a timed run tells apart: an instruction, and after it the layers of a dense block.
+  std::vector<int64_t> first_step;  // of each instruction
+  int64_t steps = 0;
 
  private:
   CompiledPlan(const char* op, const int64_t* words, int64_t count, const BufferSpec& image, int64_t weight_count);

@@ -60,6 +60,7 @@ class DenseBlock {
   }
 
   void layer(int64_t l) {
+    const Span span(w, in, l);
     const Packed& p = packed[l];
     if (w.team().late_for(2)) return;
     float* base = w.patches();

@@ -121,6 +121,7 @@ void Worker::walk(int stream) {
 }
 
 void Worker::step(const Instruction& in) {
+  const Span span(*this, in);
   switch (in.op) {
     case Op::kLoad:
       return run_load(*this, in);
@@ -168,8 +169,10 @@ struct Batch {
   std::vector<std::atomic<int64_t>> macs;
   Sample first;  // pointers of sample 0
   int64_t image_stride, map_stride;
+  int64_t* spans;  // [size, threads, steps, kSpanFields], or null
+  int threads;
 
-  Sample sample(int64_t i) {
+  Sample sample(int64_t i, int thread) {
     Sample s = first;
     s.image += i * image_stride;
     if (s.forced) s.forced += i * plan.gates;
@@ -178,17 +181,18 @@ struct Batch {
     s.logits += i * plan.logits;
     s.map += i * map_stride;
     s.macs = &macs[i];
+    s.spans = spans ? spans + (i * threads + thread) * compiled.steps * kSpanFields : nullptr;
     return s;
   }
 };
 
 // Several samples, an instruction at a time: its weights are read once for all of them.
-void run_group(Batch& batch, const MemoryMap& memory, float* arena, int64_t first, int count) {
+void run_group(Batch& batch, const MemoryMap& memory, float* arena, int thread, int64_t first, int count) {
   float* shared = arena + count * memory.sample;
   std::vector<Worker> workers;
   for (int i = 0; i < count; ++i)
     workers.emplace_back(batch.compiled, memory, batch.weights, arena + i * memory.sample, shared,
-                         batch.sample(first + i));
+                         batch.sample(first + i, thread));
   for (const Instruction& in : batch.plan.code)
     for (Worker& worker : workers) worker.step(in);
   for (const Worker& worker : workers) worker.count_macs();
@@ -198,7 +202,7 @@ void run_group(Batch& batch, const MemoryMap& memory, float* arena, int64_t firs
 // threads that have nothing else to do: each begins with a branch of its own, which fits its cache, and helps the
 // others when done. Samples differ in what they skip, so without that the slowest thread would finish alone.
 void run_batch(Batch& batch) {
-  const int threads = std::min<int>(static_cast<int>(torch::stable::get_num_threads()), Team::kMaxSize);
+  const int threads = batch.threads;
   const int64_t left_over = batch.size % threads;
   const int64_t shared = threads == 1 ? 0 : left_over ? left_over : 1;
   const int64_t singles = batch.size - shared;
@@ -227,7 +231,7 @@ void run_batch(Batch& batch) {
         count = std::clamp<int64_t>((mine - first) / threads, 1, group);
       } while (!next.compare_exchange_weak(first, first + count));
       if (first >= mine) break;
-      run_group(batch, alone, arena, first, static_cast<int>(count));
+      run_group(batch, alone, arena, rank, first, static_cast<int>(count));
     }
     if (only_thread) return;
     float* none = nullptr;  // the first thread without a sample of its own lends the team its memory
@@ -236,7 +240,7 @@ void run_batch(Batch& batch) {
       std::vector<Team> teams;
       for (TeamState& state : states[static_cast<size_t>(i)]) teams.emplace_back(rank, threads, state);
       float* own = team_arena.load();
-      Worker(batch.compiled, together, batch.weights, own, own + together.sample, batch.sample(singles + i),
+      Worker(batch.compiled, together, batch.weights, own, own + together.sample, batch.sample(singles + i, rank),
              std::move(teams))
           .run();
     }
@@ -256,7 +260,7 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
 
 Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& input, const Tensor& image,
             const Tensor& weights, const std::optional<Tensor>& thresholds, const std::optional<Tensor>& forced,
-            const BufferSpec& output) {
+            const BufferSpec& output, std::optional<Tensor>* spans = nullptr) {
   const Plan& plan = compiled.plan;
   const int64_t batch = image.size(0);
   check_tensor(op, "image", image, ScalarType::Float, {-1, input.channels, input.height, input.width});
@@ -268,6 +272,11 @@ Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& inpu
               empty({batch, output.channels, output.height, output.width}, float32),
               empty({batch, plan.gates}, aoti_torch_dtype_uint8()), empty({batch, plan.gates}, float32),
               empty({batch}, aoti_torch_dtype_int64())};
+  const int threads = std::min<int>(static_cast<int>(torch::stable::get_num_threads()), Team::kMaxSize);
+  if (spans) {
+    *spans = empty({batch, threads, compiled.steps, kSpanFields}, aoti_torch_dtype_int64());
+    std::fill_n((*spans)->mutable_data_ptr<int64_t>(), (*spans)->numel(), int64_t{0});
+  }
   if (batch == 0) return out;
 
   const Tensor x = torch::stable::contiguous(image), w = torch::stable::contiguous(weights);
@@ -298,9 +307,11 @@ Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& inpu
           std::vector<std::atomic<int64_t>>(static_cast<size_t>(batch)),
           {x.const_data_ptr<float>(), f ? f->const_data_ptr<uint8_t>() : nullptr, threshold.data(),
            out.gates.mutable_data_ptr<uint8_t>(), out.scores.mutable_data_ptr<float>(),
-           out.logits.mutable_data_ptr<float>(), out.map.mutable_data_ptr<float>(), nullptr},
+           out.logits.mutable_data_ptr<float>(), out.map.mutable_data_ptr<float>(), nullptr, nullptr},
           input.channels * input.pixels(),
-          output.channels * output.pixels()};
+          output.channels * output.pixels(),
+          spans ? (*spans)->mutable_data_ptr<int64_t>() : nullptr,
+          threads};
   run_batch(b);
   int64_t* macs = out.macs.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < batch; ++i) macs[i] = b.macs[i].load();
@@ -313,10 +324,9 @@ BufferSpec map_of(const char* op, const char* name, const Tensor& x, const Tenso
   return {x.size(1), x.size(2), x.size(3)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> network_cpu(const Tensor& image, const Tensor& weights,
-                                                       const Tensor& thresholds,
-                                                       const std::optional<Tensor>& forced_gates,
-                                                       const Tensor& plan_words, int64_t gates, int64_t logits) {
+Outputs run_network(const Tensor& image, const Tensor& weights, const Tensor& thresholds,
+                    const std::optional<Tensor>& forced_gates, const Tensor& plan_words, int64_t gates, int64_t logits,
+                    std::optional<Tensor>* spans = nullptr) {
   const BufferSpec input = map_of("network", "image", image, weights);
   check_tensor("network", "plan", plan_words, ScalarType::Long, {-1});
   const Tensor words = torch::stable::contiguous(plan_words);
@@ -325,8 +335,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> network_cpu(const Tensor& image, cons
   const Plan& plan = compiled->plan;
   check(plan.gates == gates && plan.logits == logits, "network: the plan has ", plan.gates, " gates and ", plan.logits,
         " logits, got gates=", gates, " and logits=", logits);
-  Outputs out = run("network", *compiled, input, image, weights, thresholds, forced_gates, {0, 1, 1});
+  return run("network", *compiled, input, image, weights, thresholds, forced_gates, {0, 1, 1}, spans);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> network_cpu(const Tensor& image, const Tensor& weights,
+                                                       const Tensor& thresholds,
+                                                       const std::optional<Tensor>& forced_gates,
+                                                       const Tensor& plan_words, int64_t gates, int64_t logits) {
+  Outputs out = run_network(image, weights, thresholds, forced_gates, plan_words, gates, logits);
   return {out.logits, out.gates, out.scores, out.macs};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> timed_network_cpu(const Tensor& image, const Tensor& weights,
+                                                                     const Tensor& thresholds,
+                                                                     const std::optional<Tensor>& forced_gates,
+                                                                     const Tensor& plan_words, int64_t gates,
+                                                                     int64_t logits) {
+  std::optional<Tensor> spans;
+  Outputs out = run_network(image, weights, thresholds, forced_gates, plan_words, gates, logits, &spans);
+  return {out.logits, out.gates, out.scores, out.macs, *spans};
 }
 
 // A plan of a few instructions, through the same words as a whole network's.
@@ -389,6 +416,7 @@ Tensor head_cpu(const Tensor& x, const Tensor& weights, int64_t classes) {
 
 STABLE_TORCH_LIBRARY_IMPL(dsn, CPU, m) {
   m.impl("network", TORCH_BOX(&network_cpu));
+  m.impl("timed_network", TORCH_BOX(&timed_network_cpu));
   m.impl("dense_block", TORCH_BOX(&dense_block_cpu));
   m.impl("preact_conv2d", TORCH_BOX(&preact_conv2d_cpu));
   m.impl("head", TORCH_BOX(&head_cpu));

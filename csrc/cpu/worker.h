@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <vector>
 
 #include "compiled_plan.h"
@@ -66,7 +67,11 @@ struct Sample {
   float* logits;           // [logits]
   float* map;              // [C, H, W] of the store instruction
   std::atomic<int64_t>* macs;
+  int64_t* spans;  // [steps][kSpanFields] of this thread, or null: not timed
 };
+
+// Of a step, by thread: nanoseconds of the steady clock when it began and ended, and the MACs done.
+constexpr int kSpanFields = 3;
 
 // The packed weights of one unit, by field.
 struct Packed {
@@ -174,6 +179,31 @@ class Worker {
   std::vector<Team> teams_;
   std::vector<bool> walked_;
   int stream_ = 0;  // that is being walked; 0 for a thread alone
+};
+
+// Notes when a step of the plan began and ended, where that was asked for.
+class Span {
+ public:
+  // layer: of a dense block, -1 for the instruction as a whole
+  Span(const Worker& w, const Instruction& in, int64_t layer = -1) : w_(w), macs_(w.macs) {
+    if (!w.sample.spans) return;
+    span_ = w.sample.spans + (w.compiled.first_step[&in - w.plan.code.data()] + 1 + layer) * kSpanFields;
+    span_[0] = now();
+  }
+  ~Span() {
+    if (!span_) return;
+    span_[1] = now();
+    span_[2] = w_.macs - macs_;
+  }
+  Span(const Span&) = delete;
+  Span& operator=(const Span&) = delete;
+
+ private:
+  static int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+  const Worker& w_;
+  int64_t macs_;
+  int64_t* span_ = nullptr;
 };
 
 // The input of a 3x3 convolution: patches of `tiles` tiles with `halo` pixels more on either side,

@@ -1,4 +1,4 @@
-"""The ``dsn`` command: demo, train, eval, bench, sweep, report, convert, info."""
+"""The ``dsn`` command: demo, train, eval, bench, timeline, sweep, report, convert, info."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dsn_models import UserError
 from dsn_models.distributed import is_first
 
 from ..measure.bench import WrongAnswer
-from . import bench, convert, demo, evaluate, info, report, sweep, train
+from . import bench, convert, demo, evaluate, info, report, sweep, timeline, train
 
 app = typer.Typer(
     name="dsn",
@@ -24,6 +24,7 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
+app.command("timeline")(timeline.timeline)
 app.command("sweep")(sweep.sweep)
 app.command("report")(report.report)
 app.command("convert")(convert.convert_command)

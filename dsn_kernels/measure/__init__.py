@@ -2,5 +2,6 @@
 
 from .flops import FlopCount, flops
 from .latency import InterleavedTimer, Latency
+from .timeline import Timeline, timeline
 
-__all__ = ["FlopCount", "InterleavedTimer", "Latency", "flops"]
+__all__ = ["FlopCount", "InterleavedTimer", "Latency", "Timeline", "flops", "timeline"]

@@ -126,9 +126,10 @@ def layer_counts(fast: Any, gates: Mapping[str, Tensor], batch: int) -> list[Lay
     names = list(fast.layers)
     joined = torch.cat([gates[name] for name in names], 1) if names else torch.empty(batch, 0, dtype=torch.uint8)
     counts = []
-    for part, plan in _plans(fast):
-        rows = joined[:, : plan.gates]
-        counts += list(_plan_layers(part, plan, rows, fast.layers))
+    for part, module in planned_parts(fast):
+        rows = joined[:, : module.plan.gates]
+        layers = (count for _, count in plan_layers(part, module.plan, rows, fast.layers))
+        counts += [count for count in layers if count.executed.any() or count.dense]
     given = dict(gates) if names else {"": joined}
     rest = fast.macs(given) - torch.stack([count.executed for count in counts]).sum(0)
     dense_rest = int(fast.dense_macs) - sum(count.dense for count in counts)
@@ -138,15 +139,19 @@ def layer_counts(fast: Any, gates: Mapping[str, Tensor], batch: int) -> list[Lay
     return counts
 
 
-def _plans(fast: Any) -> list[tuple[str, Plan]]:
+def planned_parts(fast: Any) -> list[tuple[str, Any]]:
+    """The modules of an accelerated network that hold a plan, in the order in which they run: itself, or its parts."""
     if hasattr(fast, "plan"):
-        return [("", fast.plan)]
-    parts = [(name, part.plan) for name, part in fast.named_children() if isinstance(getattr(part, "plan", None), Plan)]
+        return [("", fast)]
+    parts = [(name, part) for name, part in fast.named_children() if isinstance(getattr(part, "plan", None), Plan)]
     return parts if len(parts) > 1 else [("", parts[0][1])]
 
 
-def _plan_layers(part: str, plan: Plan, gates: Tensor, layers: Mapping[str, int]) -> Iterator[LayerCount]:
-    """The steps of one plan. Branches follow each other and end with their heads; gates are numbered in that order."""
+def plan_layers(part: str, plan: Plan, gates: Tensor, layers: Mapping[str, int]) -> Iterator[tuple[Work, LayerCount]]:
+    """The steps of one plan by name, those without MACs too.
+
+    Branches follow each other and end with their heads; gates are numbered in that order.
+    """
     firsts, first = {}, 0
     for name, count in layers.items():
         firsts[name], first = first, first + count
@@ -168,9 +173,8 @@ def _plan_layers(part: str, plan: Plan, gates: Tensor, layers: Mapping[str, int]
         elif work.op == "conv2d" and work.gate >= 0 and plan.code[work.index].only_if >= 0:
             where = f"units.{work.gate + 1}"  # the first unit has no gate
         key = f"{where}.{work.op}" if where else work.op
-        if work.macs.any() or dense:
-            yield LayerCount(f"{key}.{seen[key]}", branch, gate, dense, work.ran.double(), work.macs)
-            seen[key] += 1
+        yield work, LayerCount(f"{key}.{seen[key]}", branch, gate, dense, work.ran.double(), work.macs)
+        seen[key] += 1
         if work.op == "head" and len(order) > 1 and branch != order[-1]:
             branch = order[order.index(branch) + 1]
 

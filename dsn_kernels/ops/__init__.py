@@ -6,7 +6,7 @@ their kernels counted meanwhile. ``run_plan``, ``network`` for the GPU, is calle
 
 from .dense_block import dense_block
 from .head import head
-from .network import network
+from .network import network, timed_network
 from .preact_conv2d import preact_conv2d
 
-__all__ = ["dense_block", "head", "network", "preact_conv2d"]
+__all__ = ["dense_block", "head", "network", "preact_conv2d", "timed_network"]

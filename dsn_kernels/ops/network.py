@@ -53,6 +53,7 @@ class Work(NamedTuple):
         gate: the gate that decides whether it runs, the first of a convolution's filters; -1 if it always runs.
         ran: fraction of it that ran: 0 or 1, of a convolution whose filters are chosen anything between. [B].
         macs: executed, int64 [B].
+        layer: of a dense block, -1 for its gates and for every other instruction.
     """
 
     op: str
@@ -60,6 +61,7 @@ class Work(NamedTuple):
     gate: int
     ran: Tensor
     macs: Tensor
+    layer: int = -1
 
 
 @dataclass
@@ -81,6 +83,12 @@ class Plan:
         """What :func:`network` takes as ``plan``: int64, buffers first, then the instructions."""
         buffers = [n for sizes in self.buffers for n in sizes]
         return torch.tensor([len(self.buffers), *buffers, *(n for i in self.code for n in vars(i).values())])
+
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """What a timed run tells apart: (instruction, -1), and for a dense block then (instruction, layer)."""
+        for index, step in enumerate(self.code):
+            for layer in range(-1, step.layers if step.op == _C.OPS["dense_block"] else 0):
+                yield index, layer
 
     @property
     def gates(self) -> int:
@@ -123,7 +131,7 @@ class Plan:
                     macs = dense_layer_macs(
                         self._pixels(step.dst), channels, step.out_channels, step.bottleneck, step.merge
                     )
-                    yield Work("layer", index, gate, taken, taken * macs)
+                    yield Work("layer", index, gate, taken, taken * macs, layer)
                     channels = channels + taken * self._added(step)
                 live[step.dst] = channels
             elif op == "conv2d":
@@ -235,6 +243,41 @@ def _(image, weights, thresholds, forced_gates, plan, gates, logits):
     )
 
 
-@register_flop_formula(torch.ops.dsn.network, get_raw=True)
+def timed_network(
+    image: Tensor,
+    weights: Tensor,
+    thresholds: Tensor,
+    forced_gates: Tensor | None,
+    plan: Tensor,
+    gates: int,
+    logits: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """:func:`network`, which also notes when each step ran; the steps are those of ``Plan.steps()``.
+
+    Returns:
+        What :func:`network` returns, and spans int64 [B, threads, steps, 3]: nanoseconds of the system's steady clock
+        (``time.monotonic_ns``) at which a thread began and ended a step of a sample, and the MACs it did in between;
+        zeros where it had no part in it. A dense block's layers lie within its own span.
+
+    Raises:
+        RuntimeError: as :func:`network`.
+    """
+    return torch.ops.dsn.timed_network(image, weights, thresholds, forced_gates, plan, gates, logits)
+
+
+@torch.library.register_fake("dsn::timed_network")
+def _(image, weights, thresholds, forced_gates, plan, gates, logits):
+    batch = image.shape[0]
+    threads, steps = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
+    return (
+        image.new_empty(batch, logits),
+        image.new_empty(batch, gates, dtype=torch.uint8),
+        image.new_empty(batch, gates),
+        image.new_empty(batch, dtype=torch.int64),
+        image.new_empty(batch, threads, steps, 3, dtype=torch.int64),
+    )
+
+
+@register_flop_formula([torch.ops.dsn.network, torch.ops.dsn.timed_network], get_raw=True)
 def _(*args, out_val, **kwargs) -> int:
     return 2 * int(out_val[3].sum())

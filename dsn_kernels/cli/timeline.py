@@ -1,0 +1,112 @@
+"""``dsn timeline``: which layer ran for which sample and what it cost."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+import dsn_kernels
+from dsn_models import UserError
+from dsn_models.checkpoints import write_atomically
+
+from ..measure import machine
+from ..measure.bench import noise
+from ..measure.gates import GateSetting
+from ..measure.networks import gate_counts
+from ..measure.plots import check_picture, picture
+from ..measure.timeline import Timeline
+from ..measure.timeline import timeline as measure
+from ..measure.timeline_views import document, rows, timeline_figure, trace
+from .common import (
+    JsonOption,
+    PinOption,
+    ThreadsOption,
+    check_writable,
+    console,
+    load_model,
+    mega,
+    parse_options,
+    percent,
+    set_threads,
+    test_images,
+    write_json,
+)
+
+
+def table(timeline: Timeline, title: str, top: int) -> Table:
+    """The ``top`` steps that took the most, in the network's order, and what the others took together."""
+    every = rows(timeline)
+    costly = sorted(every, key=lambda row: row["share"], reverse=True)[:top]
+    result = Table(title=title)
+    for column in ("step", "ran", "µs if run", "share", "MACs if run", "GFLOP/s"):
+        result.add_column(column, justify="left" if column == "step" else "right")
+    for row in every:
+        if row in costly:
+            result.add_row(
+                row["name"],
+                percent(row["ran"]),
+                "-" if row["ms_if_run"] is None else f"{1e3 * row['ms_if_run']:.1f}",
+                percent(row["share"]),
+                "-" if row["macs_if_run"] is None else mega(row["macs_if_run"]),
+                "-" if row["gflops"] is None else f"{row['gflops']:.0f}",
+            )
+    if len(every) > len(costly):
+        rest = sum(row["share"] for row in every) - sum(row["share"] for row in costly)
+        result.add_row(f"{len(every) - len(costly)} others", "", "", percent(rest), "", "")
+    return result
+
+
+def timeline(
+    model: Annotated[str, typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.")],
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 8,
+    gates: Annotated[str, typer.Option(help="open, shut, trained, paper, random:P or equal:P.")] = "",
+    trace_file: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Trace for ui.perfetto.dev, JSON.")
+    ] = None,
+    picture_file: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Samples by layers: .svg, .png or .pdf.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Calls; that of median length is told.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Steps in the table.")] = 30,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a zoo model's configuration; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, images and random gates.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="Folder of test images; noise if not given.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Of the data, as for dsn eval.")] = None,
+    threads: ThreadsOption = None,
+    pin: PinOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Which layer ran for which sample, when, on which thread, and what it cost: table, picture, trace."""
+    for file in (json, trace_file, picture_file):
+        check_writable(file)
+    if picture_file is not None:
+        check_picture(picture_file.suffix.removeprefix("."))
+    set_threads(threads, pin)
+    network: Any
+    network, metadata = load_model(model, seed, parse_options(option or []))
+    trained = Path(model).exists()
+    counts = gate_counts(network)
+    setting = GateSetting(gates or ("open" if not counts else "trained" if trained else "random:0.5"))
+    if setting.text == "trained" and not trained:
+        raise UserError(f"gates trained: {model} has random weights; expected a checkpoint")
+    forced = setting.draw(network.config, counts, batch, torch.Generator().manual_seed(seed))
+    images = (test_images(network, metadata, kind, data) or noise(network.config, seed))(batch, 0)
+    found = measure(dsn_kernels.accelerate(network), images, forced, runs=runs)
+    if trace_file is not None:
+        write_json(trace(found), str(trace_file))
+    if picture_file is not None:
+        kind_of_picture = picture_file.suffix.removeprefix(".")
+        write_atomically(picture_file, picture(partial(timeline_figure, found), kind_of_picture))
+    if json is not None:
+        facts = {"commit": machine.source_commit(), "machine": machine.describe(), "torch": torch.__version__}
+        write_json({"schema": 1, "model": model, "gates": setting.text, **document(found), **facts}, json)
+        return
+    title = f"{model}, batch {batch}, gates {setting.text}, {found.threads} threads: {found.total_ms:.2f} ms"
+    console().print(table(found, title, top))

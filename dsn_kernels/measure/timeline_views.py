@@ -1,0 +1,96 @@
+"""A timeline as a table's rows, as JSON, as a trace and as a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from .plots import PAGE, Colours, styled
+from .timeline import WHOLE_BATCH, Timeline
+
+
+def rows(timeline: Timeline) -> list[dict[str, Any]]:
+    """Per step, in the network's order: ``name``, ``branch``, ``gate``; ``ran``, the mean fraction that ran;
+    ``ms_if_run`` and ``macs_if_run``, means over the samples that ran it (None if none did); ``share`` of all
+    milliseconds; ``gflops``, None without MACs."""
+    whole = timeline.ms.sum().item() or 1.0
+    found = []
+    for i, name in enumerate(timeline.steps):
+        ms, macs, ran = timeline.ms[:, i], timeline.macs[:, i], timeline.ran[:, i] > 0
+        some, total_ms, total_macs = bool(ran.any()), ms.sum().item(), macs.sum().item()
+        found.append(
+            {
+                "name": name,
+                "branch": timeline.branches[i],
+                "gate": timeline.gates[i],
+                "ran": timeline.ran[:, i].mean().item(),
+                "ms_if_run": ms[ran].mean().item() if some else None,
+                "macs_if_run": macs[ran].double().mean().item() if some else None,
+                "share": total_ms / whole,
+                "gflops": 2 * total_macs / total_ms / 1e6 if total_ms and total_macs else None,
+            }
+        )
+    return found
+
+
+def document(timeline: Timeline) -> dict[str, Any]:
+    """Everything but the spans, for JSON: :func:`rows`, each with ``ran_by_sample`` and ``ms_by_sample``."""
+    steps = [
+        {**row, "ran_by_sample": timeline.ran[:, i].tolist(), "ms_by_sample": timeline.ms[:, i].tolist()}
+        for i, row in enumerate(rows(timeline))
+    ]
+    return {"batch": len(timeline.ran), "threads": timeline.threads, "total_ms": timeline.total_ms, "steps": steps}
+
+
+def trace(timeline: Timeline) -> dict[str, Any]:
+    """The spans in the Trace Event Format, which Perfetto and chrome://tracing open: a track per thread."""
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "pid": 0, "tid": thread, "name": "thread_name", "args": {"name": f"thread {thread}"}}
+        for thread in sorted({span.thread for span in timeline.spans})
+    ]
+    for span in timeline.spans:
+        whole = span.sample == WHOLE_BATCH
+        events.append(
+            {
+                "ph": "X",
+                "pid": 0,
+                "tid": span.thread,
+                "name": timeline.steps[span.step],
+                "cat": timeline.branches[span.step] or "network",
+                "ts": span.start / 1e3,
+                "dur": (span.end - span.start) / 1e3,
+                "args": {"sample": "all" if whole else span.sample, "macs": span.macs},
+            }
+        )
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def timeline_figure(timeline: Timeline, colours: Colours = PAGE) -> Figure:
+    """Samples by layers, coloured by the time that each took; blank where a layer did not run.
+
+    Shown are the steps that the kernels did MACs in or that a gate may shut, branches side by side.
+    """
+    shown = [i for i, gate in enumerate(timeline.gates) if gate >= 0 or bool(timeline.macs[:, i].any())]
+    cells = np.where(timeline.ran[:, shown].numpy() > 0, timeline.ms[:, shown].numpy() * 1e3, np.nan)
+    cells[cells <= 0] = np.nan
+    batch, width = cells.shape
+    figure = Figure(figsize=(min(16.0, 3.0 + 0.11 * width), min(12.0, 2.2 + 0.12 * batch)), layout="constrained")
+    axes = styled(figure.subplots(), colours)
+    norm = LogNorm(np.nanmin(cells), np.nanmax(cells)) if np.isfinite(cells).any() else None
+    image = axes.imshow(cells, aspect="auto", interpolation="nearest", cmap="viridis", norm=norm)
+    axes.set_ylabel("sample")
+    axes.set_yticks(range(0, batch, max(1, batch // 16)))
+    step = max(1, width // 40)
+    names = [timeline.steps[i] for i in shown]
+    axes.set_xticks(range(0, width, step), names[::step], rotation=90, fontsize=6)
+    branches = [timeline.branches[i] for i in shown]
+    for i in range(1, width):
+        if branches[i] != branches[i - 1]:
+            axes.axvline(i - 0.5, color=colours.ink, linewidth=0.8)
+    bar = figure.colorbar(image, ax=axes, pad=0.01)
+    bar.set_label("microseconds", color=colours.ink)
+    bar.ax.tick_params(colors=colours.ink, which="both")
+    return figure
