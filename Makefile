@@ -1,6 +1,7 @@
 # make demo    the shipped network on real handwritten digits: table on the terminal, report in HTML
 # make test    builds everything and runs the tests
-# make bench   the benchmark against the runtimes a user would run instead
+# make bench   the benchmark against the runtimes a user would run instead; BENCH chooses runs of benchmarks/cpu.py
+# make bench-compare   the same anew, and its ratios against this machine's committed results
 # make lint    ruff, clang-format, mypy            make format   rewrites the code in the house style
 # make clean   removes the environment and everything built
 #
@@ -9,7 +10,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-BENCH ?= concat-bc-100 --gates open,paper,random:0.5
+BENCH ?= concat-bc-100 kernels
 
 # Without a GPU at hand one architecture shows that the CUDA sources compile; all of them take minutes.
 ifeq ($(shell command -v nvidia-smi),)
@@ -22,7 +23,7 @@ cpp := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 python := setup.py dsn_kernels python tests benchmarks
 
 .NOTPARALLEL:
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench bench-compare lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-build
@@ -31,8 +32,11 @@ demo: $(VENV)/stamp-build
 test: $(VENV)/stamp-build $(VENV)/stamp-test
 	$(VENV)/bin/python -m pytest -q
 
-bench: $(VENV)/stamp-build $(VENV)/stamp-bench
-	$(VENV)/bin/dsn bench $(BENCH)
+bench: $(VENV)/stamp-build $(VENV)/stamp-bench $(VENV)/stamp-test
+	$(VENV)/bin/python benchmarks/cpu.py $(BENCH)
+
+bench-compare: $(VENV)/stamp-build $(VENV)/stamp-bench $(VENV)/stamp-test
+	$(VENV)/bin/python benchmarks/compare.py $(BENCH)
 
 lint: $(VENV)/stamp-test
 	$(VENV)/bin/ruff check $(wildcard $(python))

@@ -1,9 +1,9 @@
 """Runs the CPU benchmark and holds it against what the project promises: ``python benchmarks/cpu.py [RUN ...]``.
 
-Writes ``benchmarks/results/MACHINE.RUN.json``, the documents of ``dsn bench``, and prints every promise kept or BROKEN
-with the figure measured; exit status 1 if one is broken. Options such as ``--seconds=10`` go to ``dsn bench``;
-``--check`` only reads the files that are there. Takes up to half an hour a run on two cores, most of it in
-torch.compile. An idle machine, please.
+Writes ``benchmarks/results/MACHINE.RUN.json``, the documents of ``dsn bench`` and, of the run ``kernels``, medians of
+pytest-benchmark, and prints every promise kept or BROKEN with the figure measured; exit status 1 if one is broken.
+Options such as ``--seconds=10`` go to ``dsn bench``; ``--check`` only reads the files that are there. Takes up to half
+an hour a run on two cores, most of it in torch.compile. An idle machine, please.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsn_kernels.measure import machine
+import numpy as np
+import torch
+
+from dsn_kernels.measure import Latency, machine
+from dsn_kernels.measure.latency import Turn
+from dsn_kernels.measure.noise import Noise
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RANDOM = "random:0.3,random:0.5,random:0.7"
@@ -43,6 +49,10 @@ RUNS = {
     "gunn-15": Run("gunn-15", "open", options=("--baseline-model", "sunn-15")),
     "gunn-15-one-channel": Run("gunn-15", "open", options=("--option", "segments=240,300,360", "--against", "")),
 }
+
+
+KERNELS = "kernels"
+_CHUNKS = 10  # that a kernel's calls are cut into, in their order, to tell its noise
 
 
 class Promise(NamedTuple):
@@ -89,6 +99,64 @@ def machine_name() -> str:
     return "-".join([*re.findall(r"[a-z0-9.]+", words), f"{facts['cores']}-cores"])
 
 
+def result_file(run: str) -> Path:
+    """Where this machine's results of a run are kept."""
+    return RESULTS / f"{machine_name()}.{run}.json"
+
+
+def check_runs(names: list[str]) -> None:
+    """Ends with one line if a run is unknown."""
+    for name in names:
+        if name not in RUNS and name != KERNELS:
+            print(f"unknown run {name!r}; expected one of {', '.join([*RUNS, KERNELS])}", file=sys.stderr)
+            sys.exit(2)
+
+
+def measure(name: str, target: Path, options: list[str]) -> int:
+    """Measures a run and writes its document; returns the exit status."""
+    if name == KERNELS:
+        return measure_kernels(target)
+    run = RUNS[name]
+    command = [sys.executable, "-m", "dsn_kernels", "bench", run.model, "--gates", run.gates]
+    command += ["--batch", run.batches, *run.options, "--json", str(target), *options]
+    return subprocess.run(command).returncode
+
+
+def measure_kernels(target: Path) -> int:
+    """As :func:`measure`, of ``benchmarks/test_kernels.py``."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "kernels.json"
+        command = [sys.executable, "-m", "pytest", "-q", "--benchmark-save-data", f"--benchmark-json={raw}"]
+        status = subprocess.run([*command, str(RESULTS.parent / "test_kernels.py")]).returncode
+        if status:
+            return status
+        rows = [kernel_row(entry) for entry in json.loads(raw.read_text())["benchmarks"]]
+    document = {
+        "schema": 1,
+        "model": KERNELS,
+        "threads": torch.get_num_threads(),
+        "affinity": machine.affinity(),
+        "torch": torch.__version__,
+        "commit": machine.source_commit(),
+        "machine": machine.describe(),
+        "rows": rows,
+    }
+    target.write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+def kernel_row(entry: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of pytest-benchmark's entry."""
+    seconds = entry["stats"]["data"]
+    turns = [Turn([chunk.tolist()]) for chunk in np.array_split(seconds, _CHUNKS) if len(chunk)]
+    return {
+        "kernel": entry["name"].removeprefix("test_"),
+        "ours_ms": Latency.of(seconds).as_dict(),
+        "noise": Noise({"kernel": turns}).spread("kernel"),
+        "gflops": entry["extra_info"]["gflops"],
+    }
+
+
 def promises(run: str, document: dict[str, Any]) -> list[Promise]:
     """Those of a run, and what is promised of every network whose gates are random or shut."""
     found = [promise for promise in PROMISES if promise.run == run]
@@ -132,20 +200,15 @@ def verdict(promise: Promise, measured: float | None) -> str:
 
 def main() -> int:
     options = [argument for argument in sys.argv[1:] if argument.startswith("--")]
-    names = [argument for argument in sys.argv[1:] if not argument.startswith("--")] or [*RUNS]
-    if unknown := [name for name in names if name not in RUNS]:
-        print(f"unknown run {unknown[0]!r}; expected one of {', '.join(RUNS)}", file=sys.stderr)
-        return 2
+    names = [argument for argument in sys.argv[1:] if not argument.startswith("--")] or [*RUNS, KERNELS]
+    check_runs(names)
     RESULTS.mkdir(exist_ok=True)
-    files = {name: RESULTS / f"{machine_name()}.{name}.json" for name in RUNS}
     if "--check" not in options:
         for name in names:
-            run = RUNS[name]
-            command = [sys.executable, "-m", "dsn_kernels", "bench", run.model, "--gates", run.gates]
-            command += ["--batch", run.batches, *run.options, "--json", str(files[name]), *options]
-            status = subprocess.run(command).returncode
+            status = measure(name, result_file(name), options)
             if status:
                 return status
+    files = {name: result_file(name) for name in RUNS}
     documents = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     broken = 0
     for name in names:
