@@ -181,7 +181,7 @@ class DenseNet(nn.Module):
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.config.in_channels, self.config.image_size, self.head.classifier.weight.dtype)
+        check_images(images, self.config.in_channels, self.config.image_size, next(self.stem.parameters()).dtype)
         x = self.blocks[0](self.stem(images))
         for transition, block in zip(self.transitions, list(self.blocks)[1:], strict=True):
             x = block(transition(x))
