@@ -1,4 +1,4 @@
-"""Every model of the zoo that is accelerated: the meter, the formula and torch's counter against the kernels' counters."""
+"""Every model of the zoo that is accelerated: meter, formula and torch's counter against the kernels' counters."""
 
 import dataclasses
 
