@@ -57,8 +57,8 @@ def accelerate(
         backend: ``"cpu"``, ``"cuda"``, ``"simt"`` (the CUDA kernels, played on the host for tests: slow),
             ``"reference"`` (the model itself, in eval mode) or ``"auto"``: that of ``device``.
         device: where the result runs; a GPU for ``"cuda"``, else the CPU.
-        graph: on a GPU, replay the launches of a `dsn_models.DualSkippingNetwork` as one CUDA graph: True, or the batch
-            sizes to capture; smaller batches are padded to the next.
+        graph: on a GPU, replay the launches of a network of `dsn_models` as one CUDA graph, of a GaterNet two: True, or
+            the batch sizes to capture; smaller batches are padded to the next.
 
     Raises:
         UserError: nothing in the model can be accelerated, a weight holds NaN or infinity or is not on the CPU, or
@@ -88,7 +88,7 @@ def accelerate(
     if twin is not None:
         return twin.to(device)
     if graph:
-        raise UserError(f"graph is for a DualSkippingNetwork; the model is a {type(model).__name__}")
+        raise UserError(f"graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
     fast = copy.deepcopy(model).eval()
     swapped: list[str] = []
     for name, module in list(fast.named_modules()):
@@ -115,10 +115,15 @@ def _twin(module: nn.Module, twin_of: _Twins) -> nn.Module | None:
 
 
 def _gpu_twins(dtype: torch.dtype, backend: str, graph: bool | Sequence[int]) -> _Twins:
-    from .nn import gpu
+    from .nn import gpu, planned
 
+    target = planned.Target(backend, dtype, graph)
     return {
         DualSkippingNetwork: partial(gpu.GpuDualSkippingNetwork, dtype=dtype, backend=backend, graph=graph),
+        SkipNet: partial(twins.SkipNet, target=target),
+        GaterNet: partial(twins.GaterNet, target=target),
+        ResNet: partial(twins.ResNet, target=target),
+        GraduallyUpdatedNetwork: partial(twins.GraduallyUpdatedNetwork, target=target),
         SkipDenseBlock: partial(gpu.GpuDenseBlock, dtype=dtype, backend=backend),
         Transition: partial(gpu.GpuTransition, dtype=dtype, backend=backend),
         Head: partial(gpu.GpuHead, dtype=dtype, backend=backend),

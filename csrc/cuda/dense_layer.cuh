@@ -3,53 +3,22 @@
 // is between the convolutions stays in its shared memory.
 #pragma once
 
-#include "cuda/product.cuh"
 #include "cuda/routing.cuh"
+#include "cuda/tile.cuh"
 
 namespace dsn::cuda {
 
-// Shared memory begins with what the block agrees on; the rest is placed by the host.
-struct BlockHeader {
-  int sample;
-  Live live;
-  float scratch[3 * kWarps];
-};
-constexpr int kHeaderBytes = 128;
-static_assert(sizeof(BlockHeader) <= kHeaderBytes);
-
-// The work of this block: false if there is none. All threads call it; a barrier has passed when it returns true.
-__device__ inline bool begin_block(const Samples& samples, const Source& source, int blocks, GroupRef* groups,
-                                   unsigned* masks) {
-  BlockHeader* header = shared_memory<BlockHeader>();
-  if (threadIdx.x < 32) {
-    const int sample = pick_sample(samples, blockIdx.x / blocks);
-    Live live;
-    if (sample >= 0) live = find_live(source, sample, groups, masks);
-    if (threadIdx.x == 0) header->sample = sample, header->live = live;
-  }
-  __syncthreads();
-  return header->sample >= 0;
-}
-
-// A tile of the map and, around it, the part of the 3x3's halo that lies inside the map.
-struct Tile {
-  int y, x, rows, columns;  // own pixels
+// A tile and, around it, the part of the 3x3's halo that lies inside the map.
+struct Tile : MapTile {
   int top, left, halo_rows, halo_columns;
-  __device__ Tile(const DenseLayerParams& p, int tile) {
-    const int height = p.source.height, width = p.source.width;
-    y = tile / p.tiles_across * p.tile_rows;
-    x = tile % p.tiles_across * p.tile_columns;
-    rows = min(p.tile_rows, height - y);
-    columns = min(p.tile_columns, width - x);
+  __device__ Tile(const DenseLayerParams& p, int index)
+      : MapTile(index, p.tile_rows, p.tile_columns, p.tiles_across, p.source.width, p.source.height) {
     top = max(y - 1, 0);
     left = max(x - 1, 0);
-    halo_rows = min(y + rows + 1, height) - top;
-    halo_columns = min(x + columns + 1, width) - left;
+    halo_rows = min(y + rows + 1, p.source.height) - top;
+    halo_columns = min(x + columns + 1, p.source.width) - left;
   }
-  __device__ int pixels() const { return rows * columns; }
   __device__ int halo_pixels() const { return halo_rows * halo_columns; }
-  __device__ int pitch() const { return columns + 2; }
-  __device__ int cells() const { return (rows + 2) * pitch(); }  // of the 3x3's input: own pixels and a frame
 };
 
 // The state, normalised as it is read, by the weights of the first 1x1.
@@ -86,24 +55,7 @@ struct ReduceOperands {
   }
 };
 
-// Shared memory [cell][stride] by dense weights: a 1x1, or one tap of a 3x3.
-template <class T, int kMt>
-struct SharedOperands {
-  const T* cells;
-  Weights<T> weights;
-  int column;
-  int tap, tap_offset;
-  int step;
-  int offset[kMt][2];
-
-  __device__ int group(int slot) const { return step * 4 + slot; }
-  __device__ Quad<T> a(int group, int mt, int r) const {
-    return load_quad<T>(cells, offset[mt][r] + tap_offset + group * kGroup);
-  }
-  __device__ Quad<T> b(int group, int n) const { return weights.load(tap, group, column + n); }
-};
-
-// The same with weights of the live groups only: `ids` of the groups that the cells hold.
+// As SharedOperands, with weights of the live groups only: `groups` are those that the cells hold.
 template <class T, int kMt>
 struct GatheredOperands {
   const T* cells;
@@ -126,18 +78,6 @@ struct GatheredOperands {
     return weights.load(tap, group.id, column + n);
   }
 };
-
-// Calls visit(mt, r, row) for a lane's row slots that are one of `rows`.
-template <int kMt, class Visit>
-__device__ inline void for_rows(int first_tile, int rows, Visit visit) {
-#pragma unroll
-  for (int mt = 0; mt < kMt; ++mt)
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row = first_tile * 16 + row_of(mt, r);
-      if (row < rows) visit(mt, r, row);
-    }
-}
 
 // BN-ReLU-1x1-BN-ReLU of tile and halo into the 3x3's input, a zero frame around it where the map ends.
 template <class T, int kMt, int kNt, bool kExact>
@@ -183,48 +123,6 @@ __device__ inline void reduce_stage(const DenseLayerParams& p, const Tile& tile,
         }
       });
     }
-  }
-}
-
-// The 3x3 (kTaps 9) or 1x1 over cells in shared memory, of a tile's own pixels. For each channel tile and pixel calls
-// visit(row, column, values of two channels) and sums what it returns into `sums` [warp][columns] unless that is null.
-template <class T, int kMt, int kNt, bool kExact, int kTaps, class Visit>
-__device__ inline void convolve_stage(const Tile& tile, const T* cells, int stride, Weights<T> weights, int columns,
-                                      float* sums, Visit visit) {
-  const int rows = tile.pixels(), tiles = columns / 8, warp = threadIdx.x / 32;
-  SharedOperands<T, kMt> operands{cells, weights};
-  for (int first = 0; first < tiles; first += kNt) {
-    operands.column = first * 8;
-    ColumnSums<kNt> total;
-    for (int m = warp * kMt; m * 16 < rows; m += kWarps * kMt) {
-#pragma unroll
-      for (int mt = 0; mt < kMt; ++mt)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int row = min(m * 16 + row_of(mt, r), rows - 1);
-          const int cell = kTaps == 9 ? row / tile.columns * tile.pitch() + row % tile.columns : row;
-          operands.offset[mt][r] = cell * stride;
-        }
-      Accumulator<kMt, kNt> d;
-      clear<kMt, kNt>(d);
-#pragma unroll 1
-      for (operands.tap = 0; operands.tap < kTaps; ++operands.tap) {
-        operands.tap_offset = kTaps == 9 ? (operands.tap / 3 * tile.pitch() + operands.tap % 3) * stride : 0;
-#pragma unroll 3
-        for (operands.step = 0; operands.step < weights.groups / 4; ++operands.step)
-          multiply<T, kExact, kMt, kNt>(d, operands, tiles - first);
-      }
-      for_rows<kMt>(m, rows, [&](int mt, int r, int row) {
-#pragma unroll
-        for (int nt = 0; nt < kNt; ++nt) {
-          if (!kExact && nt >= tiles - first) continue;
-          const float2 v = visit(row, first * 8 + column_of(nt), d[mt][nt][2 * r], d[mt][nt][2 * r + 1]);
-          total.sum[nt][0] += v.x;
-          total.sum[nt][1] += v.y;
-        }
-      });
-    }
-    if (sums) total.store(sums + warp * columns + first * 8, tiles - first);
   }
 }
 
@@ -275,37 +173,65 @@ __device__ inline Weights<T> stage_conv(const DenseLayerParams& p, T* staged) {
   return {staged, groups, pitch};
 }
 
+// What every kernel of a layer begins with.
+template <class T>
+struct LayerBlock {
+  const DenseLayerParams& p;
+  unsigned* masks;
+  GroupRef* groups;
+  float *bias, *sums;
+  T* mid;
+  int sample, tile_index;
+  Live live;
+
+  __device__ explicit LayerBlock(const DenseLayerParams& p) : p(p) {}
+  // False: there is no work for this block.
+  __device__ bool begin() {
+    masks = shared_memory<unsigned>(p.at_masks);
+    groups = shared_memory<GroupRef>(p.at_groups);
+    bias = shared_memory<float>(p.at_bias);
+    sums = shared_memory<float>(p.at_sums);
+    mid = shared_memory<T>(p.at_mid);
+    if (!begin_block(p.samples, p.source, p.pooling.blocks, groups, masks)) return false;
+    sample = shared_memory<BlockHeader>()->sample;
+    live = shared_memory<BlockHeader>()->live;
+    tile_index = blockIdx.x % p.pooling.blocks;
+    return true;
+  }
+  __device__ void clear_sums(int columns) const {
+    for (int i = threadIdx.x; i < kWarps * columns; i += blockDim.x) sums[i] = 0;
+  }
+  __device__ void end(int columns, unsigned long long macs) const {
+    finish(p.pooling, sample, tile_index, sums, kWarps, columns, 0, columns, macs,
+           shared_memory<BlockHeader>()->scratch);
+  }
+};
+
 // kExact: the bottleneck and the growth rate fill kReduceTiles and kConvTiles of 8 channels, and the 3x3's weights fit
 // shared memory.
 template <class T, int kReduceTiles, int kConvTiles, bool kExact>
 __global__ void __launch_bounds__(kThreads) bottleneck_layer_kernel(const __grid_constant__ DenseLayerParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  unsigned* masks = shared_memory<unsigned>(p.at_masks);
-  GroupRef* groups = shared_memory<GroupRef>(p.at_groups);
-  if (!begin_block(p.samples, p.source, p.pooling.blocks, groups, masks)) return;
-  BlockHeader* header = shared_memory<BlockHeader>();
-  const int sample = header->sample, tile_index = blockIdx.x % p.pooling.blocks;
-  const Live live = header->live;
-  const Tile tile(p, tile_index);
-  float* bias = shared_memory<float>(p.at_bias);
-  float* sums = shared_memory<float>(p.at_sums);
-  T* mid = shared_memory<T>(p.at_mid);
-
+  LayerBlock<T> block(p);
+  if (!block.begin()) return;
+  const int sample = block.sample;
+  const Live& live = block.live;
+  const Tile tile(p, block.tile_index);
   Weights<T> weights{static_cast<const T*>(p.conv), p.reduce_columns / kGroup, p.conv_columns * kGroup};
   if constexpr (kExact) weights = stage_conv(p, shared_memory<T>(p.at_conv));
-  sum_constants(p, masks, bias);
-  for (int i = threadIdx.x; i < kWarps * p.conv_columns; i += blockDim.x) sums[i] = 0;
+  sum_constants(p, block.masks, block.bias);
+  block.clear_sums(p.conv_columns);
   __syncthreads();
   const T* state = static_cast<const T*>(p.source.data) + sample * p.source.sample_stride;
-  reduce_stage<T, 2, kReduceTiles, kExact>(p, tile, state, live.groups / 4, groups, bias, mid);
+  reduce_stage<T, 2, kReduceTiles, kExact>(p, tile, state, live.groups / 4, block.groups, block.bias, block.mid);
   if constexpr (kExact) ptx::cp_async_wait<0>();
   __syncthreads();
-  convolve_stage<T, 2, kConvTiles, kExact, 9>(tile, mid, p.mid_stride, weights, p.conv_columns, sums,
+  convolve_stage<T, 2, kConvTiles, kExact, 9>(tile, block.mid, p.mid_stride, weights, p.conv_columns, block.sums,
                                               SliceWriter<T>(p, tile, sample));
   const unsigned long long macs =
       static_cast<unsigned long long>(tile.pixels()) * p.bottleneck * (live.channels + 9 * p.growth);
-  finish(p.pooling, sample, tile_index, sums, kWarps, p.conv_columns, 0, p.conv_columns, macs, header->scratch);
+  block.end(p.conv_columns, macs);
 }
 
 // A residual unit. The state has two copies: a neighbour may still read the old one while a tile writes the new one.
@@ -313,28 +239,23 @@ template <class T, int kTiles>
 __global__ void __launch_bounds__(kThreads) residual_layer_kernel(const __grid_constant__ DenseLayerParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  unsigned* masks = shared_memory<unsigned>(p.at_masks);
-  GroupRef* groups = shared_memory<GroupRef>(p.at_groups);
-  if (!begin_block(p.samples, p.source, p.pooling.blocks, groups, masks)) return;
-  BlockHeader* header = shared_memory<BlockHeader>();
-  const int sample = header->sample, tile_index = blockIdx.x % p.pooling.blocks;
-  const Live live = header->live;
-  const Tile tile(p, tile_index);
-  float* bias = shared_memory<float>(p.at_bias);
-  float* sums = shared_memory<float>(p.at_sums);
-  T* mid = shared_memory<T>(p.at_mid);
+  LayerBlock<T> block(p);
+  if (!block.begin()) return;
+  const int sample = block.sample;
+  const Live& live = block.live;
+  const Tile tile(p, block.tile_index);
   T* wide = shared_memory<T>(p.at_wide);
 
-  sum_constants(p, masks, bias);
-  for (int i = threadIdx.x; i < kWarps * p.expand_columns; i += blockDim.x) sums[i] = 0;
+  sum_constants(p, block.masks, block.bias);
+  block.clear_sums(p.expand_columns);
   __syncthreads();
   const T* before = static_cast<const T*>(p.source.data) + state_offset(p.source, sample, live.taken);
   T* after = static_cast<T*>(p.out) + state_offset(p.source, sample, live.taken + 1);
-  reduce_stage<T, 1, kTiles, false>(p, tile, before, live.groups / 4, groups, bias, mid);
+  reduce_stage<T, 1, kTiles, false>(p, tile, before, live.groups / 4, block.groups, block.bias, block.mid);
   __syncthreads();
   const Weights<T> conv{static_cast<const T*>(p.conv), p.reduce_columns / kGroup, p.conv_columns * kGroup};
   convolve_stage<T, 1, kTiles, false, 9>(
-      tile, mid, p.mid_stride, conv, p.conv_columns, nullptr, [&](int row, int n, float v0, float v1) {
+      tile, block.mid, p.mid_stride, conv, p.conv_columns, nullptr, [&](int row, int n, float v0, float v1) {
         store_pair<T>(wide, row * p.wide_stride + n, relu(v0 + p.conv_bias[n]), relu(v1 + p.conv_bias[n + 1]));
         return float2{0, 0};
       });
@@ -342,7 +263,7 @@ __global__ void __launch_bounds__(kThreads) residual_layer_kernel(const __grid_c
   const Weights<T> expand{static_cast<const T*>(p.expand), p.conv_columns / kGroup, p.expand_columns * kGroup};
   const int channels = p.source.first_groups * kGroup;
   convolve_stage<T, 1, kTiles, false, 1>(
-      tile, wide, p.wide_stride, expand, p.expand_columns, sums, [&](int row, int n, float v0, float v1) {
+      tile, wide, p.wide_stride, expand, p.expand_columns, block.sums, [&](int row, int n, float v0, float v1) {
         if (n >= channels) return float2{0, 0};
         const int pixel = (tile.y + row / tile.columns) * p.source.width + tile.x + row % tile.columns;
         const int64_t at = static_cast<int64_t>(pixel) * channels + n;
@@ -352,7 +273,7 @@ __global__ void __launch_bounds__(kThreads) residual_layer_kernel(const __grid_c
       });
   const unsigned long long macs =
       static_cast<unsigned long long>(tile.pixels()) * p.bottleneck * (2 * live.channels + 9 * p.bottleneck);
-  finish(p.pooling, sample, tile_index, sums, kWarps, p.expand_columns, 0, p.expand_columns, macs, header->scratch);
+  block.end(p.expand_columns, macs);
 }
 
 // Which of a pixel's neighbours above, below, left and right lie outside, as bits.
@@ -391,21 +312,18 @@ __global__ void __launch_bounds__(kThreads) plain_layer_kernel(const __grid_cons
   constexpr int kMt = kPlainTiles, kNt = kPlainTiles;
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  unsigned* masks = shared_memory<unsigned>(p.at_masks);
-  GroupRef* groups = shared_memory<GroupRef>(p.at_groups);
-  if (!begin_block(p.samples, p.source, p.pooling.blocks, groups, masks)) return;
-  BlockHeader* header = shared_memory<BlockHeader>();
-  const int sample = header->sample, tile_index = blockIdx.x % p.pooling.blocks;
-  const Live live = header->live;
-  const Tile tile(p, tile_index);
-  float* borders = shared_memory<float>(p.at_bias);
-  float* sums = shared_memory<float>(p.at_sums);
-  T* mid = shared_memory<T>(p.at_mid);
+  LayerBlock<T> block(p);
+  if (!block.begin()) return;
+  const int sample = block.sample;
+  const Live& live = block.live;
+  const Tile tile(p, block.tile_index);
+  float* borders = block.bias;
+  T* mid = block.mid;
   const int warp = threadIdx.x / 32, rows = tile.pixels(), first_tile = warp * kMt;
   const bool skipped = live.taken < p.source.slices;
 
-  for (int i = threadIdx.x; i < kWarps * p.conv_columns; i += blockDim.x) sums[i] = 0;
-  if (skipped) sum_borders(p, masks, borders, borders + 16 * p.conv_columns);
+  block.clear_sums(p.conv_columns);
+  if (skipped) sum_borders(p, block.masks, borders, borders + 16 * p.conv_columns);
   const T* state = static_cast<const T*>(p.source.data) + sample * p.source.sample_stride;
   const auto* norm = static_cast<const typename Numeric<T>::Norm*>(p.norm);
   const SliceWriter<T> write(p, tile, sample);
@@ -426,7 +344,7 @@ __global__ void __launch_bounds__(kThreads) plain_layer_kernel(const __grid_cons
       __syncthreads();
       for (int i = threadIdx.x; i < tile.cells() * count; i += blockDim.x) {
         const int cell = i / count, y = tile.y - 1 + cell / tile.pitch(), x = tile.x - 1 + cell % tile.pitch();
-        const GroupRef ref = groups[pass + i % count];
+        const GroupRef ref = block.groups[pass + i % count];
         Quad<T> v = {};
         if (ref.id >= 0 && y >= 0 && y < p.source.height && x >= 0 && x < p.source.width) {
           const int64_t pixel = y * p.source.width + x;
@@ -437,7 +355,7 @@ __global__ void __launch_bounds__(kThreads) plain_layer_kernel(const __grid_cons
       }
       __syncthreads();
       if (first_tile * 16 >= rows) continue;
-      operands.groups = groups + pass;
+      operands.groups = block.groups + pass;
 #pragma unroll 1
       for (operands.tap = 0; operands.tap < 9; ++operands.tap) {
         operands.tap_offset = (operands.tap / 3 * tile.pitch() + operands.tap % 3) * p.mid_stride;
@@ -459,10 +377,10 @@ __global__ void __launch_bounds__(kThreads) plain_layer_kernel(const __grid_cons
         total.sum[nt][1] += v1;
       }
     });
-    total.store(sums + warp * p.conv_columns + first * 8, kNt);
+    total.store(block.sums + warp * p.conv_columns + first * 8, kNt);
   }
   const unsigned long long macs = static_cast<unsigned long long>(rows) * 9 * live.channels * p.growth;
-  finish(p.pooling, sample, tile_index, sums, kWarps, p.conv_columns, 0, p.conv_columns, macs, header->scratch);
+  block.end(p.conv_columns, macs);
 }
 
 }  // namespace dsn::cuda

@@ -8,8 +8,64 @@ namespace dsn::cuda {
 
 __device__ inline float relu(float v) { return v < 0.f ? 0.f : v; }  // NaN stays
 
+// A pair of __half or __nv_bfloat16, and what the two types do under different names; kernels move pairs as words.
 template <class T>
-struct Numeric;
+struct PairOf;
+
+template <>
+struct PairOf<__half> {
+  using Type = __half2;
+  static __device__ Type make(float x, float y) { return __floats2half2_rn(x, y); }
+  static __device__ float2 widen(Type v) { return __half22float2(v); }
+  static __device__ __half from(float v) { return __float2half_rn(v); }
+};
+
+template <>
+struct PairOf<__nv_bfloat16> {
+  using Type = __nv_bfloat162;
+  static __device__ Type make(float x, float y) { return __floats2bfloat162_rn(x, y); }
+  static __device__ float2 widen(Type v) { return __bfloat1622float2(v); }
+  static __device__ __nv_bfloat16 from(float v) { return __float2bfloat16_rn(v); }
+};
+
+template <class T>
+struct Numeric {
+  using Two = PairOf<T>;
+  using Pair = uint32_t;
+  using Quad = uint2;
+  struct Norm {
+    uint2 scale, shift;
+  };
+  static __device__ Pair word(typename Two::Type v) {
+    Pair bits;
+    memcpy(&bits, &v, sizeof(bits));
+    return bits;
+  }
+  static __device__ typename Two::Type pair(Pair bits) {
+    typename Two::Type v;
+    memcpy(static_cast<void*>(&v), &bits, sizeof(bits));
+    return v;
+  }
+  static __device__ Pair pack(float x, float y) { return word(Two::make(x, y)); }
+  static __device__ float2 unpack(Pair v) { return Two::widen(pair(v)); }
+  static __device__ T from(float v) { return Two::from(v); }
+  static __device__ Pair fma_relu(Pair s, Pair x, Pair t) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return word(__hfma2_relu(pair(s), pair(x), pair(t)));
+#else
+    const float2 a = unpack(s), b = unpack(x), c = unpack(t);
+    return pack(relu(fmaf(a.x, b.x, c.x)), relu(fmaf(a.y, b.y, c.y)));
+#endif
+  }
+  static __device__ Quad normalise(Quad x, const Norm& n) {
+    return {fma_relu(n.scale.x, x.x, n.shift.x), fma_relu(n.scale.y, x.y, n.shift.y)};
+  }
+  static __device__ float4 widen(Quad v) {
+    const float2 a = unpack(v.x), b = unpack(v.y);
+    return {a.x, a.y, b.x, b.y};
+  }
+  static __device__ Quad narrow(float4 v) { return {pack(v.x, v.y), pack(v.z, v.w)}; }
+};
 
 template <>
 struct Numeric<float> {
@@ -27,72 +83,6 @@ struct Numeric<float> {
     return {relu(fmaf(n.scale.x, x.x, n.shift.x)), relu(fmaf(n.scale.y, x.y, n.shift.y)),
             relu(fmaf(n.scale.z, x.z, n.shift.z)), relu(fmaf(n.scale.w, x.w, n.shift.w))};
   }
-};
-
-// __half and __nv_bfloat16 with their pairs H2; kernels move them as 32-bit words.
-template <class T, class H2>
-struct Numeric16 {
-  using Pair = uint32_t;
-  using Quad = uint2;
-  struct Norm {
-    uint2 scale, shift;
-  };
-  static __device__ uint32_t word(H2 v) {
-    uint32_t bits;
-    memcpy(&bits, &v, sizeof(bits));
-    return bits;
-  }
-  static __device__ H2 pair(uint32_t bits) {
-    H2 v;
-    memcpy(&v, &bits, sizeof(bits));
-    return v;
-  }
-};
-
-template <>
-struct Numeric<__half> : Numeric16<__half, __half2> {
-  static __device__ Pair pack(float x, float y) { return word(__floats2half2_rn(x, y)); }
-  static __device__ float2 unpack(Pair v) { return __half22float2(pair(v)); }
-  static __device__ __half from(float v) { return __float2half_rn(v); }
-  static __device__ uint32_t fma_relu(uint32_t s, uint32_t x, uint32_t t) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    return word(__hfma2_relu(pair(s), pair(x), pair(t)));
-#else
-    const float2 a = unpack(s), b = unpack(x), c = unpack(t);
-    return pack(relu(fmaf(a.x, b.x, c.x)), relu(fmaf(a.y, b.y, c.y)));
-#endif
-  }
-  static __device__ Quad normalise(Quad x, const Norm& n) {
-    return {fma_relu(n.scale.x, x.x, n.shift.x), fma_relu(n.scale.y, x.y, n.shift.y)};
-  }
-  static __device__ float4 widen(Quad v) {
-    const float2 a = unpack(v.x), b = unpack(v.y);
-    return {a.x, a.y, b.x, b.y};
-  }
-  static __device__ Quad narrow(float4 v) { return {pack(v.x, v.y), pack(v.z, v.w)}; }
-};
-
-template <>
-struct Numeric<__nv_bfloat16> : Numeric16<__nv_bfloat16, __nv_bfloat162> {
-  static __device__ Pair pack(float x, float y) { return word(__floats2bfloat162_rn(x, y)); }
-  static __device__ float2 unpack(Pair v) { return __bfloat1622float2(pair(v)); }
-  static __device__ __nv_bfloat16 from(float v) { return __float2bfloat16_rn(v); }
-  static __device__ uint32_t fma_relu(uint32_t s, uint32_t x, uint32_t t) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    return word(__hfma2_relu(pair(s), pair(x), pair(t)));
-#else
-    const float2 a = unpack(s), b = unpack(x), c = unpack(t);
-    return pack(relu(fmaf(a.x, b.x, c.x)), relu(fmaf(a.y, b.y, c.y)));
-#endif
-  }
-  static __device__ Quad normalise(Quad x, const Norm& n) {
-    return {fma_relu(n.scale.x, x.x, n.shift.x), fma_relu(n.scale.y, x.y, n.shift.y)};
-  }
-  static __device__ float4 widen(Quad v) {
-    const float2 a = unpack(v.x), b = unpack(v.y);
-    return {a.x, a.y, b.x, b.y};
-  }
-  static __device__ Quad narrow(float4 v) { return {pack(v.x, v.y), pack(v.z, v.w)}; }
 };
 
 template <class T>

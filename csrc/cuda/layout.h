@@ -112,4 +112,28 @@ inline PackedLayout layout(int64_t in, int64_t out, Element element) {
 }
 }  // namespace stem_unit
 
+// A convolution of a map from channel `front` of a group on, its batch norm folded in. With masks the weights are there
+// a second time, a filter's neighbour beside it, so that any inputs and filters can be gathered.
+namespace conv2d_unit {
+enum { kNorm, kWeight, kSelectable, kBias };
+inline int64_t groups(int64_t front, int64_t in) { return round_up(front + in, kStep) / kGroup; }
+inline PackedLayout layout(int64_t front, int64_t in, int64_t out, int64_t taps, bool normalise, bool masked,
+                           Element element) {
+  PackedLayout l{element};
+  const int64_t depth = groups(front, in);
+  l.add("norm", normalise ? Shape{depth, 2, kGroup} : Shape{0});
+  l.add("weight", {taps, depth, columns_of(out), kGroup});
+  l.add("selectable", masked ? Shape{taps, in, columns_of(out)} : Shape{0});
+  l.add("bias", {columns_of(out)}, true);
+  return l;
+}
+}  // namespace conv2d_unit
+
+// Fields of dsn::gate, dsn::recurrence and dsn::linear, float32.
+inline PackedLayout wide_unit(const Layout& fields) {
+  PackedLayout l;
+  for (int i = 0; i < fields.count; ++i) l.add(fields.fields[i].name, fields.fields[i].shape, true);
+  return l;
+}
+
 }  // namespace dsn::cuda

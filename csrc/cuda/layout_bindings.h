@@ -47,6 +47,13 @@ inline void bind_layouts(pybind11::module_& parent) {
   m.def("stem_layout", [](int64_t in, int64_t out, int64_t element) {
     return describe(stem_unit::layout(in, out, static_cast<Element>(element)));
   });
+  m.def("conv2d_layout",
+        [](int64_t front, int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, int64_t element) {
+          return describe(conv2d_unit::layout(front, in, out, taps, normalise, masked, static_cast<Element>(element)));
+        });
+  m.def("gate_layout", [](int64_t in, bool recurrent) { return describe(wide_unit(gate::layout(in, recurrent))); });
+  m.def("recurrence_layout", [] { return describe(wide_unit(recurrence::layout())); });
+  m.def("linear_layout", [](int64_t in, int64_t out) { return describe(wide_unit(linear::layout(in, out))); });
 }
 
 }  // namespace dsn::cuda

@@ -1,9 +1,14 @@
 // The launches of a plan for one element type.
 #pragma once
 
+#include "cuda/conv2d.cuh"
+#include "cuda/filter_lists.cuh"
+#include "cuda/gradual_layer.cuh"
 #include "cuda/head.cuh"
 #include "cuda/image.cuh"
 #include "cuda/network.h"
+#include "cuda/resample.cuh"
+#include "cuda/unit_gate.cuh"
 
 namespace dsn::cuda {
 
@@ -16,6 +21,7 @@ class NetworkRun {
 
   cudaError_t run() {
     std::vector<bool> begun(s_.partial_at.size(), false);
+    if (!s_.masks.empty()) filter_lists();
     for (size_t i = 0; i < plan_.code.size() && error_ == cudaSuccess; ++i) {
       const Instruction& in = plan_.code[i];
       stream_ = stream_of_[in.dst >= 0 ? in.dst : in.src];
@@ -35,6 +41,11 @@ class NetworkRun {
 
  private:
   void step(int index, const Instruction& in) {
+    for (const GradualRun& run : s_.gradual)
+      if (index >= run.begin && index < run.end) {
+        if (index == run.begin) gradual_layer(run);
+        return;
+      }
     switch (in.op) {
       case Op::kLoad:
         return load(index, in);
@@ -49,9 +60,33 @@ class NetworkRun {
         return head(index, in);
       case Op::kStore:
         return store(in);
-      default:
-        return;  // the schedule has refused it
+      case Op::kConv2d:
+        return conv2d(index, in);
+      case Op::kSubsample:
+      case Op::kMaxPool:
+      case Op::kAvgPool:
+      case Op::kPoolSums:
+      case Op::kAdd:
+        return resample(index, in);
+      case Op::kGate:
+        return gate(index, in);
+      case Op::kLinear:
+        return linear(index, in);
     }
+  }
+
+  // In network_planned.cuh: what residual, filter-selecting and gradually updated networks are made of.
+  void filter_lists();
+  void conv2d(int index, const Instruction& in);
+  void resample(int index, const Instruction& in);
+  UnitGates unit_gates(const std::vector<ChainedGate>& chain) const;
+  void gate(int index, const Instruction& in);
+  void linear(int index, const Instruction& in);
+  void gradual_layer(const GradualRun& run);
+  Chosen chosen(int64_t first_gate) const;
+  Map map_of(int64_t buffer) const;
+  unsigned long long* gate_words(int64_t gate) const {
+    return reinterpret_cast<unsigned long long*>(call_.workspace + s_.gate_words_at) + gate * s_.word_count;
   }
 
   template <class U>
@@ -94,7 +129,7 @@ class NetworkRun {
   }
 
   // What follows when channels [first, first + channels) of a buffer are written by launch `launch` of an instruction
-  // and the next gate to decide is `next`.
+  // and the next gate of its dense block, if it has one, is `next`.
   Pooling pooling(int index, int64_t launch, int64_t buffer, int64_t first, int64_t channels, int64_t tiles,
                   int64_t blocks, int64_t next) const {
     const State& state = s_.states[buffer];
@@ -102,9 +137,7 @@ class NetworkRun {
     p.macs = call_.macs;
     p.tiles = static_cast<int32_t>(tiles);
     p.blocks = static_cast<int32_t>(blocks);
-    if (state.block < 0) return p;
-    const Instruction& block = plan_.code[state.block];
-    if (next >= block.layers) return p;
+    if (state.pooled_at < 0 || (state.block >= 0 && next >= plan_.code[state.block].layers)) return p;
     p.partial = reinterpret_cast<float*>(call_.workspace + s_.partial_at[stream_of_[buffer]]);
     p.pooled = reinterpret_cast<float*>(call_.workspace + state.pooled_at);
     p.arrived = reinterpret_cast<unsigned*>(call_.workspace + s_.arrived_at[index][launch]);
@@ -112,6 +145,9 @@ class NetworkRun {
     p.first_channel = static_cast<int32_t>(first);
     p.pixels = static_cast<float>(plan_.buffers[buffer].pixels());
     Gates& g = p.gates;
+    g.positions = static_cast<int32_t>(state.channels.groups() * kGroup);
+    if (state.block < 0) return p;
+    const Instruction& block = plan_.code[state.block];
     g.weight = weights<float>(state.block, 0, gates_unit::kWeight);
     g.bias = weights<float>(state.block, 0, gates_unit::kBias);
     g.threshold = call_.thresholds + block.first_gate;
@@ -120,7 +156,6 @@ class NetworkRun {
     g.score = call_.score + block.first_gate;
     g.words = words(state, 0);
     g.gates = plan_.gates;
-    g.positions = static_cast<int32_t>(state.channels.groups() * kGroup);
     g.word_count = static_cast<int32_t>(s_.word_count);
     g.layers = static_cast<int32_t>(block.layers);
     g.first_layer = static_cast<int32_t>(next);
@@ -137,28 +172,35 @@ class NetworkRun {
   }
 
   template <auto kKernel, class Params>
-  void start(int64_t blocks, int64_t across, int threads, int64_t shared_bytes, const Params& params) {
+  void start(int64_t blocks, int64_t across, int threads, int64_t shared_bytes, const Params& params, int cluster = 1) {
     if (error_ != cudaSuccess) return;
     LaunchConfig config;
     config.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(across));
     config.block = dim3(static_cast<unsigned>(threads));
     config.shared_bytes = static_cast<int>(shared_bytes);
+    config.cluster = dim3(static_cast<unsigned>(cluster));
     config.dependent = !std::exchange(joined_, false);  // a kernel behind an event is started in full
     config.stream = streams_.get(stream_);
     error_ = launch<kKernel>(config, params);
+  }
+
+  template <class Params>
+  Params from_image(const State& state) const {
+    Params p{};
+    p.samples = every_sample();
+    p.image = call_.image;
+    p.image_is_float = call_.image_is_float;
+    p.out = call_.workspace + state.at;
+    p.out_stride = state.sample_stride;
+    return p;
   }
 
   void load(int index, const Instruction& in) {
     const BufferSpec& map = plan_.buffers[in.dst];
     const State& state = s_.states[in.dst];
     const int64_t tiles = ceil_div(map.pixels(), kStripPixels);
-    LoadParams p{};
-    p.samples = every_sample();
+    LoadParams p = from_image<LoadParams>(state);
     p.pooling = pooling(index, 0, in.dst, 0, in.in_channels, tiles, tiles, 0);
-    p.image = call_.image;
-    p.image_is_float = call_.image_is_float;
-    p.out = call_.workspace + state.at;
-    p.out_stride = state.sample_stride;
     p.channels = static_cast<int32_t>(in.in_channels);
     p.pixels = static_cast<int32_t>(map.pixels());
     start<load_kernel<T>>(call_.batch * tiles, 1, kThreads, kHeaderBytes + 2 * groups_of(in.in_channels) * kGroup * 4,
@@ -170,13 +212,8 @@ class NetworkRun {
     const State& state = s_.states[in.dst];
     const int64_t tiles = ceil_div(map.pixels(), kPointwisePixels), columns = columns_of(in.out_channels);
     const int64_t across = ceil_div(columns, kPointwiseTiles * 8);
-    StemParams p{};
-    p.samples = every_sample();
+    StemParams p = from_image<StemParams>(state);
     p.pooling = pooling(index, 0, in.dst, 0, in.out_channels, tiles, tiles * across, 0);
-    p.image = call_.image;
-    p.image_is_float = call_.image_is_float;
-    p.out = call_.workspace + state.at;
-    p.out_stride = state.sample_stride;
     p.weight = weights<T>(index, 0, stem_unit::kWeight);
     p.in_channels = static_cast<int32_t>(in.in_channels);
     p.height = static_cast<int32_t>(map.height);
@@ -316,6 +353,12 @@ class NetworkRun {
   bool joined_ = false;  // the next launch follows another stream or none
   cudaError_t error_ = cudaSuccess;
 };
+
+}  // namespace dsn::cuda
+
+#include "cuda/network_planned.cuh"
+
+namespace dsn::cuda {
 
 template <class T>
 int run_network_as(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,

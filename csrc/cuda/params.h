@@ -14,6 +14,7 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kStripPixels = 64;          // pixels of a block of the load and store kernels
 constexpr int kPointwisePixels = 16 * 4;  // pixels of a block of four warps: stem and transition
 constexpr int kPointwiseThreads = 128;
+constexpr int kHeaderBytes = 128;  // shared memory begins with what the block agrees on
 
 // A block's state, of which consumers read what is live.
 struct Source {
@@ -150,6 +151,155 @@ struct HeadParams {
   int64_t row;
   int32_t classes, total_groups;
   int32_t at_masks, at_groups, at_features;
+};
+
+// A buffer without slices: [B][pixel][channel], channels padded to whole groups with zeros.
+struct Map {
+  void* data;
+  int64_t sample_stride;  // elements
+  int32_t channels;       // padded
+  int32_t width, height;
+};
+
+// The channels that a sample's mask chose, by number, in order.
+struct Chosen {
+  const uint16_t* list;  // [B][list_stride] from the mask's first on, or null: all of them
+  const int32_t* count;  // [B][count_stride] at the mask
+  int32_t list_stride, count_stride;
+};
+
+// The LSTM that all recurrent gates of a plan share; fields of dsn::recurrence.
+struct Recurrence {
+  const float *input, *hidden, *bias, *projection, *projection_bias;
+};
+
+// A gate that reads a map's pooled vector; weights in units of 16 bytes from the call's first.
+struct UnitGate {
+  int32_t weight, bias;
+  int16_t gate;
+  int16_t unless;  // a gate before it: where that is open, the map still changes and this one waits; or -1
+};
+constexpr int kChainedGates = 64;  // fit a launch's parameters
+
+// Gates that read one map, in order, up to the first whose unit changes it.
+struct UnitGates {
+  const unsigned char* weights;
+  Recurrence shared;          // of recurrent gates
+  float* hidden;              // [B][2 kEmbedding]: the LSTM's state
+  const float* threshold;     // [gates]
+  const uint8_t* forced;      // [B][gates] or null
+  uint8_t* taken;             // [B][gates]
+  float* score;               // [B][gates]
+  unsigned long long* words;  // [gates][word_count]
+  int64_t gates;
+  int32_t word_count, channels;
+  int32_t first;  // the gate before which the LSTM's state is zero
+  int32_t count;
+  GateKind kind;
+  UnitGate unit[kChainedGates];
+};
+
+// Chosen filters are computed side by side. `packed`: they are stored so, and their readers go by the same mask.
+struct Conv2dParams {
+  Samples samples;
+  Pooling pooling;
+  UnitGates gates;  // that read what is pooled
+  Map source, out;
+  const void* norm;        // [group][scale of 4, shift of 4] or null: no BN-ReLU before
+  const void* weight;      // [tap][group][column][4]
+  const void* selectable;  // with a mask: [tap][in channel][column]
+  const float* bias;       // [column]
+  Chosen inputs, filters;
+  const uint8_t* mask;  // [B][mask_stride] at the first filter, if filters that are off need a look; else null
+  int32_t mask_stride;
+  int32_t items;        // tiles of all samples and columns
+  int32_t first_group;  // of the source
+  int32_t in_channels, live_groups;
+  int32_t in_groups;  // padded to whole k-steps
+  int32_t out_channels, out_offset, columns;
+  int32_t limit;       // columns that are stored: out_channels, or the padding too
+  int32_t relu_below;  // these outputs get the ReLU
+  bool accumulate, packed, in_pairs;
+  int32_t taps, stride;
+  int32_t tile_rows, tile_columns, tiles_across;
+  int32_t warps_down;                               // warps side by side over pixels; the others share the columns
+  int32_t block_columns;                            // of a block
+  int32_t depth;                                    // groups of one pass over the input
+  int32_t cell_stride;                              // elements from one pixel to the next in shared memory
+  int32_t at_lists, at_sums, at_cells, at_weights;  // offsets of shared memory, bytes
+  int32_t stage_bytes;  // from the first stage of cells or weights to the second; 0: there is one
+};
+
+constexpr int kMasksAtOnce = 224;  // fit a launch's parameters
+struct FilterListsParams {
+  Samples samples;
+  const uint8_t* masks;  // [B][gates]
+  uint8_t* taken;        // [B][gates], a copy of masks, or null: already made
+  float* score;          // [B][gates], zeros
+  uint16_t* lists;       // [B][gates]
+  int32_t* counts;       // [B][all masks]
+  int32_t gates, count_stride;
+  int32_t first_mask, count;
+  struct {
+    int32_t first, length;
+  } mask[kMasksAtOnce];
+};
+
+struct UnitGateParams {
+  Samples samples;
+  const float* pooled;       // [B][positions]
+  unsigned long long* macs;  // [B]
+  int32_t positions;
+  UnitGates gates;
+};
+
+struct LinearParams {
+  Samples samples;
+  const float* pooled;  // [B][positions]
+  const float* weight;  // [classes][channels]
+  const float* bias;
+  float* logits;             // [B][row] from the first logit on
+  unsigned long long* macs;  // [B]
+  int64_t row;
+  int32_t positions, channels, classes;
+};
+
+// One update unit of a gradual layer; weights in units of 16 bytes from the call's first.
+struct GradualSegment {
+  int32_t first, first_bias;  // 1x1 of all channels, the shortcut's filters behind its own
+  int32_t conv, conv_bias;    // 3x3
+  int32_t last, last_bias;    // 1x1
+  int32_t channel, size;      // that it updates
+  int32_t width;              // of the 3x3
+  bool shortcut;
+};
+constexpr int kGradualSegments = 80;  // fit a launch's parameters
+
+struct GradualParams {
+  Samples samples;
+  Map map;                   // updated in place
+  unsigned long long* macs;  // [B]
+  const unsigned char* weights;
+  int32_t segments;
+  int32_t rows, blocks;                            // of a block; of a cluster, which holds a sample
+  int32_t groups;                                  // of the state, padded to whole k-steps
+  int32_t channels;                                // of it
+  int32_t state_stride, width_stride, add_stride;  // elements from one pixel to the next in shared memory
+  int32_t width_channels;                          // padded, of the widest segment
+  int32_t at_state, at_mid, at_inner, at_add;      // offsets of shared memory, bytes
+  GradualSegment segment[kGradualSegments];
+};
+static_assert(sizeof(GradualParams) <= 4096);
+
+struct ResampleParams {
+  Samples samples;
+  Pooling pooling;
+  UnitGates gates;  // that read what is pooled
+  Map source, out;  // pool_sums: both the source
+  Op op;
+  int32_t in_channels, src_offset, out_offset;
+  int32_t first_group, groups;  // of the destination that are visited
+  int32_t stride;
 };
 
 }  // namespace dsn::cuda

@@ -79,6 +79,28 @@ __device__ inline Live find_live(const Source& s, int sample, GroupRef* groups, 
   return live;
 }
 
+// What the block agrees on; the rest of shared memory is placed by the host.
+struct BlockHeader {
+  int sample;
+  Live live;
+  float scratch[3 * kWarps];
+};
+static_assert(sizeof(BlockHeader) <= kHeaderBytes);
+
+// The work of this block: false if there is none. All threads call it; a barrier has passed when it returns true.
+__device__ inline bool begin_block(const Samples& samples, const Source& source, int blocks, GroupRef* groups,
+                                   unsigned* masks) {
+  BlockHeader* header = shared_memory<BlockHeader>();
+  if (threadIdx.x < 32) {
+    const int sample = pick_sample(samples, blockIdx.x / blocks);
+    Live live;
+    if (sample >= 0) live = find_live(source, sample, groups, masks);
+    if (threadIdx.x == 0) header->sample = sample, header->live = live;
+  }
+  __syncthreads();
+  return header->sample >= 0;
+}
+
 // Elements from one pixel to the next for a group.
 __device__ inline int pixel_stride(const Source& s, int id) {
   return (id < s.first_groups ? s.first_groups : s.slice_groups) * kGroup;
@@ -94,6 +116,18 @@ __device__ inline bool slice_is_live(const unsigned* masks, int slice) { return 
 __device__ inline float warp_sum(float v) {
   for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(kAllLanes, v, d);
   return v;
+}
+
+// A gate's score of its logit. A NaN stays NaN and, exceeding nothing, skips its layer, as in torch.
+__device__ inline float gate_score(GateKind kind, float z) {
+  if (kind == GateKind::kNone) return 1;
+  if (kind == GateKind::kHard) return z + 0.5f < 0.f ? 0.f : z + 0.5f > 1.f ? 1.f : z + 0.5f;
+  return 1 / (1 + expf(-z));
+}
+
+// Opens a gate for a sample; one thread calls it.
+__device__ inline void set_word(unsigned long long* words, int sample) {
+  atomicOr(words + sample / 64, 1ull << (sample % 64));
 }
 
 // Decides a sample's gates from g.first_layer on, up to the first that opens; the whole block calls it, behind a
@@ -115,10 +149,7 @@ __device__ inline void decide(const Gates& g, const float* pooled, int sample, u
         z = warp_sum(z) + g.bias[layer];
       }
       if (lane == 0) {
-        // A NaN stays NaN and, exceeding nothing, skips its layer, as in torch.
-        float score = 1;
-        if (g.kind == GateKind::kHard) score = z + 0.5f < 0.f ? 0.f : z + 0.5f > 1.f ? 1.f : z + 0.5f;
-        if (g.kind == GateKind::kSoft) score = 1 / (1 + expf(-z));
+        const float score = gate_score(g.kind, z);
         const bool forced = g.forced != nullptr;
         scores[warp] = score;
         opens[warp] =
@@ -137,8 +168,7 @@ __device__ inline void decide(const Gates& g, const float* pooled, int sample, u
     if (g.kind != GateKind::kNone)
       for (int i = 0; i < decided; ++i) gate_macs += g.first_channels + (base + i) * g.slice_channels;
     if (first < count) {
-      if (threadIdx.x == 0)
-        atomicOr(g.words + static_cast<int64_t>(base + first) * g.word_count + sample / 64, 1ull << (sample % 64));
+      if (threadIdx.x == 0) set_word(g.words + static_cast<int64_t>(base + first) * g.word_count, sample);
       break;
     }
     __syncthreads();
@@ -147,12 +177,13 @@ __device__ inline void decide(const Gates& g, const float* pooled, int sample, u
 }
 
 // Ends a block that wrote `columns` channels from `first_column` on of a tile: `sums` [rows][stride] of shared memory
-// hold its channel sums in parts. The last block of the sample pools and decides. The whole block calls it; `sums` need
-// not be behind a barrier yet. `scratch`: 2 words per warp and one more.
-__device__ inline void finish(const Pooling& p, int sample, int tile, const float* sums, int rows, int stride,
-                              int first_column, int columns, unsigned long long macs, float* scratch) {
+// hold its channel sums in parts. The last block of the sample pools and gets the pooled vector, behind a barrier, the
+// others null. The whole block calls it; `sums` need not be behind a barrier yet. `last`: a word of shared memory.
+__device__ inline const float* pool_tile(const Pooling& p, int sample, int tile, const float* sums, int rows,
+                                         int stride, int first_column, int columns, unsigned long long macs,
+                                         int* last) {
   if (threadIdx.x == 0) atomicAdd(p.macs + sample, macs);
-  if (!p.pooled) return;
+  if (!p.pooled) return nullptr;
   __syncthreads();
   float* partial = p.partial + static_cast<int64_t>(sample) * p.tiles * p.channels;
   float* pooled = p.pooled + static_cast<int64_t>(sample) * p.gates.positions;
@@ -162,12 +193,11 @@ __device__ inline void finish(const Pooling& p, int sample, int tile, const floa
     partial[tile * p.channels + first_column + c] = total;
   }
   if (p.blocks > 1) {
-    int* last = reinterpret_cast<int*>(scratch + 2 * (blockDim.x / 32));
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) *last = atomicAdd(p.arrived + sample, 1u) == static_cast<unsigned>(p.blocks - 1);
     __syncthreads();
-    if (!*last) return;
+    if (!*last) return nullptr;
     __threadfence();
   } else {
     __syncthreads();
@@ -178,7 +208,15 @@ __device__ inline void finish(const Pooling& p, int sample, int tile, const floa
     pooled[p.first_channel + c] = total / p.pixels;
   }
   __syncthreads();
-  decide(p.gates, pooled, sample, p.macs, scratch);
+  return pooled;
+}
+
+// pool_tile, and the last block decides the gates of a dense block. `scratch`: 2 words per warp and one more.
+__device__ inline void finish(const Pooling& p, int sample, int tile, const float* sums, int rows, int stride,
+                              int first_column, int columns, unsigned long long macs, float* scratch) {
+  int* last = reinterpret_cast<int*>(scratch + 2 * (blockDim.x / 32));
+  const float* pooled = pool_tile(p, sample, tile, sums, rows, stride, first_column, columns, macs, last);
+  if (pooled) decide(p.gates, pooled, sample, p.macs, scratch);
 }
 
 }  // namespace dsn::cuda

@@ -34,6 +34,7 @@ Facts find_facts(int device) {
   if (status == cudaSuccess)
     status = cudaDeviceGetAttribute(&facts.limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   facts.arch = 10 * major + minor;
+  if (major < 9) facts.limits.cluster = 1;
   cudaFuncAttributes attributes;
   if (status == cudaSuccess && cudaFuncGetAttributes(&attributes, probe_kernel) != cudaSuccess) {
     facts.error = "device " + std::to_string(device) + " is sm_" + std::to_string(facts.arch) +

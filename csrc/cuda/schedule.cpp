@@ -6,15 +6,6 @@
 namespace dsn::cuda {
 namespace {
 
-// Activations in shared memory: pixels so far apart that the lanes of a load meet different banks. A 16-bit load takes
-// 32 bytes of each of four pixels, a float32 load 16 bytes of each of eight.
-int cell_stride(int64_t channels, Element element) {
-  const int64_t unit = element == Element::kFloat ? 4 : 16;
-  const int64_t units = ceil_div(channels, unit);
-  return static_cast<int>((units | 1) * unit);
-}
-
-constexpr int kHeader = 128;
 constexpr int kPassDepth = 12;  // groups of a plain layer's pass
 constexpr int kBlockPixels = kWarps * 2 * 16;
 
@@ -29,7 +20,7 @@ void place_all(LayerTile& t, const Instruction& block, const Channels& in, Eleme
   const int64_t size = bytes_of(element), cells = int64_t{t.rows + 2} * (t.columns + 2);
   const int64_t conv = columns_of(add ? block.bottleneck : block.out_channels);
   const int64_t out = add ? columns_of(in.first) : conv;
-  t.shared_bytes = kHeader;
+  t.shared_bytes = kHeaderBytes;
   t.at_masks = place(t, ceil_div(std::max<int64_t>(block.layers, 1), 32) * 4);
   t.at_groups = place(t, round_up(in.groups(), 4) * 8);
   t.at_bias = place(t, (block.bottleneck ? columns_of(block.bottleneck) : 25 * conv) * 4);
@@ -87,42 +78,127 @@ int64_t Schedule::reserve(int64_t bytes) {
   return at;
 }
 
-Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams,
-                   Element element, int64_t batch, const DeviceLimits& limits) {
-  auto require = [&](bool ok, const std::string& what) {
-    if (!ok) throw std::runtime_error(std::string(op) + ": " + what);
-  };
-  word_count = ceil_div(batch, 64);
+namespace {
+
+void require(const char* op, bool ok, const std::string& what) {
+  if (!ok) throw std::runtime_error(std::string(op) + ": " + what);
+}
+
+bool is_planned(Op op) { return op > Op::kStore; }
+
+}  // namespace
+
+void Schedule::place_states(const char* op, const Plan& plan, int64_t batch) {
   states.resize(plan.buffers.size());
   std::vector<int> writers(states.size(), 0);
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
-    require(in.op <= Op::kStore, "GPU kernels do not serve instruction " + std::to_string(i) + " of the plan");
-    if (in.op == Op::kHead || in.op == Op::kStore) continue;
+    if (in.op == Op::kGate || in.op == Op::kLinear) states[in.src].pooled_at = 0;
+    if (in.dst < 0) continue;
     State& state = states[in.dst];
     if (in.op == Op::kDenseBlock) {
-      require(state.block < 0, "the plan runs two dense blocks on one buffer; GPU kernels need a buffer for each");
-      require(in.in_channels == state.channels.first, "a dense block of the plan leaves part of its input out");
+      require(op, state.block < 0, "the plan runs two dense blocks on one buffer; GPU kernels need a buffer for each");
+      require(op, in.in_channels == state.channels.first, "a dense block of the plan leaves part of its input out");
       state.block = static_cast<int>(i);
       if (in.merge == Merge::kConcat) state.channels = {in.in_channels, in.layers, in.out_channels};
+    } else if (is_planned(in.op)) {
+      state.channels.first = plan.buffers[in.dst].channels;
+      writers[in.dst] += 2;
     } else {
-      require(writers[in.dst]++ == 0, "the plan fills a buffer twice; GPU kernels need a buffer for each");
+      require(op, writers[in.dst]++ == 0, "the plan fills a buffer twice; GPU kernels need a buffer for each");
       state.channels.first = in.op == Op::kLoad ? in.in_channels : in.out_channels;
     }
   }
-
-  for (State& state : states)
+  for (const Instruction& in : plan.code)
+    for (int64_t b : {in.src, in.dst})
+      require(op, !is_planned(in.op) || b < 0 || states[b].block < 0,
+              "the plan convolves the state of a dense block; GPU kernels do not");
+  for (State& state : states) {
     if (state.block >= 0) {
-      const Instruction& block = plan.code[state.block];
-      state.pooled_at = reserve(batch * state.channels.groups() * kGroup * 4);
-      state.words_at = reserve(block.layers * word_count * 8);
+      state.pooled_at = 0;
+      state.words_at = reserve(plan.code[state.block].layers * word_count * 8);
     }
+    if (state.pooled_at >= 0) state.pooled_at = reserve(batch * state.channels.groups() * kGroup * 4);
+  }
+}
+
+int64_t Schedule::mask_index(int64_t first) const {
+  int64_t i = 0;
+  while (masks[static_cast<size_t>(i)].first != first) ++i;
+  return i;
+}
+
+// Which masks there are, and how chosen filters are stored: side by side where every reader goes by the same mask.
+void Schedule::place_masks(const char* op, const Plan& plan, int64_t batch) {
+  convs.resize(plan.code.size());
+  std::vector<int64_t> packed_by(states.size(), -1);
+  std::vector<bool> rectified(states.size(), false);  // nothing below zero
+  auto read_by_mask = [&](size_t i) {
+    for (size_t j = i + 1; j < plan.code.size(); ++j) {
+      const Instruction& next = plan.code[j];
+      if (next.dst == plan.code[i].dst && !(next.flags & kAccumulate) && next.out_offset == 0) return true;
+      if (next.dst == plan.code[i].dst) return false;
+      if (next.src == plan.code[i].dst && (next.op != Op::kConv2d || next.in_mask != plan.code[i].out_mask))
+        return false;
+    }
+    return true;
+  };
+  auto note = [&](int64_t first, int64_t length) {
+    for (const FilterMask& m : masks) {
+      if (m.first != first) continue;
+      require(op, m.length == length, "two masks of the plan overlap");
+      return;
+    }
+    require(op, length < 65536, "a mask of the plan is longer than 65,535 filters");
+    masks.push_back({first, length});
+  };
+  for (size_t i = 0; i < plan.code.size(); ++i) {
+    const Instruction& in = plan.code[i];
+    if (in.op != Op::kConv2d) {
+      if (is_planned(in.op) && in.dst >= 0) rectified[in.dst] = in.op != Op::kAdd && rectified[in.src];
+      continue;
+    }
+    ConvStep& step = convs[i];
+    const bool adds = in.flags & kAccumulate, relu = in.flags & kRelu && in.relu_channels == 0;
+    const bool masked = in.out_mask >= 0 || in.in_mask >= 0;
+    require(op, packed_by[in.src] == in.in_mask,
+            "a convolution of the plan reads by another mask than its input was written by; GPU kernels do not");
+    require(op, !masked || (in.src_offset % kGroup == 0 && in.relu_channels == 0 && !(in.flags & kPool)),
+            "a convolution of the plan has a mask and pools, or parts of it; GPU kernels do not");
+    require(op, in.in_mask < 0 || !(in.flags & kNormalise),
+            "a convolution of the plan normalises chosen channels; GPU kernels do not");
+    if (in.out_mask >= 0) {
+      note(in.out_mask, in.out_channels);
+      step.packed = !adds && in.out_offset == 0 && read_by_mask(i);
+      step.off_look = !step.packed && (!adds || (relu && !rectified[in.dst]));
+    }
+    if (!adds && in.out_offset == 0) packed_by[in.dst] = step.packed ? in.out_mask : -1;
+    const bool whole = in.out_offset == 0 && in.out_channels == plan.buffers[in.dst].channels && in.only_if < 0;
+    rectified[in.dst] = relu && (whole || rectified[in.dst]);
+  }
+  if (masks.empty()) return;
+  lists_at = reserve(batch * plan.gates * 2);
+  counts_at = reserve(batch * static_cast<int64_t>(masks.size()) * 4);
+}
+
+Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams,
+                   Element element, int64_t batch, const DeviceLimits& limits) {
+  word_count = ceil_div(batch, 64);
+  multiprocessors = limits.multiprocessors;
+  place_states(op, plan, batch);
   for (const Instruction& in : plan.code) {
     arrived_at.emplace_back();
     const int64_t launches = in.op == Op::kDenseBlock ? in.layers : 1;
     for (int64_t l = 0; l < launches; ++l) arrived_at.back().push_back(reserve(batch * 4));
   }
+  if (std::any_of(plan.code.begin(), plan.code.end(), [](const Instruction& in) { return in.op == Op::kGate; })) {
+    gate_words_at = reserve(plan.gates * word_count * 8);
+    hidden_at = reserve(batch * 2 * gate::kEmbedding * 4);
+  }
   zero_bytes = workspace_bytes;
+  place_masks(op, plan, batch);
+  chains = chain_gates(plan);
+  gradual = find_gradual_runs(plan, element, batch, limits);
 
   std::vector<int64_t> partial(static_cast<size_t>(streams), 0);
   for (const Instruction& in : plan.code) {
@@ -154,18 +230,46 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
           layouts.back().push_back(layer_unit::layout(before, in.out_channels, in.bottleneck, in.merge, element));
           tiles.back().push_back(choose_tile(*map, in, before, element, batch, streams, limits));
           const LayerTile& tile = tiles.back().back();
-          require(tile.rows > 0, "a layer of " + std::to_string(before.first) + " channels does not fit the " +
-                                     std::to_string(limits.shared_bytes) + " bytes of a block's shared memory");
+          require(op, tile.rows > 0,
+                  "a layer of " + std::to_string(before.first) + " channels does not fit the " +
+                      std::to_string(limits.shared_bytes) + " bytes of a block's shared memory");
           cuts = std::max<int64_t>(cuts, tile.tiles());
         }
         written = in.merge == Merge::kAdd ? in.in_channels : in.out_channels;
         break;
       }
+      case Op::kConv2d: {
+        const bool masked = in.out_mask >= 0 || in.in_mask >= 0;
+        layouts.back().push_back(conv2d_unit::layout(in.src_offset % kGroup, in.in_channels, in.out_channels, in.taps,
+                                                     in.flags & kNormalise, masked, element));
+        ConvTile& tile = convs[layouts.size() - 1].tile;
+        tile = choose_conv_tile(*map, in, element, batch, limits);
+        require(op, tile.rows > 0,
+                "a convolution of " + std::to_string(in.in_channels) + " channels does not fit the " +
+                    std::to_string(limits.shared_bytes) + " bytes of a block's shared memory");
+        if (in.flags & kPool) written = in.out_channels, cuts = tile.tiles();
+        break;
+      }
+      case Op::kSubsample:
+        written = in.out_channels, cuts = ceil_div(map->pixels(), kStripPixels);
+        break;
+      case Op::kPoolSums:
+        map = &plan.buffers[in.src];
+        written = in.in_channels, cuts = ceil_div(map->pixels(), kStripPixels);
+        break;
+      case Op::kGate:
+        layouts.back().push_back(wide_unit(gate::layout(in.in_channels, in.gate == GateKind::kRecurrent)));
+        if (in.gate == GateKind::kRecurrent)
+          weight_bytes = std::max(weight_bytes, in.shared + wide_unit(recurrence::layout()).size);
+        break;
+      case Op::kLinear:
+        layouts.back().push_back(wide_unit(linear::layout(in.in_channels, in.out_channels)));
+        break;
       default:
         break;
     }
     if (written) {
-      int64_t& most = partial[stream_of_buffer[in.dst]];
+      int64_t& most = partial[stream_of_buffer[in.dst >= 0 ? in.dst : in.src]];
       most = std::max(most, batch * cuts * groups_of(written) * kGroup * 4);
     }
     int64_t end = in.weights;

@@ -14,6 +14,7 @@ namespace dsn::cuda {
 struct DeviceLimits {
   int multiprocessors = 132;
   int shared_bytes = 227 * 1024;  // of a block
+  int cluster = 8;                // blocks
 };
 
 // A buffer of the plan: its channels and what decides on them.
@@ -21,10 +22,10 @@ struct State {
   Channels channels;
   int64_t sample_stride = 0;  // elements, both copies of an add block's
   int64_t copy_stride = 0;
-  int64_t at = 0;         // bytes
-  int block = -1;         // instruction that is its dense block, if any
-  int64_t pooled_at = 0;  // float [B][groups * kGroup]
-  int64_t words_at = 0;   // uint64 [layers][word_count]
+  int64_t at = 0;          // bytes
+  int block = -1;          // instruction that is its dense block, if any
+  int64_t pooled_at = -1;  // float [B][groups * kGroup], if anything reads it
+  int64_t words_at = 0;    // uint64 [layers][word_count]
 };
 
 // Layers of growth rate 12 or so, of which a kernel knows the sizes when it is compiled.
@@ -41,6 +42,54 @@ struct LayerTile {
   int tiles() const { return down * across; }
 };
 
+// Activations in shared memory: pixels so far apart that the lanes of a load meet different banks. A 16-bit load takes
+// 32 bytes of each of four pixels, a float32 load 16 bytes of each of eight.
+inline int cell_stride(int64_t channels, Element element) {
+  const int64_t unit = element == Element::kFloat ? 4 : 16;
+  return static_cast<int>((ceil_div(channels, unit) | 1) * unit);
+}
+
+// How a convolution's map and columns are cut, and the shared memory of a block.
+struct ConvTile {
+  int rows = 0, columns = 0, down = 0, across = 0;
+  int block_columns = 0, column_blocks = 0;
+  int warp_tiles = 0, warps_down = 0;  // of 8 columns; warps over pixels
+  int depth = 0, cell_stride = 0;
+  int at_lists = 0, at_sums = 0, at_cells = 0, at_weights = 0, stage_bytes = 0, shared_bytes = 0;
+  int resident = 1;  // blocks of a multiprocessor
+  int tiles() const { return down * across; }
+  int blocks() const { return tiles() * column_blocks; }
+};
+
+struct ConvStep {
+  ConvTile tile;
+  bool packed = false;    // chosen filters are stored side by side
+  bool off_look = false;  // filters that are off need a look
+};
+
+// A gate that is decided by the launch which writes what it reads.
+struct ChainedGate {
+  int instruction = 0;
+  int64_t unless = -1;  // a gate: where it is open, a later launch decides
+};
+
+// Update units, one after the other, that a launch does: the instructions that each is made of, and the shared memory
+// of a block.
+struct GradualRun {
+  struct Segment {
+    int first = 0, conv = 0, last = 0, add = -1;  // instructions; without a shortcut there is no add
+  };
+  std::vector<Segment> segments;
+  int begin = 0, end = 0;  // instructions
+  int rows = 0, blocks = 0;
+  int state_stride = 0, width_stride = 0, add_stride = 0, width_channels = 0;
+  int at_state = 0, at_mid = 0, at_inner = 0, at_add = 0, shared_bytes = 0;
+};
+
+struct FilterMask {
+  int64_t first, length;  // gates
+};
+
 struct Schedule {
   // Throws std::runtime_error of one line if the plan asks for what these kernels do not do.
   Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams, Element element,
@@ -51,19 +100,40 @@ struct Schedule {
   std::vector<std::vector<LayerTile>> tiles;       // of each dense block's layers
   std::vector<std::vector<int64_t>> arrived_at;    // of each instruction, of each layer: uint32 [B]
   std::vector<int64_t> partial_at;                 // of each stream
+  std::vector<ConvStep> convs;                     // of each instruction
+  std::vector<GradualRun> gradual;                 // in order
+  std::vector<std::vector<ChainedGate>> chains;    // of each instruction; empty: gates are launches of their own
+  std::vector<FilterMask> masks;
+  int64_t lists_at = 0, counts_at = 0;  // uint16 [B][gates], int32 [B][masks]
+  int64_t gate_words_at = 0;            // uint64 [gates][word_count], of gates that instructions decide
+  int64_t hidden_at = 0;                // float [B][2 kEmbedding], of recurrent gates
   int64_t word_count = 0;
+  int multiprocessors = 0;
   int64_t zero_bytes = 0;  // the workspace's first bytes, zero before a run
   int64_t workspace_bytes = 0;
   int64_t weight_bytes = 0;  // that the plan reads, at least
 
+  int64_t mask_index(int64_t first) const;  // of the mask that begins at a gate
+
  private:
   int64_t reserve(int64_t bytes);
+  void place_states(const char* op, const Plan& plan, int64_t batch);
+  void place_masks(const char* op, const Plan& plan, int64_t batch);
 };
 
 // Channels of a state as layer `layer` of its block reads them.
 inline Channels channels_before(const State& state, int64_t layer) {
   return {state.channels.first, state.channels.width ? layer : 0, state.channels.width};
 }
+
+// The update units of a plan that one launch per layer can do on this device.
+std::vector<GradualRun> find_gradual_runs(const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits);
+
+// The gates that each instruction of a plan decides as soon as it has pooled; nothing where one of them cannot be.
+std::vector<std::vector<ChainedGate>> chain_gates(const Plan& plan);
+
+ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element element, int64_t batch,
+                          const DeviceLimits& limits);
 
 LayerTile choose_tile(const BufferSpec& map, const Instruction& block, const Channels& in, Element element,
                       int64_t batch, int streams, const DeviceLimits& limits);

@@ -132,14 +132,17 @@ class _Repacker:
         self.plan, self.weights, self.out = plan, weights.detach().cpu().double(), _Buffer(dtype)
         self.element = ELEMENTS[dtype]
         self.states: dict[int, _Channels] = {}
+        self.recurrences: dict[int, int] = {}  # places of the CPU's and of these
 
     def run(self) -> tuple[Plan, Tensor]:
         names = {code: name for name, code in _C.OPS.items()}
         code = []
         for step in self.plan.code:
+            shared = self._recurrence(step) if names[step.op] == "gate" else 0
             offset = self.out.size
             getattr(self, "_" + names[step.op])(step)
-            code.append(dataclasses.replace(step, weights=offset))
+            flags = step.flags & ~_C.FLAGS["winograd"]  # a way of the CPU's
+            code.append(dataclasses.replace(step, weights=offset, shared=shared, flags=flags))
         return Plan(list(self.plan.buffers), code), self.out.tensor()
 
     def _unit(self, step: Instruction, layout: _CpuLayout, offset: int = 0) -> _Unit:
@@ -236,3 +239,64 @@ class _Repacker:
             bias=unit["bias"],
             constants=unit["constants"],
         )
+
+    def _fills(self, step: Instruction) -> None:
+        """The step's buffer is one map, whatever part of it the step writes."""
+        self.states[step.dst] = _Channels(self.plan.buffers[step.dst][0])
+
+    def _conv2d(self, step: Instruction) -> None:
+        normalises, masked = bool(step.flags & _C.FLAGS["normalise"]), max(step.out_mask, step.in_mask) >= 0
+        layout = _C.conv2d_layout(
+            step.in_channels,
+            step.out_channels,
+            step.taps,
+            normalises,
+            step.out_mask >= 0,
+            bool(step.flags & _C.FLAGS["winograd"]),
+        )
+        unit, front = self._unit(step, layout), step.src_offset % _GROUP
+        if step.out_mask >= 0:  # [in][tap][out]
+            weight = unit["weight"].permute(2, 0, 1)[: step.out_channels]
+        else:
+            weight = unit.conv("weight", step.out_channels)
+
+        def spread(x: Tensor, dim: int) -> Tensor:
+            shape = list(x.shape)
+            shape[dim] = front
+            return _pad(torch.cat([x.new_zeros(shape), x], dim), dim, _C.cuda.STEP)
+
+        fields = {"weight": _conv(weight, spread), "bias": _columns(unit["bias"][: step.out_channels], 0)}
+        if normalises:
+            fields["norm"] = _norm(spread(unit["scale"], 0), spread(unit["shift"], 0))
+        if masked:
+            fields["selectable"] = _columns(weight.permute(2, 1, 0), 2)
+        layout = _C.cuda.conv2d_layout(
+            front, step.in_channels, step.out_channels, step.taps, normalises, masked, self.element
+        )
+        self.out.add(layout, **fields)
+        self._fills(step)
+
+    def _wide(self, layout: _GpuLayout, unit: _Unit) -> None:
+        self.out.add(layout, **{name: unit[name] for name, *_ in layout[0]})
+
+    def _recurrence(self, step: Instruction) -> int:
+        """Where the LSTM of a recurrent gate is, packed at its first."""
+        if step.gate != _C.GATES["recurrent"]:
+            return 0
+        if step.shared not in self.recurrences:
+            self.recurrences[step.shared] = self.out.size
+            self._wide(_C.cuda.recurrence_layout(), _Unit(self.weights, step.shared, _C.recurrence_layout()))
+        return self.recurrences[step.shared]
+
+    def _gate(self, step: Instruction) -> None:
+        sizes = step.in_channels, step.gate == _C.GATES["recurrent"]
+        self._wide(_C.cuda.gate_layout(*sizes), self._unit(step, _C.gate_layout(*sizes)))
+
+    def _linear(self, step: Instruction) -> None:
+        sizes = step.in_channels, step.out_channels
+        self._wide(_C.cuda.linear_layout(*sizes), self._unit(step, _C.linear_layout(*sizes)))
+
+    def _pool_sums(self, step: Instruction) -> None:
+        pass
+
+    _subsample = _max_pool = _avg_pool = _add = _fills

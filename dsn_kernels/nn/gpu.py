@@ -47,8 +47,7 @@ class GpuDualSkippingNetwork(DualSkippingNetwork):
         self.runner, self.dtype = runner, dtype
         if self.stem is not None:
             self.stem = self.stem.to(dtype)
-        sizes = CAPTURED_SIZES if graph is True else tuple(sorted(set(graph))) if graph else ()
-        self._graphs = Graphs(runner, sizes) if sizes else None
+        self._graphs = make_graphs(runner, graph)
 
     def _check(self, images: Tensor) -> None:
         given = images.dtype if isinstance(images, Tensor) and images.dtype == self.dtype else torch.float32
@@ -125,6 +124,12 @@ class Graphs:
 
     def __deepcopy__(self, memo: dict[int, object]) -> Graphs:
         return Graphs(copy.deepcopy(self.runner, memo), self.sizes)
+
+
+def make_graphs(runner: PlanRunner, graph: bool | Sequence[int]) -> Graphs | None:
+    """The graphs of a plan, of :data:`CAPTURED_SIZES` or the batch sizes given; None if none are wanted."""
+    sizes = CAPTURED_SIZES if graph is True else tuple(sorted(set(graph))) if graph else ()
+    return Graphs(runner, sizes) if sizes else None
 
 
 class GpuDenseBlock(nn.Module):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,13 +29,33 @@ from .packing import fold
 from .residual_planning import plan_residual
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a twin runs on.
+
+    Attributes:
+        backend: ``"cpu"``, ``"cuda"`` or ``"simt"``, the host runner of csrc/simt.
+        dtype: of weights and activations; on the CPU float32.
+        graph: replay the launches as CUDA graphs: True, or the batch sizes to capture.
+    """
+
+    backend: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    graph: bool | Sequence[int] = False
+
+
+CPU = Target()
+
+
 class _Planned(nn.Module):
     """A plan and its packed weights behind torch's own stem, if that is more than a 3x3 convolution."""
 
     weights: Tensor
     plan_words: Tensor
 
-    def __init__(self, model: Any, make_plan: Callable[..., tuple[Plan, Tensor]], **options: Any) -> None:
+    def __init__(
+        self, model: Any, make_plan: Callable[..., tuple[Plan, Tensor]], target: Target, **options: Any
+    ) -> None:
         super().__init__()
         config = model.config
         self.stem, side, self.stem_macs = None, config.image_size, 0
@@ -43,15 +64,26 @@ class _Planned(nn.Module):
             self.stem = copy.deepcopy(stem).eval()
             side = self.stem(torch.zeros(1, config.in_channels, side, side)).shape[-1]
             self.stem_macs = count_macs(self.stem, config)
+            self.stem.to(target.dtype)
+        self.target = target
         self.plan, weights = make_plan(model, side, **options)
-        self._sizes = {"gates": self.plan.gates, "logits": self.plan.logits}
-        self.register_buffer("weights", weights)
-        self.register_buffer("plan_words", self.plan.words(), persistent=False)
+        if target.backend == "cpu":
+            self._sizes = {"gates": self.plan.gates, "logits": self.plan.logits}
+            self.register_buffer("weights", weights)
+            self.register_buffer("plan_words", self.plan.words(), persistent=False)
+        else:
+            from .gpu import PlanRunner, make_graphs
+
+            self.runner = PlanRunner(self.plan, weights, target.dtype, target.backend)
+            self._graphs = make_graphs(self.runner, target.graph)
 
     def forward(
         self, images: Tensor, thresholds: Tensor, forced: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = images if self.stem is None else self.stem(images)
+        x = images if self.stem is None else self.stem(images.to(self.target.dtype))
+        if self.target.backend != "cpu":
+            out = (self._graphs or self.runner)(x, thresholds, forced)
+            return out.logits, out.gates, out.scores, out.macs
         return ops.network(x, self.weights, thresholds, forced, self.plan_words, **self._sizes)
 
 
@@ -73,9 +105,11 @@ class PlannedTwin(nn.Module):
         UserError: images, forced gates or thresholds do not fit.
     """
 
-    def __init__(self, model: Any) -> None:
+    thresholds: Tensor
+
+    def __init__(self, model: Any, target: Target) -> None:
         super().__init__()
-        self.config = model.config
+        self.config, self.target = model.config, target
         self.layers: dict[str, int] = dict(getattr(model, "gate_counts", {}))
         self.dense_macs = count_macs(getattr(model, "dense_equivalent", lambda: model)(), model.config)
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
@@ -86,9 +120,12 @@ class PlannedTwin(nn.Module):
         self.requires_grad_(False)
 
     def _check(self, images: Tensor) -> None:
-        check_images(images, self.config.in_channels, self.config.image_size, torch.float32)
-        if images.device.type != "cpu":
-            raise UserError(f"images are on {images.device}; expected cpu: move them")
+        dtype = images.dtype if isinstance(images, Tensor) and images.dtype == self.target.dtype else torch.float32
+        check_images(images, self.config.in_channels, self.config.image_size, dtype)
+        expected = self.thresholds.device
+        if images.device != expected:
+            where = "them" if expected.type == "cpu" else "them or the model"
+            raise UserError(f"images are on {images.device}; expected {expected}: move {where}")
 
     def _keep(self, gates: Tensor, scores: Tensor, macs: Tensor) -> None:
         if not torch.compiler.is_exporting():
@@ -116,9 +153,9 @@ class PlannedTwin(nn.Module):
 class _Dense(PlannedTwin):
     """No gates, everything runs. ``forward(images)``: float32 images to logits [B, classes]."""
 
-    def __init__(self, model: Any, make_plan: Callable[..., tuple[Plan, Tensor]]) -> None:
-        super().__init__(model)
-        self.network = _Planned(model, make_plan)
+    def __init__(self, model: Any, make_plan: Callable[..., tuple[Plan, Tensor]], target: Target) -> None:
+        super().__init__(model, target)
+        self.network = _Planned(model, make_plan, target)
         self.register_buffer("thresholds", torch.empty(0), persistent=False)
         self._finish()
 
@@ -136,15 +173,15 @@ class _Dense(PlannedTwin):
 class ResNet(_Dense):
     """`dsn_models.ResNet`: every unit runs."""
 
-    def __init__(self, model: ReferenceResNet) -> None:
-        super().__init__(model, plan_residual)
+    def __init__(self, model: ReferenceResNet, target: Target = CPU) -> None:
+        super().__init__(model, plan_residual, target)
 
 
 class GraduallyUpdatedNetwork(_Dense):
     """`dsn_models.GraduallyUpdatedNetwork`, GUNN or SUNN, with segments of any size."""
 
-    def __init__(self, model: ReferenceGunn) -> None:
-        super().__init__(model, plan_gradual)
+    def __init__(self, model: ReferenceGunn, target: Target = CPU) -> None:
+        super().__init__(model, plan_gradual, target)
 
 
 class SkipNet(PlannedTwin):
@@ -153,11 +190,9 @@ class SkipNet(PlannedTwin):
     ``forward(images, forced_gates=None, thresholds=None)`` as the reference's.
     """
 
-    thresholds: Tensor
-
-    def __init__(self, model: ReferenceSkipNet) -> None:
-        super().__init__(model)
-        self.network = _Planned(model, plan_residual)
+    def __init__(self, model: ReferenceSkipNet, target: Target = CPU) -> None:
+        super().__init__(model, target)
+        self.network = _Planned(model, plan_residual, target)
         limits = torch.full((self.network.plan.gates,), float(model.config.threshold))
         self.register_buffer("thresholds", limits, persistent=False)
         self._finish()
@@ -202,17 +237,15 @@ class GaterNet(PlannedTwin):
     ``forward(images, forced_gates=None)`` as the reference's.
     """
 
-    thresholds: Tensor
-
-    def __init__(self, model: ReferenceGaterNet) -> None:
+    def __init__(self, model: ReferenceGaterNet, target: Target = CPU) -> None:
         if not isinstance(model.backbone, ReferenceResNet):
             raise UserError(
                 f"{model.config.name} has a {type(model.backbone).__name__} backbone; only residual ones are served"
             )
-        super().__init__(model)
+        super().__init__(model, target)
         masks = {conv.conv: conv.gates.start for point in model.gate_points for conv in point.convolutions}
-        self.gater = _Planned(_with_first_linear(model.gater), plan_residual)
-        self.backbone = _Planned(model.backbone, plan_residual, masks=masks)
+        self.gater = _Planned(_with_first_linear(model.gater), plan_residual, target)
+        self.backbone = _Planned(model.backbone, plan_residual, target, masks=masks)
         self.fc2 = copy.deepcopy(model.gater.fc2)
         self.register_buffer("thresholds", torch.full((model.num_gates,), 0.5), persistent=False)
         self._fixed_macs = self.fc2.weight.numel() + self.gater.stem_macs + self.backbone.stem_macs

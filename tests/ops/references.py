@@ -17,7 +17,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
             m.weight.data.uniform_(-0.5, 1.5, generator=generator)
             m.bias.data.normal_(0, 0.3, generator=generator)
     for name, parameter in module.named_parameters():
-        if "gates" in name and name.endswith("weight"):
+        if "gates" in name and name.endswith("weight") and parameter.dim() > 1:
             parameter.data.normal_(0, 4 / parameter.shape[1] ** 0.5, generator=generator)
     return module.eval().requires_grad_(False)
 

@@ -7,7 +7,11 @@
 #include "cuda/network.h"
 #include "simt/python.h"
 
-#include "cuda/schedule.cpp"  // the runner's module links nothing of the shipped library
+// The runner's module links nothing of the shipped library.
+#include "cuda/conv2d_tile.cpp"
+#include "cuda/gate_chains.cpp"
+#include "cuda/gradual_runs.cpp"
+#include "cuda/schedule.cpp"
 
 namespace {
 
@@ -22,16 +26,19 @@ struct OneStream : cuda::Streams {
 
 class Network {
  public:
-  // buffers: (channels, height, width); code: the fields of Instruction, in order, of which the first 13 are read
+  // buffers: (channels, height, width); code: the fields of Instruction, in order
   Network(const std::vector<std::array<int64_t, kBufferFields>>& buffers, const std::vector<std::vector<int64_t>>& code,
           int64_t gates, int64_t logits, int64_t element, int64_t batch, int multiprocessors, int shared_bytes)
       : element_(static_cast<cuda::Element>(element)), batch_(batch) {
     plan_.gates = gates;
     plan_.logits = logits;
     for (const auto& b : buffers) plan_.buffers.push_back({b[0], b[1], b[2]});
-    for (const auto& f : code)
-      plan_.code.push_back({static_cast<Op>(f.at(0)), f[1], f[2], f[3], f[4], f[5], f[6], static_cast<GateKind>(f[7]),
-                            static_cast<Merge>(f[8]), f[9], f[10], f[11], f.at(12)});
+    for (const auto& fields : code) {
+      size_t next = 0;
+      each_field(plan_.code.emplace_back(), [&](auto& field) {
+        field = static_cast<std::remove_reference_t<decltype(field)>>(fields.at(next++));
+      });
+    }
     streams_.assign(buffers.size(), 0);
     schedule_.emplace("network", plan_, streams_, 1, element_, batch,
                       cuda::DeviceLimits{multiprocessors, shared_bytes});
@@ -42,6 +49,8 @@ class Network {
            const Array& map, const Array& workspace) {
     if (weights.size() < schedule_->weight_bytes || workspace.size() < schedule_->workspace_bytes)
       throw std::runtime_error("network: weights or workspace are too small");
+    if (!forced && !schedule_->masks.empty())
+      throw std::runtime_error("network: forced gates must say which filters run");
     cuda::NetworkCall call;
     call.image = image.data<void>();
     call.image_is_float = image_is_float;
@@ -74,6 +83,23 @@ class Network {
 
   int64_t workspace_bytes() const { return schedule_->workspace_bytes; }
   int64_t zero_bytes() const { return schedule_->zero_bytes; }
+  // (rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down, depth, resident) of each
+  // convolution
+  std::vector<std::array<int, 10>> conv_tiles() const {
+    std::vector<std::array<int, 10>> all;
+    for (const auto& step : schedule_->convs)
+      if (const cuda::ConvTile& t = step.tile; t.rows)
+        all.push_back({t.rows, t.columns, t.down, t.across, t.block_columns, t.column_blocks, t.warp_tiles,
+                       t.warps_down, t.depth, t.resident});
+    return all;
+  }
+  // (first instruction, one past the last, rows, blocks of a cluster, shared_bytes) of each gradual layer
+  std::vector<std::array<int, 5>> gradual_runs() const {
+    std::vector<std::array<int, 5>> all;
+    for (const cuda::GradualRun& r : schedule_->gradual)
+      all.push_back({r.begin, r.end, r.rows, r.blocks, r.shared_bytes});
+    return all;
+  }
   // (rows, columns, down, across, mid_stride, shared_bytes) of each layer of each dense block
   std::vector<std::array<int, 6>> tiles() const {
     std::vector<std::array<int, 6>> all;
@@ -104,5 +130,7 @@ DSN_SIMT_BINDINGS(network) {
            py::arg("scores"), py::arg("macs"), py::arg("map"), py::arg("workspace"))
       .def_property_readonly("workspace_bytes", &Network::workspace_bytes)
       .def_property_readonly("zero_bytes", &Network::zero_bytes)
+      .def_property_readonly("gradual_runs", &Network::gradual_runs)
+      .def_property_readonly("conv_tiles", &Network::conv_tiles)
       .def_property_readonly("tiles", &Network::tiles);
 }

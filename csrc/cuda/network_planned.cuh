@@ -1,0 +1,248 @@
+// The launches of what residual, filter-selecting and gradually updated networks are made of.
+#pragma once
+
+#include <limits>
+
+#include "cuda/network.cuh"
+
+namespace dsn::cuda {
+
+template <class T>
+Map NetworkRun<T>::map_of(int64_t buffer) const {
+  const State& state = s_.states[buffer];
+  const BufferSpec& map = plan_.buffers[buffer];
+  return {call_.workspace + state.at, state.sample_stride, static_cast<int32_t>(state.channels.groups() * kGroup),
+          static_cast<int32_t>(map.width), static_cast<int32_t>(map.height)};
+}
+
+template <class T>
+void NetworkRun<T>::filter_lists() {
+  const auto masks = static_cast<int32_t>(s_.masks.size());
+  for (int32_t first = 0; first < masks; first += kMasksAtOnce) {
+    FilterListsParams p{};
+    p.samples = every_sample();
+    p.masks = call_.forced;
+    if (first == 0) p.taken = call_.taken, p.score = call_.score;
+    p.lists = reinterpret_cast<uint16_t*>(call_.workspace + s_.lists_at);
+    p.counts = reinterpret_cast<int32_t*>(call_.workspace + s_.counts_at);
+    p.gates = static_cast<int32_t>(plan_.gates);
+    p.count_stride = masks;
+    p.first_mask = first;
+    p.count = std::min(masks - first, kMasksAtOnce);
+    for (int m = 0; m < p.count; ++m) {
+      const FilterMask& mask = s_.masks[static_cast<size_t>(first + m)];
+      p.mask[m] = {static_cast<int32_t>(mask.first), static_cast<int32_t>(mask.length)};
+    }
+    start<filter_lists_kernel<kThreads>>(call_.batch, 1, kThreads, 0, p);
+  }
+}
+
+// What the mask that begins at a gate chose; of -1, all.
+template <class T>
+Chosen NetworkRun<T>::chosen(int64_t first_gate) const {
+  if (first_gate < 0) return {};
+  return {reinterpret_cast<const uint16_t*>(call_.workspace + s_.lists_at) + first_gate,
+          reinterpret_cast<const int32_t*>(call_.workspace + s_.counts_at) + s_.mask_index(first_gate),
+          static_cast<int32_t>(plan_.gates), static_cast<int32_t>(s_.masks.size())};
+}
+
+template <class T>
+void NetworkRun<T>::conv2d(int index, const Instruction& in) {
+  const ConvStep& step = s_.convs[index];
+  const ConvTile& t = step.tile;
+  const int64_t front = in.src_offset % kGroup;
+  const bool adds = in.flags & kAccumulate, whole_groups = !adds && in.out_offset == 0;
+  Conv2dParams p{};
+  p.samples = every_sample();
+  if (in.only_if >= 0)
+    p.samples = {gate_words(in.only_if), static_cast<int32_t>(s_.word_count), static_cast<int32_t>(call_.batch),
+                 nullptr};
+  p.source = map_of(in.src);
+  p.out = map_of(in.dst);
+  if (in.flags & kPool) {
+    p.pooling = pooling(index, 0, in.dst, in.out_offset, in.out_channels, t.tiles(), t.blocks(), 0);
+    if (!s_.chains.empty()) p.gates = unit_gates(s_.chains[index]);
+  } else {
+    p.pooling.macs = call_.macs;
+    p.pooling.tiles = t.tiles();
+    p.pooling.blocks = t.blocks();
+  }
+  if (in.flags & kNormalise) p.norm = weights<T>(index, 0, conv2d_unit::kNorm);
+  p.weight = weights<T>(index, 0, conv2d_unit::kWeight);
+  p.selectable = weights<T>(index, 0, conv2d_unit::kSelectable);
+  p.bias = weights<float>(index, 0, conv2d_unit::kBias);
+  p.inputs = chosen(in.in_mask);
+  p.filters = chosen(in.out_mask);
+  if (step.off_look) p.mask = call_.forced + in.out_mask;
+  p.mask_stride = static_cast<int32_t>(plan_.gates);
+  p.items = static_cast<int32_t>(call_.batch * t.blocks());
+  p.first_group = static_cast<int32_t>(in.src_offset / kGroup);
+  p.in_channels = static_cast<int32_t>(in.in_channels);
+  p.live_groups = static_cast<int32_t>(groups_of(front + in.in_channels));
+  p.in_groups = static_cast<int32_t>(conv2d_unit::groups(front, in.in_channels));
+  p.out_channels = static_cast<int32_t>(in.out_channels);
+  p.out_offset = static_cast<int32_t>(in.out_offset);
+  p.columns = static_cast<int32_t>(columns_of(in.out_channels));
+  p.limit = static_cast<int32_t>(whole_groups ? groups_of(in.out_channels) * kGroup : in.out_channels);
+  if (in.flags & kRelu)
+    p.relu_below = in.relu_channels ? static_cast<int32_t>(in.relu_channels) : std::numeric_limits<int32_t>::max();
+  p.accumulate = adds;
+  p.packed = step.packed;
+  p.in_pairs = p.limit % 2 == 0 && in.out_offset % 2 == 0;
+  p.taps = static_cast<int32_t>(in.taps);
+  p.stride = static_cast<int32_t>(in.stride);
+  p.tile_rows = t.rows;
+  p.tile_columns = t.columns;
+  p.tiles_across = t.across;
+  p.warps_down = t.warps_down;
+  p.block_columns = t.block_columns;
+  p.depth = t.depth;
+  p.cell_stride = t.cell_stride;
+  p.at_lists = t.at_lists;
+  p.at_sums = t.at_sums;
+  p.at_cells = t.at_cells;
+  p.at_weights = t.at_weights;
+  p.stage_bytes = t.stage_bytes;
+  const int64_t blocks = std::min<int64_t>(p.items, int64_t{s_.multiprocessors} * t.resident);
+  if (t.warp_tiles == 2)
+    start<conv2d_kernel<T, 2>>(blocks, 1, kThreads, t.shared_bytes, p);
+  else
+    start<conv2d_kernel<T, 4>>(blocks, 1, kThreads, t.shared_bytes, p);
+}
+
+template <class T>
+void NetworkRun<T>::resample(int index, const Instruction& in) {
+  const int64_t to = in.op == Op::kPoolSums ? in.src : in.dst;
+  const int64_t tiles = ceil_div(plan_.buffers[to].pixels(), kStripPixels);
+  ResampleParams p{};
+  p.samples = every_sample();
+  p.source = map_of(in.src);
+  p.out = map_of(to);
+  p.op = in.op;
+  p.in_channels = static_cast<int32_t>(in.in_channels);
+  p.src_offset = static_cast<int32_t>(in.src_offset);
+  p.out_offset = static_cast<int32_t>(in.out_offset);
+  p.stride = static_cast<int32_t>(in.stride);
+  const int64_t written = in.op == Op::kSubsample ? in.out_channels : in.in_channels;
+  const int64_t first = in.op == Op::kAdd ? in.out_offset / kGroup : 0;
+  p.first_group = static_cast<int32_t>(first);
+  p.groups = static_cast<int32_t>(groups_of(written + (in.op == Op::kAdd ? in.out_offset : 0)) - first);
+  const bool pools = in.op == Op::kSubsample || in.op == Op::kPoolSums;
+  if (pools) {
+    p.pooling = pooling(index, 0, to, 0, written, tiles, tiles, 0);
+    if (!s_.chains.empty()) p.gates = unit_gates(s_.chains[index]);
+  } else {
+    p.pooling.macs = call_.macs;
+    p.pooling.tiles = p.pooling.blocks = static_cast<int32_t>(tiles);
+  }
+  const int64_t sums = pools ? std::max<int64_t>(1, kThreads / p.groups) * p.groups * kGroup * 4 : 0;
+  start<resample_kernel<T>>(call_.batch * tiles, 1, kThreads, kHeaderBytes + sums, p);
+}
+
+// Gates that read one map, to be decided in this order.
+template <class T>
+UnitGates NetworkRun<T>::unit_gates(const std::vector<ChainedGate>& chain) const {
+  UnitGates g{};
+  if (chain.empty()) return g;
+  const Instruction& first = plan_.code[chain[0].instruction];
+  g.weights = call_.weights;
+  g.threshold = call_.thresholds;
+  g.forced = call_.forced;
+  g.taken = call_.taken;
+  g.score = call_.score;
+  g.words = gate_words(0);
+  g.gates = plan_.gates;
+  g.word_count = static_cast<int32_t>(s_.word_count);
+  g.channels = static_cast<int32_t>(first.in_channels);
+  g.kind = first.gate;
+  g.first = -1;
+  for (const ChainedGate& link : chain) {
+    const Instruction& in = plan_.code[link.instruction];
+    auto place = [&](int field) {
+      return static_cast<int32_t>((in.weights + s_.layouts[link.instruction][0].fields[field].offset) / 16);
+    };
+    g.unit[g.count++] = {place(dsn::gate::kWeight), place(dsn::gate::kBias), static_cast<int16_t>(in.first_gate),
+                         static_cast<int16_t>(link.unless)};
+    if (!(in.flags & kAccumulate)) g.first = static_cast<int32_t>(in.first_gate);
+  }
+  if (first.gate != GateKind::kRecurrent) return g;
+  const PackedLayout shared = wide_unit(recurrence::layout());
+  auto field = [&](int f) {
+    return reinterpret_cast<const float*>(call_.weights + first.shared + shared.fields[f].offset);
+  };
+  g.shared = {field(recurrence::kInput), field(recurrence::kHidden), field(recurrence::kBias),
+              field(recurrence::kProjection), field(recurrence::kProjectionBias)};
+  g.hidden = reinterpret_cast<float*>(call_.workspace + s_.hidden_at);
+  return g;
+}
+
+template <class T>
+void NetworkRun<T>::gate(int index, const Instruction& in) {
+  if (!s_.chains.empty()) return;  // decided by what wrote its input
+  const State& state = s_.states[in.src];
+  UnitGateParams p{};
+  p.samples = every_sample();
+  p.pooled = reinterpret_cast<const float*>(call_.workspace + state.pooled_at);
+  p.macs = call_.macs;
+  p.positions = static_cast<int32_t>(state.channels.groups() * kGroup);
+  p.gates = unit_gates({{index, -1}});
+  start<unit_gate_kernel<kGateThreads>>(call_.batch, 1, kGateThreads, kGateBytes, p);
+}
+
+template <class T>
+void NetworkRun<T>::linear(int index, const Instruction& in) {
+  const State& state = s_.states[in.src];
+  LinearParams p{};
+  p.samples = every_sample();
+  p.pooled = reinterpret_cast<const float*>(call_.workspace + state.pooled_at);
+  p.weight = weights<float>(index, 0, dsn::linear::kWeight);
+  p.bias = weights<float>(index, 0, dsn::linear::kBias);
+  p.logits = call_.logits + in.out_offset;
+  p.macs = call_.macs;
+  p.row = plan_.logits;
+  p.positions = static_cast<int32_t>(state.channels.groups() * kGroup);
+  p.channels = static_cast<int32_t>(in.in_channels);
+  p.classes = static_cast<int32_t>(in.out_channels);
+  start<linear_kernel<kThreads>>(call_.batch, 1, kThreads, 0, p);
+}
+
+template <class T>
+void NetworkRun<T>::gradual_layer(const GradualRun& run) {
+  const Instruction& unit = plan_.code[run.begin];
+  GradualParams p{};
+  p.samples = every_sample();
+  p.map = map_of(unit.src);
+  p.macs = call_.macs;
+  p.weights = call_.weights;
+  p.segments = static_cast<int32_t>(run.segments.size());
+  p.rows = run.rows;
+  p.blocks = run.blocks;
+  p.channels = static_cast<int32_t>(unit.in_channels);
+  p.groups = static_cast<int32_t>(conv2d_unit::groups(0, unit.in_channels));
+  p.state_stride = run.state_stride;
+  p.width_stride = run.width_stride;
+  p.add_stride = run.add_stride;
+  p.width_channels = run.width_channels;
+  p.at_state = run.at_state;
+  p.at_mid = run.at_mid;
+  p.at_inner = run.at_inner;
+  p.at_add = run.at_add;
+  auto place = [&](int index, int field) {
+    return static_cast<int32_t>((plan_.code[index].weights + s_.layouts[index][0].fields[field].offset) / 16);
+  };
+  for (int i = 0; i < p.segments; ++i) {
+    const GradualRun::Segment& from = run.segments[i];
+    const Instruction& end = plan_.code[from.add >= 0 ? from.add : from.last];
+    GradualSegment& to = p.segment[i];
+    to.first = place(from.first, conv2d_unit::kWeight), to.first_bias = place(from.first, conv2d_unit::kBias);
+    to.conv = place(from.conv, conv2d_unit::kWeight), to.conv_bias = place(from.conv, conv2d_unit::kBias);
+    to.last = place(from.last, conv2d_unit::kWeight), to.last_bias = place(from.last, conv2d_unit::kBias);
+    to.channel = static_cast<int32_t>(end.out_offset);
+    to.size = static_cast<int32_t>(plan_.code[from.last].out_channels);
+    to.width = static_cast<int32_t>(plan_.code[from.conv].in_channels);
+    to.shortcut = from.add >= 0;
+  }
+  start<gradual_layer_kernel<T>>(call_.batch * run.blocks, 1, kThreads, run.shared_bytes, p, run.blocks);
+}
+
+}  // namespace dsn::cuda

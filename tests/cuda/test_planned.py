@@ -1,0 +1,92 @@
+"""Residual networks, SkipNets, GaterNets and GUNNs on the CUDA kernels against the reference models in float64."""
+
+import copy
+
+import pytest
+import torch
+from references import assert_as_exact_as_torch
+from small_models import make_images
+from small_planned import PLANNED, make_planned
+
+import dsn_kernels
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+MASKED = [name for name in PLANNED if name.startswith("gaternet")]
+GATED = [name for name in PLANNED if name.startswith("skipnet")]
+
+
+def accelerate(place, model, dtype, **options):
+    return dsn_kernels.accelerate(model, dtype=dtype, backend=place.backend, device=place.device, **options)
+
+
+def random_gates(fast, batch, density, seed=5):
+    """Of each sample others; None of a network without gates."""
+    generator = torch.Generator().manual_seed(seed)
+    gates = {n: (torch.rand(batch, c, generator=generator) < density).byte() for n, c in fast.layers.items()}
+    return gates or None
+
+
+def check(place, model, fast, x, dtype, forced=None):
+    moved = None if forced is None else {name: gates.to(place.device) for name, gates in forced.items()}
+    logits = fast(x.to(place.device), **({} if moved is None else {"forced_gates": moved})).cpu()
+    gates = {name: taken.cpu() for name, taken in fast.last_gates.items()}
+    for name in forced or {}:
+        assert torch.equal(gates[name], forced[name])
+    taken = {"forced_gates": gates} if gates else {}
+    reference = copy.deepcopy(model).double()
+    exact = reference(x.double(), **taken)
+    assert logits.dtype == torch.float32
+    assert_as_exact_as_torch(logits, copy.deepcopy(model).to(dtype)(x.to(dtype), **taken), exact)
+    if dtype == torch.float32:
+        for name, scores in fast.last_scores.items():
+            torch.testing.assert_close(scores.cpu().double(), reference.last_scores[name], rtol=2e-5, atol=2e-5)
+    assert torch.equal(fast.last_macs.cpu(), fast.macs(gates).expand(len(x)))
+    return logits
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PLANNED)
+def test_equals_the_reference(place, name, dtype):
+    place.seeded(2)
+    model = make_planned(name)
+    fast, x = accelerate(place, model, dtype), make_images(model, 2)
+    check(place, model, fast, x, dtype)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", GATED + MASKED)
+def test_forced_gates(place, name, density):
+    place.seeded(3)
+    model = make_planned(name)
+    fast = accelerate(place, model, torch.float16)
+    check(place, model, fast, make_images(model, 3), torch.float16, random_gates(fast, 3, density))
+
+
+@pytest.mark.parametrize("name", ["resnet-pad", "skipnet-rnn", "skipnet-ff-2", "gaternet-all", "gunn"])
+def test_graphs_give_what_single_launches_give(gpu, name):
+    model = make_planned(name)
+    plain, graphed = (
+        dsn_kernels.accelerate(model, dtype=torch.float16, device=gpu, graph=graph) for graph in (False, (2, 8))
+    )
+    for batch in (1, 2, 5, 8):
+        x = make_images(model, batch).to(gpu)
+        for _ in range(2):
+            assert torch.equal(graphed(x), plain(x))
+        assert torch.equal(graphed.last_macs, plain.last_macs)
+
+
+@pytest.mark.parametrize("name", ["skipnet-rnn", "gaternet-all"])
+def test_a_sample_does_not_depend_on_its_batch(place, name):
+    model = make_planned(name)
+    fast, x = accelerate(place, model, torch.float16), make_images(model, 3).to(place.device)
+    whole = fast(x)
+    for i in range(3):
+        assert torch.equal(fast(x[i : i + 1]), whole[i : i + 1])
+
+
+def test_masks_must_be_given(place):
+    fast = accelerate(place, make_planned("gaternet-all"), torch.float16)
+    runner = fast.backbone.runner
+    x = make_images(fast, 1).to(place.device)
+    with pytest.raises(RuntimeError, match="forced_?.?gates must say which filters run"):
+        runner(x, torch.full((runner.plan.gates,), 0.5, device=place.device))

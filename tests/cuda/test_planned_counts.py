@@ -1,0 +1,238 @@
+"""What the convolutions of plans do, counted on the host runner, against formulas."""
+
+import pytest
+import torch
+from small_models import make_images
+from small_planned import make_planned
+from torch import nn
+
+import dsn_kernels
+from dsn_kernels import _C
+from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
+from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, SHARED_BYTES, PlanRunner
+from dsn_kernels.ops.network import Plan
+
+WARPS = 8
+CONV, GATE = _C.OPS["conv2d"], _C.OPS["gate"]
+
+
+def up(n, multiple):
+    return -(-n // multiple) * multiple
+
+
+class Tile:
+    """How the schedule cuts a convolution."""
+
+    def __init__(self, fields):
+        self.rows, self.columns, self.down, self.across, self.block_columns, self.column_blocks = fields[:6]
+        self.resident = fields[9]
+
+    def own(self, height, width):
+        """(rows, columns) of each tile, and where it begins."""
+        for y in range(0, height, self.rows):
+            for x in range(0, width, self.columns):
+                yield y, x, min(self.rows, height - y), min(self.columns, width - x)
+
+
+def conv_tiles(simt, plan, batch, element):
+    code = [tuple(vars(step).values()) for step in plan.code]
+    network = simt.Network(plan.buffers, code, plan.gates, plan.logits, element, batch, MULTIPROCESSORS, SHARED_BYTES)
+    return [Tile(fields) for fields in network.conv_tiles]
+
+
+def chosen(mask, channels, sample):
+    return sum(sample[mask : mask + channels]) if mask >= 0 else channels
+
+
+def mma_of(plan, tiles, gates):
+    """Tensor-core instructions: a warp has 2 x 16 pixels, columns come in eights, k-steps in sixteens."""
+    total = 0
+    for step, tile in zip((s for s in plan.code if s.op == CONV), tiles, strict=True):
+        _, height, width = plan.buffers[step.dst]
+        warps = sum(-(-rows * columns // 32) for _, _, rows, columns in tile.own(height, width))
+        for sample in gates.tolist():
+            if step.only_if >= 0 and not sample[step.only_if]:
+                continue
+            filters = chosen(step.out_mask, step.out_channels, sample)
+            inputs = chosen(step.in_mask, step.in_channels, sample)
+            columns = up(filters, 16) if filters == step.out_channels else up(filters, 8)
+            depth = up(inputs + (step.src_offset % 4 if inputs == step.in_channels else 0), 16)
+            total += warps * 2 * columns // 8 * step.taps * depth // 16
+    return total
+
+
+@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["skipnet-rnn", "gaternet-all", "gaternet-preact"])
+def test_tensor_core_instructions(simt, name, density):
+    model = make_planned(name)
+    fast = dsn_kernels.accelerate(model, dtype=torch.float16, backend="simt")
+    network = fast.network if hasattr(fast, "network") else fast.backbone
+    plan, batch = network.runner.plan, 3
+    gates = (torch.rand(batch, plan.gates, generator=torch.Generator().manual_seed(1)) < density).byte()
+    limits = torch.full((plan.gates,), 0.5)
+    simt.reset_counters()
+    out = network.runner(make_images(model, batch), limits, gates)
+    assert torch.equal(out.gates, gates)
+    assert simt.counters()["mma_m16n8k16_f16"] == mma_of(plan, conv_tiles(simt, plan, batch, 1), gates)
+
+
+def gated_conv(channels, side, taps, stride, with_conv=True):
+    """load, gate on it, convolution behind the gate."""
+    packer, plan = Packer(), Plan()
+    conv = nn.Conv2d(channels, 24, 3 if taps == 9 else 1, stride, taps // 9)
+    x, y = plan.buffer(channels, side, side), plan.buffer(24, -(-side // stride), -(-side // stride))
+    fields = pack_conv2d(packer, conv, None, flags=_C.FLAGS["relu"])
+    plan.add("load", dst=x, in_channels=channels)
+    plan.add("pool_sums", src=x, in_channels=channels)
+    weights = pack_gate(packer, torch.ones(1, channels), torch.zeros(1))
+    plan.add("gate", src=x, in_channels=channels, gate=_C.GATES["soft"], weights=weights)
+    if with_conv:
+        plan.add("conv2d", src=x, dst=y, only_if=0, **fields)
+    return PlanRunner(plan, packer.tensor(), torch.float16, "simt")
+
+
+def count(simt, runner, x, gates):
+    simt.reset_counters()
+    runner(x, torch.full((gates.shape[1],), 0.5), gates)
+    return simt.counters()
+
+
+def conv_counts(simt, gates, **shape):
+    """What the convolution alone adds."""
+    x = torch.randn(len(gates), shape["channels"], shape["side"], shape["side"])
+    whole, rest = (count(simt, gated_conv(**shape, with_conv=with_conv), x, gates) for with_conv in (True, False))
+    return {name: whole[name] - rest[name] for name in whole}
+
+
+SHAPES = [
+    {"channels": 12, "side": 9, "taps": 9, "stride": 1},
+    {"channels": 20, "side": 17, "taps": 9, "stride": 2},
+    {"channels": 100, "side": 8, "taps": 1, "stride": 1},
+    {"channels": 100, "side": 7, "taps": 9, "stride": 2},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_bypassed_convolution_reads_its_gate_word_and_nothing_more(simt, shape):
+    batch = 3
+    counts = conv_counts(simt, torch.zeros(batch, 1, dtype=torch.uint8), **shape)
+    (tile,) = conv_tiles(simt, gated_conv(**shape).plan, batch, 1)
+    items = batch * tile.down * tile.across * tile.column_blocks
+    blocks = min(items, MULTIPROCESSORS * tile.resident)
+    assert counts["blocks"] == counts["idle_blocks"] == blocks
+    assert counts["global_load_bytes"] == blocks * WARPS * 8
+    for name in ("global_store_bytes", "shared_load_bytes", "shared_store_bytes", "global_atomics", "block_barriers"):
+        assert counts[name] == 0
+    assert counts["mma_m16n8k16_f16"] == 0 and counts["cp_async"] == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bytes_of_a_convolution(simt, shape):
+    """Every tile reads its window and all weights of its columns once, and writes its outputs once."""
+    gates = torch.tensor([[1], [0], [1]], dtype=torch.uint8)
+    counts = conv_counts(simt, gates, **shape)
+    runner, size = gated_conv(**shape), 2
+    plan = runner.plan
+    (tile,) = conv_tiles(simt, plan, len(gates), 1)
+    step = plan.code[-1]
+    side, out_side = shape["side"], plan.buffers[step.dst][1]
+    reach, live, depth = step.taps // 9, up(step.in_channels, 4), up(step.in_channels, 16)
+    loaded = stored = 0
+    for first in range(0, 32, tile.block_columns):
+        columns = min(tile.block_columns, 32 - first)
+        for y, x, rows, width in tile.own(out_side, out_side):
+
+            def inside(begin, n):
+                places = (
+                    range(begin * step.stride - reach, (begin + n - 1) * step.stride + 1 + reach)
+                    if reach
+                    else range(begin * step.stride, (begin + n) * step.stride, step.stride)
+                )
+                return sum(0 <= place < side for place in places)
+
+            loaded += inside(y, rows) * inside(x, width) * live * size
+            loaded += step.taps * depth * columns * size
+            loaded += rows * width * columns * 4  # the bias, once for each output
+            stored += rows * width * min(columns, 24 - first) * size
+    items = tile.down * tile.across * tile.column_blocks
+    blocks = min(len(gates) * items, MULTIPROCESSORS * tile.resident)
+    active = 2 * items
+    looks = sum(
+        len(range(block, active, blocks)) + (block + len(range(block, active, blocks)) * blocks < 3 * items)
+        for block in range(blocks)
+    )
+    assert counts["global_load_bytes"] == 2 * loaded + looks * WARPS * 8
+    assert counts["global_store_bytes"] == 2 * stored
+    assert counts["global_atomics"] == active  # MACs
+    assert counts["mma_m16n8k16_f16"] == mma_of(plan, [tile], gates)
+
+
+def test_float32_uses_no_tensor_cores(simt):
+    fast = dsn_kernels.accelerate(make_planned("skipnet-rnn"), backend="simt")
+    simt.reset_counters()
+    fast(make_images(fast, 1))
+    assert simt.counters()["mma_macs"] == 0
+
+
+def gradual_layer(channels, side, sizes, width, shortcut, with_layer=True):
+    """load, then update units of these sizes in order."""
+    packer, plan = Packer(), Plan()
+    x, joined, inner = (plan.buffer(c, side, side) for c in (channels, width + max(sizes), width))
+    plan.add("load", dst=x, in_channels=channels)
+    relu, accumulate = _C.FLAGS["relu"], _C.FLAGS["accumulate"]
+
+    def conv(inputs, outputs, taps, flags, **fields):
+        module = nn.Conv2d(inputs, outputs, 3 if taps == 9 else 1, padding=taps // 9)
+        plan.add("conv2d", **pack_conv2d(packer, module, None, flags=flags), **fields)
+
+    for i, size in enumerate(sizes if with_layer else []):
+        at = sum(sizes[:i])
+        joins = {"relu_channels": width} if shortcut else {}
+        conv(channels, width + (size if shortcut else 0), 1, relu, src=x, dst=joined, **joins)
+        conv(width, width, 9, relu, src=joined, dst=inner)
+        if shortcut:
+            conv(width, size, 1, accumulate, src=inner, dst=joined, out_offset=width)
+            plan.add("add", src=joined, dst=x, in_channels=size, src_offset=width, out_offset=at)
+        else:
+            conv(width, size, 1, accumulate, src=inner, dst=x, out_offset=at)
+    plan.add("store", src=x, in_channels=channels)
+    return PlanRunner(plan, packer.tensor() if with_layer else torch.empty(0), torch.float16, "simt")
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize(("channels", "side", "sizes", "width"), [(24, 16, (12, 12), 24), (10, 7, (1, 6, 3), 5)])
+def test_a_gradual_layer_is_one_launch(simt, channels, side, sizes, width, shortcut):
+    """It reads and writes the state once; the weights come by instruction, a fragment of 256 bytes for each."""
+    batch = 2
+    x = torch.randn(batch, channels, side, side)
+    runners = [gradual_layer(channels, side, sizes, width, shortcut, with_layer) for with_layer in (True, False)]
+    whole, rest = (count(simt, runner, x, torch.empty(batch, 0, dtype=torch.uint8)) for runner in runners)
+    counts = {name: whole[name] - rest[name] for name in whole}
+    plan = runners[0].plan
+    code = [tuple(vars(step).values()) for step in plan.code]
+    network = simt.Network(plan.buffers, code, 0, 0, 1, batch, MULTIPROCESSORS, SHARED_BYTES)
+    ((begin, end, rows, blocks, _),) = network.gradual_runs
+    assert (begin, end) == (1, len(plan.code) - 1) and blocks > 1
+    assert counts["launches"] == 1 and counts["blocks"] == batch * blocks
+    pixels, mma, bias = side * side, 0, 0
+    tiles = sum(-(-min(rows, side - y) * side // 16) for y in range(0, side, rows))
+    wide, deep = up(width, 16), up(channels, 16)
+    for size in sizes:
+        outputs = up(width + size if shortcut else width, 16)
+        mma += tiles * (outputs // 8 * deep // 16 + 9 * wide // 8 * wide // 16 + up(size, 16) // 8 * wide // 16)
+        bias += outputs + wide + size
+    assert counts["mma_m16n8k16_f16"] == batch * mma
+    state = pixels * up(channels, 4) * 2
+    assert counts["global_load_bytes"] == batch * (256 * mma + state + pixels * bias * 4)
+    assert counts["global_store_bytes"] == batch * state
+
+
+def test_gates_take_no_launch_of_their_own(simt):
+    """The last block of a sample that wrote a map decides the gates that read it."""
+    for name in ("skipnet-rnn", "skipnet-ff-1"):
+        model = make_planned(name)
+        runner = dsn_kernels.accelerate(model, dtype=torch.float16, backend="simt").network.runner
+        simt.reset_counters()
+        runner(make_images(model, 2), torch.full((runner.plan.gates,), 0.5))
+        gates = sum(step.op == GATE for step in runner.plan.code)
+        assert gates > 1 and simt.counters()["launches"] == len(runner.plan.code) - gates
