@@ -188,3 +188,17 @@ def test_bad_input_is_refused():
         fast(images, thresholds=1.5)
     with pytest.raises(UserError, match="backbone"):
         dsn_kernels.accelerate(dsn_models.create("gaternet-densenet-100-12"))
+
+
+@pytest.mark.parametrize("name", ["skipnet-rnn", "gaternet-last", "gunn"])
+def test_shows_itself_as_a_table(name):
+    model = make(name)
+    fast = dsn_kernels.accelerate(model)
+    before = fast._repr_html_()
+    fast(images_for(model, 2))
+    after = fast._repr_html_()
+    assert fast.config.name in before and f"{sum(p.numel() for p in model.parameters()):,}" in before
+    assert "last call</td>" not in before and f"{fast.last_macs.double().mean() / 1e6:,.2f} M" in after
+    for key, count in fast.layers.items():
+        share = f"{100 * fast.last_gates[key].double().mean().item():.1f} %"
+        assert f"<td>{key}</td><td>{count:,}</td><td>{fast.thresholds[0]:.3g}</td><td>{share}</td>" in after

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 import dsn_models
 from dsn_models import UserError, checkpoints
-from dsn_models.data import CoarseFineDataset, open_dataset
+from dsn_models.data import KINDS, CoarseFineDataset, open_dataset
 from dsn_models.training.recipe import DataSection
 
 from ..measure import machine
@@ -31,6 +32,13 @@ ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; torch's
 PinOption = Annotated[
     str | None, typer.Option(metavar="CORES", help="Stay on these cores, such as 0,2-3, with a thread on each.")
 ]
+
+CheckpointArgument = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint written by dsn train.")]
+DataOption = Annotated[Path | None, typer.Option(help="Folder that holds the data.")]
+KindOption = Annotated[
+    str | None, typer.Option(help=f"Of the data: {', '.join(KINDS)}; what it was trained on if not given.")
+]
+TaskOption = Annotated[str | None, typer.Option(help="Of a model with one task: coarse or fine.")]
 
 # A table that is piped keeps its columns; on a terminal rich knows the width.
 _PIPED_WIDTH = 160
@@ -49,6 +57,18 @@ def progress_bar() -> Progress:
     stderr = console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     return Progress(*columns, console=stderr, transient=True, auto_refresh=False, disable=not stderr.is_terminal)
+
+
+@contextmanager
+def steps_shown() -> Iterator[Callable[[str, float], None]]:
+    """While it is open, a bar; gives what to tell it: what is going on, and which part of that is done."""
+    with progress_bar() as progress:
+        bar = progress.add_task("", total=1.0)
+
+        def show(text: str, done: float) -> None:
+            progress.update(bar, description=text, completed=done, refresh=True)
+
+        yield show
 
 
 def set_threads(threads: int | None, pin: str | None = None) -> None:

@@ -8,38 +8,42 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dsn_models.checkpoints import write_atomically
+from dsn_models import UserError
 
-from ..measure.demo import run_demo
-from ..measure.report import render
+from ..measure.records import read, tasks_of
+from ..measure.report import report as measure
 from .common import (
     JsonOption,
     ThreadsOption,
-    check_writable,
     console,
     load_model,
     mega,
     millis,
     open_test_data,
     percent,
-    progress_bar,
     set_threads,
-    write_json,
+    steps_shown,
 )
+from .report import OpenOption, PicturesOption, check_targets, open_in_browser, write_report
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "dsn-navon-digits.safetensors"
+_BRANCHES = {"coarse": "big digit", "fine": "small digit"}
 
 
 def tables(document: dict[str, Any]) -> list[Table]:
     """What the network did, and what that cost."""
     work = Table(title=f"{document['model']}: {document['images']} handwritten test digits", show_header=False)
-    for branch, what in (("coarse", "big digit"), ("fine", "small digit")):
-        work.add_row(f"{branch} branch ({what})", "accuracy", percent(document["accuracy"][branch]))
-        work.add_row("", "layers skipped", percent(document["skipped"][branch]))
+    for branch, what in _BRANCHES.items():
+        accuracy = 1 - document["tasks"][branch]["error"]["mean"]
+        work.add_row(f"{branch} branch ({what})", "accuracy", percent(accuracy))
+        work.add_row("", "layers skipped", percent(document["skipped"][branch]["mean"]))
     work.add_row("MACs per image", "dense", mega(document["macs_dense"]))
-    work.add_row("", "executed", f"{mega(document['macs_executed'])} ({percent(document['macs_saved'])} saved)")
-    same = "same gates as PyTorch" if document["reference"]["same_gates"] else "gates differ from PyTorch's"
-    work.add_row("outputs", same, f"difference {document['reference']['relative_difference']:.0e}")
+    saved = percent(document["macs_saved"])
+    work.add_row("", "executed", f"{mega(document['macs_executed']['mean'])} ({saved} saved)")
+    reference = document["reference"]
+    gates = reference["same_gates"]
+    same = "same gates as PyTorch" if gates == 1 else f"{100 * gates:.3f} % of the gates as PyTorch's"
+    work.add_row("outputs", same, f"difference {reference['relative_difference']:.0e}")
     time = Table(title=f"median ms per batch, {document['threads']} threads, {document['machine']['cpu']}")
     for column in ("batch", "dense (PyTorch)", "ours, every layer", "ours, skipping", "speed-up"):
         time.add_column(column, justify="right")
@@ -54,29 +58,28 @@ def demo(
     checkpoint: Annotated[Path, typer.Option(help="Another network trained on Navon digits.")] = CHECKPOINT,
     images: Annotated[int, typer.Option(min=64, help="Test digits to classify.")] = 500,
     seconds: Annotated[float, typer.Option(min=0, help="Of timing per contestant and batch size.")] = 1.0,
+    pictures: PicturesOption = None,
+    open_: OpenOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
     """Classify handwritten digits with the shipped network, and show what skipping layers saves."""
-    check_writable(json)
-    check_writable(report)
+    check_targets(report, json, pictures)
     set_threads(threads)
     model, metadata = load_model(str(checkpoint))
-    dataset = open_test_data(model, metadata, "navon-sklearn", None, images)
-    with progress_bar() as progress:
-        task = progress.add_task("", total=1.0)
-        run = run_demo(
-            model,
-            checkpoint.stem,
-            dataset,
-            seconds=seconds,
-            on_step=lambda text, done: progress.update(task, description=text, completed=done, refresh=True),
+    (task, *_) = tasks_of(model)
+    if task != "both":
+        raise UserError(
+            f"{checkpoint} has one branch; expected a dual skipping network, for the big and the small digit"
         )
-    write_atomically(report, render(run).encode())
-    if json is not None:
-        write_json({**run.document, "report": str(report)}, json)
-        return
-    out = console()
-    for table in tables(run.document):
-        out.print(table)
-    out.print(f"report: {report}", soft_wrap=True)
+    dataset = open_test_data(model, metadata, "navon-sklearn", None, images)
+    with steps_shown() as show:
+        show("making images", 0.0)
+        digits = read(dataset, task)
+        made = measure(model, checkpoint.stem, digits, sweep_steps=0, seconds=seconds, on_step=show)
+    if json is None:
+        for table in tables(made.document):
+            console().print(table)
+    write_report(made, report, json, pictures)
+    if open_:
+        open_in_browser(report)

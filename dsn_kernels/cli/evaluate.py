@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,13 +10,16 @@ from rich.table import Table
 
 import dsn_kernels
 from dsn_models import UserError
-from dsn_models.data import KINDS
 from dsn_models.dual_skipping import BRANCHES
 from dsn_models.training.evaluation import evaluate as measure
 from dsn_models.training.robustness import attacked_accuracy
 
 from .common import (
+    CheckpointArgument,
+    DataOption,
     JsonOption,
+    KindOption,
+    TaskOption,
     ThreadsOption,
     check_classes,
     check_writable,
@@ -60,13 +62,11 @@ def attack_table(results: list[dict[str, Any]]) -> Table:
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint written by dsn train.")],
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the data.")] = None,
-    kind: Annotated[
-        str | None, typer.Option(help=f"Of the data: {', '.join(KINDS)}; what it was trained on if not given.")
-    ] = None,
+    checkpoint: CheckpointArgument,
+    data: DataOption = None,
+    kind: KindOption = None,
     backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
-    task: Annotated[str | None, typer.Option(help="Of a model without gates: coarse or fine.")] = None,
+    task: TaskOption = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of Navon images.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
     attack: Annotated[str | None, typer.Option(help="Also under attack, skipping on and off: fgsm or pgd.")] = None,

@@ -2,62 +2,102 @@
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dsn_models import UserError
 from dsn_models.checkpoints import write_atomically
-from dsn_models.data import KINDS
 
-from ..measure.model_report import report as measure
+from ..measure.report import Report
+from ..measure.report import report as measure
 from .common import (
+    CheckpointArgument,
+    DataOption,
     JsonOption,
+    KindOption,
+    TaskOption,
     ThreadsOption,
     check_writable,
     console,
     load_checkpoint,
-    progress_bar,
     read_test_data,
     set_threads,
+    steps_shown,
     write_json,
 )
 
+PicturesOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Also every figure, as SVG and as PNG, in this folder.")
+]
+OpenOption = Annotated[bool, typer.Option("--open", help="Open the report in a browser.")]
+
+
+def check_targets(html: Path, json: str | None, pictures: Path | None) -> None:
+    """Refuses what cannot be written, before the work whose result it is to hold.
+
+    Raises:
+        UserError: a folder is missing or read-only, or a name is taken by something else.
+    """
+    check_writable(json)
+    check_writable(html)
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise UserError(f"{pictures} is a file; expected a folder for pictures")
+
+
+def write_report(made: Report, html: Path, json: str | None, pictures: Path | None) -> None:
+    """The page, its figures and its facts; tells of notes and files where no JSON is asked for."""
+    write_atomically(html, made.page.encode())
+    if pictures is not None:
+        for drawing in made.drawings:
+            for kind in ("svg", "png"):
+                write_atomically(pictures / f"{drawing.name}.{kind}", drawing.file(kind))
+    if json is not None:
+        write_json({**made.document, "report": str(html)}, json)
+        return
+    for line in made.document["notes"]:
+        console(stderr=True).print(f"note: {line}", soft_wrap=True)
+    console().print(f"report: {html}", soft_wrap=True)
+    if pictures is not None:
+        console().print(f"pictures: {pictures} ({2 * len(made.drawings)} files)", soft_wrap=True)
+
+
+def open_in_browser(page: Path) -> None:
+    """Shows a page.
+
+    Raises:
+        UserError: there is no browser.
+    """
+    try:
+        browser = webbrowser.get()
+    except webbrowser.Error:
+        raise UserError(f"no browser found to open {page} with; copy it to where there is one") from None
+    browser.open(page.absolute().as_uri())
+
 
 def report(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint written by dsn train.")],
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the data.")] = None,
-    kind: Annotated[
-        str | None, typer.Option(help=f"Of the data: {', '.join(KINDS)}; what it was trained on if not given.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="Of a model with one task: coarse or fine.")] = None,
+    checkpoint: CheckpointArgument,
+    data: DataOption = None,
+    kind: KindOption = None,
+    task: TaskOption = None,
     images: Annotated[int, typer.Option(min=2, help="Test images.")] = 10_000,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("dsn-report.html"),
+    pictures: PicturesOption = None,
     sweep_steps: Annotated[int, typer.Option(min=0, help="Thresholds per branch of the sweep; 0 for none.")] = 3,
     seconds: Annotated[float, typer.Option(min=0, help="Of timing per contestant and batch size.")] = 1.0,
+    open_: OpenOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
-    """One HTML file: accuracy, layers skipped by class, gates, images, thresholds, latency and MACs."""
-    check_writable(json)
-    check_writable(out)
+    """One HTML file: accuracy, layers skipped by class, gates, images, features, thresholds, latency and MACs."""
+    check_targets(out, json, pictures)
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint)
     test = read_test_data(model, metadata, kind, data, task, images)
-    with progress_bar() as progress:
-        bar = progress.add_task("", total=1.0)
-        page, document = measure(
-            model,
-            Path(checkpoint).stem,
-            test,
-            sweep_steps=sweep_steps,
-            seconds=seconds,
-            on_step=lambda text, done: progress.update(bar, description=text, completed=done, refresh=True),
-        )
-    write_atomically(out, page.encode())
-    if json is not None:
-        write_json({**document, "report": str(out)}, json)
-        return
-    for line in document["notes"]:
-        console(stderr=True).print(f"note: {line}", soft_wrap=True)
-    console().print(f"report: {out}", soft_wrap=True)
+    with steps_shown() as show:
+        made = measure(model, Path(checkpoint).stem, test, sweep_steps=sweep_steps, seconds=seconds, on_step=show)
+    write_report(made, out, json, pictures)
+    if open_:
+        open_in_browser(out)

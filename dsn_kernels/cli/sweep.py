@@ -12,7 +12,6 @@ from rich.table import Table
 import dsn_models
 from dsn_models import UserError
 from dsn_models.checkpoints import write_atomically
-from dsn_models.data import KINDS
 
 from ..measure.budget import Budget
 from ..measure.operating_point import set_operating_point
@@ -20,7 +19,11 @@ from ..measure.plots import check_picture, picture, sweep_figure
 from ..measure.sweep import SweepSettings
 from ..measure.sweep import sweep as measure
 from .common import (
+    CheckpointArgument,
+    DataOption,
     JsonOption,
+    KindOption,
+    TaskOption,
     ThreadsOption,
     check_writable,
     console,
@@ -28,9 +31,9 @@ from .common import (
     mega,
     millis,
     percent,
-    progress_bar,
     read_test_data,
     set_threads,
+    steps_shown,
     write_json,
 )
 
@@ -57,7 +60,7 @@ def front_table(document: dict[str, Any]) -> Table:
             " / ".join(percent(skipped["mean"]) for skipped in point["skipped"].values()),
             mega(point["macs"]["mean"]),
             percent(point["macs_fraction"]),
-            f"{millis(point['latency_ms'])} ms",
+            f"{millis(point['latency_ms']['mean'])} ms",
         )
     return table
 
@@ -78,12 +81,10 @@ def pick_lines(picked: dict[str, Any]) -> list[str]:
 
 
 def sweep(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint written by dsn train.")],
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the data.")] = None,
-    kind: Annotated[
-        str | None, typer.Option(help=f"Of the data: {', '.join(KINDS)}; what it was trained on if not given.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="Of a model with one task: coarse or fine.")] = None,
+    checkpoint: CheckpointArgument,
+    data: DataOption = None,
+    kind: KindOption = None,
+    task: TaskOption = None,
     images: Annotated[int, typer.Option(min=4, help="Test images; half of them pick, half check.")] = 2000,
     steps: Annotated[int, typer.Option(min=1, help="Thresholds per branch.")] = 7,
     batch: Annotated[int, typer.Option(min=1, help="Of the latency.")] = 1,
@@ -111,15 +112,8 @@ def sweep(
     model, metadata = load_checkpoint(checkpoint)
     test = read_test_data(model, metadata, kind, data, task, images)
     settings = SweepSettings(steps=steps, batch=batch, seconds=seconds, budget=wanted, per_layer=per_layer, seed=seed)
-    with progress_bar() as progress:
-        bar = progress.add_task("", total=1.0)
-        document = measure(
-            model,
-            Path(checkpoint).stem,
-            test,
-            settings,
-            on_step=lambda text, done: progress.update(bar, description=text, completed=done, refresh=True),
-        )
+    with steps_shown() as show:
+        document = measure(model, Path(checkpoint).stem, test, settings, on_step=show)
     if plot is not None:
         write_atomically(plot, picture(partial(sweep_figure, document), plot.suffix.removeprefix(".")))
     picked = document.get("pick")

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsn_models import UserError
 from dsn_models.gates import PooledGate
-from dsn_models.skipnet import FeedForwardGate
 
 from .networks import gate_counts
 
@@ -23,71 +22,83 @@ def own_thresholds(model: Any) -> dict[str, float]:
     """The thresholds of a network's configuration by their name in ``last_gates``.
 
     Raises:
-        UserError: it has no gates, or gates without a threshold.
+        UserError: it has no gates.
     """
     config, names = model.config, list(gate_counts(model))
+    if not names:
+        raise UserError(f"{config.name} has no gates; expected a network that skips layers, units or filters")
     if hasattr(config, "thresholds"):
         return dict(zip(names, map(float, config.thresholds), strict=True))
-    if names and hasattr(config, "threshold"):
-        return dict.fromkeys(names, float(config.threshold))
-    raise UserError(f"{config.name} has no gate thresholds to sweep; expected a dual skipping network or a SkipNet")
+    return dict.fromkeys(names, float(config.threshold))
 
 
-def layer_gates(model: Any) -> dict[str, list[nn.Module]]:
-    """Every layer's own gate, by name.
+def gates_per_layer(model: Any) -> dict[str, list[int]]:
+    """How many gates each layer has, by their name in ``last_gates``: one, or of filters those of a unit."""
+    if hasattr(model, "unit_sizes"):
+        return {name: list(model.unit_sizes.values()) for name in gate_counts(model)}
+    return {name: [1] * count for name, count in gate_counts(model).items()}
 
-    Raises:
-        UserError: the layers share one gate.
-    """
-    gates: dict[str, list[nn.Module]] = {}
-    for name, count in gate_counts(model).items():
-        part = getattr(model, name) if name in ("coarse", "fine") else model
-        found: list[nn.Module] = [gate for gate in part.modules() if isinstance(gate, (PooledGate, FeedForwardGate))]
-        found = found[:count]  # a SkipNet's last gate decides nothing
-        if len(found) != count:
-            raise UserError(f"{model.config.name} has one gate for all its layers; thresholds per layer need one each")
-        gates[name] = found
-    return gates
+
+def per_gate(model: Any, layers: Mapping[str, Sequence[float]]) -> Tensor:
+    """A threshold per layer as one per gate, float32, branch after branch as accelerated networks hold them."""
+    limits = [
+        limit
+        for name, counts in gates_per_layer(model).items()
+        for limit, count in zip(layers[name], counts, strict=True)
+        for _ in range(count)
+    ]
+    return torch.tensor(limits, dtype=torch.float32)
 
 
 @torch.no_grad()
 def set_operating_point(
     model: Any, thresholds: Mapping[str, float], layers: Mapping[str, Sequence[float]] | None = None
 ) -> None:
-    """Makes ``thresholds``, and those of the ``layers`` if given, the ones at which ``model`` decides, in place.
+    """Makes ``thresholds``, or those of the ``layers`` if given, the ones at which ``model`` decides, in place.
 
-    Thresholds per branch go to the configuration. A layer's own threshold t' in place of its branch's t moves its
-    gate's bias: ``z + b + 1/2 > t'`` of a hard gate is ``z + (b + t - t') + 1/2 > t``; of a sigmoid, the difference is
-    that of the logits. So every program that runs the network takes the same decisions.
-
-    Raises:
-        UserError: ``layers`` is given and the layers share one gate.
+    Thresholds per branch go to the configuration, as do those of a SkipNet's units. Otherwise a layer's own threshold
+    t' in place of its branch's t moves the bias of its gates: ``z + b + 1/2 > t'`` of a hard gate is
+    ``z + (b + t - t') + 1/2 > t``; of a sigmoid, the difference is that of the logits. So every program that runs the
+    network takes the same decisions.
     """
     config = model.config
     names = list(gate_counts(model))
-    if layers is not None:
-        # Away from the ends a hard gate's clamp cannot hide what the bias moved.
-        thresholds = dict.fromkeys(names, 0.5)
-        for name, gates in layer_gates(model).items():
-            for gate, limit in zip(gates, layers[name], strict=True):
-                _move_bias(gate, thresholds[name], limit)
+    fields: dict[str, Any] = {}
+    if hasattr(config, "layer_thresholds"):
+        fields["layer_thresholds"] = None if layers is None else tuple(layers[names[0]])
+    elif layers is not None:
+        thresholds = _move_biases(model, layers)
     if hasattr(config, "thresholds"):
-        fields: dict[str, Any] = {"thresholds": tuple(thresholds[name] for name in names)}
+        fields["thresholds"] = tuple(thresholds[name] for name in names)
     else:
-        fields = {"threshold": thresholds[names[0]]}
+        fields["threshold"] = thresholds[names[0]]
     model.config = dataclasses.replace(config, **fields)
 
 
-def _move_bias(gate: Any, branch: float, own: float) -> None:
-    hard = isinstance(gate, PooledGate) and gate.kind == "hard"
+def _move_biases(model: Any, layers: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Moves the biases of gates so that one threshold per branch does what ``layers`` say; returns these thresholds."""
+    names = list(gate_counts(model))
+    if hasattr(model, "gater"):
+        model.gater.fc2.bias -= per_gate(model, layers).to(model.gater.fc2.bias)
+        return dict.fromkeys(names, 0.0)
+    # Away from the ends a hard gate's clamp cannot hide what the bias moved.
+    thresholds = dict.fromkeys(names, 0.5)
+    for name in names:
+        gates = [gate for gate in getattr(model, name).modules() if isinstance(gate, PooledGate)]
+        for gate, limit in zip(gates, layers[name], strict=True):
+            _move_bias(gate, thresholds[name], limit)
+    return thresholds
+
+
+def _move_bias(gate: PooledGate, branch: float, own: float) -> None:
     bias: Tensor = gate.linear.bias
-    if not hard:
-        bias[-1] += _logit(branch) - _logit(own)
+    if gate.kind != "hard":
+        bias += _logit(branch) - _logit(own)
     elif own >= 1:  # the score is at most 1: never
         gate.linear.weight.zero_()
         bias.fill_(-1.0)
     else:
-        bias[-1] += branch - own
+        bias += branch - own
 
 
 def _logit(share: float) -> float:

@@ -77,33 +77,64 @@ def _saved(figure: Figure, kind: str) -> bytes:
     return data.getvalue()
 
 
-def sweep_figure(document: dict[str, Any], colours: Colours = PAGE) -> Figure:
-    """Mean error against layers skipped, MACs and latency: every point of a sweep, the Pareto front as a line.
+class Measure(NamedTuple):
+    """What a sweep's error is drawn against: in words, the axis' label, and its value at a point."""
+
+    words: str
+    label: str
+    value: Callable[[dict[str, Any]], float]
+
+
+def _skipped(point: dict[str, Any]) -> float:
+    return 100 * _mean([value["mean"] for value in point["skipped"].values()])
+
+
+SWEEP_MEASURES = {
+    "skipped": Measure("what was skipped", "skipped, %", _skipped),
+    "macs": Measure("MACs", "MACs, % of dense", lambda point: 100 * point["macs_fraction"]),
+    "latency": Measure("latency", "latency of a batch, ms", lambda point: point["latency_ms"]["mean"]),
+}
+
+
+def sweep_panel(document: dict[str, Any], key: str, colours: Colours, axes: Axes | None = None) -> Figure:
+    """Mean error against one of :data:`SWEEP_MEASURES`: every point of a sweep, the Pareto front as a line.
 
     The square is every gate forced open; bars are 95 % confidence intervals. Dual Skipping Networks, figure 4.
+
+    Args:
+        document: of :func:`dsn_kernels.measure.sweep.sweep`.
+        key: of the measure.
+        colours: to draw in.
+        axes: to draw on; a figure of its own if not given.
     """
+    if axes is None:
+        axes = Figure(figsize=(4.6, 3.0), layout="constrained").subplots()
+    points, opened, measure = document["points"], document["open"], SWEEP_MEASURES[key].value
+    batch = document["latency"]["batch"]
+    styled(axes, colours).set_xlabel(SWEEP_MEASURES[key].label.replace("a batch", f"batch {batch}"))
+    axes.scatter([measure(p) for p in points], [100 * p["mean_error"] for p in points], 8, colours.open)
+    front = sorted((points[i] for i in document["front"]), key=measure)
+    style: dict[str, Any] = {"color": colours.skipping, "marker": "o", "markersize": 3, "capsize": 2}
+    if key == "latency":
+        style["xerr"] = [point["latency_ms"]["high"] - point["latency_ms"]["mean"] for point in front]
+    errors = [100 * point["mean_error"] for point in front]
+    widths = list(zip(*(_half_widths(point) for point in front), strict=True))
+    axes.errorbar([measure(point) for point in front], errors, yerr=widths, elinewidth=0.7, **style)
+    axes.scatter([measure(opened)], [100 * opened["mean_error"]], 40, colours.dense, marker="s")
+    axes.set_ylabel("mean error, %")
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def sweep_figure(document: dict[str, Any], colours: Colours = PAGE) -> Figure:
+    """The panels of all :data:`SWEEP_MEASURES` side by side."""
     figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
-    points, opened = document["points"], document["open"]
-
-    def skipped(point: dict[str, Any]) -> float:
-        return 100 * _mean([value["mean"] for value in point["skipped"].values()])
-
-    measures: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
-        ("layers skipped, %", skipped),
-        ("MACs, % of dense", lambda point: 100 * point["macs_fraction"]),
-        (f"latency of batch {document['latency']['batch']}, ms", lambda point: point["latency_ms"]),
-    )
-    for axes, (label, measure) in zip(panels, measures, strict=True):
-        styled(axes, colours).set_xlabel(label)
-        axes.scatter([measure(p) for p in points], [100 * p["mean_error"] for p in points], 8, colours.open)
-        front = sorted((points[i] for i in document["front"]), key=measure)
-        below, above = zip(*(_half_widths(point) for point in front), strict=True)
-        style: dict[str, Any] = {"color": colours.skipping, "marker": "o", "markersize": 3, "capsize": 2}
-        errors = [100 * point["mean_error"] for point in front]
-        axes.errorbar([measure(point) for point in front], errors, yerr=[below, above], **style)
-        axes.scatter([measure(opened)], [100 * opened["mean_error"]], 40, colours.dense, marker="s")
-    panels[0].set_ylabel("mean error, %")
+    panels = figure.subplots(1, len(SWEEP_MEASURES), sharey=True)
+    for axes, key in zip(panels, SWEEP_MEASURES, strict=True):
+        sweep_panel(document, key, colours, axes)
+    for axes in panels[1:]:
+        axes.set_ylabel("")
     return figure
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,17 +19,24 @@ from dsn_models.dual_skipping import BRANCHES
 
 from .networks import as_outputs, gate_counts
 
-_Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
+Z95 = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 
 
 class Labelled(NamedTuple):
-    """Images float32 [N, C, H, W] and their labels int64 [N] by task."""
+    """Images float32 [N, C, H, W], their labels int64 [N] by task, and the names of the classes that have some."""
 
     images: Tensor
     labels: dict[str, Tensor]
+    names: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     def part(self, indices: Tensor) -> Labelled:
-        return Labelled(self.images[indices], {name: labels[indices] for name, labels in self.labels.items()})
+        labels = {name: labels[indices] for name, labels in self.labels.items()}
+        return Labelled(self.images[indices], labels, self.names)
+
+
+def class_names(data: Labelled, task: str, classes: int) -> Sequence[str]:
+    """The names of a task's classes, or their numbers."""
+    return data.names.get(task) or [str(label) for label in range(classes)]
 
 
 def read(dataset: CoarseFineDataset, task: str, images: int | None = None, batch: int = 250) -> Labelled:
@@ -44,7 +52,7 @@ def read(dataset: CoarseFineDataset, task: str, images: int | None = None, batch
     parts = [dataset.batch(indices) for indices in chosen.split(batch)]
     pixels, coarse, fine = (torch.cat(column) for column in zip(*parts, strict=True))
     labels = {"coarse": coarse, "fine": fine}
-    return Labelled(pixels, labels if task == "both" else {task: labels[task]})
+    return Labelled(pixels, labels if task == "both" else {task: labels[task]}, dataset.class_names)
 
 
 @dataclass(frozen=True)
@@ -140,8 +148,8 @@ def counted(fast: Any, images: Tensor, options: dict[str, Any]) -> tuple[tuple[T
 def fraction_interval(count: int, total: int) -> dict[str, float]:
     """``count / total`` and its 95 % confidence interval after Wilson."""
     share = count / total
-    centre = (share + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
-    half = _Z / (1 + _Z**2 / total) * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
+    centre = (share + Z95**2 / (2 * total)) / (1 + Z95**2 / total)
+    half = Z95 / (1 + Z95**2 / total) * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2))
     return {"mean": share, "low": max(0.0, min(share, centre - half)), "high": min(1.0, max(share, centre + half))}
 
 
@@ -149,7 +157,7 @@ def mean_interval(values: Tensor) -> dict[str, float]:
     """Mean of ``values`` [N] and its 95 % confidence interval, of the normal approximation."""
     values = values.double()
     mean = values.mean().item()
-    half = _Z * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    half = Z95 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 

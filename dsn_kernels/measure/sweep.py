@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +21,11 @@ from . import machine
 from .budget import Budget, picked
 from .latency import InterleavedTimer
 from .networks import count_dense, gate_counts
-from .operating_point import layer_gates, own_thresholds
+from .operating_point import own_thresholds, per_gate
 from .points import Point, pareto, summarise
-from .records import Labelled, counted, record
+from .records import Z95, Labelled, counted, record
 
-_INPUTS_TIMED = 32
+_INPUTS_TIMED = (8, 128)  # least and most batches of images per point; so many as a tenth of a second takes
 _TIMED_POINTS = 9
 
 
@@ -61,14 +63,14 @@ class Sweeper:
         half = len(order) // 2
         self.pick, self.check = data.part(order[:half]), data.part(order[half:])
         self.opened = Point(None, record(self.fast, self.pick, all_open=True))
-        self.ms_per_mac, self.base_ms = 0.0, 0.0
+        self.ms_per_mac, self.base_ms, self.deviation_ms = 0.0, 0.0, 0.0
 
     def at(self, thresholds: Mapping[str, float], data: Labelled | None = None) -> Point:
         return Point(dict(thresholds), record(self.fast, data or self.pick, thresholds=thresholds))
 
     def at_layers(self, layers: Mapping[str, list[float]], like: Point, data: Labelled | None = None) -> Point:
         """With a threshold per layer. They become the accelerated network's own."""
-        self.fast.thresholds.copy_(torch.tensor([limit for name in self.names for limit in layers[name]]))
+        self.fast.thresholds.copy_(per_gate(self.model, layers))
         return Point(like.thresholds, record(self.fast, data or self.pick), dict(layers))
 
     def grid(self) -> list[Point]:
@@ -76,8 +78,12 @@ class Sweeper:
         base = record(self.fast, self.pick, thresholds=self.own)
         choices = []
         for name in self.names:
-            quantiles = np.quantile(base.scores[name].numpy(), np.linspace(0, 1, self.settings.steps + 2)[1:-1])
-            choices.append(sorted({0.0, 1.0, self.own[name], *(round(float(q), 4) for q in quantiles)}))
+            scores = base.scores[name].double().numpy()
+            quantiles = np.quantile(scores, np.linspace(0, 1, self.settings.steps + 2)[1:-1])
+            low, high = scores.min(), scores.max()
+            # Where scores are no probabilities: ends that every gate exceeds and none.
+            ends = (0.0, 1.0) if low >= 0 and high <= 1 else (np.floor(low - 1e-3), np.ceil(high))
+            choices.append(sorted({*map(float, ends), self.own[name], *(round(float(q), 4) for q in quantiles)}))
         points = []
         total = int(np.prod([len(choice) for choice in choices]))
         for n, values in enumerate(itertools.product(*choices)):
@@ -87,13 +93,13 @@ class Sweeper:
 
     def time(self, points: Sequence[Point], data: Labelled) -> list[dict[str, float]]:
         """Milliseconds per batch of each point on images of ``data``, in turns; with the MACs of those images."""
-        batch = self.settings.batch
-        count = max(1, min(_INPUTS_TIMED, len(data.images) // batch))
+        batch, every = self.settings.batch, gate_counts(self.model)
+        opened = {name: torch.ones(batch, n, dtype=torch.uint8) for name, n in every.items()}
+        count = self._inputs(data)
         inputs = [data.images[torch.arange(n * batch, (n + 1) * batch) % len(data.images)] for n in range(count)]
-        every = {name: torch.ones(batch, n, dtype=torch.uint8) for name, n in gate_counts(self.model).items()}
         calls, macs = {}, []
         for i, point in enumerate(points):
-            options: dict[str, Any] = {"forced_gates": every} if point.thresholds is None else {}
+            options: dict[str, Any] = {"forced_gates": opened} if point.thresholds is None else {}
             if point.thresholds is not None and point.layers is None:
                 options = {"thresholds": point.thresholds}
             calls[str(i)] = [partial(self.fast, images, **options) for images in inputs]
@@ -104,6 +110,24 @@ class Sweeper:
         latencies = timer.latencies()
         return [{**latencies[str(i)].as_dict(), "macs": executed.mean().item()} for i, executed in enumerate(macs)]
 
+    @torch.inference_mode()
+    def _inputs(self, data: Labelled) -> int:
+        """How many batches to time a point on."""
+        batch = self.settings.batch
+        images = data.images[:batch]
+        self.fast(images)
+        start = time.perf_counter()
+        self.fast(images)
+        least, most = _INPUTS_TIMED
+        wanted = int(np.clip(0.1 / (time.perf_counter() - start), least, most))
+        return max(1, min(wanted, len(data.images) // batch))
+
+    def measure(self, point: Point, data: Labelled) -> float:
+        """Milliseconds per batch of a point whose record is of ``data``: as timed on some of it, and by the line from
+        the MACs of these to those of all."""
+        row = self.time([point], data)[0]
+        return row["median"] + self.ms_per_mac * (point.macs - row["macs"])
+
     def fit(self, timed: Sequence[Mapping[str, float]]) -> float:
         """Fits ``latency = base_ms + ms_per_mac x MACs``; returns the largest relative deviation of what was timed."""
         macs, ms = (np.array([row[key] for row in timed]) for key in ("macs", "median"))
@@ -112,10 +136,22 @@ class Sweeper:
         else:
             slope, base = np.polyfit(macs, ms, 1)
             self.ms_per_mac, self.base_ms = max(float(slope), 0.0), float(base)
-        return float(np.max(np.abs(self.base_ms + self.ms_per_mac * macs - ms) / ms))
+        off = self.base_ms + self.ms_per_mac * macs - ms
+        self.deviation_ms = float(np.sqrt((off**2).sum() / max(1, len(ms) - 2)))
+        return float(np.max(np.abs(off) / ms))
+
+    def scale(self, factor: float) -> None:
+        """Corrects the line by a factor."""
+        self.base_ms, self.ms_per_mac = factor * self.base_ms, factor * self.ms_per_mac
 
     def latency(self, macs: float) -> float:
         return self.base_ms + self.ms_per_mac * macs
+
+    def latency_interval(self, macs: Mapping[str, float]) -> dict[str, float]:
+        """Of a mean of MACs with its interval: the latency, and the interval that follows with what the line is off."""
+        half = math.hypot(self.ms_per_mac * (macs["high"] - macs["mean"]), Z95 * self.deviation_ms)
+        mean = self.latency(macs["mean"])
+        return {"mean": mean, "low": max(0.0, mean - half), "high": mean + half}
 
     def cost(self, point: Point, kind: str) -> float:
         """What a budget of ``kind`` limits."""
@@ -141,11 +177,11 @@ def sweep(
     """Sweeps the gate thresholds of ``model``; the figure 4 of Dual Skipping Networks, with its latency twin.
 
     One half of ``data``, drawn at random, is swept and picks; the other checks the pick. Latency is timed on the
-    points of the Pareto front, on up to 32 batches of images each, in turns; from there ``base_ms + ms_per_mac x
+    points of the Pareto front, on up to 128 batches of images each, in turns; from there ``base_ms + ms_per_mac x
     MACs`` gives that of the others.
 
     Args:
-        model: a dual skipping network or a SkipNet of ``dsn_models``; it is not changed.
+        model: a gated network that ``dsn_kernels.accelerate`` serves; it is not changed.
         name: what the document calls it.
         data: images and labels.
         settings: what to measure.
@@ -156,24 +192,26 @@ def sweep(
         ``pick`` if a budget is given, with its figures on both halves.
 
     Raises:
-        UserError: the network has no thresholds, or one gate for all layers where ``per_layer`` is asked for; there are
-            too few images; or the budget cannot be met.
+        UserError: the network has no gates, there are too few images, or the budget cannot be met.
     """
     own_thresholds(model)
-    if settings.per_layer:
-        layer_gates(model)
     if len(data.images) < 4 * settings.batch:
         wanted = 4 * settings.batch
         raise UserError(f"there are {len(data.images)} images; expected {wanted} or more for batch {settings.batch}")
     sweeper = Sweeper(model, data, settings, on_step)
+    if settings.per_layer and not hasattr(sweeper.fast, "thresholds"):
+        raise UserError(
+            f"{name} runs only in part on the kernels; thresholds per layer are for networks that run whole"
+        )
     points = sweeper.grid()
     front = pareto(points)
     chosen = sorted({front[round(i)] for i in np.linspace(0, len(front) - 1, min(len(front), _TIMED_POINTS))})
     timed = sweeper.time([sweeper.opened, *(points[i] for i in chosen)], sweeper.pick)
     deviation = sweeper.fit(timed)
     rows = [summarise(point, sweeper.dense) for point in points]
+    opened = summarise(sweeper.opened, sweeper.dense)
     for row in rows:
-        row["latency_ms"] = sweeper.latency(row["macs"]["mean"])
+        row["latency_ms"] = sweeper.latency_interval(row["macs"])
     document: dict[str, Any] = {
         "schema": 1,
         "model": name,
@@ -181,7 +219,7 @@ def sweep(
         "seed": settings.seed,
         "macs_dense": sweeper.dense,
         "own_thresholds": sweeper.own,
-        "open": {**summarise(sweeper.opened, sweeper.dense), "latency_ms": timed[0]["median"]},
+        "open": opened | {"latency_ms": sweeper.latency_interval(opened["macs"])},
         "points": rows,
         "front": front,
         "latency": {
@@ -189,6 +227,7 @@ def sweep(
             "timed": [{"point": i, **row} for i, row in zip([None, *chosen], timed, strict=True)],
             "base_ms": sweeper.base_ms,
             "ms_per_mac": sweeper.ms_per_mac,
+            "deviation_ms": sweeper.deviation_ms,
             "largest_deviation": deviation,
         },
         "threads": torch.get_num_threads(),

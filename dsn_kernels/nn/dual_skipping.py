@@ -14,10 +14,11 @@ from dsn_models.dual_skipping import DualSkippingNetwork as Reference
 from dsn_models.errors import UserError
 
 from .. import ops
+from .described import Described
 from .planning import plan_dual_skipping
 
 
-class DualSkippingNetwork(nn.Module):
+class DualSkippingNetwork(Described, nn.Module):
     """Same call and same outputs as `dsn_models.DualSkippingNetwork` in ``eval()``; computes only what the gates open.
 
     After each call ``last_gates``, ``last_scores`` and ``last_macs`` say what ran.
@@ -43,6 +44,7 @@ class DualSkippingNetwork(nn.Module):
         super().__init__()
         self.config = model.config
         self.layers: dict[str, int] = {name: getattr(model, name).num_layers for name in BRANCHES}
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.plan, weights = plan_dual_skipping(model)
         # The plan begins behind a stem that is more than one 3x3 convolution; torch runs that.
         self.stem = copy.deepcopy(model.stem) if isinstance(model.stem, nn.Sequential) else None

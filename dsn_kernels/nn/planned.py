@@ -14,16 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_models.densenet import Head, check_images
 from dsn_models.errors import UserError
-from dsn_models.gaternet import FILTERS, Gater
+from dsn_models.gaternet import FILTERS, Gater, resolve_threshold
 from dsn_models.gaternet import GaterNet as ReferenceGaterNet
 from dsn_models.gates import ForcedGates, resolve_forced_gates
 from dsn_models.gradually_updated import GraduallyUpdatedNetwork as ReferenceGunn
 from dsn_models.resnet import ResNet as ReferenceResNet
 from dsn_models.skipnet import SkipNet as ReferenceSkipNet
-from dsn_models.skipnet import resolve_threshold
+from dsn_models.skipnet import resolve_thresholds
 
 from .. import ops
 from ..ops.network import Plan
+from .described import Described
 from .gradual_planning import plan_gradual
 from .packing import fold
 from .residual_planning import plan_residual
@@ -95,7 +96,7 @@ def count_macs(model: nn.Module, config: Any) -> int:
     return counter.get_total_flops() // 2
 
 
-class PlannedTwin(nn.Module):
+class PlannedTwin(Described, nn.Module):
     """Same call and same outputs as the reference network in ``eval()``; computes only what the gates select.
 
     After each call ``last_gates`` and ``last_scores`` hold what the reference's hold, ``last_macs`` the MACs that the
@@ -111,6 +112,7 @@ class PlannedTwin(nn.Module):
         super().__init__()
         self.config, self.target = model.config, target
         self.layers: dict[str, int] = dict(getattr(model, "gate_counts", {}))
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.dense_macs = count_macs(getattr(model, "dense_equivalent", lambda: model)(), model.config)
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
         self.eval()
@@ -193,7 +195,7 @@ class SkipNet(PlannedTwin):
     def __init__(self, model: ReferenceSkipNet, target: Target = CPU) -> None:
         super().__init__(model, target)
         self.network = _Planned(model, plan_residual, target)
-        limits = torch.full((self.network.plan.gates,), float(model.config.threshold))
+        limits = torch.tensor(resolve_thresholds(None, model.config), dtype=torch.float32)
         self.register_buffer("thresholds", limits, persistent=False)
         self._finish()
 
@@ -206,7 +208,7 @@ class SkipNet(PlannedTwin):
         self._check(images)
         limits = self.thresholds
         if thresholds is not None:
-            limits = torch.full_like(limits, float(resolve_threshold(thresholds, self.config)))
+            limits = limits.new_tensor(resolve_thresholds(thresholds, self.config))
         logits, gates, scores, macs = self.network(images, limits, self._forced(forced_gates, len(images)))
         self._keep(gates, scores, macs + self.network.stem_macs)
         return logits
@@ -234,7 +236,7 @@ class GaterNet(PlannedTwin):
     """`dsn_models.GaterNet` with a residual backbone: the gater runs first, then only the filters it chose.
 
     A filter that is off costs no MACs, nor does an input channel that a mask left dead.
-    ``forward(images, forced_gates=None)`` as the reference's.
+    ``forward(images, forced_gates=None, thresholds=None)`` as the reference's.
     """
 
     def __init__(self, model: ReferenceGaterNet, target: Target = CPU) -> None:
@@ -247,17 +249,26 @@ class GaterNet(PlannedTwin):
         self.gater = _Planned(_with_first_linear(model.gater), plan_residual, target)
         self.backbone = _Planned(model.backbone, plan_residual, target, masks=masks)
         self.fc2 = copy.deepcopy(model.gater.fc2)
-        self.register_buffer("thresholds", torch.full((model.num_gates,), 0.5), persistent=False)
+        limits = torch.full((model.num_gates,), float(model.config.threshold))
+        self.register_buffer("thresholds", limits, persistent=False)
         self._fixed_macs = self.fc2.weight.numel() + self.gater.stem_macs + self.backbone.stem_macs
         self._finish()
 
-    def forward(self, images: Tensor, forced_gates: ForcedGates | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        forced_gates: ForcedGates | None = None,
+        thresholds: float | Mapping[str, float] | None = None,
+    ) -> Tensor:
         self._check(images)
+        limits = self.thresholds
+        if thresholds is not None:
+            limits = torch.full_like(limits, float(resolve_threshold(thresholds, self.config)))
         narrow, _, _, gater_macs = self.gater(images, self.thresholds[:0], None)
         scores = self.fc2(F.relu(narrow))
         forced = self._forced(forced_gates, len(images))
-        mask = (scores > 0).to(torch.uint8) if forced is None else forced
-        logits, gates, _, macs = self.backbone(images, self.thresholds, mask)
+        mask = (scores - limits > 0).to(torch.uint8) if forced is None else forced
+        logits, gates, _, macs = self.backbone(images, torch.zeros_like(limits), mask)
         self._keep(gates, scores, macs + gater_macs + self._fixed_macs)
         return logits
 

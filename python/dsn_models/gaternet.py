@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from . import densenet, inception, resnet, shake_shake
 from .distributed import own_rows, world_size
 from .errors import UserError
-from .gates import ForcedGates, SemHash, resolve_forced_gates
+from .gates import ForcedGates, SemHash, check_keys, resolve_forced_gates
 
 Gated = Literal["last", "all"]
 FILTERS = "filters"  # the key of ``last_gates``, ``last_scores`` and ``forced_gates``
@@ -43,6 +44,7 @@ class GaterNetConfig:
         backbone_options, gater_options: other fields of their configurations, such as ``{"shortcut": "pad"}``.
         gated: ``"last"``, the last convolution of each unit, as in the paper (section 4.4); ``"all"``, every
             convolution of these units. The latter is our option.
+        threshold: a filter is on iff its score exceeds it; 0 in the paper, any number is our option.
         in_channels, image_size: images are [B, in_channels, image_size, image_size].
 
     Raises:
@@ -59,12 +61,14 @@ class GaterNetConfig:
     gated: Gated = "last"
     in_channels: int = 3
     image_size: int = 32
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         if self.gated not in get_args(Gated):
             raise UserError(f"gated is {self.gated!r}; expected one of {', '.join(get_args(Gated))}")
         if self.bottleneck < 1:
             raise UserError(f"bottleneck is {self.bottleneck}; expected a positive number")
+        _check_threshold(self.threshold)
         for part in ("backbone_options", "gater_options"):
             options = {k: tuple(v) if isinstance(v, list) else v for k, v in getattr(self, part).items()}
             object.__setattr__(self, part, options)
@@ -87,6 +91,26 @@ class GaterNetConfig:
             if key not in known:
                 raise UserError(f"unknown key {key!r} in {role}_options; expected one of {', '.join(known)}")
         return dataclasses.replace(config, **fixed, **options)
+
+
+def _check_threshold(threshold: float) -> None:
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
+        raise UserError(f"threshold is {threshold!r}; expected a finite number")
+
+
+def resolve_threshold(thresholds: float | Mapping[str, float] | None, config: GaterNetConfig) -> float:
+    """The given threshold, as a number or under ``"filters"``, else the configuration's.
+
+    Raises:
+        UserError: it is no finite number, or stands under another name.
+    """
+    if thresholds is None:
+        return config.threshold
+    if isinstance(thresholds, Mapping):
+        check_keys(thresholds, "thresholds", (FILTERS,))
+        thresholds = thresholds[FILTERS]
+    _check_threshold(thresholds)
+    return thresholds
 
 
 class GatedConvolution(NamedTuple):
@@ -211,20 +235,25 @@ class Gater(nn.Module):
 class GaterNet(nn.Module):
     """The gater decides, per image, which filters of the backbone run.
 
-    With g' = gater(images) [B, c] and the mask g [B, c] (:class:`dsn_models.gates.SemHash`), slice ``point.gates`` of g
-    multiplies the output of module ``point.module`` of the backbone for each ``point`` of ``gate_points``: that of a
-    convolution after its batch norm, so that an "off" filter is exactly off (equation 4).
+    With g' = gater(images) [B, c], t a threshold, 0 in the paper, and the mask g [B, c]
+    (:class:`dsn_models.gates.SemHash` of g' - t), slice ``point.gates`` of g multiplies the output of module
+    ``point.module`` of the backbone for each ``point`` of ``gate_points``: that of a convolution after its batch norm,
+    so that an "off" filter is exactly off (equation 4).
 
-    - ``eval()``: g = 1(g' > 0).
+    - ``eval()``: g = 1(g' > t).
     - ``train()``: SemHash's noisy gates, then dropout of rate ``gate_dropout`` on g (appendix B; survivors are scaled
       by 1 / (1 - rate), our reading). A gater frozen by ``gater.requires_grad_(False)`` decides as in ``eval()``.
 
-    ``forward(images, forced_gates=None)``: images [B, in_channels, image_size, image_size] to logits [B, classes].
-    Afterwards ``last_gates["filters"]`` (uint8 [B, c]) is 1(g' > 0) or what was forced, and ``last_scores["filters"]``
-    ([B, c]) is g'. ``forced_gates``: ``{"filters": uint8 [B, c]}`` of 0 and 1, in place of the mask.
+    ``forward(images, forced_gates=None, thresholds=None)``: images [B, in_channels, image_size, image_size] to logits
+    [B, classes]. Afterwards ``last_gates["filters"]`` (uint8 [B, c]) is 1(g' > t) or what was forced, and
+    ``last_scores["filters"]`` ([B, c]) is g'.
+
+    Args of ``forward``:
+        forced_gates: ``{"filters": uint8 [B, c]}`` of 0 and 1, in place of the mask.
+        thresholds: t as a number or ``{"filters": number}``; the configuration's if not given.
 
     Raises:
-        UserError: images or forced gates do not fit.
+        UserError: images, forced gates or thresholds do not fit.
     """
 
     def __init__(self, config: GaterNetConfig) -> None:
@@ -264,12 +293,18 @@ class GaterNet(nn.Module):
             self.gate.eval()
         return self
 
-    def forward(self, images: Tensor, forced_gates: ForcedGates | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        forced_gates: ForcedGates | None = None,
+        thresholds: float | Mapping[str, float] | None = None,
+    ) -> Tensor:
         resnet.check_images(images, self.config.in_channels, self.config.image_size, self.gater.fc1.weight.dtype)
         forced = resolve_forced_gates(forced_gates, len(images), self.gate_counts)[FILTERS]
+        limit = resolve_threshold(thresholds, self.config)
         scores = self.gater(images)
         if forced is None:
-            mask = self.gate(scores)
+            mask = self.gate(scores - limit)
             if self.gate.training and self.gate_dropout:
                 ones = mask.new_ones(len(mask) * world_size(), self.num_gates)
                 mask = mask * own_rows(F.dropout(ones, self.gate_dropout))
@@ -277,7 +312,7 @@ class GaterNet(nn.Module):
             mask = forced.to(scores)
         with _masked(self.backbone, self.gate_points, mask):
             logits = self.backbone(images)
-        taken = scores > 0 if forced is None else forced != 0
+        taken = scores - limit > 0 if forced is None else forced != 0
         self.last_gates = {FILTERS: taken.to(torch.uint8)}
         self.last_scores = {FILTERS: scores.detach()}
         return logits

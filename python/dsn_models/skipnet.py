@@ -33,6 +33,7 @@ class SkipNetConfig(ResNetConfig):
     Attributes:
         gate: ``"rnn"``, one recurrent gate shared by all units; ``"ff-1"`` or ``"ff-2"``, one convolutional gate each.
         threshold: a unit is kept iff its score exceeds it; in [0, 1].
+        layer_thresholds: one for each gate in place of ``threshold``.
 
     Raises:
         UserError: a field has a value outside the above.
@@ -40,6 +41,7 @@ class SkipNetConfig(ResNetConfig):
 
     gate: SkipGateKind = "rnn"
     threshold: float = 0.5
+    layer_thresholds: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +50,13 @@ class SkipNetConfig(ResNetConfig):
         _check_threshold(self.threshold)
         if sum(self.stage_units) < 2:
             raise UserError(f"stage_units is {self.stage_units}; expected two units or more, the first is never gated")
+        if self.layer_thresholds is not None:
+            object.__setattr__(self, "layer_thresholds", tuple(self.layer_thresholds))
+            gates = sum(self.stage_units) - 1
+            if len(self.layer_thresholds) != gates:
+                raise UserError(f"layer_thresholds has {len(self.layer_thresholds)} numbers; expected {gates}")
+            for threshold in self.layer_thresholds:
+                _check_threshold(threshold)
 
 
 def _check_threshold(threshold: float) -> None:
@@ -55,19 +64,21 @@ def _check_threshold(threshold: float) -> None:
         raise UserError(f"threshold is {threshold!r}; expected a number in [0, 1]")
 
 
-def resolve_threshold(thresholds: float | Mapping[str, float] | None, config: SkipNetConfig) -> float:
-    """The given threshold, as a number or under ``"units"``, else the configuration's.
+def resolve_thresholds(thresholds: float | Mapping[str, float] | None, config: SkipNetConfig) -> tuple[float, ...]:
+    """One threshold per gate: the given one, as a number or under ``"units"``, else the configuration's.
 
     Raises:
         UserError: it is not a number in [0, 1], or stands under another name.
     """
     if thresholds is None:
-        return config.threshold
+        if config.layer_thresholds is not None:
+            return config.layer_thresholds
+        thresholds = config.threshold
     if isinstance(thresholds, Mapping):
         check_keys(thresholds, "thresholds", (UNITS,))
         thresholds = thresholds[UNITS]
     _check_threshold(thresholds)
-    return thresholds
+    return (thresholds,) * (sum(config.stage_units) - 1)
 
 
 class FeedForwardGate(nn.Module):
@@ -173,15 +184,14 @@ class SkipNet(nn.Module):
         dtype = next(self.parameters()).dtype
         check_images(images, config.in_channels, config.image_size, dtype)
         forced = resolve_forced_gates(forced_gates, len(images), self.gate_counts)[UNITS]
-        if decide is None:
-            decide = self._decide(resolve_threshold(thresholds, config))
+        decisions = [decide or self._decide(limit) for limit in resolve_thresholds(thresholds, config)]
         x = self.units[0](self.stem(images))
         state: tuple[Tensor, Tensor] | None = None
         taken, scores = [], []
         for i, unit in enumerate(list(self.units)[1:]):
             assert isinstance(unit, ResidualUnit)
             score, state = self._score(i, x.mean((2, 3)) if config.gate == "rnn" else x, state)
-            gate = (decide(score) if forced is None else forced[:, i].to(dtype))[:, None, None, None]
+            gate = (decisions[i](score) if forced is None else forced[:, i].to(dtype))[:, None, None, None]
             shortcut = unit.shortcut(x)
             kept = unit.merge(shortcut, unit.residual(x))
             if gate.requires_grad:

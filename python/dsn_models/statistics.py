@@ -101,6 +101,18 @@ def gates_on(gates: np.ndarray) -> np.ndarray:
     return _check(gates).sum(1, dtype=np.int64)
 
 
+def principal_gates(gates: np.ndarray, components: int = 2, seed: int = 0) -> np.ndarray:
+    """The first principal components of gate vectors: [N, L] of 0 and 1 to [N, components], zeros beyond min(N, L).
+
+    Raises:
+        UserError: ``gates`` is no such array.
+    """
+    gates = _check(gates)
+    kept = min(components, *gates.shape)
+    places = PCA(kept, random_state=seed).fit_transform(gates.astype(np.float32))
+    return np.pad(places, ((0, 0), (0, components - kept)))
+
+
 def embed_gates(gates: np.ndarray, *, components: int = 400, seed: int = 0, **options: Any) -> np.ndarray:
     """Gate vectors in the plane: PCA to ``components`` dimensions, then t-SNE. GaterNet, figure 5.
 
@@ -119,7 +131,7 @@ def embed_gates(gates: np.ndarray, *, components: int = 400, seed: int = 0, **op
     gates = _check(gates)
     if len(gates) < 2:
         raise UserError(f"gates have {len(gates)} samples; expected two or more to embed")
-    reduced = PCA(min(components, *gates.shape), random_state=seed).fit_transform(gates.astype(np.float32))
+    reduced = principal_gates(gates, min(components, *gates.shape), seed)
     perplexity = min(30.0, (len(gates) - 1) / 3)
     return TSNE(random_state=seed, **{"perplexity": perplexity, "init": "pca", **options}).fit_transform(reduced)
 

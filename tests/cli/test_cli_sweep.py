@@ -1,9 +1,14 @@
 """``dsn sweep`` and ``dsn report`` as a user runs them."""
 
+import io
 import json
 import shutil
+import webbrowser
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import dsn_models
 from dsn_models import checkpoints
@@ -35,9 +40,76 @@ def test_budget_writes_the_operating_point(dsn, checkpoint, tmp_path):
 
 
 def test_report(dsn, checkpoint, tmp_path):
-    status, out, err = dsn("report", checkpoint, *QUICK, "--sweep-steps", 0)
-    assert status == 0 and out == "report: dsn-report.html\n", err
-    assert "By class" in (tmp_path / "dsn-report.html").read_text()
+    status, out, err = dsn("report", checkpoint, *QUICK, "--sweep-steps", 0, "--pictures", "figures")
+    files = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert status == 0 and out == f"report: dsn-report.html\npictures: figures ({len(files)} files)\n", err
+    page = (tmp_path / "dsn-report.html").read_text()
+    assert "By class" in page and "<h2>Other thresholds</h2>" not in page
+    assert {"latency.svg", "latency.png", "features.png"} <= set(files)
+    status, out, _ = dsn("report", checkpoint, *QUICK, "--sweep-steps", 0, "--json", "-")
+    assert status == 0 and json.loads(out)["report"] == "dsn-report.html"
+
+
+def test_report_opens_a_browser(dsn, checkpoint, tmp_path, monkeypatch):
+    opened = []
+    browser = type("Browser", (), {"open": lambda self, url: opened.append(url)})()
+    monkeypatch.setattr(webbrowser, "get", lambda: browser)
+    assert dsn("report", checkpoint, *QUICK, "--sweep-steps", 0, "--open")[0] == 0
+    assert opened == [(tmp_path / "dsn-report.html").as_uri()]
+
+    def none():
+        raise webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.setattr(webbrowser, "get", none)
+    status, _, err = dsn("report", checkpoint, *QUICK, "--sweep-steps", 0, "--open")
+    assert (
+        status == 2 and err.startswith("dsn: error: no browser found to open dsn-report.html") and err.count("\n") == 1
+    )
+    assert (tmp_path / "dsn-report.html").exists()  # it is written all the same
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    """``cifar(labels)`` writes an archive of random JPEG images with these labels and returns its folder."""
+
+    def write(labels):
+        pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
+        files = []
+        for image in pixels:
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "JPEG")
+            files.append(np.frombuffer(buffer.getvalue(), np.uint8))
+        offsets = np.cumsum([0, *map(len, files)]).astype(np.int32)
+        folder = tmp_path / "cifar"
+        folder.mkdir(exist_ok=True)
+        jpeg = np.concatenate([*files, np.empty(0, np.uint8)])
+        arrays = {"jpeg": jpeg, "offsets": offsets, "labels": np.array(labels, np.uint8)}
+        np.savez(folder / "cifar10-jpeg-test.npz", **arrays)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def skipnet():
+    torch.manual_seed(0)
+    return dsn_models.save(dsn_models.create("skipnet-38-rnn", stage_units=(1, 1, 1)), "skipnet.safetensors")
+
+
+def test_other_data(dsn, skipnet, cifar):
+    options = ("--kind", "cifar-10-jpeg", "--task", "fine", *QUICK, "--data")
+    status, _, err = dsn("report", skipnet, *options, cifar([*range(9), 0, 3]), "--sweep-steps", 0)
+    assert (status, err) == (0, "note: The data holds no image of fine class truck.\n")
+    status, out, err = dsn("sweep", skipnet, *options, cifar([*range(9), 0, 3]), "--steps", 1)
+    assert status == 0 and "truck" not in err, err
+    for command in ("sweep", "report"):
+        status, out, err = dsn(command, skipnet, *options, cifar([]))
+        assert (status, out, err.count("\n")) == (2, "", 1) and "the test data is empty" in err
+        # A network for other images, and one for other classes.
+        status, out, err = dsn(command, skipnet, "--kind", "navon-sklearn", "--task", "fine", *QUICK)
+        assert (status, out, err.count("\n")) == (2, "", 1) and "images have shape" in err
+        status, out, err = dsn(command, skipnet, *options, cifar([1, 2, 3, 4]), "--task", "coarse")
+        assert (status, out, err.count("\n")) == (2, "", 1) and "the model has 10 coarse classes, the data 2" in err
 
 
 def test_bench_under_load(dsn, tmp_path):
@@ -60,6 +132,8 @@ def test_bench_under_load(dsn, tmp_path):
         (("bench", "CKPT", "--plot", "load.svg"), "expected --load with it"),
         (("report", "CKPT", "--out", "absent/report.html"), "no folder"),
         (("report", "CKPT", "--kind", "cifar-10"), "data folder is None"),
+        (("report", "CKPT", "--pictures", __file__), "is a file; expected a folder for pictures"),
+        (("sweep", "CKPT", *QUICK, "--steps", 1, "--budget", "latency=0.0001ms"), "the nearest that can is latency="),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value[:4])),
 )
@@ -72,6 +146,6 @@ def test_one_line(dsn, checkpoint, arguments, message, tmp_path):
 def test_a_network_without_gates(dsn):
     dsn_models.save(dsn_models.create("lenet", image_size=64), "lenet.safetensors")
     status, _, err = dsn("sweep", "lenet.safetensors", "--kind", "navon-sklearn", "--images", 8)
-    assert status == 2 and "has no gate thresholds to sweep" in err
+    assert status == 2 and "has no gates; expected a network that skips layers" in err
     status, _, err = dsn("report", "lenet.safetensors", "--kind", "navon-sklearn", "--images", 8)
     assert status == 2 and "has no gates to report on" in err

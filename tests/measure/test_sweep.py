@@ -8,10 +8,10 @@ import torch
 import dsn_kernels
 import dsn_models
 from dsn_kernels.measure.budget import Budget
-from dsn_kernels.measure.operating_point import layer_gates, own_thresholds, set_operating_point
+from dsn_kernels.measure.operating_point import gates_per_layer, own_thresholds, per_gate, set_operating_point
 from dsn_kernels.measure.plots import check_picture, picture, sweep_figure
 from dsn_kernels.measure.points import Point, pareto
-from dsn_kernels.measure.records import Record, fraction_interval, mean_interval, read, record
+from dsn_kernels.measure.records import Labelled, Record, fraction_interval, mean_interval, read, record
 from dsn_kernels.measure.sweep import SweepSettings, sweep
 from dsn_models import UserError
 from dsn_models.data import open_dataset
@@ -21,7 +21,7 @@ def make(name="dsn-navon", **options):
     torch.manual_seed(1)
     model = dsn_models.create(name, **options).eval()
     for parameter_name, weight in model.named_parameters():
-        if ".gates." in parameter_name and weight.dim() == 2:
+        if (".gates." in parameter_name or "fc2" in parameter_name) and weight.dim() == 2:
             torch.nn.init.normal_(weight, std=1.0)
     return model
 
@@ -100,7 +100,7 @@ def test_sweep_document(model, data):
     assert shut["macs"]["mean"] == fast.macs(none).item() and shut["skipped"]["fine"]["mean"] == 1.0
     assert shut["macs_fraction"] == pytest.approx(shut["macs"]["mean"] / document["macs_dense"])
     for row in (document["open"], *document["points"]):
-        for figures in (*row["error"].values(), *row["skipped"].values(), row["macs"]):
+        for figures in (*row["error"].values(), *row["skipped"].values(), row["macs"], row["latency_ms"]):
             assert figures["low"] <= figures["mean"] <= figures["high"]
         assert row["macs"]["mean"] <= document["open"]["macs"]["mean"]
     front = [document["points"][i] for i in document["front"]]
@@ -151,24 +151,39 @@ def test_thresholds_per_layer_are_no_worse_where_they_were_picked(model, data):
         assert best["macs"] == alike["macs"]
 
 
+SMALL = {
+    "dsn-navon": {"image_size": 16, "block_layers": (2, 2)},
+    "lsn-navon": {"image_size": 16, "block_layers": (2, 2)},
+    "skipnet-38-ff": {"stage_units": (2, 2, 2)},
+    "skipnet-38-rnn": {"stage_units": (2, 2, 2)},
+    "gaternet-resnet-20": {"gater_options": {"stage_units": (1, 1, 1)}, "bottleneck": 2},
+}
+
+
+def images_for(model, count):
+    config = model.config
+    return torch.randn(count, config.in_channels, config.image_size, config.image_size)
+
+
 @pytest.mark.parametrize(
     "name, options",
-    [
-        ("dsn-navon", {"image_size": 16, "block_layers": (2, 2)}),
-        ("dsn-navon", {"image_size": 16, "block_layers": (2, 2), "gate": "soft"}),
-        ("skipnet-38-ff", {"stage_units": (2, 2, 2)}),
-    ],
+    [("dsn-navon", {}), ("dsn-navon", {"gate": "soft"}), *((name, {}) for name in SMALL if name.endswith("net-20"))]
+    + [(name, {}) for name in SMALL if name.startswith("skipnet")],
 )
 def test_layer_thresholds_become_the_networks_own(name, options, tmp_path):
-    model = make(name, **options)
-    config, counts = model.config, model.gate_counts
-    images = torch.rand(16, config.in_channels, config.image_size, config.image_size)
+    model = make(name, **SMALL[name], **options)
+    counts = gates_per_layer(model)
+    images = images_for(model, 16)
     fast = dsn_kernels.accelerate(model)
     with torch.inference_mode():
-        model(images)
-        layers = {key: rows.double().quantile(0.4, 0).tolist() for key, rows in model.last_scores.items()}
-        layers[next(iter(layers))][0] = 1.0
-        fast.thresholds.copy_(torch.tensor([limit for key in counts for limit in layers[key]]))
+        fast(images)
+        layers, first = {}, next(iter(counts))
+        for key, sizes in counts.items():
+            units = fast.last_scores[key].double().split(sizes, 1)
+            layers[key] = [unit.flatten().quantile(0.4).item() for unit in units]
+            never = fast.last_scores[key][:, : sizes[0]].max().item() + 1
+            layers[key][0] = never if "gater" in name else 1.0
+        fast.thresholds.copy_(per_gate(model, layers))
         fast(images)
         expected = {key: rows.clone() for key, rows in fast.last_gates.items()}
         set_operating_point(model, dict.fromkeys(counts, 0.3), layers)
@@ -176,25 +191,40 @@ def test_layer_thresholds_become_the_networks_own(name, options, tmp_path):
         for network in (again, dsn_kernels.accelerate(again)):
             network(images)
             for key, rows in expected.items():
+                assert rows.any() and not rows.all()
                 assert (network.last_gates[key] != rows).double().mean() < 0.05  # a score at its own quantile may flip
-                assert not network.last_gates[key][:, 0].any() or key != next(iter(layers))
+            assert not network.last_gates[first][:, : counts[first][0]].any()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_gated_family_is_swept_and_keeps_what_was_picked(name, tmp_path):
+    model = make(name, **SMALL[name])
+    tasks = ("coarse", "fine") if isinstance(model.config.classes, tuple) else ("fine",)
+    data = Labelled(images_for(model, 24), {task: torch.arange(24) % 10 for task in tasks})
+    document = sweep(model, name, data, quick(steps=1, budget=Budget("macs=100"), per_layer="lsn" not in name))
+    shares = [list(point["skipped"].values())[0]["mean"] for point in document["points"]]
+    assert max(shares) == 1.0 and (min(shares) == 0.0 or "sn-" in name)  # a hard gate's score may be 0, never above
+    picked = document["pick"]
+    set_operating_point(model, picked["thresholds"], picked["layer_thresholds"])
+    again = dsn_kernels.accelerate(dsn_models.load(dsn_models.save(model, tmp_path / "net.safetensors")))
+    macs = record(again, data).macs.mean().item()
+    means = [picked[part]["macs"]["mean"] for part in ("pick", "check")]
+    assert macs == pytest.approx(sum(means) / 2, rel=1e-3)
 
 
 def test_thresholds_per_branch_become_the_networks_own(model):
     set_operating_point(model, {"coarse": 0.25, "fine": 0.75})
     assert own_thresholds(model) == {"coarse": 0.25, "fine": 0.75} == own_thresholds(dsn_kernels.accelerate(model))
-    skip = make("skipnet-38-rnn", stage_units=(1, 1, 1))
+    skip = make("skipnet-38-rnn", stage_units=(1, 1, 1), layer_thresholds=(0.1, 0.9))
     set_operating_point(skip, {"units": 0.4})
-    assert skip.config.threshold == 0.4
+    assert skip.config.threshold == 0.4 and skip.config.layer_thresholds is None
 
 
 def test_refuses(model, data):
-    with pytest.raises(UserError, match="resnet-20 has no gate thresholds to sweep"):
+    with pytest.raises(UserError, match="resnet-20 has no gates; expected a network that skips layers"):
         sweep(dsn_models.create("resnet-20"), "resnet-20", data, quick())
     with pytest.raises(UserError, match="there are 2 images; expected 4 or more for batch 1"):
         sweep(model, "tiny", data.part(torch.arange(2)), quick())
-    with pytest.raises(UserError, match="skipnet-38-rnn has one gate for all its layers"):
-        layer_gates(dsn_models.create("skipnet-38-rnn"))
     with pytest.raises(UserError, match="the test data is empty"):
         read(open_dataset("navon-sklearn", None, False, 0, canvas=16, glyph=4), "both")
     for text in ("latency=2", "macs=", "error=x", "time=2ms"):

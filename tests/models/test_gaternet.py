@@ -1,6 +1,7 @@
 """GaterNet: SemHash, gate points of every backbone, the masked formula written out, training."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -247,6 +248,26 @@ def test_gate_dropout_shuts_gates_in_training_only():
     model(images)
     model.eval()(images)
     assert 0.15 < masks[0] < 0.35 and masks[1] == 0
+
+
+@torch.no_grad()
+def test_a_filter_is_on_above_the_threshold():
+    model, _ = make_small("gaternet-resnet-20")
+    model.eval()
+    images = make_images(model, 4)
+    model(images)
+    scores = model.last_scores["filters"].clone()
+    limit = scores.median().item()
+    expected = model(images, {"filters": (scores > limit).to(torch.uint8)})
+    for thresholds in (limit, {"filters": limit}):
+        torch.testing.assert_close(model(images, thresholds=thresholds), expected)
+        assert torch.equal(model.last_gates["filters"], (scores > limit).to(torch.uint8))
+    model.config = dataclasses.replace(model.config, threshold=limit)
+    torch.testing.assert_close(model(images), expected)
+    with pytest.raises(UserError, match="threshold is nan; expected a finite number"):
+        model(images, thresholds=float("nan"))
+    with pytest.raises(UserError, match=r"thresholds has the keys \['units'\]; expected 'filters'"):
+        model(images, thresholds={"units": 0.5})
 
 
 def test_a_frozen_gater_decides_as_in_eval():

@@ -98,6 +98,16 @@ def test_thresholds():
     assert not model.last_gates[UNITS].any()
 
 
+@torch.no_grad()
+def test_a_threshold_for_each_gate():
+    limits = (0.0, 1.0, 0.0, 1.0, 0.0)
+    model = dsn_models.create("skipnet-38-rnn", **SMALL, layer_thresholds=limits).eval()
+    model(images_of(model, 3).float())
+    assert model.last_gates[UNITS].tolist() == [[1, 0, 1, 0, 1]] * 3
+    model(images_of(model, 3).float(), thresholds=1.0)
+    assert not model.last_gates[UNITS].any()
+
+
 @pytest.mark.parametrize("name", ["skipnet-38-rnn", "skipnet-38-ff"])
 def test_training_decides_alike_and_teaches_the_gates(name):
     model, _ = pair(name)
@@ -213,6 +223,8 @@ def test_macs_by_hand(name):
     [
         (lambda: dsn_models.create("skipnet-38-rnn", gate="lstm"), "gate is 'lstm'; expected one of rnn, ff-1, ff-2"),
         (lambda: dsn_models.create("skipnet-38-rnn", threshold=2), "threshold is 2; expected a number in"),
+        (lambda: dsn_models.create("skipnet-38-rnn", layer_thresholds=[0.5]), "has 1 numbers; expected 17"),
+        (lambda: dsn_models.create("skipnet-38-rnn", layer_thresholds=[2.0] * 17), "threshold is 2.0; expected"),
         (lambda: dsn_models.create("skipnet-38-rnn", stage_units=(1,), stage_widths=(16,)), "the first is never gated"),
         (lambda: dsn_models.create("skipnet-38-rnn", unit="wide"), "unit is 'wide'; expected one of basic"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ class CoarseFineDataset(Dataset, ABC):
 
     coarse_classes: int
     fine_classes: int
+    class_names: Mapping[str, Sequence[str]] = MappingProxyType({})  # by task, "coarse" or "fine", where they have some
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -12,7 +12,10 @@ from torch import Tensor
 from ..errors import UserError
 from .base import Batch, CoarseFineDataset, RandomFlipCrop
 
-# airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck: vehicles are 0, animals 1
+CIFAR10_NAMES = {
+    "coarse": ("vehicle", "animal"),
+    "fine": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
 CIFAR10_COARSE = (0, 0, 1, 1, 1, 1, 1, 1, 0, 0)
 _IMAGE_BYTES = 3 * 32 * 32
 _MEAN = {10: (0.4914, 0.4822, 0.4465), 100: (0.5071, 0.4865, 0.4409)}
@@ -115,6 +118,8 @@ class CIFAR(CoarseFineDataset):
     ) -> None:
         self.images, self.coarse, self.fine = images, coarse, fine
         self.coarse_classes, self.fine_classes = classes
+        if self.fine_classes == 10:
+            self.class_names = CIFAR10_NAMES
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
         self.augment = RandomFlipCrop(len(images), 4, seed) if train else None
 

@@ -68,6 +68,7 @@ class ImageFolder(CoarseFineDataset):
         coarse_names = sorted({coarse_map[name] for name in classes})
         self.coarse_of = torch.tensor([coarse_names.index(coarse_map[name]) for name in classes])
         self.coarse_classes, self.fine_classes = len(coarse_names), len(classes)
+        self.class_names = {"coarse": coarse_names, "fine": classes}
         self.image_size = image_size
         self.augment = RandomFlipCrop(len(self.files), image_size // 8, seed) if train else None
 

@@ -1,0 +1,77 @@
+"""How close ``dsn sweep --budget latency=..`` lands to its budget on images that it has not seen.
+
+    python benchmarks/budgets.py CKPT OUT.json [--data DIR] [--kind KIND] [--shares 0.9,0.8,0.7] [--images 2000]
+
+One half of the images is swept once; for each share s the budget is s times the latency with every gate open, picked on
+that half and timed on the other. A pick for less than every gate open needs a network whose error grows as it skips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsn_kernels.cli.common import load_checkpoint, read_test_data
+from dsn_kernels.measure import machine
+from dsn_kernels.measure.budget import TOLERANCE, Budget, picked
+from dsn_kernels.measure.sweep import Sweeper, SweepSettings
+
+
+def landed(sweeper: Sweeper, points: list[Any], share: float, open_ms: float) -> dict[str, Any]:
+    budget = Budget(f"latency={share * open_ms:.4f}ms")
+    found = picked(sweeper, points, budget)
+    fresh = found["check"]["cost"]
+    row = {"share_of_open": share, "limit_ms": budget.limit, "picked_ms": found["pick"]["cost"], "fresh_ms": fresh}
+    row |= {"over_budget": fresh / budget.limit - 1, "kept": found["kept"], "thresholds": found["thresholds"]}
+    row |= {"macs_picked": found["pick"]["macs"]["mean"], "macs_fresh": found["check"]["macs"]["mean"]}
+    return row | {"mean_error_fresh": found["check"]["mean_error"], "mean_error_open": found["check_open_error"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--kind")
+    parser.add_argument("--task")
+    parser.add_argument("--shares", default="0.9,0.8,0.7,0.6")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    arguments = parser.parse_args()
+    model, metadata = load_checkpoint(arguments.checkpoint)
+    options = (arguments.kind, arguments.data, arguments.task, arguments.images)
+    settings = SweepSettings(steps=arguments.steps, batch=arguments.batch, seconds=arguments.seconds)
+    sweeper = Sweeper(model, read_test_data(model, metadata, *options), settings, lambda text, done: None)
+    points = sweeper.grid()
+    sweeper.fit(sweeper.time([sweeper.opened, *points[:: max(1, len(points) // 8)]], sweeper.pick))
+    rows = []
+    for share in map(float, arguments.shares.split(",")):
+        open_ms = sweeper.measure(sweeper.opened, sweeper.pick)
+        rows.append(landed(sweeper, points, share, open_ms))
+        row = rows[-1]
+        print(f"{share:.2f} of {open_ms:.3f} ms: {row['fresh_ms']:.3f} ms on fresh images, {row['over_budget']:+.1%}")
+    document = {
+        "schema": 1,
+        "command": " ".join(["python", "benchmarks/budgets.py", Path(arguments.checkpoint).name, *sys.argv[2:]]),
+        "model": Path(arguments.checkpoint).stem,
+        "images": {"pick": len(sweeper.pick.images), "check": len(sweeper.check.images)},
+        "batch": arguments.batch,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": machine.source_commit(),
+        "machine": machine.describe(),
+        "tolerance": TOLERANCE,
+        "rows": rows,
+    }
+    arguments.out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
