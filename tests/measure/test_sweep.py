@@ -12,7 +12,7 @@ from dsn_kernels.measure.operating_point import gates_per_layer, own_thresholds,
 from dsn_kernels.measure.plots import check_picture, picture, sweep_figure
 from dsn_kernels.measure.points import Point, pareto
 from dsn_kernels.measure.records import Labelled, Record, fraction_interval, mean_interval, read, record
-from dsn_kernels.measure.sweep import SweepSettings, sweep
+from dsn_kernels.measure.sweep import Sweeper, SweepSettings, sweep
 from dsn_models import UserError
 from dsn_models.data import open_dataset
 
@@ -133,6 +133,35 @@ def test_a_wide_budget_takes_the_best_there_is(model, data, text):
     else:
         assert picked["pick"]["mean_error"] == min(p["mean_error"] for p in points)
         assert picked["kept"] and picked["check"]["cost"] > 0
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The shipped network and handwritten digits that it has not seen."""
+    from dsn_kernels.cli.demo import CHECKPOINT
+
+    return dsn_models.load(CHECKPOINT), read(open_dataset("navon-sklearn", None, False, 300, distortions=2), "both")
+
+
+def test_macs_land_within_three_percent_of_their_budget_on_fresh_digits(digits):
+    picked = sweep(digits[0], "digits", digits[1], quick(steps=1, budget=Budget("macs=0.7")))["pick"]
+    assert picked["kept"] and picked["check"]["cost"] == pytest.approx(0.7, rel=0.03)
+    assert picked["check"]["mean_error"] > picked["check_open_error"]  # it is a budget that costs something
+
+
+def test_a_latency_lands_within_three_percent_where_it_is_no_line(digits, monkeypatch):
+    def clock(macs):
+        return 0.1 + macs / 1e8 + (macs / 6e7) ** 3  # what a line fitted to it is up to a fifth off
+
+    def time(sweeper, points, data):
+        return [{**dict.fromkeys(("median", "p10", "p90"), clock(p.macs)), "macs": p.macs} for p in points]
+
+    monkeypatch.setattr(Sweeper, "time", time)
+    limit = clock(0.7 * 5.66e7)
+    document = sweep(digits[0], "digits", digits[1], quick(steps=1, budget=Budget(f"latency={limit:.4f}ms")))
+    assert document["latency"]["largest_deviation"] > 0.03
+    check = document["pick"]["check"]
+    assert clock(check["macs"]["mean"]) == pytest.approx(limit, rel=0.03) and document["pick"]["kept"]
 
 
 def test_a_budget_that_nobody_can_keep_names_the_nearest(model, data):
