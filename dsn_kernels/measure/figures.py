@@ -73,16 +73,20 @@ def macs_figure(rows: Mapping[str, float], colours: Colours) -> Figure:
     return figure
 
 
-def classes_figure(ran: np.ndarray, blocks: Sequence[int], task: str, unit: str, colours: Colours) -> Figure:
-    """How much of each class skipped each layer: ``ran`` [classes, layers] in [0, 1], NaN of a class without images."""
+def classes_figure(ran: np.ndarray, blocks: Sequence[int], names: Sequence[str], unit: str, colours: Colours) -> Figure:
+    """How much each class skipped of each layer: ``ran`` [classes, layers] in [0, 1], NaN of a class without images."""
     figure, axes = _axes(colours, (_SIZE[0], float(np.clip(0.22 * len(ran) + 0.9, 2.2, 6.0))))
-    image = axes.imshow(100 * (1 - ran), cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="none")
+    cells = (0.5, ran.shape[1] + 0.5, len(ran) - 0.5, -0.5)
+    image = axes.imshow(
+        100 * (1 - ran), extent=cells, cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="none"
+    )
     for edge in np.cumsum(blocks)[:-1]:
-        axes.axvline(edge - 0.5, color=colours.ink, linewidth=0.8)
+        axes.axvline(edge + 0.5, color=colours.ink, linewidth=0.8)
     axes.set_xlabel(unit)
-    axes.set_ylabel(f"{task} class")
     if len(ran) <= _LEGEND_CLASSES:
-        axes.set_yticks(range(len(ran)))
+        axes.set_yticks(range(len(ran)), names, fontsize=8)
+    else:
+        axes.set_ylabel("class")
     bar = figure.colorbar(image, ax=axes, label="skipped, %")
     bar.ax.tick_params(colors=colours.ink)
     bar.ax.yaxis.label.set_color(colours.ink)
@@ -123,9 +127,9 @@ def gates_on_figure(gates: np.ndarray, colours: Colours) -> Figure:
 
 
 def _apart(places: np.ndarray) -> np.ndarray:
-    """Points that coincide, laid round their place as the seeds of a sunflower are."""
+    """Points that coincide, laid round their place as the seeds of a sunflower are, in random order."""
     _, group, sizes = np.unique(places.round(4), axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(group.ravel(), kind="stable")
+    order = np.lexsort((np.random.default_rng(0).random(len(places)), group.ravel()))
     rank = np.empty(len(places))
     rank[order] = np.concatenate([np.arange(size) for size in sizes])
     angle, radius = rank * np.pi * (3 - 5**0.5), 0.008 * np.ptp(places, axis=0).max() * np.sqrt(rank)
@@ -151,18 +155,17 @@ def feature_maps_figure(images: Tensor, maps: Mapping[str, Mapping[str, Tensor]]
     """Images [N, C, H, W] in [0, 1] and beside each what its features look like. Dual Skipping Networks, figure 5."""
     columns = ["image", *next(iter(maps.values()))]
     rows = [(i, name) for i in range(len(images)) for name in maps]
-    figure = Figure(figsize=(_SIZE[0], 0.3 + _SIZE[0] / len(columns) * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for (i, name), cells in zip(rows, grid, strict=True):
+    figure, axes = _axes(colours, (_SIZE[0], 0.3 + (_SIZE[0] - 0.4) / len(columns) * len(rows)))
+    for y, (i, name) in enumerate(rows):
         shown = images[i].permute(1, 2, 0) if images.shape[1] == 3 else images[i].mean(0)
-        cells[0].imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
-        cells[0].set_ylabel(name, color=colours.ink, fontsize=8)
-        for axes, label in zip(cells[1:], columns[1:], strict=True):
-            axes.imshow(maps[name][label][i].numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="none")
-        for axes in cells:
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-    for axes, label in zip(grid[0], columns, strict=True):
-        axes.set_title(label, color=colours.ink, fontsize=8)
+        cells = [(shown, "gray"), *((maps[name][label][i], "viridis") for label in columns[1:])]
+        for x, (cell, cmap) in enumerate(cells):
+            place = (x + 0.03, x + 0.97, y + 0.97, y + 0.03)
+            axes.imshow(cell.numpy(), cmap=cmap, vmin=0, vmax=1, interpolation="none", extent=place)
+    axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+    axes.xaxis.tick_top()
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, fontsize=8)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [name for _, name in rows], fontsize=8, rotation=90, va="center")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return figure

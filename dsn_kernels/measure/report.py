@@ -112,9 +112,9 @@ _DRAWN = ("sweep", "features")  # sections that are left out where there is noth
 
 
 def _groups(kept: Record, cards: int) -> dict[str, Tensor]:
-    """Images that took the fewest MACs, the most, and the wrongly classified ones of the highest loss."""
-    order = kept.macs.argsort(stable=True)
+    """Images that took the fewest MACs, the most, and those of the highest loss. Ties by loss: the least is easiest."""
     loss = torch.stack(list(kept.losses.values())).mean(0)
+    order = torch.from_numpy(np.lexsort((loss.numpy(), kept.macs.numpy())))
     return {
         "Easiest: the least computed": order[:cards],
         "Hardest: the most computed": order.flip(0)[:cards],
@@ -138,7 +138,7 @@ def _drawings(
     blocks = blocks_of(model)
     for task, rows in document["classes"].items():
         ran = ran_by_class(model, kept, task, len(rows))
-        draw = partial(classes_figure, ran, blocks, task, document["unit_one"])
+        draw = partial(classes_figure, ran, blocks, [row["name"] for row in rows], document["unit_one"])
         yield "classes", Drawing(f"classes-{task}", f"{task}: how much each class skipped.", draw)
     ends = list(groups.values())
     chosen = torch.cat([ends[0][:2], ends[1][:2]])

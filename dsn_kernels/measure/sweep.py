@@ -79,8 +79,10 @@ class Sweeper:
         choices = []
         for name in self.names:
             scores = base.scores[name].double().numpy()
-            quantiles = np.quantile(scores, np.linspace(0, 1, self.settings.steps + 2)[1:-1])
             low, high = scores.min(), scores.max()
+            # A hard gate's scores lie on 0 and 1 for the most part; a threshold tells apart only those between.
+            inside = scores[(scores > low) & (scores < high)]
+            quantiles = np.quantile(inside if inside.size else scores, np.linspace(0, 1, self.settings.steps + 2)[1:-1])
             # Where scores are no probabilities: ends that every gate exceeds and none.
             ends = (0.0, 1.0) if low >= 0 and high <= 1 else (np.floor(low - 1e-3), np.ceil(high))
             choices.append(sorted({*map(float, ends), self.own[name], *(round(float(q), 4) for q in quantiles)}))

@@ -136,7 +136,7 @@ def test_points_at_one_place_lie_apart():
 
 
 def test_a_class_without_images_leaves_a_gap():
-    figure = classes_figure(np.array([[0.0, 1.0], [np.nan, np.nan]]), [1, 1], "fine", "layer", PRINT)
+    figure = classes_figure(np.array([[0.0, 1.0], [np.nan, np.nan]]), [1, 1], ["0", "1"], "layer", PRINT)
     shown = figure.axes[0].images[0].get_array()
     assert shown[0].tolist() == [100, 0] and np.ma.getmaskarray(shown)[1].all()
 

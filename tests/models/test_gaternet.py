@@ -252,8 +252,7 @@ def test_gate_dropout_shuts_gates_in_training_only():
 
 @torch.no_grad()
 def test_a_filter_is_on_above_the_threshold():
-    model, _ = make_small("gaternet-resnet-20")
-    model.eval()
+    model = make_small("gaternet-resnet-20")
     images = make_images(model, 4)
     model(images)
     scores = model.last_scores["filters"].clone()
