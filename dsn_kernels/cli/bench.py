@@ -35,6 +35,7 @@ from .common import (
     percent,
     progress_bar,
     set_threads,
+    split,
     test_images,
     write_json,
 )
@@ -42,13 +43,9 @@ from .common import (
 _IMAGES_SERVED = 64  # requests cycle through so many images
 
 
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _integers(text: str, option: str) -> list[int]:
     try:
-        return [int(part) for part in _split(text)]
+        return [int(part) for part in split(text)]
     except ValueError:
         raise UserError(f"{option} is {text!r}; expected numbers separated by commas, such as 1,8,64") from None
 
@@ -217,14 +214,14 @@ def bench(
         raise UserError(f"device is {device!r}; expected cpu, the one that this build has kernels for")
     options = parse_options(option or [])
     network, metadata = load_model(model, seed, options)
-    if not Path(model).exists() and "trained" in _split(gates):
+    if not Path(model).exists() and "trained" in split(gates):
         raise UserError(f"gates trained: {model} has random weights; expected a checkpoint")
     other = None if baseline_model is None else load_model(baseline_model, seed)[0]
-    chosen = _split(gates) or (["open", "random:0.5"] if gate_counts(network) else ["open"])
+    chosen = split(gates) or (["open", "random:0.5"] if gate_counts(network) else ["open"])
     settings = BenchSettings(
         batches=list(dict.fromkeys(_integers(batch, "batch"))),
         gates=[GateSetting(text) for text in dict.fromkeys(chosen)],
-        against=list(dict.fromkeys(_split(against))),
+        against=list(dict.fromkeys(split(against))),
         dtype=_dtype(dtype),
         seed=seed,
         seconds=seconds,

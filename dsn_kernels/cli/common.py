@@ -111,6 +111,11 @@ def write_json(document: dict[str, Any], target: str) -> None:
         checkpoints.write_atomically(Path(target), text.encode())
 
 
+def split(text: str) -> list[str]:
+    """``"1, 8"`` to ``["1", "8"]``."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def parse_options(settings: Sequence[str]) -> dict[str, Any]:
     """``["gated=all", "segments=240,300,360"]`` to a configuration's fields: numbers, lists of numbers, words.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dsn_models import UserError
 from dsn_models.checkpoints import write_atomically
 
+from ..measure.baselines import BASELINES, check_known
 from ..measure.report import Report
 from ..measure.report import report as measure
 from .common import (
@@ -25,6 +26,7 @@ from .common import (
     load_checkpoint,
     read_test_data,
     set_threads,
+    split,
     steps_shown,
     write_json,
 )
@@ -87,17 +89,22 @@ def report(
     pictures: PicturesOption = None,
     sweep_steps: Annotated[int, typer.Option(min=0, help="Thresholds per branch of the sweep; 0 for none.")] = 3,
     seconds: Annotated[float, typer.Option(min=0, help="Of timing per contestant and batch size.")] = 1.0,
+    against: Annotated[
+        str, typer.Option(help=f"Dense baselines beside eager PyTorch, of {', '.join(BASELINES)}; none if not given.")
+    ] = "",
     open_: OpenOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
     """One HTML file: accuracy, layers skipped by class, gates, images, features, thresholds, latency and MACs."""
     check_targets(out, json, pictures)
+    check_known(split(against))
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint)
     test = read_test_data(model, metadata, kind, data, task, images)
     with steps_shown() as show:
-        made = measure(model, Path(checkpoint).stem, test, sweep_steps=sweep_steps, seconds=seconds, on_step=show)
+        options: dict[str, Any] = {"sweep_steps": sweep_steps, "seconds": seconds, "against": split(against)}
+        made = measure(model, Path(checkpoint).stem, test, **options, on_step=show)
     write_report(made, out, json, pictures)
     if open_:
         open_in_browser(out)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from dsn_models import UserError
+
 from .networks import Outputs, as_outputs
 
 Call = Callable[[Tensor], Outputs]
@@ -107,6 +109,17 @@ BASELINES: dict[str, Callable[[nn.Module, Tensor], Made]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }
+
+
+def check_known(names: Iterable[str]) -> None:
+    """Refuses a name that is none of :data:`BASELINES`.
+
+    Raises:
+        UserError: it is none.
+    """
+    for name in names:
+        if name not in BASELINES:
+            raise UserError(f"unknown baseline {name!r}; expected one of {', '.join(BASELINES)}")
 
 
 def _reason(error: Exception) -> str:

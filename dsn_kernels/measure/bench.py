@@ -14,7 +14,7 @@ import dsn_kernels
 from dsn_models import UserError
 
 from . import energy, machine
-from .baselines import BASELINES, TOLERANCE, build_all, relative_error
+from .baselines import BASELINES, TOLERANCE, build_all, check_known, relative_error
 from .gates import GateSetting
 from .latency import InterleavedTimer
 from .memory import OURS, peak_memory
@@ -61,9 +61,7 @@ class BenchSettings:
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
             raise UserError(f"batch is {list(self.batches)}; expected positive numbers, such as 1,8,64")
-        for name in self.against:
-            if name not in BASELINES:
-                raise UserError(f"unknown baseline {name!r}; expected one of {', '.join(BASELINES)}")
+        check_known(self.against)
         if self.seconds < 0:
             raise UserError(f"seconds is {self.seconds}; expected a number of at least 0")
 

@@ -1,4 +1,4 @@
-"""The three things a report times: the dense network, every gate open, and skipping."""
+"""What a report times: the dense network, as baselines run it, every gate open, and skipping."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .baselines import build_all
 from .latency import InterleavedTimer
 from .networks import dense_network, gate_counts, run
 from .noise import Noise
@@ -22,33 +23,49 @@ def compare(
     batches: Sequence[int],
     seconds: float,
     on_step: Callable[[str, float], None],
+    against: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Times a network on ``images``, in turns; every call takes the next batch of them.
 
+    Args:
+        model: the reference.
+        fast: the same, accelerated.
+        images: float32 [N, C, H, W].
+        batches: sizes.
+        seconds: of timing per contestant and batch size.
+        on_step: told what is going on, and which part of it is done.
+        against: baselines of the dense network beside eager PyTorch, names of ``baselines.BASELINES``.
+
     Returns:
         Per batch size, milliseconds as ``Latency.as_dict``: ``dense_ms`` of the dense network in eager PyTorch,
-        ``open_ms`` of ``fast`` with every gate open, ``skipping_ms`` as the gates decide; and ``speedup``, the ratio of
-        the medians of the first and the last, with its 95 % ``speedup_interval`` and whether it is more than noise,
-        ``speedup_called``.
+        ``baselines_ms`` of it run otherwise, ``open_ms`` of ``fast`` with every gate open, ``skipping_ms`` as the gates
+        decide; ``missing``, why a baseline is not among them; and ``speedup``, the ratio of the medians of the fastest
+        of the former, ``fastest``, and of skipping, with its 95 % ``speedup_interval`` and whether it is more than
+        noise, ``speedup_called``.
     """
     dense = dense_network(model).eval()
     rows = []
     for batch in batches:
         parts = [part for part in images.split(batch) if len(part) == batch]
         every = {name: torch.ones(batch, count, dtype=torch.uint8) for name, count in gate_counts(model).items()}
+        on_step(f"building what batch {batch} is compared with", 0.0)
+        baselines, missing = build_all(against, dense, parts[0])
         contestants: dict[str, Callable[[Tensor], object]] = {
-            "dense_ms": dense,
-            "open_ms": partial(run, fast, gates=every),
-            "skipping_ms": partial(run, fast),
+            "dense": dense,
+            **baselines,
+            "open": partial(run, fast, gates=every),
+            "skipping": partial(run, fast),
         }
         timer = InterleavedTimer({name: _next_of(call, parts) for name, call in contestants.items()})
         timer.run(seconds, on_round=partial(on_step, f"timing batch {batch}"))
         times = {name: latency.as_dict() for name, latency in timer.latencies().items()}
-        ratio = Noise(timer.turns).ratio(
-            times["dense_ms"]["median"] / times["skipping_ms"]["median"], "skipping_ms", "dense_ms"
-        )
+        fastest = min(("dense", *baselines), key=lambda name: times[name]["median"])
+        value = times[fastest]["median"] / times["skipping"]["median"]
+        ratio = Noise(timer.turns).ratio(value, "skipping", fastest)
+        row: dict[str, Any] = {"batch": batch, **{f"{name}_ms": times[name] for name in ("dense", "open", "skipping")}}
+        row |= {"baselines_ms": {name: times[name] for name in baselines}, "missing": missing, "fastest": fastest}
         told = {"speedup": ratio.value, "speedup_interval": ratio.interval, "speedup_called": ratio.called}
-        rows.append({"batch": batch, **times, **told})
+        rows.append(row | told)
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +18,6 @@ from .plots import PAGE, Colours, inline_svg, picture, styled
 
 _SIZE = (4.6, 3.0)  # inches; text stays readable where a phone shows it 340 pixels wide
 _LEGEND_CLASSES = 20
-_SERIES = (
-    ("dense_ms", "dense", "dense, PyTorch"),
-    ("open_ms", "open", "ours, every gate open"),
-    ("skipping_ms", "skipping", "ours, skipping"),
-)
 
 
 class Drawing(NamedTuple):
@@ -46,14 +42,24 @@ def _axes(colours: Colours, size: tuple[float, float] = _SIZE) -> tuple[Figure, 
 
 
 def latency_figure(rows: Sequence[Mapping[str, Any]], colours: Colours) -> Figure:
-    """Bars of milliseconds per image by batch size: dense, every gate open, skipping."""
+    """Bars of milliseconds per image by batch size: the dense network and its baselines, every gate open, skipping."""
     figure, axes = _axes(colours)
-    for i, (key, colour, label) in enumerate(_SERIES):
-        heights = [row[key]["median"] / row["batch"] for row in rows]
-        places = [x + (i - 1) * 0.27 for x in range(len(rows))]
-        bars = axes.bar(places, heights, 0.25, label=label, color=getattr(colours, colour))
-        labels = [f"{h:.0f}" if h >= 10 else f"{h:.2g}" for h in heights]
-        axes.bar_label(bars, labels, padding=2, color=colours.ink, fontsize=8)
+    names = list(dict.fromkeys(name for row in rows for name in row["baselines_ms"]))
+    series: list[tuple[str, str, str, list[Any]]] = [
+        ("dense, PyTorch", colours.dense, "", [row["dense_ms"] for row in rows])
+    ]
+    for name, hatch in zip(names, cycle(("///", "...", "xxx")), strict=False):
+        series.append((f"dense, {name}", colours.dense, hatch, [row["baselines_ms"].get(name) for row in rows]))
+    series.append(("ours, every gate open", colours.open, "", [row["open_ms"] for row in rows]))
+    series.append(("ours, skipping", colours.skipping, "", [row["skipping_ms"] for row in rows]))
+    width = 0.8 / len(series)
+    for i, (label, colour, hatch, latencies) in enumerate(series):
+        heights = [0.0 if ms is None else ms["median"] / row["batch"] for ms, row in zip(latencies, rows, strict=True)]
+        places = [x + (i - (len(series) - 1) / 2) * width for x in range(len(rows))]
+        style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": colours.paper, "linewidth": 0}
+        bars = axes.bar(places, heights, 0.93 * width, label=label, **style)
+        labels = [f"{h:.0f}" if h >= 10 else f"{h:.2g}" if h else "" for h in heights]
+        axes.bar_label(bars, labels, padding=2, color=colours.ink, fontsize=8 if len(series) < 5 else 6)
     axes.set_xticks(range(len(rows)), [f"batch {row['batch']}" for row in rows])
     axes.set_ylabel("milliseconds per image")
     axes.margins(y=0.15)

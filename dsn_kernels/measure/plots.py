@@ -14,17 +14,18 @@ from dsn_models import UserError
 
 
 class Colours(NamedTuple):
-    """What a figure is drawn with: text and axes, the dense network, all gates open, skipping."""
+    """What a figure is drawn with: text and axes, the dense network, all gates open, skipping, and on what."""
 
     ink: str
     dense: str
     open: str
     skipping: str
+    paper: str
 
 
 # In a page these stand for what its style sheet calls them.
-PAGE = Colours("#010101", "#020202", "#030303", "#040404")
-PRINT = Colours("#1d2329", "#98a2ab", "#7fb2e5", "#1463b8")
+PAGE = Colours("#010101", "#020202", "#030303", "#040404", "#050505")
+PRINT = Colours("#1d2329", "#98a2ab", "#7fb2e5", "#1463b8", "#ffffff")
 FORMATS = ("svg", "png", "pdf")
 
 

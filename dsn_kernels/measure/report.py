@@ -15,6 +15,7 @@ import dsn_kernels
 from dsn_models import UserError
 from dsn_models.statistics import embed_gates, gate_kinds, principal_gates
 
+from .baselines import check_known
 from .compare import compare
 from .facts import blocks_of, cells_of, facts, ran_by_class
 from .feature_maps import feature_maps
@@ -59,6 +60,7 @@ def report(
     sweep_steps: int = 3,
     batches: Sequence[int] = (1, 8, 64),
     seconds: float = 1.0,
+    against: Sequence[str] = (),
     cards: int = 6,
     on_step: Callable[[str, float], None] = lambda text, fraction: None,
 ) -> Report:
@@ -71,12 +73,15 @@ def report(
         sweep_steps: thresholds per branch of the sweep, on at most 1,000 of the images; 0 for no sweep.
         batches: sizes to time; those of more images than there are are left out.
         seconds: of timing per contestant and batch size.
+        against: baselines to time beside the dense network in eager PyTorch, of ``baselines.BASELINES``.
         cards: of the easiest, and of the hardest images.
         on_step: told what is going on, and which part of it is done.
 
     Raises:
-        UserError: the model has no gates, nothing in it can be accelerated, or there are fewer than two images.
+        UserError: the model has no gates, nothing in it can be accelerated, a baseline is unknown, or there are fewer
+            than two images.
     """
+    check_known(against)
     if not gate_counts(model):
         raise UserError(f"{name} has no gates to report on; expected a gated network")
     if len(data.images) < 2:
@@ -89,7 +94,9 @@ def report(
     on_step("comparing with PyTorch", 0.0)
     document = facts(model, fast, name, data, kept, opened)
     sizes = [batch for batch in batches if batch <= len(data.images)]
-    document["latency"] = compare(model, fast, data.images, sizes, seconds, on_step)
+    document["latency"] = compare(model, fast, data.images, sizes, seconds, on_step, against)
+    missing = {name: reason for row in document["latency"] for name, reason in row["missing"].items()}
+    document["notes"] += [f"Not timed: {name}, {reason}." for name, reason in missing.items()]
     if sweep_steps > 0 and len(data.images) > 3:
         some = data.part(torch.linspace(0, len(data.images) - 1, min(2 * _SWEPT, len(data.images))).long())
         document["sweep"] = sweep(model, name, some, SweepSettings(steps=sweep_steps, seconds=0.2), on_step=on_step)
@@ -101,6 +108,7 @@ def report(
     document["seconds"] = time.perf_counter() - start
     page = template("report.html.j2").render(
         d=document,
+        baselines=[name for name in against if name not in missing],
         sections=[(key, title) for key, title in _SECTIONS.items() if key in sections or key not in _DRAWN],
         figures={key: [(drawing.svg(), drawing.caption) for drawing in drawn] for key, drawn in sections.items()},
         galleries=_galleries(model, data, kept, groups),

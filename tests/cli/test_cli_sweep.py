@@ -132,6 +132,7 @@ def test_bench_under_load(dsn, tmp_path):
         (("bench", "CKPT", "--plot", "load.svg"), "expected --load with it"),
         (("report", "CKPT", "--out", "absent/report.html"), "no folder"),
         (("report", "CKPT", "--kind", "cifar-10"), "data folder is None"),
+        (("report", "CKPT", "--against", "tvm"), "unknown baseline 'tvm'"),
         (("report", "CKPT", "--pictures", __file__), "is a file; expected a folder for pictures"),
         (("sweep", "CKPT", *QUICK, "--steps", 1, "--budget", "latency=0.0001ms"), "the nearest that can is latency="),
     ],

@@ -10,6 +10,7 @@ from pages import Reader, in_a_browser
 
 import dsn_kernels
 import dsn_models
+from dsn_kernels.measure import baselines
 from dsn_kernels.measure.feature_maps import feature_maps
 from dsn_kernels.measure.figures import classes_figure, embedding_figure
 from dsn_kernels.measure.plots import PRINT
@@ -40,7 +41,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def made(model, data):
-    return report(model, "tiny <b>", data, sweep_steps=1, batches=(1, 4, 64), seconds=0.0, cards=3)
+    options = {"sweep_steps": 1, "batches": (1, 4, 64), "seconds": 0.0, "cards": 3, "against": ("channels_last",)}
+    return report(model, "tiny <b>", data, **options)
 
 
 def test_facts(made, model, data):
@@ -62,6 +64,12 @@ def test_facts(made, model, data):
         kinds = document["kinds"][task]
         assert kinds["always_on"] + kinds["always_off"] + kinds["input_dependent"] == kinds["gates"] == 4
     assert [row["batch"] for row in document["latency"]] == [1, 4]  # there are fewer images than 64
+    for row in document["latency"]:
+        dense = {"dense": row["dense_ms"], **row["baselines_ms"]}
+        assert list(dense) == ["dense", "channels_last"] and row["missing"] == {}
+        fastest = min(times["median"] for times in dense.values())
+        assert dense[row["fastest"]]["median"] == fastest
+        assert row["speedup"] == pytest.approx(fastest / row["skipping_ms"]["median"])
     assert document["sweep"]["images"] == {"pick": 20, "check": 20}
     assert document["reference"] == {
         "images": 40,
@@ -79,7 +87,7 @@ def test_page_is_one_sound_file(made):
     assert reader.tags.count("svg") == len(made.drawings)
     assert "tiny &lt;b&gt;" in page and "tiny <b>" not in page
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page and "<script" not in page
-    assert not re.search(r"#0[1-4]0[1-4]0[1-4]\b", page)  # every colour of a figure is the page's
+    assert not re.search(r"#0[1-5]0[1-5]0[1-5]\b", page)  # every colour of a figure is the page's
     sections = {"summary", "cost", "sweep", "layers", "gates", "classes", "images", "features", "environment"}
     assert sections <= reader.ids
 
@@ -91,6 +99,17 @@ def test_page_in_a_browser_of_a_phones_width(made, tmp_path, dark):
     assert seen["reached"] == seen["focusable"] > 10 and seen["requests"] == 0
     assert seen["images"] == 9 and seen["figures"] == len(made.drawings)
     assert seen["paper"] == ("rgb(20, 24, 28)" if dark else "rgb(255, 255, 255)")
+
+
+def test_a_baseline_that_cannot_be_had_is_a_note(model, data, monkeypatch):
+    def missing(dense, images):
+        raise ImportError("no module", name="openvino")
+
+    monkeypatch.setitem(baselines.BASELINES, "openvino", missing)
+    options = {"sweep_steps": 0, "batches": (1,), "seconds": 0.0, "cards": 1, "against": ("openvino",)}
+    made = report(model, "tiny", data, **options)
+    assert made.document["notes"] == ["Not timed: openvino, not installed: pip install openvino."]
+    assert "dense, openvino" not in made.page
 
 
 def test_figures_are_files_too(made):
@@ -167,5 +186,7 @@ def test_other_families(name, options):
 def test_refuses(model, data):
     with pytest.raises(UserError, match="resnet has no gates to report on"):
         report(dsn_models.create("resnet-20"), "resnet", data)
+    with pytest.raises(UserError, match="unknown baseline 'tvm'; expected one of eager"):
+        report(model, "tiny", data, against=("tvm",))
     with pytest.raises(UserError, match="there are 1 images; expected two or more"):
         report(model, "tiny", data.part(torch.arange(1)))
