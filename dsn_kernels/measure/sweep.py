@@ -25,7 +25,7 @@ from .operating_point import own_thresholds, per_gate
 from .points import Point, pareto, summarise
 from .records import Z95, Labelled, counted, record
 
-_INPUTS_TIMED = (8, 128)  # least and most batches of images per point; so many as a tenth of a second takes
+_INPUTS_TIMED = (8, 128)  # least and most batches of images per point, so many as a tenth of a second takes
 _TIMED_POINTS = 9
 
 
@@ -121,7 +121,7 @@ class Sweeper:
         start = time.perf_counter()
         self.fast(images)
         least, most = _INPUTS_TIMED
-        wanted = int(np.clip(0.1 / (time.perf_counter() - start), least, most))
+        wanted = int(np.clip(min(0.1, self.settings.seconds / 5) / (time.perf_counter() - start), least, most))
         return max(1, min(wanted, len(data.images) // batch))
 
     def measure(self, point: Point, data: Labelled) -> float:
