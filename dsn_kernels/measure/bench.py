@@ -233,14 +233,14 @@ def _bench_batch(
         macs = {text: contestant.macs for text, contestant in contestants.items()}
         for setting in settings.gates:
             if f"ours {setting.text}" in timed.latencies and "ours open" in timed.latencies:
-                row = {
+                facts = {
                     "batch": batch,
                     "gates": setting.text,
                     "draws": len(contestants[setting.text].inputs),
                     "dtype": str(settings.dtype).removeprefix("torch."),
                     "backend": "cpu" if settings.backend == "auto" else settings.backend,
-                    **timed.row(batch, setting.text, macs, document["macs_dense"]),
                 }
+                row = timed.row(facts, macs, document["macs_dense"])
                 if settings.memory:
                     row["peak_memory_mib"] = {name: found.get("mib") for name, found in memory.items()}
                 document["rows"].append(row)
