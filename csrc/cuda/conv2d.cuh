@@ -43,21 +43,25 @@ __device__ inline void stage_cells(const Conv2dParams& p, const ConvWork& work, 
   const T* state = static_cast<const T*>(p.source.data) + work.sample * p.source.sample_stride;
   const auto* norm = static_cast<const typename Numeric<T>::Norm*>(p.norm);
   const int live = work.in_list ? (work.inputs + kGroup - 1) / kGroup : p.live_groups;
-  for (int i = threadIdx.x; i < window.cells() * count; i += blockDim.x) {
-    const int cell = i / count, group = first + i % count;
+  const int wide = p.wide_groups ? 2 : 1, pieces = count / wide;
+  for (int i = threadIdx.x; i < window.cells() * pieces; i += blockDim.x) {
+    const int cell = i / pieces, group = first + i % pieces * wide;
     const int y = window.top + cell / window.columns * window.step;
     const int x = window.left + cell % window.columns * window.step;
     T* to = cells + cell * p.cell_stride + (group - first) * kGroup;
     if (group >= live || y < 0 || y >= p.source.height || x < 0 || x >= p.source.width) {
-      store_quad<T>(to, 0, {});
+      for (int g = 0; g < wide; ++g) store_quad<T>(to, g * kGroup, {});
       continue;
     }
     const T* from =
         state + static_cast<int64_t>(y * p.source.width + x) * p.source.channels + (p.first_group + group) * kGroup;
+    constexpr int kBytes = kGroup * sizeof(T);
     if (norm) {
       store_quad<T>(to, 0, Numeric<T>::normalise(load_quad<T>(from, 0), norm[group]));
+    } else if (wide == 1) {
+      ptx::cp_async<kBytes>(ptx::shared_address(to), from);
     } else {
-      ptx::cp_async<kGroup * sizeof(T)>(ptx::shared_address(to), from);
+      ptx::cp_async<16>(ptx::shared_address(to), from, min(wide, live - group) * kBytes);
     }
   }
 }
@@ -99,10 +103,10 @@ __device__ inline void stage_weights(const Conv2dParams& p, const ConvWork& work
   }
 }
 
-// Sums of products for a warp's pixels and columns.
+// Sums of products for a warp's pixels and columns. `keeps_weights`: shared memory holds them from the tile before.
 template <class T, int kNt>
 __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int first_row, int column, int tiles,
-                                Accumulator<kConvRows, kNt>& d) {
+                                bool keeps_weights, Accumulator<kConvRows, kNt>& d) {
   clear<kConvRows, kNt>(d);
   T* cells = shared_memory<T>(p.at_cells);
   T* staged = shared_memory<T>(p.at_weights);
@@ -122,7 +126,7 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
   auto stage = [&](int first) {
     const int count = min(p.depth, groups - first), at = first / p.depth % 2 * second;
     stage_cells<T>(p, work, first, count, cells + at);
-    stage_weights<T>(p, work, first, count, staged + at);
+    if (!keeps_weights) stage_weights<T>(p, work, first, count, staged + at);
   };
   if (groups) stage(0);
   ptx::cp_async_commit();
@@ -218,6 +222,7 @@ __global__ void __launch_bounds__(kThreads) conv2d_kernel(const __grid_constant_
   const int warp = threadIdx.x / 32, across = p.pooling.blocks / p.pooling.tiles;
   uint16_t* lists = shared_memory<uint16_t>(p.at_lists);
   float* sums = shared_memory<float>(p.at_sums);
+  int staged_column = -1;
   for (int item = blockIdx.x; item < p.items; item += gridDim.x) {
     const int sample = pick_sample(p.samples, item / p.pooling.blocks);
     if (sample < 0) return;
@@ -254,7 +259,9 @@ __global__ void __launch_bounds__(kThreads) conv2d_kernel(const __grid_constant_
     const int first_row = warp % p.warps_down * kConvRows * 16, column = warp / p.warps_down * kNt * 8;
     const int tiles = min(kNt, (work.columns - column) / 8);
     Accumulator<kConvRows, kNt> d;
-    convolve<T, kNt>(p, work, first_row, column, tiles, d);
+    const bool keeps_weights = p.stage_bytes == 0 && !work.gathers() && staged_column == first_column;
+    convolve<T, kNt>(p, work, first_row, column, tiles, keeps_weights, d);
+    staged_column = work.gathers() ? -1 : first_column;
     ColumnSums<kNt> total;
     if (tiles > 0) write_conv<T, kNt>(p, work, first_row, column, tiles, d, total);
     if (p.pooling.pooled && tiles > 0) total.store(sums + warp % p.warps_down * p.block_columns + column, tiles);

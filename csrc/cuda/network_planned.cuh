@@ -89,6 +89,7 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.accumulate = adds;
   p.packed = step.packed;
   p.in_pairs = p.limit % 2 == 0 && in.out_offset % 2 == 0;
+  p.wide_groups = sizeof(T) == 2 && !p.norm && p.source.channels % 8 == 0 && p.first_group % 2 == 0;
   p.taps = static_cast<int32_t>(in.taps);
   p.stride = static_cast<int32_t>(in.stride);
   p.tile_rows = t.rows;

@@ -220,6 +220,7 @@ struct Conv2dParams {
   int32_t limit;       // columns that are stored: out_channels, or the padding too
   int32_t relu_below;  // these outputs get the ReLU
   bool accumulate, packed, in_pairs;
+  bool wide_groups;  // two groups of the source are 16 bytes and aligned to them
   int32_t taps, stride;
   int32_t tile_rows, tile_columns, tiles_across;
   int32_t warps_down;                               // warps side by side over pixels; the others share the columns

@@ -167,6 +167,40 @@ def test_bytes_of_a_convolution(simt, shape):
     assert counts["mma_m16n8k16_f16"] == mma_of(plan, [tile], gates)
 
 
+def test_a_block_does_several_tiles_and_reads_the_weights_once(simt):
+    batch, channels, side = 500, 8, 3
+    packer, plan = Packer(), Plan()
+    conv = nn.Conv2d(channels, 8, 3, padding=1)
+    x, y = plan.buffer(channels, side, side), plan.buffer(8, side, side)
+    plan.add("load", dst=x, in_channels=channels)
+    plan.add("pool_sums", src=x, in_channels=channels)
+    weights = pack_gate(packer, torch.ones(1, channels), torch.zeros(1))
+    plan.add("gate", src=x, in_channels=channels, gate=_C.GATES["soft"], weights=weights)
+    plan.add("conv2d", src=x, dst=y, only_if=0, **pack_conv2d(packer, conv, None))
+    runs = []
+    for stored in (False, True):
+        if stored:
+            plan.add("store", src=y, in_channels=8)
+        runs.append(PlanRunner(plan, packer.tensor(), torch.float16, "simt"))
+    images = torch.randn(batch, channels, side, side)
+    gates = (torch.rand(batch, 1, generator=torch.Generator().manual_seed(2)) < 0.8).byte()
+    out = runs[1](images, torch.full((1,), 0.5), gates)
+    ran = gates[:, 0].bool()
+    torch.testing.assert_close(out.map[ran], conv(images)[ran], rtol=0, atol=2e-2)
+    assert out.map[~ran].isnan().all(), "a bypassed sample is not written"
+    (tile,) = conv_tiles(simt, plan, batch, 1)
+    blocks, active = MULTIPROCESSORS * tile.resident, int(ran.sum())
+    assert tile.down * tile.across * tile.column_blocks == 1 and blocks < active
+    counts, rest = (count(simt, runner, images, gates) for runner in (runs[0], gated_conv(channels, side, 9, 1, False)))
+    looks = sum(
+        len(range(block, active, blocks)) + (block + len(range(block, active, blocks)) * blocks < batch)
+        for block in range(blocks)
+    )
+    words = looks * WARPS * 8 * -(-batch // 64)
+    inputs = active * (side * side * 8 * 2 + side * side * 16 * 4)
+    assert counts["global_load_bytes"] - rest["global_load_bytes"] == words + inputs + blocks * 9 * 16 * 16 * 2
+
+
 def test_float32_uses_no_tensor_cores(simt):
     fast = dsn_kernels.accelerate(make_planned("skipnet-rnn"), backend="simt")
     simt.reset_counters()
