@@ -138,13 +138,23 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
     __syncthreads();
     operands.cells = cells + at;
     operands.weights.base = staged + at;
-    if (tiles > 0 && first_row < work.tile.pixels()) {
+    auto multiply_pass = [&](Accumulator<kConvRows, kNt>& sums) {
 #pragma unroll 1
       for (operands.tap = 0; operands.tap < p.taps; ++operands.tap) {
         operands.tap_offset = p.taps == 9 ? (operands.tap / 3 * window.columns + operands.tap % 3) * p.cell_stride : 0;
 #pragma unroll 1
         for (operands.step = 0; operands.step < count / 4; ++operands.step)
-          multiply<T, false, kConvRows, kNt>(d, operands, tiles);
+          multiply<T, false, kConvRows, kNt>(sums, operands, tiles);
+      }
+    };
+    if (tiles > 0 && first_row < work.tile.pixels()) {
+      if constexpr (sizeof(T) == 4) {  // long sums in parts, for float32's rounding would show
+        Accumulator<kConvRows, kNt> part;
+        clear<kConvRows, kNt>(part);
+        multiply_pass(part);
+        add<kConvRows, kNt>(d, part);
+      } else {
+        multiply_pass(d);
       }
     }
     __syncthreads();

@@ -75,6 +75,16 @@ __device__ inline void clear(Accumulator<kMt, kNt>& d) {
       for (int i = 0; i < 4; ++i) d[mt][nt][i] = 0;
 }
 
+template <int kMt, int kNt>
+__device__ inline void add(Accumulator<kMt, kNt>& d, const Accumulator<kMt, kNt>& part) {
+#pragma unroll
+  for (int mt = 0; mt < kMt; ++mt)
+#pragma unroll
+    for (int nt = 0; nt < kNt; ++nt)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) d[mt][nt][i] += part[mt][nt][i];
+}
+
 // The pixel, of its warp's first tile, that a lane's row slot (mt, r) is.
 __device__ inline int row_of(int mt, int r) { return mt * 16 + threadIdx.x % 32 / 4 + 8 * r; }
 // The even one of the two channels of tile nt that a lane holds.

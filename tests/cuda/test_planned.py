@@ -9,6 +9,9 @@ from small_models import make_images
 from small_planned import PLANNED, make_planned
 
 import dsn_kernels
+from dsn_kernels.nn.packing import Packer, pack_conv2d
+from dsn_kernels.nn.plan_runner import PlanRunner
+from dsn_kernels.ops.network import Plan
 
 BFLOAT16 = ("resnet-preact", "skipnet-rnn", "gaternet-all", "gunn")  # the same code as float16's but for a type
 CASES = [(n, t) for n in PLANNED for t in (torch.float32, torch.float16)] + [(n, torch.bfloat16) for n in BFLOAT16]
@@ -51,6 +54,33 @@ def test_equals_the_reference(place, name, dtype):
     model = make_planned(name)
     fast, x = accelerate(place, model, dtype), make_images(model, 2)
     check(place, model, fast, x, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("channels", "filters", "side", "taps", "stride"),
+    [
+        (8, 300, (3, 3), 1, 1),  # more columns than a block takes
+        (300, 8, (4, 5), 9, 2),  # many passes over the input
+        (20, 36, (20, 33), 9, 1),  # several tiles
+        (3, 5, (1, 70), 9, 2),
+        (7, 1, (2, 1), 1, 2),
+    ],
+)
+def test_convolution(place, channels, filters, side, taps, stride, dtype):
+    place.seeded(4)
+    packer, plan = Packer(), Plan()
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(channels, filters, 3 if taps == 9 else 1, stride, taps // 9).requires_grad_(False)
+    x, y = plan.buffer(channels, *side), plan.buffer(filters, *(-(-n // stride) for n in side))
+    plan.add("load", dst=x, in_channels=channels)
+    plan.add("conv2d", src=x, dst=y, **pack_conv2d(packer, conv, None))
+    plan.add("store", src=y, in_channels=filters)
+    runner = PlanRunner(plan, packer.tensor(), dtype, place.backend).to(place.device)
+    images = torch.randn(2, channels, *side)
+    actual = runner(images.to(place.device), torch.empty(0, device=place.device)).map.cpu()
+    exact = copy.deepcopy(conv).double()(images.double())
+    assert_as_exact_as_torch(actual, copy.deepcopy(conv).to(dtype)(images.to(dtype)), exact)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])

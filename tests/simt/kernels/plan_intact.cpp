@@ -1,0 +1,2 @@
+#define DSN_VARIANT intact
+#include "kernels/plan_kernels.h"

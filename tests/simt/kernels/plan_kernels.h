@@ -1,0 +1,162 @@
+// The kernels of plans, whole or with one fault, for the tests of the tester. A file that includes this names its
+// variant with DSN_VARIANT and at most one fault: DSN_NO_BARRIER, DSN_NO_COPY_WAIT, DSN_NO_CLUSTER_WAIT,
+// DSN_NO_DEPENDENCY_WAIT. Each variant's kernels live in a namespace of their own.
+#include "simt/bindings.h"
+#include "simt/cuda_on_host.h"
+#include "simt/ptx_twins.h"
+
+namespace dsn::ptx {
+template <int>
+inline void no_copy_wait() {}
+inline void no_wait() {}
+}  // namespace dsn::ptx
+
+#ifdef DSN_NO_BARRIER
+#define __syncthreads() static_cast<void>(0)
+#endif
+#ifdef DSN_NO_COPY_WAIT
+#define cp_async_wait no_copy_wait
+#endif
+#ifdef DSN_NO_CLUSTER_WAIT
+#define cluster_arrive no_wait
+#define cluster_wait __syncthreads_of_block
+namespace dsn::ptx {
+inline void __syncthreads_of_block() { ::__syncthreads(); }
+}  // namespace dsn::ptx
+#endif
+#ifdef DSN_NO_DEPENDENCY_WAIT
+#define grid_dependency_wait no_wait
+#endif
+#define cuda DSN_VARIANT
+
+#include "cuda/conv2d.cuh"
+#include "cuda/filter_lists.cuh"
+#include "cuda/gradual_layer.cuh"
+#include "cuda/resample.cuh"
+#include "cuda/unit_gate.cuh"
+
+namespace dsn::simt::bindings::DSN_VARIANT {
+
+using namespace dsn::cuda;
+
+template <auto kKernel, class Params>
+void start(const Params& p, int blocks, int threads, int shared_bytes, int cluster = 1) {
+  LaunchConfig config;
+  config.grid = blocks;
+  config.block = threads;
+  config.cluster = cluster;
+  config.shared_bytes = shared_bytes;
+  config.dependent = true;
+  check(launch<kKernel>(config, p));
+}
+
+// A 3x3 of 8 x 8 pixels and 32 channels to 16, in two passes and two tiles, with ReLU; pooled [16] too.
+void conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer pooled, Buffer scratch, Buffer macs) {
+  Conv2dParams p{};
+  p.samples = {nullptr, 0, 1, nullptr};
+  p.source = {in.address, 64 * 32, 32, 8, 8};
+  p.out = {out.address, 64 * 16, 16, 8, 8};
+  p.weight = weight.address;
+  p.bias = bias.data<float>();
+  p.pooling.macs = macs.data<unsigned long long>();
+  p.pooling.tiles = p.pooling.blocks = p.items = 2;
+  p.pooling.partial = scratch.data<float>() + 1;
+  p.pooling.pooled = pooled.data<float>();
+  p.pooling.arrived = scratch.data<unsigned>();
+  p.pooling.channels = p.pooling.gates.positions = 16;
+  p.pooling.pixels = 64;
+  p.in_channels = 32, p.live_groups = p.in_groups = 8;
+  p.out_channels = p.columns = p.limit = p.block_columns = 16;
+  p.relu_below = 16;
+  p.in_pairs = p.wide_groups = true;
+  p.taps = 9, p.stride = 1;
+  p.tile_rows = 4, p.tile_columns = 8, p.tiles_across = 1;
+  p.warps_down = 8;
+  p.depth = 4;
+  p.cell_stride = 16;
+  p.at_sums = kHeaderBytes;
+  p.at_cells = p.at_sums + 8 * 16 * 4;
+  p.at_weights = p.at_cells + 60 * 16 * 2;
+  p.stage_bytes = 60 * 16 * 2 + 9 * 4 * (16 * kGroup + kConvPadding) * 2;
+  start<conv2d_kernel<__half, 2>>(p, 2, kThreads, p.at_cells + 2 * p.stage_bytes);
+}
+
+// Two update units of 16 of 32 channels, 16 wide, no shortcut, of 8 x 8 pixels in a cluster of two.
+void gradual_layer(Buffer state, Buffer weights, Buffer macs) {
+  GradualParams p{};
+  p.samples = {nullptr, 0, 1, nullptr};
+  p.map = {state.address, 64 * 32, 32, 8, 8};
+  p.macs = macs.data<unsigned long long>();
+  p.weights = weights.data<unsigned char>();
+  p.segments = 2;
+  p.rows = 4, p.blocks = 2;
+  p.groups = 8, p.channels = 32;
+  p.state_stride = 48, p.width_stride = p.width_channels = 16, p.add_stride = 16;
+  p.at_state = kHeaderBytes;
+  p.at_mid = p.at_state + 32 * 48 * 2;
+  p.at_inner = p.at_mid + 60 * 16 * 2;
+  p.at_add = p.at_inner + 32 * 16 * 2;
+  // 1x1 of 32 by 16, 3x3 of 16 by 16, 1x1 of 16 by 16, then 16 biases that all share; of both segments
+  const int first = 32 * 16 * 2 / 16, conv = 9 * 16 * 16 * 2 / 16, last = 16 * 16 * 2 / 16;
+  const int unit = first + conv + last, bias = 2 * unit;
+  for (int i = 0; i < 2; ++i)
+    p.segment[i] = {i * unit, bias, i * unit + first, bias, i * unit + first + conv, bias, 16 * i, 16, 16, false};
+  start<gradual_layer_kernel<__half>>(p, 2, kThreads, p.at_add, 2);
+}
+
+// Two recurrent gates of 16 channels; the first is shut.
+void unit_gate(Buffer pooled, Buffer weights, Buffer hidden, Buffer threshold, Buffer taken, Buffer score, Buffer words,
+               Buffer macs) {
+  UnitGateParams p{};
+  p.samples = {nullptr, 0, 1, nullptr};
+  p.pooled = pooled.data<float>();
+  p.macs = macs.data<unsigned long long>();
+  p.positions = 16;
+  UnitGates& g = p.gates;
+  g.weights =
+      weights.data<unsigned char>();  // 10 x 16, 10 biases and 2 more; then input, hidden, bias, projection, its
+  const float* s = weights.data<float>() + 172;
+  g.shared = {s, s + 400, s + 800, s + 840, s + 850};
+  g.hidden = hidden.data<float>();
+  g.threshold = threshold.data<float>();
+  g.taken = taken.data<uint8_t>();
+  g.score = score.data<float>();
+  g.words = words.data<unsigned long long>();
+  g.gates = 2;
+  g.word_count = 1;
+  g.channels = 16;
+  g.first = -1;
+  g.kind = GateKind::kRecurrent;
+  g.count = 2;
+  g.unit[0] = {0, 40, 0, -1};
+  g.unit[1] = {0, 40, 1, 0};
+  start<unit_gate_kernel<kGateThreads>>(p, 1, kGateThreads, kGateBytes);
+}
+
+// The sums of 70 pixels of 8 channels.
+void pool_sums(Buffer in, Buffer pooled, Buffer scratch, Buffer macs) {
+  ResampleParams p{};
+  p.samples = {nullptr, 0, 1, nullptr};
+  p.source = p.out = {in.address, 70 * 8, 8, 70, 1};
+  p.op = Op::kPoolSums;
+  p.in_channels = 8;
+  p.groups = 2;
+  p.pooling.macs = macs.data<unsigned long long>();
+  p.pooling.tiles = p.pooling.blocks = 2;
+  p.pooling.partial = scratch.data<float>() + 1;
+  p.pooling.pooled = pooled.data<float>();
+  p.pooling.arrived = scratch.data<unsigned>();
+  p.pooling.channels = p.pooling.gates.positions = 8;
+  p.pooling.pixels = 70;
+  start<resample_kernel<__half>>(p, 2, kThreads, kHeaderBytes + 128 * 8 * 4);
+}
+
+#define DSN_NAME(function, variant) #function "_" variant
+#define DSN_TEXT_OF(x) #x
+#define DSN_TEXT(x) DSN_TEXT_OF(x)
+static const Binder bind_conv2d(DSN_NAME(conv2d, DSN_TEXT(DSN_VARIANT)), conv2d);
+static const Binder bind_gradual_layer(DSN_NAME(gradual_layer, DSN_TEXT(DSN_VARIANT)), gradual_layer);
+static const Binder bind_unit_gate(DSN_NAME(unit_gate, DSN_TEXT(DSN_VARIANT)), unit_gate);
+static const Binder bind_pool_sums(DSN_NAME(pool_sums, DSN_TEXT(DSN_VARIANT)), pool_sums);
+
+}  // namespace dsn::simt::bindings::DSN_VARIANT

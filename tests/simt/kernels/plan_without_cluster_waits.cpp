@@ -1,0 +1,3 @@
+#define DSN_VARIANT without_cluster_waits
+#define DSN_NO_CLUSTER_WAIT
+#include "kernels/plan_kernels.h"

@@ -1,0 +1,3 @@
+#define DSN_VARIANT without_copy_waits
+#define DSN_NO_COPY_WAIT
+#include "kernels/plan_kernels.h"

@@ -1,0 +1,3 @@
+#define DSN_VARIANT without_dependency_waits
+#define DSN_NO_DEPENDENCY_WAIT
+#include "kernels/plan_kernels.h"
