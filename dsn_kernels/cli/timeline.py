@@ -71,7 +71,7 @@ def timeline(
     picture_file: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE", help="Samples by layers: .svg, .png or .pdf.")
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Calls; that of median length is told.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, help="Calls; times are medians over them.")] = 5,
     top: Annotated[int, typer.Option(min=1, help="Steps in the table.")] = 30,
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a zoo model's configuration; may be repeated.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -107,7 +107,8 @@ def timeline(fast: Any, images: Tensor, gates: Mapping[str, Tensor] | None = Non
         fast: made by ``dsn_kernels.accelerate``, on the CPU.
         images: float32 [B, C, H, W].
         gates: to force, uint8 [B, L] by their name in ``last_gates``; as the network decides if not given.
-        runs: calls, after one that is not counted; that of median length is told.
+        runs: calls, after one that is not counted. ``ms`` are medians over them, the spans those of the call of median
+            length.
 
     Raises:
         UserError: the batch is empty, ``runs`` is not positive, or ``fast`` has no plan that runs on the CPU.
@@ -121,20 +122,21 @@ def timeline(fast: Any, images: Tensor, gates: Mapping[str, Tensor] | None = Non
             f"a timeline is of a network that runs as a plan on the CPU; {type(fast).__name__} does not: give what "
             "dsn_kernels.accelerate makes of a whole model of dsn_models"
         )
-    recorded = []
     with torch.inference_mode():
         run(fast, images, gates)
-        for _ in range(runs):
-            recorder = _Recorder()
-            start = time.monotonic_ns()
-            with recorder:
-                run(fast, images, gates)
-            recorded.append((time.monotonic_ns() - start, start, recorder.calls))
-    recorded.sort(key=lambda one: one[0])
-    length, start, calls = recorded[len(recorded) // 2]
+        found = sorted((_once(fast, images, gates) for _ in range(runs)), key=lambda one: one.total_ms)
+    return replace(found[runs // 2], ms=torch.stack([one.ms for one in found]).median(0).values)
+
+
+def _once(fast: Any, images: Tensor, gates: Mapping[str, Tensor] | None) -> Timeline:
+    recorder = _Recorder()
+    start = time.monotonic_ns()
+    with recorder:
+        run(fast, images, gates)
+    length = time.monotonic_ns() - start
     taken = fast.last_gates
     joined = torch.cat(list(taken.values()), 1) if taken else torch.empty(len(images), 0, dtype=torch.uint8)
-    return _Builder(fast, joined, start).build(calls, length)
+    return _Builder(fast, joined, start).build(recorder.calls, length)
 
 
 def _has_plan(fast: Any) -> bool:

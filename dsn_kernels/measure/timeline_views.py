@@ -14,23 +14,24 @@ from .timeline import WHOLE_BATCH, Timeline
 
 def rows(timeline: Timeline) -> list[dict[str, Any]]:
     """Per step, in the network's order: ``name``, ``branch``, ``gate``; ``ran``, the mean fraction that ran;
-    ``ms_if_run`` and ``macs_if_run``, means over the samples that ran it (None if none did); ``share`` of all
-    milliseconds; ``gflops``, None without MACs."""
+    ``ms_if_run`` and ``macs_if_run``, medians over the samples that ran it (None if none did), and ``gflops`` by them
+    (None without MACs); ``share`` of all milliseconds."""
     whole = timeline.ms.sum().item() or 1.0
     found = []
     for i, name in enumerate(timeline.steps):
         ms, macs, ran = timeline.ms[:, i], timeline.macs[:, i], timeline.ran[:, i] > 0
-        some, total_ms, total_macs = bool(ran.any()), ms.sum().item(), macs.sum().item()
+        median_ms = ms[ran].median().item() if ran.any() else None
+        median_macs = macs[ran].median().item() if ran.any() else None
         found.append(
             {
                 "name": name,
                 "branch": timeline.branches[i],
                 "gate": timeline.gates[i],
                 "ran": timeline.ran[:, i].mean().item(),
-                "ms_if_run": ms[ran].mean().item() if some else None,
-                "macs_if_run": macs[ran].double().mean().item() if some else None,
-                "share": total_ms / whole,
-                "gflops": 2 * total_macs / total_ms / 1e6 if total_ms and total_macs else None,
+                "ms_if_run": median_ms,
+                "macs_if_run": median_macs,
+                "share": ms.sum().item() / whole,
+                "gflops": 2 * median_macs / median_ms / 1e6 if median_macs and median_ms else None,
             }
         )
     return found
