@@ -51,10 +51,11 @@ class SweepSettings:
 
 
 class Sweeper:
-    """The passes over both splits, and the latency that goes with MACs."""
+    """The passes over both splits, and the latency that goes with MACs, in seconds of ``clock``."""
 
     def __init__(self, model: Any, data: Labelled, settings: SweepSettings, on_step: Callable[[str, float], None]):
         self.model, self.settings, self.on_step = model.eval(), settings, on_step
+        self.clock = time.perf_counter
         self.names = list(gate_counts(model))
         self.own = own_thresholds(model)
         self.fast: Any = dsn_kernels.accelerate(model)
@@ -107,7 +108,7 @@ class Sweeper:
             calls[str(i)] = [partial(self.fast, images, **options) for images in inputs]
             with torch.inference_mode():
                 macs.append(torch.cat([counted(self.fast, images, options)[1] for images in inputs]))
-        timer = InterleavedTimer(calls, self.settings.seed)
+        timer = InterleavedTimer(calls, self.settings.seed, self.clock)
         timer.run(self.settings.seconds, on_round=lambda done: self.on_step("timing", done))
         latencies = timer.latencies()
         return [{**latencies[str(i)].as_dict(), "macs": executed.mean().item()} for i, executed in enumerate(macs)]
@@ -118,10 +119,10 @@ class Sweeper:
         batch = self.settings.batch
         images = data.images[:batch]
         self.fast(images)
-        start = time.perf_counter()
+        start = self.clock()
         self.fast(images)
         least, most = _INPUTS_TIMED
-        wanted = int(np.clip(min(0.1, self.settings.seconds / 5) / (time.perf_counter() - start), least, most))
+        wanted = int(np.clip(min(0.1, self.settings.seconds / 5) / (self.clock() - start), least, most))
         return max(1, min(wanted, len(data.images) // batch))
 
     def measure(self, point: Point, data: Labelled) -> float:
