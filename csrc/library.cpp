@@ -116,11 +116,12 @@ PYBIND11_MODULE(_C, m) {
       py::arg("max_pool") = static_cast<int>(dsn::Op::kMaxPool),
       py::arg("avg_pool") = static_cast<int>(dsn::Op::kAvgPool),
       py::arg("pool_sums") = static_cast<int>(dsn::Op::kPoolSums), py::arg("add") = static_cast<int>(dsn::Op::kAdd),
-      py::arg("gate") = static_cast<int>(dsn::Op::kGate), py::arg("linear") = static_cast<int>(dsn::Op::kLinear));
-  m.attr("FLAGS") =
-      py::dict(py::arg("normalise") = static_cast<int>(dsn::kNormalise), py::arg("relu") = static_cast<int>(dsn::kRelu),
-               py::arg("accumulate") = static_cast<int>(dsn::kAccumulate),
-               py::arg("pool") = static_cast<int>(dsn::kPool), py::arg("winograd") = static_cast<int>(dsn::kWinograd));
+      py::arg("gate") = static_cast<int>(dsn::Op::kGate), py::arg("linear") = static_cast<int>(dsn::Op::kLinear),
+      py::arg("tanh") = static_cast<int>(dsn::Op::kTanh), py::arg("path_head") = static_cast<int>(dsn::Op::kPathHead));
+  m.attr("FLAGS") = py::dict(
+      py::arg("normalise") = static_cast<int>(dsn::kNormalise), py::arg("relu") = static_cast<int>(dsn::kRelu),
+      py::arg("accumulate") = static_cast<int>(dsn::kAccumulate), py::arg("pool") = static_cast<int>(dsn::kPool),
+      py::arg("winograd") = static_cast<int>(dsn::kWinograd), py::arg("live") = static_cast<int>(dsn::kLive));
   m.attr("GATES") = py::dict(py::arg("none") = static_cast<int>(dsn::GateKind::kNone),
                              py::arg("hard") = static_cast<int>(dsn::GateKind::kHard),
                              py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft),
@@ -148,11 +149,15 @@ PYBIND11_MODULE(_C, m) {
       py::arg("in_channels"), py::arg("out_channels"));
   m.def(
       "conv2d_layout",
-      [](int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd) {
-        return describe(dsn::conv2d::layout(in, out, taps, normalise, masked, winograd));
+      [](int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd, int64_t slices) {
+        return describe(dsn::conv2d::layout(in, out, taps, normalise, masked, winograd, slices));
       },
       py::arg("in_channels"), py::arg("out_channels"), py::arg("taps"), py::arg("normalise"), py::arg("masked"),
-      py::arg("winograd") = false);
+      py::arg("winograd") = false, py::arg("slices") = 0);
+  m.def(
+      "path_head_layout",
+      [](int64_t in, int64_t classes, int64_t gates) { return describe(dsn::path_head::layout(in, classes, gates)); },
+      py::arg("in_channels"), py::arg("classes"), py::arg("gates"));
   m.def(
       "winograd_pays",
       [](int64_t in, int64_t out, int64_t height, int64_t width) {

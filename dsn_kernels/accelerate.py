@@ -11,23 +11,17 @@ from torch import nn
 
 import dsn_models
 from dsn_models.densenet import Head, Transition
-from dsn_models.dual_skipping import DualSkippingNetwork, SkipDenseBlock
+from dsn_models.dual_skipping import SkipDenseBlock
 from dsn_models.errors import UserError
 from dsn_models.gaternet import GaterNet
-from dsn_models.gradually_updated import GraduallyUpdatedNetwork
-from dsn_models.resnet import ResNet
-from dsn_models.skipnet import SkipNet
 
 from . import _C
 from . import nn as twins
 
 _Twins = Mapping[type[nn.Module], Callable[..., nn.Module]]
 _TWINS: _Twins = {
-    DualSkippingNetwork: twins.DualSkippingNetwork,
-    SkipNet: twins.SkipNet,
-    GaterNet: twins.GaterNet,
-    ResNet: twins.ResNet,
-    GraduallyUpdatedNetwork: twins.GraduallyUpdatedNetwork,
+    **dict.fromkeys(twins.NETWORKS, twins.Network),
+    **dict.fromkeys(twins.STAGES, twins.Stage),
     SkipDenseBlock: twins.DenseBlock,
     Transition: twins.Transition,
     Head: twins.Head,
@@ -45,10 +39,10 @@ def accelerate(
 ) -> nn.Module:
     """Returns a model with the same call and outputs as ``model.eval()`` that runs only what its gates select.
 
-    A `DualSkippingNetwork`, `SkipNet`, `ResNet`, `GraduallyUpdatedNetwork` or `GaterNet` with a residual backbone of
-    `dsn_models` becomes one operator from image to logits (a GaterNet two: the gater first). In any other model each
-    gated dense block, transition and head of `dsn_models` is replaced by its twin and the rest stays as it is;
-    ``swapped`` on the result names what was replaced. The model given is left untouched; its weights are copied.
+    Any network of `dsn_models` becomes one operator from image to logits (a GaterNet two: the gater first). In another
+    model each part that is such a network, or a dense block, residual or Shake-Shake unit, gradual layer, Inception
+    block, transition or head of `dsn_models`, is replaced by its twin and the rest stays as it is; ``swapped`` on the
+    result names what was replaced. The model given is left untouched; its weights are copied.
 
     Args:
         model: trained; weights on the CPU.
@@ -115,15 +109,10 @@ def _twin(module: nn.Module, twin_of: _Twins) -> nn.Module | None:
 
 
 def _gpu_twins(dtype: torch.dtype, backend: str, graph: bool | Sequence[int]) -> _Twins:
-    from .nn import gpu, planned
+    from .nn import gpu
 
-    target = planned.Target(backend, dtype, graph)
     return {
-        DualSkippingNetwork: partial(gpu.GpuDualSkippingNetwork, dtype=dtype, backend=backend, graph=graph),
-        SkipNet: partial(twins.SkipNet, target=target),
-        GaterNet: partial(twins.GaterNet, target=target),
-        ResNet: partial(twins.ResNet, target=target),
-        GraduallyUpdatedNetwork: partial(twins.GraduallyUpdatedNetwork, target=target),
+        **dict.fromkeys((*twins.ON_GPU, GaterNet), partial(twins.Network, target=twins.Target(backend, dtype, graph))),
         SkipDenseBlock: partial(gpu.GpuDenseBlock, dtype=dtype, backend=backend),
         Transition: partial(gpu.GpuTransition, dtype=dtype, backend=backend),
         Head: partial(gpu.GpuHead, dtype=dtype, backend=backend),

@@ -221,9 +221,7 @@ def test_bad_options(arguments, message):
 
 
 def test_unsupported_models_are_refused():
-    with pytest.raises(
-        UserError, match="Linear without a part that can be accelerated; supported: DualSkippingNetwork"
-    ):
+    with pytest.raises(UserError, match="Linear without a part that can be accelerated; supported: BasicUnit"):
         dsn_kernels.accelerate(torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match="model is a str; expected a torch.nn.Module"):
         dsn_kernels.accelerate("concat-bc-100.safetensors")

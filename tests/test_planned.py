@@ -1,5 +1,6 @@
 """Accelerated residual networks, SkipNets, GaterNets and GUNNs against the reference models in float64."""
 
+import concurrent.futures
 import copy
 import os
 import subprocess
@@ -39,6 +40,17 @@ MODELS = {
         {"backbone_options": {"stage_units": (2, 2, 2), "shortcut": "pad"}, "gated": "all", "image_size": 17},
     ),
     "gaternet-preact": ("gaternet-resnet-164", {"backbone_options": {"stage_units": (2, 2, 2)}, "gated": "all"}),
+    "gaternet-densenet": (
+        "gaternet-densenet-100-12",
+        {"backbone_options": {"block_layers": (2, 3), "growth_rate": 8}, "gated": "all", "image_size": 18},
+    ),
+    "gaternet-shake": (
+        "gaternet-shake-shake-64d",
+        {"backbone_options": {"stage_units": (1, 1), "width": 8, "stem_width": 8}, "gated": "all", "image_size": 17},
+    ),
+    "shake-shake": ("shake-shake-64d", {"stage_units": (2, 1), "width": 8, "stem_width": 8, "image_size": 15}),
+    "densenet": ("densenet-40", {"block_layers": (2, 3), "image_size": 13}),
+    "lenet": ("lenet", {"image_size": 28}),
     "gunn": ("gunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
     "gunn-uneven": ("gunn-15", {"widths": (12, 20), "segments": (12, (1, 7, 12)), "image_size": 9}),
     "sunn": ("sunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
@@ -103,6 +115,7 @@ def test_equals_the_reference(name, batch):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_results_do_not_depend_on_threads(name):
+    """Nor on the batch, be it smaller than the number of threads, equal to it or a little larger."""
     fast = dsn_kernels.accelerate(make(name))
     images = images_for(fast, 5)
     threads, outputs = torch.get_num_threads(), []
@@ -110,6 +123,9 @@ def test_results_do_not_depend_on_threads(name):
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             outputs.append((fast(images), fast.last_macs))
+            for batch in range(1, 5):
+                scores = fast(images[:batch]), fast.last_macs
+                assert all(torch.equal(own, whole[:batch]) for own, whole in zip(scores, outputs[-1], strict=True))
     finally:
         torch.set_num_threads(threads)
     for logits, macs in outputs[1:]:
@@ -135,6 +151,17 @@ torch.testing.assert_close(saved["twin"](saved["images"]), saved["logits"], rtol
         text=True,
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_four_python_threads_at_once(name):
+    fast = dsn_kernels.accelerate(make(name))
+    batches = [images_for(fast, batch) for batch in (1, 2, 3, 4)]
+    expected = [fast(images) for images in batches]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for actual, wanted in zip(pool.map(fast, batches), expected, strict=True):
+                assert torch.equal(actual, wanted)
 
 
 @pytest.mark.parametrize("name", ["resnet-pad", "resnet-preact", "gunn", "skipnet-rnn", "gaternet-last"])
@@ -186,8 +213,11 @@ def test_bad_input_is_refused():
         fast(images, forced_gates={"units": torch.ones(2, 1, dtype=torch.uint8)})
     with pytest.raises(UserError, match="threshold"):
         fast(images, thresholds=1.5)
-    with pytest.raises(UserError, match="backbone"):
-        dsn_kernels.accelerate(dsn_models.create("gaternet-densenet-100-12"))
+    dense = dsn_kernels.accelerate(make("resnet-pad"))
+    with pytest.raises(UserError, match="forced_gates is .*expected a mapping with nothing: the network has no gates"):
+        dense(images, forced_gates={"units": torch.ones(2, 1, dtype=torch.uint8)})
+    with pytest.raises(UserError, match="thresholds are for networks whose gates have them"):
+        dense(images, thresholds=0.5)
 
 
 @pytest.mark.parametrize("name", ["skipnet-rnn", "gaternet-last", "gunn"])

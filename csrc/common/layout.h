@@ -134,20 +134,39 @@ inline bool winograd_pays(int64_t in, int64_t out, int64_t height, int64_t width
 }
 
 // A convolution with its batch norm folded in, perhaps after another BN-ReLU (scale, shift). With a filter mask the
-// weights are [in][tap][out], so that chosen filters can be packed for a sample as its gates ask. For Winograd they are
-// there once more as G w G^T: [row of positions][block of outputs][column, in][output].
+// weights are [in][tap][out], so that chosen filters can be packed for a sample as its gates ask. `slices` skippable
+// slices of a 1x1's input are constants after that BN-ReLU. For Winograd the weights are there once more as G w G^T:
+// [row of positions][block of outputs][column, in][output].
 namespace conv2d {
-enum { kScale, kShift, kWeight, kBias, kWinogradWeight };
-inline Layout layout(int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd) {
+enum { kScale, kShift, kWeight, kBias, kWinogradWeight, kConstants };
+inline Layout layout(int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd,
+                     int64_t slices) {
   Layout l;
   l.add("scale", {normalise ? in : 0});
   l.add("shift", {normalise ? in : 0});
   l.add("weight", masked ? Shape{in, taps, round_up(out, kTile)} : conv_shape(out, in, taps));
   l.add("bias", {winograd ? round_up(padded_rows(out), kWinogradRows) : padded_rows(out)});
   l.add("winograd", winograd ? Shape{4, ceil_div(out, kWinogradRows), 4 * in, kWinogradRows} : Shape{0});
+  l.add("constants", {slices, padded_rows(out)});
   return l;
 }
 }  // namespace conv2d
+
+// BN-ReLU-GAP, then (1 + gamma) f + beta with (gamma, beta) a linear map of `gates` gates, then linear. "path" holds
+// gamma's and beta's column of each gate.
+namespace path_head {
+enum { kScale, kShift, kPath, kPathBias, kWeight, kBias };
+inline Layout layout(int64_t in, int64_t classes, int64_t gates) {
+  Layout l;
+  l.add("scale", {in});
+  l.add("shift", {in});
+  l.add("path", {gates, 2, in});
+  l.add("path_bias", {2, in});
+  l.add("weight", {in, classes});
+  l.add("bias", {classes});
+  return l;
+}
+}  // namespace path_head
 
 // Gate of one layer, from its pooled input; a recurrent one embeds that for the LSTM that all gates share.
 namespace gate {

@@ -1,6 +1,7 @@
 #include "compiled_plan.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <mutex>
 #include <numeric>
 
@@ -8,6 +9,7 @@ namespace dsn::cpu {
 namespace {
 
 constexpr int64_t kLargest = int64_t{1} << 24;
+constexpr int64_t kLargestWindow = 1024;
 
 std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t slices) {
   switch (in.op) {
@@ -29,7 +31,9 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
       return {head::layout(in.in_channels, in.out_channels, slices)};
     case Op::kConv2d:
       return {conv2d::layout(in.in_channels, in.out_channels, in.taps, in.flags & kNormalise, in.out_mask >= 0,
-                             in.flags & kWinograd)};
+                             in.flags & kWinograd, slices)};
+    case Op::kPathHead:
+      return {path_head::layout(in.in_channels, in.out_channels, in.layers)};
     case Op::kGate:
       return {gate::layout(in.in_channels, in.gate == GateKind::kRecurrent)};
     case Op::kLinear:
@@ -60,10 +64,14 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, 
   // four samples leave the cache.
   group = needs_masks ? 4 : 1;
   int64_t most = 0;
+  normalised.resize(plan.buffers.size());
   for (const Instruction& in : plan.code) {
-    most = std::max({most, in.in_channels, in.bottleneck});
+    most = std::max({most, in.in_channels * (in.columns ? in.taps : 1), in.bottleneck});
     first_step.push_back(steps);
     steps += 1 + (in.op == Op::kDenseBlock ? in.layers : 0);
+    const bool normalises = in.op == Op::kTransition || in.op == Op::kHead || in.flags & kNormalise;
+    for (int64_t b : {in.src, in.guide})
+      if (normalises && b >= 0) normalised[b] = true;
   }
   every_channel.resize(most);
   std::iota(every_channel.begin(), every_channel.end(), 0);
@@ -138,6 +146,19 @@ void CompiledPlan::check(const char* op) {
   auto fits = [&](bool ok, size_t i) {
     dsn::check(ok, op, ": instruction ", i, " of the plan does not fit its buffers");
   };
+  // Whether dst has room for so many channels; those before out_offset are there already.
+  auto writes = [&](const Instruction& in, int64_t channels, bool adds) {
+    const int64_t end = in.out_offset + channels;
+    return end <= plan.buffers[in.dst].channels && (adds ? end : in.out_offset) <= contents[in.dst].channels;
+  };
+  // Whether each window holds a pixel of the map.
+  auto covers = [](int64_t from, int64_t to, int64_t window, int64_t pad, int64_t stride) {
+    return window > pad && (to - 1) * stride - pad < from;
+  };
+  auto written = [&](const Instruction& in, int64_t channels, bool skippable) {
+    const int64_t before = in.out_offset ? contents[in.dst].slices : 0;
+    contents[in.dst] = {in.out_offset + channels, before + (skippable ? channels : 0)};
+  };
   auto same_map = [](const BufferSpec& a, const BufferSpec& b) { return a.height == b.height && a.width == b.width; };
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
@@ -147,7 +168,9 @@ void CompiledPlan::check(const char* op) {
                    in.guide >= -1 && in.only_if >= -1 && in.out_mask >= -1 && in.in_mask >= -1 && in.shared >= 0 &&
                    in.src_offset >= 0 && in.relu_channels >= 0 && in.first_gate < kLargest &&
                    in.out_offset < kLargest && in.src_offset < kLargest && in.only_if < kLargest &&
-                   in.out_mask < kLargest && in.in_mask < kLargest,
+                   in.out_mask < kLargest && in.in_mask < kLargest && in.taps >= 0 && in.taps < kLargest &&
+                   in.stride >= 0 && in.stride < kLargest && in.columns >= 0 && in.columns <= in.taps &&
+                   std::abs(in.pad_rows) < kLargest && std::abs(in.pad_columns) < kLargest,
                op, ": instruction ", i, " of the plan has a size out of range");
     const bool fills = in.op == Op::kLoad || in.op == Op::kStem || in.op == Op::kDenseBlock;
     const bool maps = in.op == Op::kTransition || in.op == Op::kConv2d || in.op == Op::kSubsample ||
@@ -160,7 +183,10 @@ void CompiledPlan::check(const char* op) {
         const BufferSpec& dst = buffer(in.dst);
         const int64_t out = in.op == Op::kLoad ? in.in_channels : in.out_channels;
         fits(same_map(dst, image_) && in.in_channels == image_.channels && out > 0 && out <= dst.channels, i);
-        contents[in.dst] = {out, 0};
+        const bool masked = in.op == Op::kLoad && in.out_mask >= 0;
+        contents[in.dst] = {out, masked ? out : 0};
+        plan.gates = std::max(plan.gates, masked ? in.out_mask + out : 0);
+        needs_masks |= masked;
         break;
       }
       case Op::kDenseBlock: {
@@ -196,28 +222,40 @@ void CompiledPlan::check(const char* op) {
         slices = contents[in.src].slices;
         plan.logits = std::max(plan.logits, in.out_offset + in.out_channels);
         break;
-      case Op::kStore:
+      case Op::kStore: {
+        const BufferSpec& src = buffer(in.src);
+        fits(contents[in.src].channels == in.in_channels && map.channels == 0, i);
+        map = {in.in_channels, src.height, src.width};
+        break;
+      }
       case Op::kPoolSums:
         buffer(in.src);
         fits(contents[in.src].channels == in.in_channels, i);
         break;
       case Op::kConv2d: {
         const BufferSpec &src = buffer(in.src), &dst = buffer(in.dst);
-        const int64_t end = in.out_offset + in.out_channels;
-        const bool grows = in.out_offset == 0 && !(in.flags & kAccumulate);
-        fits(in.src != in.dst && (in.taps == 1 || in.taps == 9) && (in.stride == 1 || in.stride == 2) &&
+        const bool adds = in.flags & kAccumulate, live = in.flags & kLive;
+        const bool keeps_size = (in.taps == 1 || in.taps == 9) && (in.stride == 1 || in.stride == 2) &&
+                                dst.height == ceil_div(src.height, in.stride) &&
+                                dst.width == ceil_div(src.width, in.stride);
+        fits(in.src != in.dst && (in.columns ? in.stride > 0 && in.taps % in.columns == 0 : keeps_size) &&
                  contents[in.src].channels >= in.src_offset + in.in_channels && in.out_channels > 0 &&
-                 end <= (grows ? dst.channels : contents[in.dst].channels) &&
-                 dst.height == ceil_div(src.height, in.stride) && dst.width == ceil_div(src.width, in.stride),
+                 in.in_channels * std::max<int64_t>(in.taps, 1) < kLargest && writes(in, in.out_channels, adds) &&
+                 (!live || (contents[in.src].channels == in.in_channels && in.src_offset == 0)),
              i);
         fits(!(in.flags & kWinograd) ||
-                 (in.taps == 9 && in.stride == 1 && !(in.flags & kNormalise) && in.out_mask < 0 && in.in_mask < 0 &&
-                  in.relu_channels == 0 && winograd_pays(in.in_channels, in.out_channels, dst.height, dst.width)),
+                 (in.taps == 9 && in.stride == 1 && !in.columns && !(in.flags & (kNormalise | kLive)) &&
+                  in.out_mask < 0 && in.relu_channels == 0 &&
+                  winograd_pays(in.in_channels, in.out_channels, dst.height, dst.width)),
              i);
-        if (grows) contents[in.dst] = {in.out_channels, 0};
+        if (live && in.flags & kNormalise) {
+          slices = contents[in.src].slices;
+          fits(in.taps == 1 || slices == 0, i);
+        }
+        if (!adds) written(in, in.out_channels, in.out_mask >= 0);
         plan.gates = std::max({plan.gates, in.only_if + 1, in.out_mask < 0 ? 0 : in.out_mask + in.out_channels,
                                in.in_mask < 0 ? 0 : in.in_mask + in.in_channels});
-        needs_masks |= in.out_mask >= 0 || in.in_mask >= 0;
+        needs_masks |= in.out_mask >= 0;
         break;
       }
       case Op::kSubsample: {
@@ -232,10 +270,14 @@ void CompiledPlan::check(const char* op) {
       case Op::kMaxPool:
       case Op::kAvgPool: {
         const BufferSpec &src = buffer(in.src), &dst = buffer(in.dst);
-        fits(in.src != in.dst && contents[in.src].channels == in.in_channels && in.in_channels <= dst.channels &&
-                 dst.height == src.height / 2 && dst.width == src.width / 2,
+        fits(in.src != in.dst && contents[in.src].channels == in.in_channels && in.stride > 0 && in.columns > 0 &&
+                 in.taps % in.columns == 0 && in.taps < kLargestWindow && writes(in, in.in_channels, false) &&
+                 covers(src.height, dst.height, in.taps / in.columns, in.pad_rows, in.stride) &&
+                 covers(src.width, dst.width, in.columns, in.pad_columns, in.stride),
              i);
-        contents[in.dst] = {in.in_channels, 0};
+        written(in, in.in_channels, in.out_mask >= 0 || contents[in.src].slices > 0);
+        plan.gates = std::max(plan.gates, in.out_mask < 0 ? 0 : in.out_mask + in.in_channels);
+        needs_masks |= in.out_mask >= 0;
         break;
       }
       case Op::kAdd:
@@ -253,6 +295,15 @@ void CompiledPlan::check(const char* op) {
       case Op::kLinear:
         fits(in.in_channels <= buffer(in.src).channels && in.out_channels > 0, i);
         plan.logits = std::max(plan.logits, in.out_offset + in.out_channels);
+        break;
+      case Op::kTanh:
+        fits(in.in_channels <= buffer(in.src).channels, i);
+        break;
+      case Op::kPathHead:
+        buffer(in.src);
+        fits(contents[in.src].channels == in.in_channels && in.out_channels > 0, i);
+        plan.logits = std::max(plan.logits, in.out_offset + in.out_channels);
+        plan.gates = std::max(plan.gates, in.first_gate + in.layers);
         break;
       default:
         dsn::check(false, op, ": instruction ", i, " of the plan is of unknown kind ", static_cast<int64_t>(in.op));

@@ -1,5 +1,5 @@
-// conv2d: a 1x1 or 3x3 convolution of a buffer into another, stride 1 or 2, with what stands around it in residual
-// networks: BN-ReLU before, bias, sum with the destination and ReLU after; filters and input channels chosen by masks.
+// conv2d: a convolution of a buffer into another, with what stands around it: BN-ReLU before, bias, sum with the
+// destination and ReLU after; filters chosen by a mask, and no input channel read that another mask left dead.
 #include <numeric>
 
 #include "worker.h"
@@ -17,13 +17,18 @@ class Conv2d {
         from(w.plan.buffers[in.src]),
         to(w.plan.buffers[in.dst]),
         p(w.packed(in)),
-        planes(in.taps == 9 && in.stride == 2 ? 4 : 1),
+        planes(in.taps == 9 && in.stride == 2 && !in.columns ? 4 : 1),
         patches(to, in.in_channels * planes, w.team().size()) {
     const uint8_t* taken = w.sample.taken;
-    if (in.in_mask >= 0) alive = chosen(taken + in.in_mask, static_cast<int>(in.in_channels), 1);
+    const Live& held = w.live[in.src];
+    some = in.flags & kLive && held.count() < in.in_channels;
+    sources = some ? held.channels.data() : w.compiled.every_channel.data();
+    source_count = some ? held.count() : static_cast<int>(in.in_channels);
     if (in.out_mask >= 0) filters = chosen(taken + in.out_mask, static_cast<int>(in.out_channels), 1);
-    sources = in.in_mask >= 0 ? alive.data() : w.compiled.every_channel.data();
-    source_count = static_cast<int>(in.in_mask >= 0 ? alive.size() : in.in_channels);
+    add_constants(held);
+    if (in.columns && some)
+      for (int s = 0; s < source_count; ++s)
+        for (int k = 0; k < in.taps; ++k) unfolded.push_back(sources[s] * static_cast<int>(in.taps) + k);
     // A filter that is off adds nothing. What it leaves in dst changes only by the ReLU, and counts in the pooled
     // vector; if it does not add but store, its readers know by the same mask that it is not there.
     if (in.out_mask >= 0 && ((in.flags & kAccumulate && in.flags & kRelu) || in.flags & kPool))
@@ -44,17 +49,20 @@ class Conv2d {
   void convolve(int64_t i) {
     const int64_t first = i * patches.tiles, last = std::min<int64_t>(first + patches.tiles, to.tiles());
     select();
-    if (in.taps == 9) fill(first * kTile - patches.halo);
+    const bool patchwise = in.taps == 9 && !in.columns;
+    if (patchwise) fill(first * kTile - patches.halo);
     for (int64_t t = first; t < last; ++t) {
       ConvTile c = tile(t);
-      if (in.taps == 9) {
+      if (in.columns) {
+        unfold(t, c);
+      } else if (patchwise) {
         c.src = w.patch() + patches.halo + (t - first) * kTile;
         c.src_stride = patches.stride * planes;
         c.plane_stride = planes == 4 ? patches.stride : 0;
       } else {
         gather(t, c);
       }
-      if (c.out_channels > 0) w.conv(c, static_cast<int>(in.taps));
+      if (c.out_channels > 0) w.conv(c, patchwise ? 9 : 1);
       if (!off.empty()) finish_off_filters(t);
     }
   }
@@ -78,17 +86,17 @@ class Conv2d {
     w.kernel.select(p[kWeight], round_up(in.out_channels, kTile), sources, source_count, static_cast<int>(in.taps),
                     w.sample.taken + in.out_mask, static_cast<int>(in.out_channels), selected, stride_of_selected());
     bias.assign(round_up(static_cast<int64_t>(filters.size()), kTile), 0.f);
-    for (size_t m = 0; m < filters.size(); ++m) bias[m] = p[kBias][filters[m]];
+    for (size_t m = 0; m < filters.size(); ++m) bias[m] = all_biases[filters[m]];
   }
   int64_t stride_of_selected() const { return round_up(static_cast<int64_t>(filters.size()), kAlign) + kAlign; }
 
   ConvTile tile(int64_t t) const {
     ConvTile c{};
-    c.live_count = source_count;
+    c.live_count = source_count * static_cast<int>(in.columns ? in.taps : 1);
     if (in.out_mask < 0) {
       w.set_weights(c, p[kWeight], in.in_channels, in.out_channels, in.taps);
-      c.live = sources;
-      c.bias = p[kBias];
+      c.live = unfolded.empty() ? sources : unfolded.data();
+      c.bias = all_biases;
     } else {
       c.out_channels = static_cast<int>(filters.size());
       c.row_block = row_block(c.out_channels);
@@ -123,7 +131,7 @@ class Conv2d {
         offset[q] = offset_of(2 * y, 2 * x);
       }
       for (int s = 0; s < source_count; ++s) pick(sources[s], offset, c.src + s * kTile);
-    } else if (in.flags & kNormalise && in.in_mask < 0) {
+    } else if (in.flags & kNormalise && !some) {
       c.state = source() + t * channels;
       c.scale = p[kScale];
       c.shift = p[kShift];
@@ -131,8 +139,34 @@ class Conv2d {
       w.kernel.normalise(source() + t * channels, sources, c.live_count, p[kScale], p[kShift], c.src, kTile);
     } else {
       c.src = source() + t * channels;
-      if (in.in_mask >= 0) c.src_rows = sources;
+      if (some) c.src_rows = sources;
     }
+  }
+
+  // Any other kernel: each of its taps at each source is a row of its own, and the product is that of a 1x1.
+  void unfold(int64_t t, ConvTile& c) {
+    c.src_stride = kTile;
+    c.src = w.scratch();
+    std::vector<int> offset(kTile);
+    for (int64_t k = 0; k < in.taps; ++k) {
+      std::fill(offset.begin(), offset.end(), -1);
+      for (int q = 0; q < c.valid; ++q) {
+        const int64_t y = (t * kTile + q) / to.width * in.stride + k / in.columns - in.pad_rows,
+                      x = (t * kTile + q) % to.width * in.stride + k % in.columns - in.pad_columns;
+        if (y >= 0 && x >= 0) offset[q] = offset_of(y, x);
+      }
+      for (int s = 0; s < source_count; ++s) pick(sources[s], offset, c.src + (s * in.taps + k) * kTile);
+    }
+  }
+
+  // What channels without data are after BN-ReLU, times their weights.
+  void add_constants(const Live& held) {
+    if (!(in.flags & kLive && in.flags & kNormalise) || held.skipped.empty()) return;
+    const int64_t rows = padded_rows(in.out_channels);
+    with_constants.assign(p[kBias], p[kBias] + rows);
+    for (int slice : held.skipped)
+      for (int64_t m = 0; m < rows; ++m) with_constants[m] += p[kConstants][slice * rows + m];
+    all_biases = with_constants.data();
   }
 
   // A 3x3's input around the patch that starts at pixel `start` of the output: zeros outside the map. With stride 2,
@@ -192,18 +226,23 @@ class Conv2d {
   const Packed p;
   const int planes;
   Patches patches;
-  std::vector<int> alive;  // with a mask: input channels that hold data
-  const int* sources;      // these, or all
+  bool some;           // not all input channels are read
+  const int* sources;  // those that are
   int source_count;
-  std::vector<int> filters, off;  // with a mask: the chosen ones; the others, if they need a look
-  float* selected = nullptr;      // weights of the chosen filters
-  std::vector<float> bias;        // of the chosen filters
+  std::vector<int> unfolded;           // of a kernel that is unfolded, where not all are read: their taps
+  const float* all_biases = p[kBias];  // of all filters
+  std::vector<float> with_constants;   // these, where channels without data add to them
+  std::vector<int> filters, off;       // with a mask: the chosen ones; the others, if they need a look
+  float* selected = nullptr;           // weights of the chosen filters
+  std::vector<float> bias;             // of the chosen filters
 };
 
 }  // namespace
 
 void run_conv2d(Worker& w, const Instruction& in) {
-  if (in.out_offset == 0 && !(in.flags & kAccumulate)) w.live[in.dst].reset(static_cast<int>(in.out_channels));
+  if (!(in.flags & kAccumulate))
+    w.live[in.dst].rewrite(static_cast<int>(in.out_offset), static_cast<int>(in.out_channels),
+                           in.out_mask < 0 ? nullptr : w.sample.taken + in.out_mask, w.compiled.normalised[in.dst]);
   if (in.only_if >= 0 && !w.sample.taken[in.only_if]) return;
   if (in.flags & kWinograd) return run_winograd(w, in);
   Conv2d(w, in).run();

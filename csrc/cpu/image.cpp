@@ -18,12 +18,13 @@ void Worker::pool(int64_t buffer, int64_t begin, int64_t end) const {
 
 void run_load(Worker& w, const Instruction& in) {
   const BufferSpec& map = w.plan.buffers[in.dst];
-  w.live[in.dst].reset(static_cast<int>(in.in_channels));
+  w.live[in.dst].rewrite(0, static_cast<int>(in.in_channels), in.out_mask < 0 ? nullptr : w.sample.taken + in.out_mask,
+                         w.compiled.normalised[in.dst]);
   w.team().phase(
       map.tiles(),
       [&](int64_t t) {
         const int valid = w.valid(map, t);
-        for (int64_t c = 0; c < in.in_channels; ++c) {
+        for (int c : w.live[in.dst].channels) {
           const float* src = w.sample.image + c * map.pixels() + t * kTile;
           float* dst = w.state(in.dst) + (t * map.channels + c) * kTile;
           float total = 0;

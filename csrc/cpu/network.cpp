@@ -1,4 +1,5 @@
-// network: a whole network, sample by sample; dense_block, preact_conv2d and head are plans of one instruction.
+// network: a whole network, sample by sample; run_plan: any part of one, from a map to a map; dense_block,
+// preact_conv2d and head are plans of one instruction.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -43,6 +44,8 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
       if (in.flags & kWinograd) {
         const WinogradSize size(plan.buffers[in.dst], in.in_channels, in.out_channels);
         patch_stride = std::max(patch_stride, round_up(size.transformed + size.partial, kAlign) + kAlign);
+      } else if (in.columns) {
+        tile_channels = std::max(tile_channels, in.in_channels * in.taps);
       } else if (in.taps == 9) {
         patch_stride =
             std::max(patch_stride, Patches(plan.buffers[in.dst], in.in_channels * planes, team_size).size + kAlign);
@@ -51,7 +54,8 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
         selected_stride =
             std::max(selected_stride, in.in_channels * in.taps * (round_up(in.out_channels, kAlign) + kAlign) + kAlign);
     }
-    if (in.op == Op::kHead) features_stride = std::max(features_stride, round_up(in.in_channels, kAlign));
+    if (in.op == Op::kHead || in.op == Op::kPathHead)
+      features_stride = std::max(features_stride, round_up(in.in_channels, kAlign));
   }
   patches = reserve(patches_stride * streams);
   features = reserve(features_stride * streams);
@@ -150,6 +154,10 @@ void Worker::step(const Instruction& in) {
       return run_gate(*this, in);
     case Op::kLinear:
       return run_linear(*this, in);
+    case Op::kTanh:
+      return run_tanh(*this, in);
+    case Op::kPathHead:
+      return run_path_head(*this, in);
   }
 }
 
@@ -263,6 +271,8 @@ Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& inpu
             const BufferSpec& output, std::optional<Tensor>* spans = nullptr) {
   const Plan& plan = compiled.plan;
   const int64_t batch = image.size(0);
+  check(output == compiled.map, op, ": the plan stores a map of ", compiled.map.channels, " x ", compiled.map.height,
+        " x ", compiled.map.width, ", not of ", output.channels, " x ", output.height, " x ", output.width);
   check_tensor(op, "image", image, ScalarType::Float, {-1, input.channels, input.height, input.width});
   if (thresholds) check_tensor(op, "thresholds", *thresholds, ScalarType::Float, {plan.gates});
   if (forced) check_tensor(op, "forced_gates", *forced, ScalarType::Byte, {batch, plan.gates});
@@ -324,25 +334,25 @@ BufferSpec map_of(const char* op, const char* name, const Tensor& x, const Tenso
   return {x.size(1), x.size(2), x.size(3)};
 }
 
-Outputs run_network(const Tensor& image, const Tensor& weights, const Tensor& thresholds,
-                    const std::optional<Tensor>& forced_gates, const Tensor& plan_words, int64_t gates, int64_t logits,
-                    std::optional<Tensor>* spans = nullptr) {
-  const BufferSpec input = map_of("network", "image", image, weights);
-  check_tensor("network", "plan", plan_words, ScalarType::Long, {-1});
+// Of a plan in words; `map` is what it stores.
+Outputs run_words(const char* op, const Tensor& image, const Tensor& weights, const Tensor& thresholds,
+                  const std::optional<Tensor>& forced_gates, const Tensor& plan_words, int64_t gates, int64_t logits,
+                  const BufferSpec& map = {0, 1, 1}, std::optional<Tensor>* spans = nullptr) {
+  const BufferSpec input = map_of(op, "image", image, weights);
+  check_tensor(op, "plan", plan_words, ScalarType::Long, {-1});
   const Tensor words = torch::stable::contiguous(plan_words);
-  const auto compiled =
-      CompiledPlan::get("network", words.const_data_ptr<int64_t>(), words.numel(), input, weights.numel());
+  const auto compiled = CompiledPlan::get(op, words.const_data_ptr<int64_t>(), words.numel(), input, weights.numel());
   const Plan& plan = compiled->plan;
-  check(plan.gates == gates && plan.logits == logits, "network: the plan has ", plan.gates, " gates and ", plan.logits,
+  check(plan.gates == gates && plan.logits == logits, op, ": the plan has ", plan.gates, " gates and ", plan.logits,
         " logits, got gates=", gates, " and logits=", logits);
-  return run("network", *compiled, input, image, weights, thresholds, forced_gates, {0, 1, 1}, spans);
+  return run(op, *compiled, input, image, weights, thresholds, forced_gates, map, spans);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> network_cpu(const Tensor& image, const Tensor& weights,
                                                        const Tensor& thresholds,
                                                        const std::optional<Tensor>& forced_gates,
                                                        const Tensor& plan_words, int64_t gates, int64_t logits) {
-  Outputs out = run_network(image, weights, thresholds, forced_gates, plan_words, gates, logits);
+  Outputs out = run_words("network", image, weights, thresholds, forced_gates, plan_words, gates, logits);
   return {out.logits, out.gates, out.scores, out.macs};
 }
 
@@ -352,8 +362,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> timed_network_cpu(const Tenso
                                                                      const Tensor& plan_words, int64_t gates,
                                                                      int64_t logits) {
   std::optional<Tensor> spans;
-  Outputs out = run_network(image, weights, thresholds, forced_gates, plan_words, gates, logits, &spans);
+  Outputs out = run_words("network", image, weights, thresholds, forced_gates, plan_words, gates, logits,
+                          BufferSpec{0, 1, 1}, &spans);
   return {out.logits, out.gates, out.scores, out.macs, *spans};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cpu(const Tensor& image, const Tensor& weights,
+                                                                const Tensor& thresholds,
+                                                                const std::optional<Tensor>& forced_gates,
+                                                                const std::optional<Tensor>& count,
+                                                                const Tensor& plan_words, int64_t gates, int64_t logits,
+                                                                const std::vector<int64_t>& map, int64_t element) {
+  check(!count, "run_plan: count is for a GPU; on the CPU every sample is real");
+  check(element == 0, "run_plan: element must be 0, float32, on the CPU, got ", element);
+  check(map.size() == 3, "run_plan: map must have channels, height and width");
+  Outputs out = run_words("run_plan", image, weights, thresholds, forced_gates, plan_words, gates, logits,
+                          {map[0], map[1], map[2]});
+  return {out.logits, out.map, out.gates, out.scores, out.macs};
 }
 
 // A plan of a few instructions, through the same words as a whole network's.
@@ -417,6 +442,7 @@ Tensor head_cpu(const Tensor& x, const Tensor& weights, int64_t classes) {
 STABLE_TORCH_LIBRARY_IMPL(dsn, CPU, m) {
   m.impl("network", TORCH_BOX(&network_cpu));
   m.impl("timed_network", TORCH_BOX(&timed_network_cpu));
+  m.impl("run_plan", TORCH_BOX(&run_plan_cpu));
   m.impl("dense_block", TORCH_BOX(&dense_block_cpu));
   m.impl("preact_conv2d", TORCH_BOX(&preact_conv2d_cpu));
   m.impl("head", TORCH_BOX(&head_cpu));

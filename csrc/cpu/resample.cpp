@@ -1,4 +1,5 @@
-// subsample, max_pool, avg_pool, add: what has no weights.
+// subsample, max_pool, avg_pool, pool_sums, add, tanh: what has no weights.
+#include <cmath>
 #include <numeric>
 
 #include "worker.h"
@@ -33,24 +34,38 @@ void run_subsample(Worker& w, const Instruction& in) {
 void run_pool(Worker& w, const Instruction& in) {
   const BufferSpec &from = w.plan.buffers[in.src], &to = w.plan.buffers[in.dst];
   const bool average = in.op == Op::kAvgPool;
-  w.live[in.dst].reset(static_cast<int>(in.in_channels));
+  // A channel holds data if its source does and its mask is on.
+  const Live& held = w.live[in.src];
+  std::vector<uint8_t> keep(in.in_channels, 0);
+  for (int c : held.channels) keep[c] = in.out_mask < 0 || w.sample.taken[in.out_mask + c];
+  w.live[in.dst].rewrite(static_cast<int>(in.out_offset), static_cast<int>(in.in_channels),
+                         in.out_mask >= 0 || held.slices ? keep.data() : nullptr, w.compiled.normalised[in.dst]);
   w.team().phase(to.tiles(), [&](int64_t t) {
     const int valid = w.valid(to, t);
-    float* tile = w.state(in.dst) + t * to.channels * kTile;
-    int64_t place[kTile][4];  // in the source, of the four pixels behind each
+    float* tile = w.state(in.dst) + (t * to.channels + in.out_offset) * kTile;
+    std::vector<int64_t> place;  // in the source, of the pixels of each window
+    int64_t end[kTile];          // of each window's places
     for (int q = 0; q < valid; ++q) {
-      const int64_t first = (t * kTile + q) / to.width * 2 * from.width + (t * kTile + q) % to.width * 2;
-      for (int k = 0; k < 4; ++k) {
-        const int64_t pixel = first + k / 2 * from.width + k % 2;
-        place[q][k] = pixel / kTile * from.channels * kTile + pixel % kTile;
+      const int64_t top = (t * kTile + q) / to.width * in.stride - in.pad_rows,
+                    left = (t * kTile + q) % to.width * in.stride - in.pad_columns;
+      for (int64_t k = 0; k < in.taps; ++k) {
+        const int64_t y = top + k / in.columns, x = left + k % in.columns;
+        if (y < 0 || x < 0 || y >= from.height || x >= from.width) continue;
+        const int64_t pixel = y * from.width + x;
+        place.push_back(pixel / kTile * from.channels * kTile + pixel % kTile);
       }
+      end[q] = static_cast<int64_t>(place.size());
     }
     for (int64_t c = 0; c < in.in_channels; ++c) {
+      if (!keep[c]) continue;
       const float* src = w.state(in.src) + c * kTile;
       float* dst = tile + c * kTile;
       for (int q = 0; q < valid; ++q) {
-        const float a = src[place[q][0]], b = src[place[q][1]], d = src[place[q][2]], e = src[place[q][3]];
-        dst[q] = average ? 0.25f * ((a + b) + (d + e)) : std::max(std::max(a, b), std::max(d, e));
+        const int64_t first = q ? end[q - 1] : 0;
+        float value = src[place[first]];
+        for (int64_t k = first + 1; k < end[q]; ++k)
+          value = average ? value + src[place[k]] : std::max(value, src[place[k]]);
+        dst[q] = average ? value / static_cast<float>(end[q] - first) : value;
       }
       std::fill(dst + valid, dst + kTile, 0.f);
     }
@@ -63,8 +78,9 @@ void run_pool_sums(Worker& w, const Instruction& in) {
       map.tiles(),
       [&](int64_t t) {
         const float* tile = w.state(in.src) + t * map.channels * kTile;
-        for (int64_t c = 0; c < in.in_channels; ++c)
-          w.sums(in.src)[t * map.channels + c] = std::accumulate(tile + c * kTile, tile + (c + 1) * kTile, 0.f);
+        float* sums = w.sums(in.src) + t * map.channels;
+        std::fill_n(sums, in.in_channels, 0.f);
+        for (int c : w.live[in.src].channels) sums[c] = std::accumulate(tile + c * kTile, tile + (c + 1) * kTile, 0.f);
       },
       [&] { w.pool(in.src, 0, in.in_channels); });
 }
@@ -75,6 +91,14 @@ void run_add(Worker& w, const Instruction& in) {
     const float* src = w.state(in.src) + (t * from.channels + in.src_offset) * kTile;
     float* dst = w.state(in.dst) + (t * to.channels + in.out_offset) * kTile;
     for (int64_t i = 0; i < in.in_channels * kTile; ++i) dst[i] += src[i];
+  });
+}
+
+void run_tanh(Worker& w, const Instruction& in) {
+  const BufferSpec& map = w.plan.buffers[in.src];
+  w.team().phase(map.tiles(), [&](int64_t t) {
+    float* tile = w.state(in.src) + t * map.channels * kTile;
+    for (int64_t i = 0; i < in.in_channels * kTile; ++i) tile[i] = std::tanh(tile[i]);
   });
 }
 

@@ -54,6 +54,25 @@ struct Live {
   void append(int begin, int count) {
     for (int c = begin; c < begin + count; ++c) channels.push_back(c);
   }
+  // The channels from `begin` on are written anew. With `keep`, each is a slice of its own and holds data where that is
+  // 1; `list`: somebody asks which do not. No branch on a mask, which would be wrong half of the time.
+  void rewrite(int begin, int count, const uint8_t* keep, bool list) {
+    if (begin == 0) reset(0);
+    while (!channels.empty() && channels.back() >= begin) channels.pop_back();
+    if (!keep) return append(begin, count);
+    auto pick = [&](std::vector<int>& chosen, int first, uint8_t value) {
+      size_t n = chosen.size();
+      chosen.resize(n + static_cast<size_t>(count) + 1);
+      for (int i = 0; i < count; ++i) {
+        chosen[n] = first + i;
+        n += keep[i] == value;
+      }
+      chosen.resize(n);
+    };
+    pick(channels, begin, 1);
+    if (list) pick(skipped, slices, 0);
+    slices += count;
+  }
   int count() const { return static_cast<int>(channels.size()); }
 };
 
@@ -257,5 +276,7 @@ void run_pool_sums(Worker&, const Instruction&);
 void run_add(Worker&, const Instruction&);
 void run_gate(Worker&, const Instruction&);
 void run_linear(Worker&, const Instruction&);
+void run_tanh(Worker&, const Instruction&);
+void run_path_head(Worker&, const Instruction&);
 
 }  // namespace dsn::cpu

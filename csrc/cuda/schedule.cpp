@@ -187,6 +187,9 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
   multiprocessors = limits.multiprocessors;
   place_states(op, plan, batch);
   for (const Instruction& in : plan.code) {
+    const bool pools = in.op == Op::kMaxPool || in.op == Op::kAvgPool;
+    require(op, in.op <= Op::kLinear && (pools ? in.taps == 4 && in.stride == 2 && in.out_mask < 0 : !in.columns),
+            "an instruction of the plan is for the CPU; GPU kernels do not serve it");
     arrived_at.emplace_back();
     const int64_t launches = in.op == Op::kDenseBlock ? in.layers : 1;
     for (int64_t l = 0; l < launches; ++l) arrived_at.back().push_back(reserve(batch * 4));

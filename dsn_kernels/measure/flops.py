@@ -130,8 +130,7 @@ def layer_counts(fast: Any, gates: Mapping[str, Tensor], batch: int) -> list[Lay
         rows = joined[:, : module.plan.gates]
         layers = (count for _, count in plan_layers(part, module.plan, rows, fast.layers))
         counts += [count for count in layers if count.executed.any() or count.dense]
-    given = dict(gates) if names else {"": joined}
-    rest = fast.macs(given) - torch.stack([count.executed for count in counts]).sum(0)
+    rest = fast.macs(gates) - torch.stack([count.executed for count in counts]).sum(0)
     dense_rest = int(fast.dense_macs) - sum(count.dense for count in counts)
     if rest.any() or dense_rest:
         ones = torch.ones(batch, dtype=torch.float64)
@@ -141,10 +140,7 @@ def layer_counts(fast: Any, gates: Mapping[str, Tensor], batch: int) -> list[Lay
 
 def planned_parts(fast: Any) -> list[tuple[str, Any]]:
     """The modules of an accelerated network that hold a plan, in the order in which they run: itself, or its parts."""
-    if hasattr(fast, "plan"):
-        return [("", fast)]
-    parts = [(name, part) for name, part in fast.named_children() if isinstance(getattr(part, "plan", None), Plan)]
-    return parts if len(parts) > 1 else [("", parts[0][1])]
+    return list(fast.parts.items())
 
 
 def plan_layers(part: str, plan: Plan, gates: Tensor, layers: Mapping[str, int]) -> Iterator[tuple[Work, LayerCount]]:
@@ -175,7 +171,7 @@ def plan_layers(part: str, plan: Plan, gates: Tensor, layers: Mapping[str, int])
         key = f"{where}.{work.op}" if where else work.op
         yield work, LayerCount(f"{key}.{seen[key]}", branch, gate, dense, work.ran.double(), work.macs)
         seen[key] += 1
-        if work.op == "head" and len(order) > 1 and branch != order[-1]:
+        if work.op in ("head", "path_head") and len(order) > 1 and branch != order[-1]:
             branch = order[order.index(branch) + 1]
 
 

@@ -117,7 +117,7 @@ def timeline(fast: Any, images: Tensor, gates: Mapping[str, Tensor] | None = Non
         raise UserError("the batch is empty; expected at least one image to time")
     if runs < 1:
         raise UserError(f"runs is {runs}; expected at least 1")
-    if not _has_plan(fast):
+    if not hasattr(fast, "parts") or hasattr(fast, "runner"):  # a runner is a GPU's
         raise UserError(
             f"a timeline is of a network that runs as a plan on the CPU; {type(fast).__name__} does not: give what "
             "dsn_kernels.accelerate makes of a whole model of dsn_models"
@@ -137,12 +137,6 @@ def _once(fast: Any, images: Tensor, gates: Mapping[str, Tensor] | None) -> Time
     taken = fast.last_gates
     joined = torch.cat(list(taken.values()), 1) if taken else torch.empty(len(images), 0, dtype=torch.uint8)
     return _Builder(fast, joined, start).build(recorder.calls, length)
-
-
-def _has_plan(fast: Any) -> bool:
-    if hasattr(fast, "runner"):  # a GPU's
-        return False
-    return any(isinstance(getattr(part, "plan", None), Plan) for part in (fast, *getattr(fast, "children", list)()))
 
 
 class _Builder:

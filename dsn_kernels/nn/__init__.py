@@ -1,18 +1,21 @@
 """Twins: modules that hold a reference module's packed weights and call one operator in its place."""
 
 from .dense_block import DenseBlock
-from .dual_skipping import DualSkippingNetwork
 from .head import Head
-from .planned import GaterNet, GraduallyUpdatedNetwork, ResNet, SkipNet
+from .network import NETWORKS, ON_GPU, Network, Target
+from .stage import STAGES, ResidualStage, SelectConv2d, Stage
 from .transition import Transition
 
 __all__ = [
+    "NETWORKS",
+    "ON_GPU",
+    "STAGES",
     "DenseBlock",
-    "DualSkippingNetwork",
-    "GaterNet",
-    "GraduallyUpdatedNetwork",
     "Head",
-    "ResNet",
-    "SkipNet",
+    "Network",
+    "ResidualStage",
+    "SelectConv2d",
+    "Stage",
+    "Target",
     "Transition",
 ]

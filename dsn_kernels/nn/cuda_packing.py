@@ -141,7 +141,7 @@ class _Repacker:
             shared = self._recurrence(step) if names[step.op] == "gate" else 0
             offset = self.out.size
             getattr(self, "_" + names[step.op])(step)
-            flags = step.flags & ~_C.FLAGS["winograd"]  # a way of the CPU's
+            flags = step.flags & ~(_C.FLAGS["winograd"] | _C.FLAGS["live"])  # ways of the CPU's
             code.append(dataclasses.replace(step, weights=offset, shared=shared, flags=flags))
         return Plan(list(self.plan.buffers), code), self.out.tensor()
 

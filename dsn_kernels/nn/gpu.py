@@ -10,61 +10,13 @@ from torch import Tensor, nn
 
 from dsn_models.densenet import Head as ReferenceHead
 from dsn_models.densenet import Transition as ReferenceTransition
-from dsn_models.densenet import check_images
-from dsn_models.dual_skipping import DualSkippingNetwork as ReferenceNetwork
 from dsn_models.dual_skipping import SkipDenseBlock
 from dsn_models.errors import UserError
 
-from .dual_skipping import DualSkippingNetwork
 from .packing import Packer, block_width, pack_dense_block, pack_head, pack_transition
 from .plan_runner import Outputs, Plan, PlanRunner
 
 CAPTURED_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-
-
-class GpuDualSkippingNetwork(DualSkippingNetwork):
-    """`DualSkippingNetwork` on the GPU kernels; images are float32 or ``dtype``, logits float32.
-
-    With a graph, a batch is padded to the next of the captured sizes and the launches of that size, captured at its
-    first use, are replayed: one graph for every gate pattern. Calls must then not overlap.
-
-    Args:
-        model: the reference network.
-        dtype: of weights and activations: float32, float16 or bfloat16.
-        backend: ``"cuda"`` or ``"simt"``.
-        graph: True for :data:`CAPTURED_SIZES`, or the batch sizes to capture; False launches each kernel anew.
-
-    Raises:
-        UserError: images, forced gates or thresholds do not fit, or a batch is larger than the captured sizes.
-    """
-
-    def __init__(
-        self, model: ReferenceNetwork, dtype: torch.dtype, backend: str, graph: bool | Sequence[int] = False
-    ) -> None:
-        super().__init__(model)
-        runner = PlanRunner(self.plan, self.weights, dtype, backend)
-        del self.weights, self.plan_words
-        self.runner, self.dtype = runner, dtype
-        if self.stem is not None:
-            self.stem = self.stem.to(dtype)
-        self._graphs = make_graphs(runner, graph)
-
-    def _check(self, images: Tensor) -> None:
-        given = images.dtype if isinstance(images, Tensor) and images.dtype == self.dtype else torch.float32
-        check_images(images, self.config.in_channels, self.config.image_size, given)
-        if images.device != self.thresholds.device:
-            raise UserError(f"images are on {images.device}; expected {self.thresholds.device}: move them or the model")
-
-    def _run(self, x: Tensor, limits: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        run = self.runner if self._graphs is None else self._graphs
-        out = run(x, limits, forced)
-        return out.logits, out.gates, out.scores, out.macs
-
-    def forward(self, images, forced_gates=None, thresholds=None):
-        if self.stem is not None and isinstance(images, Tensor) and images.dtype != self.dtype:
-            self._check(images)
-            images = images.to(self.dtype)
-        return super().forward(images, forced_gates, thresholds)
 
 
 class _Captured:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dsn_models.densenet import DenseLayer, Head, Transition
+from dsn_models.densenet import DenseBlock, DenseLayer, Head, Transition
 from dsn_models.dual_skipping import SkipDenseBlock
+from dsn_models.errors import UserError
+from dsn_models.layer_skippable import PathHead
 from dsn_models.resnet import PreActivationUnit
 
 from .. import _C
@@ -93,33 +96,43 @@ def slice_constants(weight: Tensor, shift: Tensor, slices: list[range]) -> Tenso
     """
     taps = weight.flatten(2) if weight.dim() == 4 else weight[:, :, None]
     products = taps * shift.relu()[None, :, None]  # [O, I, taps]
-    sums = [products[:, s.start : s.stop].sum(1) for s in slices]  # [O, taps]
-    constants = torch.stack(sums) if sums else taps.new_zeros(0, taps.shape[0], taps.shape[2])
+    if slices and all(len(s) == 1 for s in slices):
+        constants = products[:, [s.start for s in slices]].transpose(0, 1)
+    else:
+        sums = [products[:, s.start : s.stop].sum(1) for s in slices]  # [O, taps]
+        constants = torch.stack(sums) if sums else taps.new_zeros(0, taps.shape[0], taps.shape[2])
     if weight.dim() == 4:
         constants = pad_rows(constants.transpose(0, 1)).transpose(0, 1)
     constants = constants.transpose(1, 2)
     return constants if constants.shape[1] > 1 else constants.squeeze(1)
 
 
-def skippable_slices(block: SkipDenseBlock) -> list[range]:
-    """The channels that each gated layer of a dense block adds; none for the add merge."""
-    if block.merge == "add":
+AnyDenseBlock = SkipDenseBlock | DenseBlock
+
+
+def _merge(block: AnyDenseBlock) -> str:
+    return block.merge if isinstance(block, SkipDenseBlock) else "concat"
+
+
+def skippable_slices(block: AnyDenseBlock) -> list[range]:
+    """The channels that each layer of a dense block adds; none for the add merge."""
+    if _merge(block) == "add":
         return []
     growth, start = _conv_out(_layers(block)[0]), _in_channels(block)
     return [range(start + i * growth, start + (i + 1) * growth) for i in range(len(block.layers))]
 
 
-def block_width(block: SkipDenseBlock) -> int:
+def block_width(block: AnyDenseBlock) -> int:
     """Channels of a dense block's output."""
     slices = skippable_slices(block)
     return slices[-1].stop if slices else _in_channels(block)
 
 
-def _in_channels(block: SkipDenseBlock) -> int:
+def _in_channels(block: AnyDenseBlock) -> int:
     return _layers(block)[0].norm1.num_features
 
 
-def _layers(block: SkipDenseBlock) -> list[Any]:
+def _layers(block: AnyDenseBlock) -> list[Any]:
     return list(block.layers)  # DenseLayer or PreActivationUnit, which a ModuleList does not say
 
 
@@ -130,23 +143,25 @@ def _conv_out(layer: DenseLayer | PreActivationUnit) -> int:
     return (layer.conv2 if layer.bottleneck else layer.conv1).out_channels
 
 
-def pack_dense_block(packer: Packer, block: SkipDenseBlock) -> dict[str, int]:
-    """Packs a block; returns the fields of its instruction."""
-    first, gates = _layers(block)[0], list[Any](block.gates)
-    growth, merge = _conv_out(first), _C.MERGES[block.merge]
+def pack_dense_block(packer: Packer, block: AnyDenseBlock) -> dict[str, int]:
+    """Packs a block, gated or not; returns the fields of its instruction."""
+    first, gates = _layers(block)[0], list[Any](block.gates) if isinstance(block, SkipDenseBlock) else []
+    growth, merge = _conv_out(first), _C.MERGES[_merge(block)]
     bottleneck = first.conv1.out_channels if isinstance(first, PreActivationUnit) or first.bottleneck else 0
     slices = skippable_slices(block)
     offsets = []
-    for i, (layer, gate) in enumerate(zip(_layers(block), gates, strict=True)):
+    for i, layer in enumerate(_layers(block)):
         layout = _C.dense_layer_layout(layer.norm1.num_features, growth, bottleneck, i, merge)
         fields = _layer_fields(layer, slices[:i])
-        offsets.append(packer.add(layout, gate=gate.linear.weight.flatten(), gate_bias=gate.linear.bias, **fields))
+        if gates:
+            fields |= {"gate": gates[i].linear.weight.flatten(), "gate_bias": gates[i].linear.bias}
+        offsets.append(packer.add(layout, **fields))
     return {
         "in_channels": _in_channels(block),
         "out_channels": growth,
         "layers": len(block.layers),
         "bottleneck": bottleneck,
-        "gate": _C.GATES[gates[0].kind],
+        "gate": _C.GATES[gates[0].kind if gates else "none"],
         "merge": merge,
         "weights": offsets[0],
     }
@@ -198,6 +213,22 @@ def pack_head(packer: Packer, module: Head, slices: list[range]) -> int:
     )
 
 
+def pack_path_head(packer: Packer, module: PathHead) -> int:
+    """Packs a `PathHead`; returns its offset."""
+    scale, shift = fold(module.norm)
+    classes, channels = module.classifier.weight.shape
+    gates = module.path.in_features
+    return packer.add(
+        _C.path_head_layout(channels, classes, gates),
+        scale=scale,
+        shift=shift,
+        path=module.path.weight.T.unflatten(1, (2, channels)),
+        path_bias=module.path.bias.unflatten(0, (2, channels)),
+        weight=module.classifier.weight.T,
+        bias=module.classifier.bias,
+    )
+
+
 def pack_stem(packer: Packer, conv: nn.Conv2d) -> int:
     """Packs a 3x3 stem; returns its offset."""
     layout = _C.stem_layout(conv.in_channels, conv.out_channels)
@@ -208,52 +239,45 @@ def pack_conv2d(
     packer: Packer,
     conv: nn.Conv2d,
     norm: nn.Module | None,
-    before: nn.BatchNorm2d | None = None,
+    before: nn.Module | None = None,
     masked: bool = False,
-    side: int = 0,
-    flags: int = 0,
+    winograd: bool = False,
+    slices: Sequence[range] = (),
 ) -> dict[str, int]:
     """Packs a convolution; returns the fields of its instruction that it decides.
 
     Args:
-        conv: 1x1 or 3x3, stride 1 or 2, "same" padding, one group.
+        conv: of one group, without dilation, with equal strides.
         norm: the batch norm behind it, folded into it; None or an identity if there is none.
-        before: the batch norm of a BN-ReLU in front of it.
+        before: the batch norm of a BN-ReLU in front of it, or a ReLU alone; None if there is none.
         masked: a mask chooses its filters.
-        side: height and width of its output, if Winograd's algorithm may take it where that pays.
-        flags: of the instruction; "winograd" joins them where it is taken.
+        winograd: its weights are packed for Winograd's F(2x2, 3x3) too.
+        slices: channels of its input that may hold no data; after a BN-ReLU they are constants then.
 
     Raises:
-        ValueError: the convolution is of another kind.
+        UserError: the convolution is of another kind.
     """
-    stride = _check_conv(conv)
+    geometry = _geometry(conv)
     weight, bias = folded_conv(conv, norm)
-    if (
-        conv.kernel_size == (3, 3)
-        and stride == 1
-        and before is None
-        and not masked
-        and _C.winograd_pays(conv.in_channels, conv.out_channels, side, side)
-    ):
-        flags |= _C.FLAGS["winograd"]
-    return _pack_folded(packer, weight, bias, stride, before, masked, flags)
+    return geometry | pack_folded(packer, weight, bias, before, masked, winograd, slices)
 
 
-def pack_joined_1x1(packer: Packer, parts: list[tuple[nn.Conv2d, nn.Module]], flags: int) -> dict[str, int]:
+def pack_joined_1x1(packer: Packer, parts: list[tuple[nn.Conv2d, nn.Module]]) -> dict[str, int]:
     """Packs 1x1 convolutions of one input, each with its batch norm, as one with all their filters."""
     folded = [folded_conv(conv, norm) for conv, norm in parts]
     weight, bias = (torch.cat(values) for values in zip(*folded, strict=True))
-    return _pack_folded(packer, weight, bias, 1, None, False, flags)
+    return {"stride": 1, **pack_folded(packer, weight, bias)}
 
 
-def _check_conv(conv: nn.Conv2d) -> int:
-    """The stride of a convolution that can be packed."""
-    size, stride = conv.kernel_size[0], conv.stride[0]
-    if conv.kernel_size not in ((1, 1), (3, 3)) or conv.stride not in ((1, 1), (2, 2)) or conv.groups != 1:
-        raise ValueError(f"{conv} cannot be packed; expected a 1x1 or 3x3 convolution of one group, stride 1 or 2")
-    if conv.padding != (size // 2, size // 2) or conv.dilation != (1, 1):
-        raise ValueError(f"{conv} cannot be packed; expected padding {size // 2} and no dilation")
-    return stride
+def _geometry(conv: nn.Conv2d) -> dict[str, int]:
+    """Stride and, unless it is a 1x1 or 3x3 that keeps the size, columns and padding."""
+    stride, padding = conv.stride[0], conv.padding
+    if conv.groups != 1 or conv.dilation != (1, 1) or conv.stride[1] != stride or isinstance(padding, str):
+        raise UserError(f"{conv} is not served; expected one group, no dilation, equal strides and padding in numbers")
+    rows, columns = conv.kernel_size
+    if rows == columns and rows in (1, 3) and stride in (1, 2) and padding == (rows // 2, rows // 2):
+        return {"stride": stride}
+    return {"stride": stride, "columns": columns, "pad_rows": padding[0], "pad_columns": padding[1]}
 
 
 def folded_conv(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
@@ -266,15 +290,27 @@ def folded_conv(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor
     return weight, bias
 
 
-def _pack_folded(
-    packer: Packer, weight: Tensor, bias: Tensor, stride: int, before: nn.BatchNorm2d | None, masked: bool, flags: int
+def pack_folded(
+    packer: Packer,
+    weight: Tensor,
+    bias: Tensor,
+    before: nn.Module | None = None,
+    masked: bool = False,
+    winograd: bool = False,
+    slices: Sequence[range] = (),
 ) -> dict[str, int]:
+    """As :func:`pack_conv2d`, for a weight [O, I, kh, kw] and bias [O]; it decides no stride or padding."""
     out_channels, in_channels, taps = weight.flatten(2).shape
-    winograd = bool(flags & _C.FLAGS["winograd"])
-    layout = _C.conv2d_layout(in_channels, out_channels, taps, before is not None, masked, winograd)
     fields: dict[str, Tensor] = {"bias": pad_rows(bias)}
-    if before is not None:
+    if isinstance(before, nn.BatchNorm2d):
         fields["scale"], fields["shift"] = fold(before)
+    elif before is not None:
+        fields["scale"], fields["shift"] = torch.ones(in_channels), torch.zeros(in_channels)
+    constant = list(slices) if before is not None else []
+    if constant:
+        if taps > 1:
+            raise UserError("a BN-ReLU before a 3x3 is not served where channels may hold no data; expected a 1x1")
+        fields["constants"] = slice_constants(weight, fields["shift"], constant)
     if masked:  # [in][tap][out]
         flat = weight.flatten(2).permute(1, 2, 0)
         fields["weight"] = nn.functional.pad(flat, (0, -len(weight) % _C.TILE))
@@ -283,12 +319,11 @@ def _pack_folded(
     if winograd:
         fields["winograd"] = winograd_conv(weight)
         fields["bias"] = nn.functional.pad(fields["bias"], (0, -len(fields["bias"]) % _C.WINOGRAD_ROWS))
+    layout = _C.conv2d_layout(in_channels, out_channels, taps, before is not None, masked, winograd, len(constant))
     return {
-        "flags": flags,
         "in_channels": in_channels,
         "out_channels": out_channels,
         "taps": taps,
-        "stride": stride,
         "weights": packer.add(layout, **fields),
     }
 

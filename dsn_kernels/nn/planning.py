@@ -1,4 +1,4 @@
-"""A dual skipping network as a plan of the native runtime."""
+"""Dense networks as plans of the native runtime: dual skipping, layer-skippable, and DenseNet with chosen filters."""
 
 from __future__ import annotations
 
@@ -6,93 +6,119 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dsn_models.dual_skipping import BRANCHES, Branch
-from dsn_models.dual_skipping import DualSkippingNetwork as Reference
+from dsn_models.densenet import DenseNet
+from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
+from dsn_models.errors import UserError
+from dsn_models.layer_skippable import PathHead
 
 from ..ops.network import Plan
-from .packing import Packer, block_width, pack_dense_block, pack_head, pack_stem, pack_transition, skippable_slices
+from .packing import block_width, pack_dense_block, pack_path_head, pack_stem, pack_transition, skippable_slices
+from .plan_builder import Masks, PlanBuilder
 
 
-def plan_dual_skipping(model: Reference) -> tuple[Plan, Tensor]:
+def plan_dense(model: DualSkippingNetwork | DenseNet, side: int, masks: Masks | None = None) -> tuple[Plan, Tensor]:
     """The plan of ``model`` and the packed weights it names, float32.
 
     Each branch has its own buffers and, from the stem on, shares nothing with the other but the guide, so that two
-    threads may walk them side by side.
+    threads may walk them side by side. A DenseNet is one branch without gates.
+
+    Args:
+        model: the reference network.
+        side: of the maps that enter the plan: of the images, or of an ImageNet stem's output.
+        masks: path of a convolution of a DenseNet to the first of the gates that choose its filters.
     """
-    return _Planner(model).plan_network()
+    planner = _Planner(model, side, masks)
+    planner.plan_network()
+    return planner.result()
 
 
-class _Planner:
-    def __init__(self, model: Reference) -> None:
-        self.model, self.config = model, model.config
-        self.plan, self.packer = Plan(), Packer()
-        self.side = self.config.image_size if self.config.stem == "conv3x3" else self.config.image_size // 4
+class _Planner(PlanBuilder):
+    def __init__(self, model: Any, side: int, masks: Masks | None) -> None:
+        super().__init__(masks)
+        self.model, self.config, self.first_side = model, model.config, side
         self.stem_weights = pack_stem(self.packer, model.stem) if isinstance(model.stem, nn.Conv2d) else 0
-        self.buffers: list[int] = []
-        self.guide, self.guide_slices = -1, list[range]()
+        self.guide = -1
 
-    def plan_network(self) -> tuple[Plan, Tensor]:
+    def plan_network(self) -> None:
+        if isinstance(self.model, DenseNet):
+            self._plan_branch(self.model)
+            return
         for name in BRANCHES:
-            branch: Branch = getattr(self.model, name)
-            blocks: list[Any] = list(branch.blocks)
-            sides = (self.side >> i for i in range(len(blocks)))
-            self.buffers = [
-                self.plan.buffer(block_width(block), side, side) for block, side in zip(blocks, sides, strict=True)
-            ]
-            self._fill_first_buffer()
-            slices = self._plan_branch(branch)
+            last = self._plan_branch(getattr(self.model, name))
             if self.config.guide and name == BRANCHES[0]:
-                self.guide, self.guide_slices = self.buffers[-1], slices
-        return self.plan, self.packer.tensor()
+                self.guide = last
 
-    def _fill_first_buffer(self) -> None:
-        stem_channels = 2 * self.config.growth_rate
-        if self.config.stem == "conv3x3":
-            self.plan.add(
-                "stem",
-                dst=self.buffers[0],
-                in_channels=self.config.in_channels,
-                out_channels=stem_channels,
-                weights=self.stem_weights,
-            )
-        else:
-            self.plan.add("load", dst=self.buffers[0], in_channels=stem_channels)
-
-    def _plan_branch(self, branch: Branch) -> list[range]:
-        """Appends a branch; returns the skippable slices of its last block."""
-        slices: list[range] = []
-        blocks: list[Any] = list(branch.blocks)
+    def _plan_branch(self, branch: Any) -> int:
+        """Appends a branch; returns the buffer of its last block."""
+        blocks = list(branch.blocks)
+        side, first_gate = self.first_side, self.plan.gates
+        x = self._plan_stem(self.buffer(block_width(blocks[0]), side))
         for i, block in enumerate(blocks):
             if i > 0:
-                self._plan_transition(branch, i, slices)
-            first_gate = self.plan.gates
-            self.plan.add(
-                "dense_block", dst=self.buffers[i], first_gate=first_gate, **pack_dense_block(self.packer, block)
-            )
-            slices = skippable_slices(block)
-        self.plan.add(
-            "head",
-            src=self.buffers[-1],
-            in_channels=branch.channels,
-            out_channels=branch.head.classifier.out_features,
-            out_offset=self.plan.logits,
-            weights=pack_head(self.packer, branch.head, slices),
-        )
-        return slices
+                side //= 2
+                guide = self.guide if i == len(blocks) - 1 else -1
+                x = self._plan_transition(branch.transitions[i - 1], x, self.buffer(block_width(block), side), guide)
+            if self.masks:
+                self._plan_chosen(f"blocks.{i}", block, x)
+            else:
+                fields = pack_dense_block(self.packer, block)
+                self.plan.add("dense_block", dst=x, first_gate=self.plan.gates, **fields)
+                self.slices[x] = skippable_slices(block)
+        if isinstance(branch.head, PathHead):
+            self._plan_path_head(x, branch.head, first_gate)
+        else:
+            self.head(x, branch.head, out_offset=self.plan.logits)
+        return x
 
-    def _plan_transition(self, branch: Branch, i: int, slices: list[range]) -> None:
-        before: Any = branch.blocks[i - 1]
-        transition: Any = branch.transitions[i - 1]
-        width = block_width(before)
-        guide = self.guide if i == len(branch.blocks) - 1 else -1
+    def _plan_stem(self, dst: int) -> int:
+        channels = 2 * self.config.growth_rate
+        if self.config.stem == "imagenet":  # torch runs it
+            self.plan.add("load", dst=dst, in_channels=channels)
+        else:
+            fields = {"in_channels": self.config.in_channels, "out_channels": channels}
+            self.plan.add("stem", dst=dst, weights=self.stem_weights, **fields)
+        return dst
+
+    def _plan_transition(self, transition: Any, x: int, dst: int, guide: int) -> int:
+        width, slices = self.channels(x), self.slices[x]
         if guide >= 0:  # its channels follow the branch's own
-            slices = slices + [range(s.start + width, s.stop + width) for s in self.guide_slices]
+            slices = slices + [range(s.start + width, s.stop + width) for s in self.slices[guide]]
+        out_channels = transition.conv.out_channels
         self.plan.add(
             "transition",
-            src=self.buffers[i - 1],
-            dst=self.buffers[i],
+            src=x,
+            dst=dst,
             in_channels=width,
-            out_channels=transition.conv.out_channels,
+            out_channels=out_channels,
             guide=guide,
             weights=pack_transition(self.packer, transition, slices),
+        )
+        self.written(dst, 0, out_channels, False)
+        return dst
+
+    def _plan_chosen(self, path: str, block: Any, x: int) -> None:
+        """A block's layers one by one, each with the filters that a mask chooses, over the channels that hold data."""
+        channels = block.layers[0].norm1.num_features
+        for i, layer in enumerate(block.layers):
+            where = f"{path}.layers.{i}"
+            if not layer.bottleneck:
+                raise UserError(
+                    f"{self.config.name} has dense layers without a bottleneck; their filters are not chosen"
+                )
+            inner = self.scratch(layer.conv1.out_channels, self.side(x))
+            conv1, conv2 = f"{where}.conv1", f"{where}.conv2"
+            self.conv(layer.conv1, layer.norm2, x, inner, "relu", path=conv1, before=layer.norm1)
+            self.conv(layer.conv2, None, inner, x, path=conv2, out_offset=channels)
+            channels += layer.conv2.out_channels
+
+    def _plan_path_head(self, x: int, head: PathHead, first_gate: int) -> None:
+        self.plan.add(
+            "path_head",
+            src=x,
+            in_channels=self.channels(x),
+            out_channels=head.classifier.out_features,
+            out_offset=self.plan.logits,
+            layers=head.path.in_features,
+            first_gate=first_gate,
+            weights=pack_path_head(self.packer, head),
         )

@@ -42,6 +42,9 @@ class Instruction:
     shared: int = 0
     src_offset: int = 0
     relu_channels: int = 0
+    columns: int = 0
+    pad_rows: int = 0
+    pad_columns: int = 0
 
 
 class Work(NamedTuple):
@@ -64,7 +67,7 @@ class Work(NamedTuple):
     layer: int = -1
 
 
-@dataclass
+@dataclass(eq=False)
 class Plan:
     """A network as the kernels run it: buffers (channels, height, width) and the instructions that fill them."""
 
@@ -97,18 +100,21 @@ class Plan:
         ends += [i.first_gate + 1 for i in self._steps("gate")]
         for step in self._steps("conv2d"):
             ends += [step.only_if + 1, step.out_mask >= 0 and step.out_mask + step.out_channels]
-        return max(ends, default=0)
+        for step in self._steps("max_pool") + self._steps("avg_pool") + self._steps("load"):
+            ends.append(step.out_mask >= 0 and step.out_mask + step.in_channels)
+        return max([0, *ends])
 
     @property
     def logits(self) -> int:
         """Outputs of all heads."""
-        return max((i.out_offset + i.out_channels for op in ("head", "linear") for i in self._steps(op)), default=0)
+        heads = [i for op in ("head", "path_head", "linear") for i in self._steps(op)]
+        return max([0, *(i.out_offset + i.out_channels for i in heads)])
 
     def macs(self, gates: Tensor) -> Tensor:
         """MACs the kernels execute for gates [B, L] of 0 and 1: int64 [B].
 
         Counted: stems, gates, layers that run over channels that hold data, transitions after pooling, convolutions
-        that run (chosen filters times live input channels), heads.
+        that run (chosen filters times input channels that hold data), heads.
         """
         total = gates.new_zeros(gates.shape[0], dtype=torch.int64)
         return total + sum(work.macs for work in self.trace(gates))
@@ -117,7 +123,7 @@ class Plan:
         """What :meth:`macs` counts, step by step, for gates [B, L] of 0 and 1."""
         gates = gates.long()
         none, all_ = gates.new_zeros(gates.shape[0]), gates.new_ones(gates.shape[0])
-        live: dict[int, Tensor] = {}  # channels of a buffer that hold data
+        live = _Live(gates)
         names = {number: name for name, number in _C.OPS.items()}
         for index, step in enumerate(self.code):
             op = names[step.op]
@@ -125,7 +131,7 @@ class Plan:
                 channels = none + step.in_channels
                 for layer in range(step.layers):
                     gate = step.first_gate + layer if step.gate != _C.GATES["none"] else -1
-                    taken = gates[:, step.first_gate + layer]
+                    taken = gates[:, gate] if gate >= 0 else all_
                     if gate >= 0:
                         yield Work("gate", index, -1, all_, none + step.in_channels + layer * self._added(step))
                     macs = dense_layer_macs(
@@ -133,43 +139,63 @@ class Plan:
                     )
                     yield Work("layer", index, gate, taken, taken * macs, layer)
                     channels = channels + taken * self._added(step)
-                live[step.dst] = channels
+                live.append_layers(step, self._added(step))
             elif op == "conv2d":
-                ran, macs = all_, self._pixels(step.dst) * step.taps * conv2d_products(step, gates)
-                if step.only_if >= 0:
-                    ran = gates[:, step.only_if]
-                if step.out_mask >= 0:
-                    ran = ran * gates[:, step.out_mask : step.out_mask + step.out_channels].double().mean(1)
-                yield Work(op, index, max(step.only_if, step.out_mask), ran, macs)
+                filters = live.chosen(step.out_mask, step.out_channels)
+                inputs = live.count(step.src) if step.flags & _C.FLAGS["live"] else none + step.in_channels
+                runs = gates[:, step.only_if] if step.only_if >= 0 else all_
+                macs = runs * self._pixels(step.dst) * step.taps * filters.sum(1) * inputs
+                yield Work(op, index, max(step.only_if, step.out_mask), runs * filters.double().mean(1), macs)
+                if not step.flags & _C.FLAGS["accumulate"]:
+                    live.write(step, filters)
             else:
                 yield Work(op, index, -1, all_, none + self._step_macs(op, step, live))
+                if op in ("max_pool", "avg_pool"):
+                    live.write(step, live.of(step.src) * live.chosen(step.out_mask, step.in_channels))
+                elif op == "load":
+                    live.write(step, live.chosen(step.out_mask, step.in_channels))
+                elif step.dst >= 0 and op != "add":
+                    live.write(step, live.chosen(-1, step.out_channels), at=0)
 
-    def _step_macs(self, op: str, step: Instruction, live: dict[int, Tensor]) -> int | Tensor:
+    def _step_macs(self, op: str, step: Instruction, live: _Live) -> int | Tensor:
         """MACs of an instruction that always runs, where ``live`` channels of the buffers hold data."""
         if op == "stem":
             return self._pixels(step.dst) * 9 * step.in_channels * step.out_channels
         if op == "transition":
-            inputs = live[step.src] + (live[step.guide] if step.guide >= 0 else 0)
+            inputs = live.count(step.src) + (live.count(step.guide) if step.guide >= 0 else 0)
             return preact_conv2d_macs(self._pixels(step.dst), inputs, step.out_channels)
         if op == "head":
-            return head_macs(live.get(step.src, step.in_channels), step.out_channels)
+            return head_macs(live.count(step.src), step.out_channels)
+        if op == "path_head":  # scaled features, then the classifier; the path's columns are sums
+            return step.in_channels * (1 + step.out_channels)
         if op == "gate":
             return gate_macs(step.in_channels, step.gate == _C.GATES["recurrent"])
         return step.in_channels * step.out_channels if op == "linear" else 0
 
-    def dense_macs(self) -> int:
-        """MACs of the network without gates as a framework runs it: every layer, a transition's 1x1 before its pool."""
-        # Each branch runs the stem into its own buffer; a framework runs it once.
-        total = sum(self._pixels(s.dst) * 9 * s.in_channels * s.out_channels for s in self._steps("stem")[:1])
-        for step in self._steps("dense_block"):
-            for layer in range(step.layers):
-                channels = torch.tensor(step.in_channels + layer * self._added(step))
-                pixels = self._pixels(step.dst)
-                total += int(dense_layer_macs(pixels, channels, step.out_channels, step.bottleneck, step.merge))
-        for step in self._steps("transition"):
-            inputs = step.in_channels + (self.buffers[step.guide][0] if step.guide >= 0 else 0)
-            total += self._pixels(step.src) * inputs * step.out_channels
-        return total + sum(step.in_channels * step.out_channels for step in self._steps("head"))
+    def resized(self, height: int, width: int) -> Plan:
+        """The same plan for images of another size; it may have no linear layers on whole maps."""
+        sizes: dict[int, tuple[int, int]] = {}
+        for step in self.code:
+            if step.src < 0 and step.dst not in sizes:
+                sizes[step.dst] = (height, width)
+            elif step.src >= 0 and step.dst >= 0 and step.dst not in sizes:
+                sizes[step.dst] = self._map_size(step, sizes[step.src])
+        return Plan([(c, *sizes[i]) for i, (c, _, _) in enumerate(self.buffers)], self.code)
+
+    @staticmethod
+    def _map_size(step: Instruction, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that a step leaves of a map."""
+        height, width = size
+        if step.op == _C.OPS["transition"]:
+            return height // 2, width // 2
+        if not step.columns:
+            stride = max(step.stride, 1)
+            return -(-height // stride), -(-width // stride)
+        rows = step.taps // step.columns
+        return (
+            (height + 2 * step.pad_rows - rows) // step.stride + 1,
+            (width + 2 * step.pad_columns - step.columns) // step.stride + 1,
+        )
 
     def _steps(self, op: str) -> list[Instruction]:
         return [i for i in self.code if i.op == _C.OPS[op]]
@@ -183,15 +209,33 @@ class Plan:
         return block.out_channels if block.merge == _C.MERGES["concat"] else 0
 
 
-def conv2d_products(step: Instruction, gates: Tensor) -> Tensor:
-    """Pairs of a live input channel and a filter that runs, for gates int64 [B, L]: int64 [B]."""
-    filters = gates.new_full((len(gates),), step.out_channels)
-    inputs = torch.full_like(filters, step.in_channels)
-    if step.out_mask >= 0:
-        filters = gates[:, step.out_mask : step.out_mask + step.out_channels].sum(1)
-    if step.in_mask >= 0:
-        inputs = gates[:, step.in_mask : step.in_mask + step.in_channels].sum(1)
-    return filters * inputs * (gates[:, step.only_if] if step.only_if >= 0 else 1)
+class _Live:
+    """Which channels of each buffer hold data, for gates int64 [B, L]: int64 [B, C] of 0 and 1."""
+
+    def __init__(self, gates: Tensor) -> None:
+        self._gates, self._live = gates, dict[int, Tensor]()
+
+    def of(self, buffer: int) -> Tensor:
+        return self._live[buffer]
+
+    def count(self, buffer: int) -> Tensor:
+        return self._live[buffer].sum(1)
+
+    def chosen(self, mask: int, channels: int) -> Tensor:
+        """The columns of a mask that begins at gate ``mask``; all ones without one."""
+        if mask < 0:
+            return self._gates.new_ones(()).expand(len(self._gates), channels)
+        return self._gates[:, mask : mask + channels]
+
+    def write(self, step: Instruction, channels: Tensor, at: int | None = None) -> None:
+        """Puts ``channels`` behind the first ``at`` of dst, ``step.out_offset`` if not given."""
+        before = step.out_offset if at is None else at
+        self._live[step.dst] = torch.cat([self._live[step.dst][:, :before], channels], 1) if before else channels
+
+    def append_layers(self, block: Instruction, added: int) -> None:
+        taken = self.chosen(block.first_gate if block.gate != _C.GATES["none"] else -1, block.layers)
+        before = self._live[block.dst][:, : block.in_channels]
+        self._live[block.dst] = torch.cat([before, taken.repeat_interleave(added, 1)], 1)
 
 
 def gate_macs(in_channels: int, recurrent: bool) -> int:

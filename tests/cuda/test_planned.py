@@ -116,7 +116,7 @@ def test_a_sample_does_not_depend_on_its_batch(place, name):
 
 def test_masks_must_be_given(place):
     fast = accelerate(place, make_planned("gaternet-all"), torch.float16)
-    runner = fast.backbone.runner
+    runner = fast.runner
     x = make_images(fast, 1).to(place.device)
     with pytest.raises(RuntimeError, match="forced_?.?gates must say which filters run"):
         runner(x, torch.full((runner.plan.gates,), 0.5, device=place.device))

@@ -66,12 +66,11 @@ def mma_of(plan, tiles, gates):
 def test_tensor_core_instructions(simt, name, density):
     model = make_planned(name)
     fast = dsn_kernels.accelerate(model, dtype=torch.float16, backend="simt")
-    network = fast.network if hasattr(fast, "network") else fast.backbone
-    plan, batch = network.runner.plan, 3
+    plan, batch = fast.runner.plan, 3
     gates = (torch.rand(batch, plan.gates, generator=torch.Generator().manual_seed(1)) < density).byte()
     limits = torch.full((plan.gates,), 0.5)
     simt.reset_counters()
-    out = network.runner(make_images(model, batch), limits, gates)
+    out = fast.runner(make_images(model, batch), limits, gates)
     assert torch.equal(out.gates, gates)
     assert simt.counters()["mma_m16n8k16_f16"] == mma_of(plan, conv_tiles(simt, plan, batch, 1), gates)
 
@@ -81,13 +80,13 @@ def gated_conv(channels, side, taps, stride, with_conv=True):
     packer, plan = Packer(), Plan()
     conv = nn.Conv2d(channels, 24, 3 if taps == 9 else 1, stride, taps // 9)
     x, y = plan.buffer(channels, side, side), plan.buffer(24, -(-side // stride), -(-side // stride))
-    fields = pack_conv2d(packer, conv, None, flags=_C.FLAGS["relu"])
+    fields = pack_conv2d(packer, conv, None)
     plan.add("load", dst=x, in_channels=channels)
     plan.add("pool_sums", src=x, in_channels=channels)
     weights = pack_gate(packer, torch.ones(1, channels), torch.zeros(1))
     plan.add("gate", src=x, in_channels=channels, gate=_C.GATES["soft"], weights=weights)
     if with_conv:
-        plan.add("conv2d", src=x, dst=y, only_if=0, **fields)
+        plan.add("conv2d", src=x, dst=y, only_if=0, flags=_C.FLAGS["relu"], **fields)
     return PlanRunner(plan, packer.tensor(), torch.float16, "simt")
 
 
@@ -217,7 +216,7 @@ def gradual_layer(channels, side, sizes, width, shortcut, with_layer=True):
 
     def conv(inputs, outputs, taps, flags, **fields):
         module = nn.Conv2d(inputs, outputs, 3 if taps == 9 else 1, padding=taps // 9)
-        plan.add("conv2d", **pack_conv2d(packer, module, None, flags=flags), **fields)
+        plan.add("conv2d", flags=flags, **pack_conv2d(packer, module, None), **fields)
 
     for i, size in enumerate(sizes if with_layer else []):
         at = sum(sizes[:i])
@@ -265,7 +264,7 @@ def test_gates_take_no_launch_of_their_own(simt):
     """The last block of a sample that wrote a map decides the gates that read it."""
     for name in ("skipnet-rnn", "skipnet-ff-1"):
         model = make_planned(name)
-        runner = dsn_kernels.accelerate(model, dtype=torch.float16, backend="simt").network.runner
+        runner = dsn_kernels.accelerate(model, dtype=torch.float16, backend="simt").runner
         simt.reset_counters()
         runner(make_images(model, 2), torch.full((runner.plan.gates,), 0.5))
         gates = sum(step.op == GATE for step in runner.plan.code)
