@@ -9,7 +9,8 @@ from small_models import make_images
 from small_planned import PLANNED, make_planned
 
 import dsn_kernels
-from dsn_kernels.nn.packing import Packer, pack_conv2d
+from dsn_kernels import _C
+from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
 from dsn_kernels.nn.plan_runner import PlanRunner
 from dsn_kernels.ops.network import Plan
 
@@ -81,6 +82,29 @@ def test_convolution(place, channels, filters, side, taps, stride, dtype):
     actual = runner(images.to(place.device), torch.empty(0, device=place.device)).map.cpu()
     exact = copy.deepcopy(conv).double()(images.double())
     assert_as_exact_as_torch(actual, copy.deepcopy(conv).to(dtype)(images.to(dtype)), exact)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("count", [5, 66])  # decided by the launch that pools, and by launches of their own
+def test_gates_of_one_map(place, kind, count):
+    place.seeded(5)
+    packer, plan = Packer(), Plan()
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(count, 6, generator=generator), torch.randn(count, generator=generator)
+    x = plan.buffer(6, 4, 5)
+    plan.add("load", dst=x, in_channels=6)
+    plan.add("pool_sums", src=x, in_channels=6)
+    for i in range(count):
+        packed = pack_gate(packer, weight[i : i + 1], bias[i : i + 1])
+        plan.add("gate", src=x, in_channels=6, gate=_C.GATES[kind], first_gate=i, weights=packed)
+    runner = PlanRunner(plan, packer.tensor(), torch.float32, place.backend).to(place.device)
+    images, limits = torch.randn(3, 6, 4, 5, generator=generator), torch.rand(count, generator=generator)
+    out = runner(images.to(place.device), limits.to(place.device))
+    z = images.double().mean((2, 3)) @ weight.double().T + bias
+    scores = (z + 0.5).clamp(0, 1) if kind == "hard" else z.sigmoid()
+    torch.testing.assert_close(out.scores.cpu().double(), scores, rtol=1e-5, atol=1e-5)
+    assert torch.equal(out.gates.cpu().bool(), scores > limits)
+    assert out.macs.tolist() == [6 * count] * 3
 
 
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
