@@ -1,9 +1,10 @@
 """LSN against DSN: accuracy, skipping and accuracy under attack, with each of LSN's additions switched off in turn.
 
-    python benchmarks/layer_skippable.py OUT.json [--images 640] [--attacked 200]
+    python benchmarks/layer_skippable.py OUT.json [--images 640] [--attacked 200] [--data MNIST --start CKPT]
 
-Every arm fine-tunes the shipped network (dsn-navon on Navon digits of scikit-learn) by the same recipe: two epochs in
-which the gates learn too. What an arm adds begins without effect, so all begin alike.
+Every arm fine-tunes the shipped network (dsn-navon on Navon digits of scikit-learn), or on sb-MNIST one trained by
+`dsn train sb-mnist`, by the same recipe: two epochs in which the gates learn too. What an arm adds begins without
+effect, so all begin alike.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import dsn_models
 from dsn_kernels.cli.demo import CHECKPOINT
 from dsn_models import checkpoints
-from dsn_models.data import navon
+from dsn_models.data import open_dataset
 from dsn_models.training import Recipe, train
 from dsn_models.training.robustness import attacked_accuracy
 
@@ -35,17 +36,17 @@ ARMS = {
 }
 
 
-def make_recipe(name: str, images: int, seed: int) -> Recipe:
+def make_recipe(name: str, start: Path, kind: str, images: int, seed: int) -> Recipe:
     guide, path_affine, ranking = ARMS[name]
     return Recipe.model_validate(
         {
             "name": name.replace(", ", "-").replace(" ", "-"),
             "model": "lsn-navon",
             "seed": seed,
-            "init": str(CHECKPOINT),
+            "init": str(start),
             "options": {"guide": guide, "path_affine": path_affine},
             "data": {
-                "kind": "navon-sklearn", "train_images": images, "test_images": 500,
+                "kind": kind, "train_images": images, "test_images": 500,
                 "options": {"distortions": 2, "seed": 1},
             },
             "train": {"epochs": 2, "batch": 32, "lr": 0.01},
@@ -62,11 +63,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=int, default=640, help="of an epoch")
     parser.add_argument("--attacked", type=int, default=200, help="test images under FGSM; a quarter of them under PGD")
+    parser.add_argument("--data", type=Path, help="folder of MNIST's files: sb-MNIST instead of scikit-learn's digits")
+    parser.add_argument("--start", type=Path, default=CHECKPOINT, help="a dsn-navon trained on these data")
     parser.add_argument("--epsilon", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    test_set = navon.from_sklearn(False, options.attacked, seed=1)
+    kind = "navon-idx" if options.data else "navon-sklearn"
+    test_set = open_dataset(kind, options.data, False, options.attacked, seed=1)
     document = {
         "schema": 1,
         "command": f"python {' '.join(sys.argv)}",
@@ -79,10 +83,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in ARMS:
             began = time.process_time()
-            recipe = make_recipe(name, options.images, options.seed)
-            checkpoint = train(recipe, None, Path(folder) / recipe.name)
+            recipe = make_recipe(name, options.start, kind, options.images, options.seed)
+            checkpoint = train(recipe, options.data, Path(folder) / recipe.name)
             facts = checkpoints.read_metadata(checkpoint)
-            trained = facts["recipe"] | {"init": CHECKPOINT.name}  # not where it lies on this machine
+            trained = facts["recipe"] | {"init": options.start.name}  # not where it lies on this machine
             row = {"arm": name, "recipe": trained, "images_seen": facts["images_seen"], "test": facts["test"]}
             row["train_cpu_seconds"] = round(time.process_time() - began, 1)
             model = dsn_models.load(checkpoint)

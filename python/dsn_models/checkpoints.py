@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -57,7 +57,7 @@ def save(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
     header = {
         "format": FORMAT,
         "family": family_of(model),
-        "config": json.dumps(dataclasses.asdict(model.config)),  # type: ignore[call-overload]
+        "config": json.dumps(dataclasses.asdict(cast(Any, model).config)),
         "metadata": json.dumps(metadata),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -169,8 +169,9 @@ def _outputs(unit: nn.Module) -> list[tuple[str, list[_Part]]]:
                 outputs.append((f"{path}.norm", [(f"{path}.conv", f"{path}.norm", module.conv.out_channels)]))
         outputs.append(("", parts))
     else:
-        for conv, norm in unit.convolutions:  # type: ignore[union-attr]
-            outputs.append((norm or conv, [(conv, norm, unit.get_submodule(conv).out_channels)]))  # type: ignore[list-item]
+        for conv, norm in cast(densenet.Convolutions, unit.convolutions):
+            filters = cast(nn.Conv2d, unit.get_submodule(conv)).out_channels
+            outputs.append((norm or conv, [(conv, norm, filters)]))
     return outputs
 
 
@@ -218,13 +219,10 @@ class Gater(nn.Module):
     def __init__(self, config: resnet.ResNetConfig, bottleneck: int, gates: int) -> None:
         super().__init__()
         self.features = resnet.ResNet(config)
-        head = self.features.head
-        classifier = head.classifier if isinstance(head, densenet.Head) else head[-1]  # type: ignore[index]
-        self.fc1 = nn.Linear(classifier.in_features, bottleneck)  # type: ignore[arg-type]
-        if isinstance(head, densenet.Head):
-            head.classifier = nn.Identity()  # type: ignore[assignment]
-        else:
-            head[-1] = nn.Identity()  # type: ignore[index, operator]
+        last, classifier = list(self.features.head.named_children())[-1]
+        assert isinstance(classifier, nn.Linear)
+        self.features.head.set_submodule(last, nn.Identity())
+        self.fc1 = nn.Linear(classifier.in_features, bottleneck)
         self.norm = nn.BatchNorm1d(bottleneck)
         self.fc2 = nn.Linear(bottleneck, gates)
 

@@ -135,7 +135,7 @@ class SkipNet(nn.Module):
 
     ``forward(images, forced_gates=None, thresholds=None, decide=None)``: images [B, in_channels, image_size,
     image_size] to logits [B, classes]. Afterwards ``last_gates`` and ``last_scores`` hold ``{"units": [B, L]}``: what
-    each gate did (uint8, 1 = kept) and its score; L = units - 1.
+    each gate did (uint8, 1 = kept) and its score, detached; L = units - 1.
 
     The gate of the last unit's output decides nothing. It is there, frozen, because the authors' networks have it and
     their parameter counts and files with it.
@@ -184,7 +184,7 @@ class SkipNet(nn.Module):
         dtype = next(self.parameters()).dtype
         check_images(images, config.in_channels, config.image_size, dtype)
         forced = resolve_forced_gates(forced_gates, len(images), self.gate_counts)[UNITS]
-        decisions = [decide or self._decide(limit) for limit in resolve_thresholds(thresholds, config)]
+        decisions = [decide or self.decision(limit) for limit in resolve_thresholds(thresholds, config)]
         x = self.units[0](self.stem(images))
         state: tuple[Tensor, Tensor] | None = None
         taken, scores = [], []
@@ -201,7 +201,7 @@ class SkipNet(nn.Module):
             taken.append(gate.detach().flatten() != 0)
             scores.append(score)
         self.last_gates = {UNITS: torch.stack(taken, 1).to(torch.uint8)}
-        self.last_scores = {UNITS: torch.stack(scores, 1)}
+        self.last_scores = {UNITS: torch.stack(scores, 1).detach()}
         return self.head(x)
 
     def _score(
@@ -218,7 +218,8 @@ class SkipNet(nn.Module):
             scores.append(score)
         return torch.stack(scores, 1)
 
-    def _decide(self, threshold: float) -> Decide:
+    def decision(self, threshold: float) -> Decide:
+        """What ``forward`` decides by: 1 iff a score exceeds ``threshold``; gates that learn pass gradients through."""
         learn = next(self.gates[0].parameters()).requires_grad
 
         def decide(score: Tensor) -> Tensor:
@@ -255,8 +256,13 @@ class SkipNet(nn.Module):
 
     def learn_gates(self, learns: bool) -> None:
         """Lets the gates that decide learn, or freezes them."""
-        for module in [*list(self.gates)[:-1], *([self.control] if self.config.gate == "rnn" else [])]:
-            module.requires_grad_(learns)
+        for parameter in self.gate_parameters():
+            parameter.requires_grad_(learns)
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the gates that decide."""
+        modules = [*list(self.gates)[:-1], *([self.control] if self.config.gate == "rnn" else [])]
+        return [parameter for module in modules for parameter in module.parameters()]
 
     def last_linears(self) -> list[nn.Linear]:
         """The layers whose last output, less the others, is the logit of a score."""

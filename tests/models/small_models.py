@@ -24,6 +24,7 @@ SMALL = {
     "resnet-34": {"stage_units": (1, 1), "stage_widths": (8, 16), "stem_width": 8, "image_size": 32},
     "resnet-164": {"stage_units": (1, 1, 1), "stage_widths": (16, 32, 64), "image_size": 16},
     "skipnet-38-rnn": {"stage_units": (1, 1, 1), "stage_widths": (8, 8, 16), "stem_width": 8, "image_size": 8},
+    "skipnet-38-ff": {"stage_units": (1, 1, 1), "stage_widths": (8, 8, 16), "stem_width": 8, "image_size": 8},
     "skipnet-110-ff": {"stage_units": (1, 1, 1), "stage_widths": (8, 8, 16), "stem_width": 8, "image_size": 16},
     "shake-shake-64d": {"stage_units": (1, 1, 1), "width": 8, "stem_width": 8, "image_size": 16},
     "inception-v4": {"blocks": (1, 1, 1), "image_size": 75},

@@ -10,7 +10,7 @@ import torch
 
 from dsn_models import UserError
 from dsn_models.data import cifar, idx, navon, open_dataset
-from dsn_models.data.base import RandomFlipCrop
+from dsn_models.data.base import RandomFlipCrop, RandomScaleCrop
 from dsn_models.data.folder import ImageFolder
 
 
@@ -210,6 +210,43 @@ def test_image_folder(tmp_path):
     (tmp_path / "coarse.json").write_text("[1]")
     with pytest.raises(UserError, match="is no coarse-label map"):
         open_dataset("folder", tmp_path, True, image_size=8)
+
+
+@pytest.mark.parametrize("augment", ["scale", "scale-colour"])
+def test_scaled_crops_are_a_function_of_epoch_and_index(tmp_path, augment):
+    from PIL import Image
+
+    (tmp_path / "train" / "oak").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 12, 40, 3), np.uint8)
+    for i in range(3):
+        Image.fromarray(pixels[i]).save(tmp_path / "train" / "oak" / f"{i}.png")
+    (tmp_path / "coarse.json").write_text('{"oak": "tree"}')
+    dataset = open_dataset("folder", tmp_path, True, image_size=8, augment=augment)
+    dataset.set_epoch(1)
+    together = dataset.batch(torch.tensor([2, 0, 1]))[0]
+    assert together.shape == (3, 3, 8, 8)
+    assert torch.equal(dataset.batch(torch.tensor([0]))[0][0], together[1])
+    dataset.set_epoch(2)
+    assert not torch.equal(dataset.batch(torch.tensor([2, 0, 1]))[0], together)
+    with pytest.raises(UserError, match="augment is 'turn'; expected one of shift, scale, scale-colour"):
+        open_dataset("folder", tmp_path, True, image_size=8, augment="turn")
+
+
+def test_a_scaled_crop_is_part_of_the_image_and_may_be_mirrored():
+    """On a picture of its own coordinates: columns rise or fall, rows rise; narrow crops and wide ones."""
+    from PIL import Image
+
+    columns, rows = np.meshgrid(np.arange(60), np.arange(40))
+    image = Image.fromarray(np.stack([columns * 4, rows * 4, columns * 0], 2).astype(np.uint8))
+    crop, mirrored, widths = RandomScaleCrop(16, False, 0), 0, []
+    for index in range(64):
+        seen = np.asarray(crop(image, index)).astype(int)
+        across, down = np.diff(seen[8, :, 0]), np.diff(seen[:, 8, 1])
+        assert (down >= 0).all() and ((across >= 0).all() or (across <= 0).all())
+        mirrored += across.sum() < 0
+        widths.append(abs(across.sum()) / (59 * 4))
+    assert 16 < mirrored < 48
+    assert min(widths) < 0.35 and max(widths) > 0.8
 
 
 def test_unknown_kind_and_missing_folder(tmp_path):

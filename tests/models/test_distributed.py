@@ -4,60 +4,26 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from small_recipes import DSN, GATERNET, GUNN, LSN, SKIPNET
 
 import dsn_models
 from dsn_models import distributed
 from dsn_models.gradually_updated import GradualLayer
 from dsn_models.training import load_recipe, train
+from dsn_models.training.recipe import tomllib
 
 WORLD = 2
 RECIPES = {
-    "dsn": """
-name = "dsn"
-model = "dsn-navon"
-[options]
-image_size = 16
-block_layers = [1, 1, 1]
-[train]
-epochs = 3
-ungated_epochs = 1
-settled_epochs = 1
-batch = 8
-lr = 0.05
-[gates]
-slope_step = 2.0
-sparsity = 1.0
-target = [0.5, 0.5]
-""",
-    "gunn": """
-name = "gunn"
-model = "gunn-15"
-task = "fine"
-[options]
-image_size = 16
-in_channels = 1
-widths = [6, 8]
-segments = [3, [1, 7]]
-[train]
-iterations = 6
-batch = 8
-schedule = "step"
-milestones = [4]
-""",
+    "dsn": DSN.replace("ungated_epochs = 1", "ungated_epochs = 1\nsettled_epochs = 1"),
+    "lsn": LSN + "[lsn]\nranking = 1.0\n",
+    "skipnet": SKIPNET + "[skipping]\npenalty = 1.0\ntarget = 0.5\n",
+    "skipnet-hrl": SKIPNET.replace("[options]", "init = 'INIT'\n[options]") + "[skipping]\nstage = 'reinforce'\n",
+    "gaternet": GATERNET,
+    "gunn": GUNN,
 }
-DATA = """
-[data]
-kind = "navon-sklearn"
-train_images = 32
-test_images = 20
-[data.options]
-canvas = 16
-glyph = 4
-"""
 
 
 def make_parts():
@@ -108,28 +74,57 @@ def launch(recipe, out, *options):
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env=os.environ)
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_a_recipe_in_two_processes_ends_at_the_weights_of_one(name, tmp_path):
-    recipe = tmp_path / f"{name}.toml"
-    recipe.write_text(RECIPES[name] + DATA)
+def assert_same_training(recipe, two, one):
+    """Weights of two processes differ from those of one by rounding, which training makes more of, and no more."""
+    facts = dsn_models.checkpoints.read_metadata(two)
+    assert facts["processes"] == WORLD
+    chosen = load_recipe(recipe)
+    torch.manual_seed(chosen.seed)
+    start = dsn_models.create(chosen.model, **chosen.options)
+    if chosen.init:
+        start = dsn_models.load(chosen.init)
+    start, two, one = start.state_dict(), dsn_models.load(two).state_dict(), dsn_models.load(one).state_dict()
+    apart, moved = (torch.cat([(a[k] - b[k]).flatten() for k in one]).norm() for a, b in ((one, two), (one, start)))
+    assert apart < 1e-3 * moved
+
+
+def test_torchrun_ends_at_the_weights_of_one_process(tmp_path):
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(RECIPES["dsn"])
     done = launch(recipe, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test images") == 1  # one process reports
     assert not [path for path in (tmp_path / "two").iterdir() if path.name.startswith(".")]
-    facts = dsn_models.checkpoints.read_metadata(tmp_path / "two" / f"{name}.safetensors")
-    assert facts["processes"] == WORLD
-    two = dsn_models.load(tmp_path / "two" / f"{name}.safetensors").state_dict()
-    one = dsn_models.load(train(recipe, None, tmp_path / "one", progress=False)).state_dict()
-    chosen = load_recipe(recipe)
-    torch.manual_seed(chosen.seed)
-    start = dsn_models.create(chosen.model, **chosen.options).state_dict()
-    apart, moved = (torch.cat([(a[k] - b[k]).flatten() for k in one]).norm() for a, b in ((one, two), (one, start)))
-    assert apart < 1e-3 * moved  # float32 rounds sums in another order, and training makes more of it
+    one = train(recipe, None, tmp_path / "one", progress=False)
+    assert_same_training(recipe, tmp_path / "two" / "tiny.safetensors", one)
+
+
+def train_in_two(rank, folder, names):
+    torch.set_num_threads(1)
+    os.environ["RANK"] = str(rank)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    for name in names:
+        train(f"{folder}/{name}.toml", None, f"{folder}/two/{name}", progress=False)
+    dist.destroy_process_group()
+
+
+def test_every_family_ends_at_the_weights_of_one_process(tmp_path):
+    torch.manual_seed(0)
+    skipnet = dsn_models.create("skipnet-38-rnn", **tomllib.loads(SKIPNET)["options"])
+    init = dsn_models.save(skipnet, tmp_path / "init.safetensors")
+    names = [name for name in RECIPES if name != "dsn"]
+    for name in names:
+        (tmp_path / f"{name}.toml").write_text(RECIPES[name].replace("INIT", str(init)))
+    torch.multiprocessing.spawn(train_in_two, (str(tmp_path), names), WORLD)
+    for name in names:
+        recipe = tmp_path / f"{name}.toml"
+        one = train(recipe, None, tmp_path / "one" / name, progress=False)
+        assert_same_training(recipe, tmp_path / "two" / name / "tiny.safetensors", one)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_once(tmp_path):
-    recipe = tmp_path / "dsn.toml"
-    recipe.write_text((RECIPES["dsn"] + DATA).replace("batch = 8", "batch = 7"))
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(DSN.replace("batch = 8", "batch = 7"))
     done = launch(recipe, tmp_path)
     assert done.returncode != 0
     assert done.stderr.count("2 processes cannot share a batch of 7 evenly; set train.batch to a multiple") == 1

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 from small_models import make_images, make_small
+from small_recipes import GATERNET
 from torch.nn import functional as F
 
 import dsn_models
@@ -13,8 +14,9 @@ from dsn_models import UserError
 from dsn_models.gaternet import GaterNet, GaterNetConfig
 from dsn_models.gates import SemHash, saturating_sigmoid
 from dsn_models.training import Recipe, train
+from dsn_models.training.calibration import calibrate, filter_harm
 from dsn_models.training.objectives import make_objective
-from dsn_models.training.objectives.gaternet import calibrate_gater, filter_harm
+from dsn_models.training.recipe import tomllib
 
 SMALL_GATERNETS = [
     "gaternet-resnet-20",
@@ -328,20 +330,7 @@ def test_backbone_and_gater_see_the_same_images_and_classes():
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 7)
 
 
-TINY = {
-    "name": "tiny",
-    "model": "gaternet-resnet-20",
-    "task": "fine",
-    "options": {
-        "in_channels": 1,
-        "image_size": 16,
-        "backbone_options": {"stage_units": [1, 1, 1], "shortcut": "pad"},
-        "gater_options": {"stage_units": [1, 1, 1], "shortcut": "pad"},
-    },
-    "data": {"kind": "navon-sklearn", "train_images": 64, "test_images": 20, "options": {"canvas": 16, "glyph": 4}},
-    "train": {"epochs": 2, "settled_epochs": 1, "batch": 16, "lr": 0.02},
-    "gater": {"begin": "calibrated", "off": 0.3, "dropout": 0.05},
-}
+TINY = tomllib.loads(GATERNET)
 
 
 @pytest.fixture
@@ -413,8 +402,9 @@ def test_calibrated_gates_begin_with_the_least_harmful_filters_off(backbone):
     objective = make_objective(recipe, model)
     objective.initialise(model)
     dataset = dsn_models.data.open_dataset("navon-sklearn", None, True, 64, canvas=16, glyph=4)
-    harm = filter_harm(model, dataset, "fine")
-    calibrate_gater(model, dataset, "fine", 0.3)
+    images, _, labels = dataset.batch(torch.arange(64))
+    harm = filter_harm(model.eval(), images, {"filters": labels})
+    calibrate(model, dataset, {"filters": 0.7}, "fine")
     bias = model.gater.fc2.bias
     off = bias < 0
     assert abs(off.float().mean() - 0.3) < 1 / model.num_gates
@@ -442,8 +432,8 @@ def test_filter_harm_by_finite_differences(backbone):
     step = 1e-6
     d = torch.stack([(losses(ones) - losses(ones - step * row)) / step for row in torch.eye(len(ones)).double()], 1)
     expected = (d.square() / 2 - d).mean(0)
-    model.float()
-    torch.testing.assert_close(filter_harm(model, dataset, "fine", 16), expected, rtol=1e-2, atol=1e-4)
+    harm = filter_harm(model.float(), images.float(), {"filters": labels})
+    torch.testing.assert_close(harm, expected, rtol=1e-2, atol=1e-4)
 
 
 def test_dropout_by_epochs_needs_epochs(backbone):

@@ -3,31 +3,12 @@
 import pytest
 import torch
 from small_models import make_images, make_small
+from small_recipes import LSN as RECIPE
 
 import dsn_models
 from dsn_models import UserError
 from dsn_models.training import train
 from dsn_models.training.losses import open_gates, ranking_loss
-
-RECIPE = """
-name = "tiny"
-model = "lsn-navon"
-[options]
-image_size = 16
-block_layers = [1, 1, 1]
-[data]
-kind = "navon-sklearn"
-train_images = 32
-test_images = 20
-[data.options]
-canvas = 16
-glyph = 4
-[train]
-epochs = 2
-ungated_epochs = 1
-batch = 8
-lr = 0.05
-"""
 
 
 def test_without_its_additions_it_is_a_dual_skipping_network():

@@ -1,49 +1,38 @@
+import copy
+
 import pytest
 import torch
-from test_cifar_jpeg import write_archive
+from small_recipes import SKIPNET
 from torch import nn
 
 import dsn_models
 from dsn_models import UserError, checkpoints
-from dsn_models.data import open_dataset
 from dsn_models.skipnet import UNITS
-from dsn_models.training import load_recipe, recipe_names, train
+from dsn_models.training import load_recipe, train
 from dsn_models.training.objectives import make_objective
 from dsn_models.training.objectives.skipnet import gate_rewards, sample
-from dsn_models.training.recipe import Recipe
-from dsn_models.training.skipnet_calibration import calibrate_gates, gate_inputs, unit_harm
+from dsn_models.training.recipe import Recipe, tomllib
 
-OPTIONS = {"stage_units": (2, 2, 2), "stage_widths": (4, 8, 8), "stem_width": 4}
-
-
-def make_recipe(name="tiny", model="skipnet-38-rnn", init=None, skipping=None, **train_options):
-    content = {
-        "name": name, "model": model, "task": "fine", "init": init, "options": OPTIONS,
-        "data": {"kind": "cifar-10-jpeg"}, "train": {"iterations": 2, "batch": 5, "lr": 0.05, **train_options},
-        "skipping": skipping or {},
-    }  # fmt: skip
-    return Recipe.model_validate(content)
+TINY = tomllib.loads(SKIPNET)
+OPTIONS = TINY["options"]
 
 
-@pytest.fixture
-def data(tmp_path):
-    write_archive(tmp_path, "train")
-    write_archive(tmp_path, "test")
-    return tmp_path
+def make_recipe(name="tiny", init=None, skipping=None, **train_options):
+    changes = {"name": name, "init": init, "skipping": skipping or {}, "train": {**TINY["train"], **train_options}}
+    return Recipe.model_validate({**TINY, **changes})
 
 
 def batch_of(model, count=8):
-    images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    images = torch.randn(count, 1, 16, 16, generator=torch.Generator().manual_seed(3))
     return images, {"fine": torch.arange(count) % 10, "coarse": torch.arange(count) % 2}
 
 
-def test_backbone_then_supervised_then_reinforced(data):
-    run = data / "runs"
-    dense = train(dense_recipe(), data, run, progress=False)
+def test_backbone_then_supervised_then_reinforced(tmp_path):
+    dense = train(dense_recipe(), None, tmp_path, progress=False)
     supervised = make_recipe("sp", init=str(dense), skipping={"begin": "open"})
-    first = train(supervised, data, run, progress=False)
+    first = train(supervised, None, tmp_path, progress=False)
     reinforced = make_recipe("hrl", init=str(first), skipping={"stage": "reinforce"}, lr=1e-4)
-    second = train(reinforced, data, run, progress=False)
+    second = train(reinforced, None, tmp_path, progress=False)
     results = checkpoints.read_metadata(second)["test"]["fine"]
     assert set(results) == {"accuracy", "skipped", "ran", "units", "macs", "macs_saved"}
     assert results["units"] == pytest.approx((1 + sum(results["ran"])) / 6)
@@ -60,17 +49,17 @@ def dense_recipe():
     return Recipe.model_validate(content)
 
 
-def test_the_order_is_explained(data):
+def test_the_order_is_explained(tmp_path):
     reinforce = {"stage": "reinforce"}
     with pytest.raises(UserError, match="starts from a SkipNet trained by stage 'supervised'; set init to it; none"):
-        train(make_recipe(skipping=reinforce), data, data / "out")
+        train(make_recipe(skipping=reinforce), None, tmp_path / "out")
     backbone = dsn_models.create("resnet-38", **OPTIONS, shortcut="projection")
-    path = dsn_models.save(backbone, data / "backbone.safetensors")
+    path = dsn_models.save(backbone, tmp_path / "backbone.safetensors")
     with pytest.raises(UserError, match="set init to it; init is a ResNet"):
-        train(make_recipe(init=str(path), skipping=reinforce), data, data / "out")
-    other = dsn_models.save(dsn_models.create("skipnet-38-rnn", classes=7, **OPTIONS), data / "seven.safetensors")
+        train(make_recipe(init=str(path), skipping=reinforce), None, tmp_path / "out")
+    other = dsn_models.save(dsn_models.create("skipnet-38-rnn", classes=7, **OPTIONS), tmp_path / "seven.safetensors")
     with pytest.raises(UserError, match="has 7 classes, the recipe's model 10"):
-        train(make_recipe(init=str(other)), data, data / "out")
+        train(make_recipe(init=str(other)), None, tmp_path / "out")
 
 
 def test_unknown_keys_and_tables_are_named(tmp_path):
@@ -82,17 +71,6 @@ def test_unknown_keys_and_tables_are_named(tmp_path):
     path.write_text(text.replace("skipnet-38-rnn", "resnet-20") + "[skipping]\nalpha = 0.2\n")
     with pytest.raises(UserError, match=r"table \[skipping\] is not for resnet-20, which takes none"):
         make_objective(load_recipe(path), dsn_models.create("resnet-20"))
-
-
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("skipnet-")])
-def test_shipped_recipes_are_for_their_models(name):
-    recipe = load_recipe(name)
-    with torch.device("meta"):
-        model = dsn_models.create(recipe.model, **recipe.options)
-    objective = make_objective(recipe, model)
-    assert recipe.name == name
-    assert sum(phase.length for phase in objective.phases()) == recipe.train.length
-    assert (recipe.skipping.stage == "reinforce") == name.endswith("-hrl")
 
 
 def test_gate_rewards_by_hand():
@@ -121,9 +99,11 @@ def test_reinforce_is_the_gradient_by_hand(baseline):
     recipe = make_recipe(init="x", skipping={"stage": "reinforce", "alpha": 0.4, "baseline": baseline})
     images, labels = batch_of(model)
     means = [m.running_mean.clone() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    drawn = []
+    model.control.register_forward_hook(lambda module, args, output: drawn.append(output[0]))
     loss, facts = make_objective(recipe, model).loss(model, images, labels, "gated")
+    gradient = torch.stack(torch.autograd.grad(loss, drawn), 1)
     scores, gates = model.last_scores[UNITS], model.last_gates[UNITS].float()
-    (gradient,) = torch.autograd.grad(loss, scores)
     with torch.no_grad():
         logits = model.eval()(images, {UNITS: model.last_gates[UNITS]})
         entropy = nn.functional.cross_entropy(logits, labels["fine"], reduction="none")
@@ -151,26 +131,13 @@ def test_the_penalty_stops_at_the_target():
     assert loss_of(penalty=2.0, target=1.0).item() == pytest.approx(plain, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["skipnet-38-rnn", "skipnet-38-ff"])
-def test_calibrated_gates(data, name):
-    torch.manual_seed(0)
-    model = dsn_models.create(name, **OPTIONS).train()
-    dataset = open_dataset("cifar-10-jpeg", data, True)
-    images, _, fine = dataset.batch(torch.arange(10))
-    for _ in range(3):
-        model(images)
-    model.eval()
-    harm = unit_harm(model, images, fine)
-    dense = nn.functional.cross_entropy(model.dense_equivalent()(images), fine, reduction="none")
-    forced = {UNITS: torch.ones(10, 5, dtype=torch.uint8)}
-    forced[UNITS][:, 2] = 0
-    skipped = nn.functional.cross_entropy(model(images, forced), fine, reduction="none")
-    torch.testing.assert_close(harm[:, 2], (skipped - dense).detach())
-    calibrate_gates(model, dataset, 0.6, "fine")
-    with torch.no_grad():
-        kept = model.gate_scores(gate_inputs(model, images)) > 0.5
-    assert kept.float().mean().item() == pytest.approx(0.6, abs=0.021)
-    assert not model.training
+@pytest.mark.parametrize("skipping", [{"penalty": 1.0}, {"stage": "reinforce"}])
+def test_a_model_can_be_copied_after_a_training_step(skipping):
+    model = dsn_models.create("skipnet-38-rnn", **OPTIONS).train()
+    objective = make_objective(make_recipe(init="x", skipping=skipping), model)
+    objective.loss(model, *batch_of(model), "gated")[0].backward()
+    copy.deepcopy(model)
+    assert not model.last_scores[UNITS].requires_grad
 
 
 def test_settled_gates_are_frozen_and_decide_as_in_inference():
@@ -187,3 +154,19 @@ def test_settled_gates_are_frozen_and_decide_as_in_inference():
     assert all((p.grad is None) == key.startswith(("gates", "control")) for key, p in model.named_parameters())
     objective.begin_epoch(model, None, "gated", 2)
     assert model.control.proj.weight.requires_grad and not model.gates[-1].weight.requires_grad
+
+
+def test_held_gates_go_back_to_their_target():
+    torch.manual_seed(0)
+    model = dsn_models.create("skipnet-38-rnn", **OPTIONS).train()
+    model.open_gates()
+    settings = {"recentre": True, "target": 0.6}
+    objective = make_objective(make_recipe(epochs=1, settled_epochs=1, iterations=None, skipping=settings), model)
+    model.learn_gates(False)
+    images, labels = batch_of(model, 32)
+    opened = []
+    for _ in range(60):
+        objective.loss(model, images, labels, "settled")
+        opened.append(model.last_gates[UNITS].float().mean().item())
+    assert opened[0] == 1
+    assert sum(opened[-20:]) / 20 == pytest.approx(0.6, abs=0.1)

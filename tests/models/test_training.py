@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from small_models import make_images, make_small
+from small_recipes import DSN as TINY
 
 import dsn_models
 from dsn_models import UserError
@@ -14,30 +15,6 @@ from dsn_models.data import navon
 from dsn_models.training import Recipe, evaluate, load_recipe, recipe_names, schedule, train
 from dsn_models.training.losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
 from dsn_models.training.objectives import make_objective
-
-TINY = """
-name = "tiny"
-model = "dsn-navon"
-[options]
-image_size = 16
-block_layers = [1, 1, 1]
-[data]
-kind = "navon-sklearn"
-train_images = 32
-test_images = 20
-[data.options]
-canvas = 16
-glyph = 4
-[train]
-epochs = 3
-ungated_epochs = 1
-batch = 8
-lr = 0.05
-[gates]
-slope_step = 2.0
-sparsity = 1.0
-target = [0.5, 0.5]
-"""
 
 
 @pytest.fixture

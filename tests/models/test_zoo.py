@@ -16,7 +16,9 @@ def test_a_summary_counts_without_weights():
 def test_list_prints_what_it_is_asked_for(capsys):
     zoo.list("lenet")
     out = capsys.readouterr().out
-    assert "61,706" in out and "MNIST" in out and "0.4 M" in out
+    for column in ("name", "paper", "data set", "parameters", "MACs"):
+        assert column in out
+    assert "lenet" in out and "LeNet-5, 1998" in out and "61,706" in out and "MNIST" in out and "0.4 M" in out
     assert "concat-40" not in out
 
 
@@ -24,6 +26,19 @@ def test_every_family_has_models_and_every_name_one_family():
     assert all(family.zoo for family in zoo.FAMILIES.values())
     names = [config.name for family in zoo.FAMILIES.values() for config, _ in family.zoo]
     assert len(names) == len(set(names)) and names == zoo.names()
+
+
+def test_the_papers_models_are_there():
+    names = {
+        *(f"skipnet-{depth}-{gate}" for depth in (38, 74, 110, 152) for gate in ("rnn", "ff")),
+        *(f"skipnet-{depth}-rnn-imagenet" for depth in (18, 34, 50, 101, 152)),
+        *(f"gaternet-resnet-{depth}" for depth in (20, 56, 164, 34, 101, 152)),
+        *(f"gaternet-{backbone}" for backbone in ("densenet-100-12", "densenet-250-24", "densenet-190-40")),
+        *(f"gaternet-{backbone}" for backbone in ("shake-shake-64d", "shake-shake-96d", "inception-v4")),
+        *(f"{order}-{size}" for order in ("gunn", "sunn") for size in ("15", "24", "18", "18-wide")),
+        *("lsn-navon", "lsn-concat-bc-100"),
+    }
+    assert names <= set(zoo.names())
 
 
 def test_unknown_names():

@@ -16,7 +16,7 @@ _OPTIONS = {
     "cifar-10": ("seed",),
     "cifar-100": ("seed",),
     "cifar-10-jpeg": ("mean", "std", "seed"),
-    "folder": ("image_size", "seed"),
+    "folder": ("image_size", "augment", "seed"),
 }
 KINDS = tuple(_OPTIONS)
 

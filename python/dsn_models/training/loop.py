@@ -41,10 +41,11 @@ class _Run:
     def __init__(self, recipe: Recipe, train_set: CoarseFineDataset, device: torch.device) -> None:
         self.recipe, self.train_set, self.device = recipe, train_set, device
         torch.manual_seed(recipe.seed)
-        self.model: nn.Module = zoo.create(recipe.model, **recipe.options)  # type: ignore[arg-type]
+        self.model: nn.Module = zoo.create(recipe.model, **recipe.options)
         self.objective = make_objective(recipe, self.model)
         self.objective.check(self.model, train_set)
         self.objective.initialise(self.model)
+        # torch's annotations of ``to`` leave the memory format out.
         self.model = self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = distributed.share_batch_norms(self.model)
         if recipe.train.batch % distributed.world_size():

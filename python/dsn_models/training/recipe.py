@@ -140,9 +140,10 @@ class SkippingSection(Section):
 
     stage: "supervised" (SP: straight-through gates), then "reinforce" (HRL: sampled gates, from an SP checkpoint).
     begin: gates of a supervised run begin as they are ("kept"), biased towards keeping every unit ("open"), or fitted
-        to the units' harm ("calibrated", see ``dsn_models.training.skipnet_calibration``).
+        to the units' harm ("calibrated", see ``dsn_models.training.calibration``).
     target: fraction of the gates that are open when calibrated gates begin, and that ``penalty`` does not touch.
     penalty: weight of ``max(0, mean gate - target)`` in a supervised run; 0 (off) in the paper.
+    recentre: in the settled epochs, shift the frozen gates so that ``target`` of them goes on to be open.
     alpha: weight of the reward for skipping.
     baseline: subtract the batch's mean reward of each gate, which lessens the variance; not in the paper.
     """
@@ -151,6 +152,7 @@ class SkippingSection(Section):
     begin: Literal["kept", "open", "calibrated"] = "kept"
     target: float = Field(1.0, gt=0, le=1)
     penalty: float = Field(0.0, ge=0)
+    recentre: bool = False
     alpha: float = Field(0.1, ge=0)
     baseline: bool = False
 

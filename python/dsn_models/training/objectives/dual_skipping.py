@@ -13,7 +13,7 @@ from ...distributed import gather_rows
 from ...dual_skipping import BRANCHES
 from ...errors import UserError
 from ...gates import set_slope
-from ..calibration import calibrate_gates, recentre_gates
+from ..calibration import calibrate, recentre
 from ..evaluation import all_open
 from ..losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
 from .base import Objective, Phase, accuracy
@@ -45,20 +45,23 @@ class DualSkippingObjective(Objective):
         ]
         return [phase for phase in phases if phase.length]
 
+    def _fractions(self) -> dict[str, float]:
+        return dict(zip(BRANCHES, self.recipe.gates.target, strict=True))
+
     def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
         gates = self.recipe.gates
         if phase == next((p.name for p in self.phases() if p.name != "ungated"), None):
             if gates.begin == "open":
                 open_gates(model)
             elif gates.begin == "calibrated":
-                calibrate_gates(model, dataset, gates.target)
+                calibrate(model, dataset, self._fractions(), "both")
 
     def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
         if phase != "ungated":
             freeze_gates(model, phase == "settled")
             gates = self.recipe.gates
             if phase == "settled" and gates.recentre:
-                recentre_gates(model, dataset)
+                recentre(model, dataset, self._fractions())
             set_slope(model, gates.slope + gates.slope_step * (epoch - self.recipe.train.ungated_epochs))
 
     def loss(

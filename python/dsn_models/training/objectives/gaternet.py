@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...checkpoints import load
 from ...data import CoarseFineDataset
 from ...errors import UserError
 from ...gaternet import FILTERS, GaterNet
+from ..calibration import calibrate
 from .base import Phase, copy_weights
 from .single_task import SingleTaskObjective
-
-# Calibrated gates begin with scores between these, which rise this fast with the rank of a filter's harm in [0, 1].
-# SemHash's noise has a standard deviation of 1: the ends seldom flip, those between learn from it.
-_LOWEST, _HIGHEST, _SLOPE = -1.0, 2.0, 8.0
 
 
 class GaterNetObjective(SingleTaskObjective):
@@ -65,7 +60,7 @@ class GaterNetObjective(SingleTaskObjective):
 
     def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
         if phase == "joint" and self.recipe.gater.begin == "calibrated":
-            calibrate_gater(model, dataset, self.recipe.task, self.recipe.gater.off)
+            calibrate(model, dataset, {FILTERS: 1 - self.recipe.gater.off}, self.recipe.task)
 
     def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
         model.gater.requires_grad_(phase == "joint")
@@ -98,42 +93,3 @@ def _like(model: nn.Module, weights: dict[str, Tensor], source: str) -> dict[str
     if missing:
         raise UserError(f"{source} has no tensor {missing[0]}; expected a network like the recipe's model")
     return {name: weights[name] for name in names}
-
-
-def filter_harm(model: GaterNet, dataset: CoarseFineDataset, task: str, images: int = 2000) -> Tensor:
-    """What the loss gains, to second order, when one filter is shut for all images: float64 [c].
-
-    ``mean(-d + d^2 / 2)``, d [N, c] the gradient of a sample's cross-entropy with respect to a mask of ones, in
-    ``eval()``, with the outer product of gradients for the Hessian; N evenly spaced images of ``dataset``.
-    """
-    training, device = model.training, model.gater.fc1.weight.device
-    model.eval()
-    count = min(images, len(dataset))
-    harm = torch.zeros(model.num_gates, dtype=torch.float64, device=device)
-    for indices in (torch.arange(count) * len(dataset) // count).split(100):
-        x, coarse, fine = dataset.batch(indices)
-        labels = {"coarse": coarse, "fine": fine}[task].to(device)
-        ones = torch.ones(len(x), model.num_gates, device=device, requires_grad=True)
-        handle = model.gate.register_forward_hook(lambda module, args, output, ones=ones: ones)
-        try:
-            loss = F.cross_entropy(model(x.to(device)), labels, reduction="sum")
-        finally:
-            handle.remove()
-        (gradient,) = torch.autograd.grad(loss, ones)
-        harm += (gradient.double().square() / 2 - gradient.double()).sum(0)
-    model.train(training)
-    return harm / count
-
-
-@torch.no_grad()
-def calibrate_gater(model: GaterNet, dataset: CoarseFineDataset, task: str, off: float) -> None:
-    """Begins with about the fraction ``off`` of the filters off, those of the smallest :func:`filter_harm`. Our option.
-
-    Sets the gater's last biases to ``clamp(8 (r - off), -1, 2)``, r in [0, 1] the rank of a filter's harm; to that the
-    gater's last weights add what depends on the image.
-    """
-    with torch.enable_grad():
-        harm = filter_harm(model, dataset, task)
-    bias = model.gater.fc2.bias
-    rank = harm.argsort().argsort() / (len(harm) - 1)
-    bias.copy_((_SLOPE * (rank - off)).clamp(_LOWEST, _HIGHEST))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ from ...data import CoarseFineDataset
 from ...distributed import gather_rows, own_rows, world_size
 from ...errors import UserError
 from ...resnet import ResNet
-from ...skipnet import UNITS, SkipNet
-from ..skipnet_calibration import calibrate_gates
+from ...skipnet import UNITS, Decide, SkipNet, resolve_thresholds
+from ..calibration import calibrate, recentre
 from .base import Phase
 from .single_task import SingleTaskObjective
 
@@ -58,6 +60,8 @@ class SkipNetObjective(SingleTaskObjective):
 
     def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
         model.learn_gates(phase == "gated")
+        if phase == "settled" and self.recipe.skipping.recentre:
+            recentre(model, dataset, {UNITS: self.recipe.skipping.target})
 
     def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
         section = self.recipe.skipping
@@ -66,7 +70,7 @@ class SkipNetObjective(SingleTaskObjective):
             return
         model.open_gates()
         if section.begin == "calibrated":
-            calibrate_gates(model, dataset, section.target, self.recipe.task)
+            calibrate(model, dataset, {UNITS: section.target}, self.recipe.task)
 
     def loss(
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
@@ -81,21 +85,32 @@ class SkipNetObjective(SingleTaskObjective):
     def _supervised(
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
     ) -> tuple[Tensor, dict[str, float]]:
-        loss, facts = self.cross_entropy(model(images), labels)
+        gates = _Recorder(map(model.decision, resolve_thresholds(None, model.config)))
+        loss, facts = self.cross_entropy(model(images, decide=gates), labels)
         section = self.recipe.skipping
-        if section.penalty and phase == "gated":
-            taken, scores = model.last_gates[UNITS].to(images.dtype), model.last_scores[UNITS]
-            mean = gather_rows(taken + scores - scores.detach()).mean()
-            loss = loss + section.penalty * (mean - section.target).clamp(min=0)
+        if phase == "gated":
+            if section.penalty:
+                mean = gather_rows(torch.stack(gates.values, 1)).mean()
+                loss = loss + section.penalty * (mean - section.target).clamp(min=0)
+        elif section.recentre:
+            self._hold(model)
         return loss, facts
+
+    @torch.no_grad()
+    def _hold(self, model: Any) -> None:
+        """Shifts the frozen gates a little towards the target, since the features before them drift within an epoch."""
+        excess = gather_rows(model.last_gates[UNITS].float()).mean() - self.recipe.skipping.target
+        for linear in model.last_linears():
+            linear.bias[-1] -= _HOLD * excess
 
     def _reinforce(self, model: Any, images: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        logits = model(images, decide=sample)
+        samples = _Recorder(repeat(sample))
+        logits = model(images, decide=samples)
         loss, facts = self.cross_entropy(logits, labels)
-        gates, scores = model.last_gates[UNITS].to(images.dtype), model.last_scores[UNITS]
+        gates, scores = torch.stack(samples.values, 1), torch.stack(samples.scores, 1)
         entropy = F.cross_entropy(logits.detach(), labels[self.recipe.task], reduction="none")
         reward = gate_rewards(gates, entropy, self.recipe.skipping.alpha)
         facts["reward"] = reward[:, 0].mean().item()
@@ -113,9 +128,25 @@ class SkipNetObjective(SingleTaskObjective):
         return result
 
 
+_HOLD = 0.5  # what a settled gate's logit is shifted by, at each step, per unit that too large a fraction is open
+
 _ORDER = (
     "reinforcement learning (stage 'reinforce') starts from a SkipNet trained by stage 'supervised'; set init to it"
 )
+
+
+class _Recorder:
+    """Decides as ``decisions``, one for each gate, and keeps scores and values, [B] each, with their gradients."""
+
+    def __init__(self, decisions: Iterable[Decide]) -> None:
+        self.decisions = iter(decisions)
+        self.scores: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def __call__(self, score: Tensor) -> Tensor:
+        self.scores.append(score)
+        self.values.append(next(self.decisions)(score))
+        return self.values[-1]
 
 
 def sample(score: Tensor) -> Tensor:  # [B] -> [B]
