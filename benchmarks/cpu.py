@@ -126,7 +126,15 @@ def measure_kernels(target: Path) -> int:
     """As :func:`measure`, of ``benchmarks/test_kernels.py``."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "kernels.json"
-        command = [sys.executable, "-m", "pytest", "-q", "--benchmark-save-data", f"--benchmark-json={raw}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--benchmark-save-data",
+            "--benchmark-max-time=0.5",
+            f"--benchmark-json={raw}",
+        ]
         status = subprocess.run([*command, str(RESULTS.parent / "test_kernels.py")]).returncode
         if status:
             return status
