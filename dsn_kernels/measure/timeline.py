@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsn_models import UserError
 
+from .. import _C
 from ..ops.network import Plan
 from .flops import plan_layers, planned_parts
 from .networks import run
@@ -183,7 +184,8 @@ class _Builder:
             named[work.index, work.layer] = count
         first = len(self.names)
         for i, (index, layer) in enumerate(plan.steps()):
-            ms, macs, layers = long[:, i], done[:, i], plan.code[index].layers if layer < 0 else 0
+            ms, macs, step = long[:, i], done[:, i], plan.code[index]
+            layers = step.layers if layer < 0 and step.op == _C.OPS["dense_block"] else 0
             if layers:  # a block: what is not its layers', its gates
                 inner = slice(i + 1, i + 1 + layers)
                 ms, macs = (ms - long[:, inner].sum(1)).clamp_min(0), macs - done[:, inner].sum(1)

@@ -1,9 +1,8 @@
-"""Every model of the zoo that is accelerated: meter, formula and torch's counter against the kernels' counters."""
-
-import dataclasses
+"""Every model of the zoo, accelerated: meter, formula and torch's counter against the kernels' counters."""
 
 import pytest
 import torch
+from small_models import make_images, own_network
 from torch.utils.flop_counter import FlopCounterMode
 
 import dsn_kernels
@@ -11,12 +10,9 @@ import dsn_models
 from dsn_kernels.measure import flops
 from dsn_kernels.measure.gates import GateSetting
 from dsn_kernels.measure.networks import count_dense, executed_macs, run
-from dsn_models import UserError, zoo
+from dsn_models import zoo
 
 DENSITIES = (1.0, 0.6, 0.2)
-# Served in part, or not at all: their networks do not become one plan.
-PARTLY = {"layer_skippable", "densenet"}
-REFUSED = {"shake_shake", "inception", "lenet"}
 _GATER = {"stage_units": (1, 1), "stage_widths": (8, 16), "stem_width": 8, "stem": "conv3x3"}
 _GATERNETS = {  # by backbone family
     "resnet": {"stage_units": (1, 1), "stage_widths": (16, 32), "stem_width": 8, "stem": "conv3x3"},
@@ -57,13 +53,7 @@ def make(config, family):
     return dsn_models.create(config.name, **smaller(config, family)).eval()
 
 
-def served(family, config):
-    return family not in PARTLY | REFUSED and not (family == "gaternet" and "resnet" not in config.name)
-
-
-@pytest.mark.parametrize(
-    "config, family", [pytest.param(c, f, id=c.name) for c, f in ZOO if served(f, c)]
-)  # fmt: skip
+@pytest.mark.parametrize("config, family", [pytest.param(c, f, id=c.name) for c, f in ZOO])
 def test_meter_formula_and_torch_agree_with_the_kernels_at_three_densities(config, family):
     model = make(config, family)
     fast = dsn_kernels.accelerate(model)
@@ -88,28 +78,10 @@ def test_meter_formula_and_torch_agree_with_the_kernels_at_three_densities(confi
     assert executed == sorted(executed, reverse=True) and executed[0] > executed[-1] * bool(fast.layers)
 
 
-@pytest.mark.parametrize(
-    "config, family", [pytest.param(c, f, id=c.name) for c, f in ZOO if f in PARTLY]
-)  # fmt: skip
-def test_parts_that_are_served_count_for_torch(config, family):
-    fast = dsn_kernels.accelerate(make(config, family))
-    size = fast.config.image_size
-    images = torch.randn(2, fast.config.in_channels, size, size)
+def test_parts_that_are_served_count_for_torch():
+    fast = dsn_kernels.accelerate(own_network("lsn-concat-bc-100"))
+    images = make_images(fast, 2)
     each = executed_macs(fast, images)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         fast(images)
     assert fast.swapped and counter.get_total_flops() == 2 * each.sum().item() > 0
-
-
-def test_every_model_of_the_zoo_is_served_or_named_here():
-    assert {family for _, family in ZOO} >= PARTLY | REFUSED
-    refused = {config.name for config, family in ZOO if not served(family, config) and family not in PARTLY}
-    for config, family in ZOO:
-        if config.name in refused and dataclasses.is_dataclass(config):
-            model = make(config, family)
-            try:
-                fast = dsn_kernels.accelerate(model)
-            except UserError as error:
-                assert "served" in str(error) or "without a part that can be accelerated" in str(error)
-            else:
-                assert fast.swapped

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_models import own_network
 
 import dsn_kernels
 import dsn_models
@@ -97,8 +98,9 @@ def test_papers_count_whole_layers():
 
 
 def test_partly_replaced_network_is_counted_by_torch():
-    model = small("lsn-navon", image_size=16, block_layers=(1, 1))
+    model = own_network("lsn-navon", image_size=16, block_layers=(1, 1))
     fast = dsn_kernels.accelerate(model)
+    assert fast.swapped
     gates = {name: torch.zeros(2, 2, dtype=torch.uint8) for name in ("coarse", "fine")}
     images = torch.rand(2, 1, 16, 16)
     shut = executed_macs(fast, images, gates)

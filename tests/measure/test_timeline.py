@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from small_models import make_images, make_small
+from small_models import make_images, make_small, own_network
 
 import dsn_kernels
 from dsn_kernels import ops
@@ -160,6 +160,6 @@ def test_refusals():
         timeline(fast, make_images(fast, 2)[:0])
     with pytest.raises(UserError, match="runs is 0; expected at least 1"):
         timeline(fast, make_images(fast, 2), runs=0)
-    for other in (make_small("concat-bc-100"), dsn_kernels.accelerate(make_small("lsn-navon"))):
+    for other in (make_small("concat-bc-100"), dsn_kernels.accelerate(own_network("lsn-concat-bc-100"))):
         with pytest.raises(UserError, match="a timeline is of a network that runs as a plan on the CPU"):
             timeline(other, make_images(other, 2))
