@@ -226,7 +226,8 @@ __device__ inline void write_conv(const Conv2dParams& p, const ConvWork& work, i
 }
 
 template <class T, int kNt>
-__global__ void __launch_bounds__(kThreads, 2) conv2d_kernel(const __grid_constant__ Conv2dParams p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
+    conv2d_kernel(const __grid_constant__ Conv2dParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   const int warp = threadIdx.x / 32, across = p.pooling.blocks / p.pooling.tiles;
