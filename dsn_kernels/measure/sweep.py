@@ -51,11 +51,10 @@ class SweepSettings:
 
 
 class Sweeper:
-    """The passes over both splits, and the latency that goes with MACs, in seconds of ``clock``."""
+    """The passes over both splits, and the latency that goes with MACs."""
 
     def __init__(self, model: Any, data: Labelled, settings: SweepSettings, on_step: Callable[[str, float], None]):
         self.model, self.settings, self.on_step = model.eval(), settings, on_step
-        self.clock = time.perf_counter
         self.names = list(gate_counts(model))
         self.own = own_thresholds(model)
         self.fast: Any = dsn_kernels.accelerate(model)
@@ -64,7 +63,7 @@ class Sweeper:
         half = len(order) // 2
         self.pick, self.check = data.part(order[:half]), data.part(order[half:])
         self.opened = Point(None, record(self.fast, self.pick, all_open=True))
-        self.ms_per_mac, self.base_ms, self.deviation_ms = 0.0, 0.0, 0.0
+        self.ms_per_mac, self.base_ms, self.deviation_ms, self.open_ms = 0.0, 0.0, 0.0, 0.0
 
     def at(self, thresholds: Mapping[str, float], data: Labelled | None = None) -> Point:
         return Point(dict(thresholds), record(self.fast, data or self.pick, thresholds=thresholds))
@@ -108,7 +107,7 @@ class Sweeper:
             calls[str(i)] = [partial(self.fast, images, **options) for images in inputs]
             with torch.inference_mode():
                 macs.append(torch.cat([counted(self.fast, images, options)[1] for images in inputs]))
-        timer = InterleavedTimer(calls, self.settings.seed, self.clock)
+        timer = InterleavedTimer(calls, self.settings.seed)
         timer.run(self.settings.seconds, on_round=lambda done: self.on_step("timing", done))
         latencies = timer.latencies()
         return [{**latencies[str(i)].as_dict(), "macs": executed.mean().item()} for i, executed in enumerate(macs)]
@@ -119,20 +118,28 @@ class Sweeper:
         batch = self.settings.batch
         images = data.images[:batch]
         self.fast(images)
-        start = self.clock()
+        start = time.perf_counter()
         self.fast(images)
         least, most = _INPUTS_TIMED
-        wanted = int(np.clip(min(0.1, self.settings.seconds / 5) / (self.clock() - start), least, most))
+        wanted = int(np.clip(min(0.1, self.settings.seconds / 5) / (time.perf_counter() - start), least, most))
         return max(1, min(wanted, len(data.images) // batch))
 
     def measure(self, point: Point, data: Labelled) -> float:
-        """Milliseconds per batch of a point whose record is of ``data``: as timed on some of it, and by the line from
-        the MACs of these to those of all."""
-        row = self.time([point], data)[0]
-        return row["median"] + self.ms_per_mac * (point.macs - row["macs"])
+        """Milliseconds per batch of a point whose record is of ``data``, at the speed when the line was fitted.
+
+        Timed on some of the images, and by the line from the MACs of these to those of all; in turns with every gate
+        open, so that a machine that has become slower or faster since changes nothing.
+        """
+        row, opened = self.time([point, self.opened], data)
+        ms = row["median"] + self.ms_per_mac * (point.macs - row["macs"])
+        return ms * self.open_ms / opened["median"]
 
     def fit(self, timed: Sequence[Mapping[str, float]]) -> float:
-        """Fits ``latency = base_ms + ms_per_mac x MACs``; returns the largest relative deviation of what was timed."""
+        """Fits ``latency = base_ms + ms_per_mac x MACs``; returns the largest relative deviation of what was timed.
+
+        The first of ``timed`` is every gate open.
+        """
+        self.open_ms = timed[0]["median"]
         macs, ms = (np.array([row[key] for row in timed]) for key in ("macs", "median"))
         if len(set(macs)) < 2:
             self.ms_per_mac, self.base_ms = 0.0, float(ms.mean())
