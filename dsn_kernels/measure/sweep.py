@@ -209,10 +209,6 @@ def sweep(
         wanted = 4 * settings.batch
         raise UserError(f"there are {len(data.images)} images; expected {wanted} or more for batch {settings.batch}")
     sweeper = Sweeper(model, data, settings, on_step)
-    if settings.per_layer and not hasattr(sweeper.fast, "thresholds"):
-        raise UserError(
-            f"{name} runs only in part on the kernels; thresholds per layer are for networks that run whole"
-        )
     points = sweeper.grid()
     front = pareto(points)
     chosen = sorted({front[round(i)] for i in np.linspace(0, len(front) - 1, min(len(front), _TIMED_POINTS))})

@@ -202,7 +202,7 @@ def images_for(model, count):
 @pytest.mark.parametrize(
     "name, options",
     [("dsn-navon", {}), ("dsn-navon", {"gate": "soft"}), *((name, {}) for name in SMALL if name.endswith("net-20"))]
-    + [(name, {}) for name in SMALL if name.startswith("skipnet")],
+    + [(name, {}) for name in SMALL if name.startswith(("skipnet", "lsn"))],
 )
 def test_layer_thresholds_become_the_networks_own(name, options, tmp_path):
     model = make(name, **SMALL[name], **options)
@@ -235,7 +235,7 @@ def test_every_gated_family_is_swept_and_keeps_what_was_picked(name, tmp_path):
     model = make(name, **SMALL[name])
     tasks = ("coarse", "fine") if isinstance(model.config.classes, tuple) else ("fine",)
     data = Labelled(images_for(model, 24), {task: torch.arange(24) % 10 for task in tasks})
-    document = sweep(model, name, data, quick(steps=1, budget=Budget("macs=100"), per_layer="lsn" not in name))
+    document = sweep(model, name, data, quick(steps=1, budget=Budget("macs=100"), per_layer=True))
     shares = [list(point["skipped"].values())[0]["mean"] for point in document["points"]]
     assert max(shares) == 1.0 and (min(shares) == 0.0 or "sn-" in name)  # a hard gate's score may be 0, never above
     picked = document["pick"]
