@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cpu import RESULTS, machine_name
+from cpu import result_file
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -120,8 +120,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "models": {name: measure(name, arguments.seconds) for name in arguments.names},
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{machine_name()}.cost-growth.json").write_text(json.dumps(document, indent=1) + "\n")
+    result_file("cost-growth").write_text(json.dumps(document, indent=1) + "\n")
     (DOCS / "cost-growth.svg").write_bytes(picture(lambda colours: draw(document, colours), "svg"))
     for name, axes in document["models"].items():
         for axis, line in axes.items():

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import torch
-from cpu import RESULTS, machine_name
+from cpu import result_file
 
 import dsn_kernels
 import dsn_models
@@ -76,8 +76,7 @@ def main() -> int:
         "batch": 1,
         "models": {name: measure(name, 1.0) for name in names},
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{machine_name()}.overhead.json").write_text(json.dumps(document, indent=1) + "\n")
+    result_file("overhead").write_text(json.dumps(document, indent=1) + "\n")
     shares = {name: found["share"] for name, found in document["models"].items()}
     for name, share in shares.items():
         print(f"{name}: {share:.1%} outside the kernels")

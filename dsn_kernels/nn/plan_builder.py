@@ -110,6 +110,7 @@ class PlanBuilder:
         kept = self.slices.get(buffer, []) if offset else []
         new = [range(offset + c, offset + c + 1) for c in range(channels)] if skippable else []
         self.slices[buffer] = kept + new
+        self._mask_of[buffer] = -1
 
     def pool(
         self, op: str, src: int, dst: int, size: int, stride: int, padding: int = 0, offset: int = 0, mask: int = -1
