@@ -58,10 +58,11 @@ __device__ inline void stage_cells(const Conv2dParams& p, const ConvWork& work, 
     constexpr int kBytes = kGroup * sizeof(T);
     if (norm) {
       store_quad<T>(to, 0, Numeric<T>::normalise(load_quad<T>(from, 0), norm[group]));
-    } else if (wide == 1) {
-      ptx::cp_async<kBytes>(ptx::shared_address(to), from);
+    } else if (wide == 2 && group + 1 < live) {
+      ptx::cp_async<16>(ptx::shared_address(to), from);
     } else {
-      ptx::cp_async<16>(ptx::shared_address(to), from, min(wide, live - group) * kBytes);
+      ptx::cp_async<kBytes>(ptx::shared_address(to), from);
+      if (wide == 2) store_quad<T>(to, kGroup, {});
     }
   }
 }
@@ -128,12 +129,11 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
     stage_cells<T>(p, work, first, count, cells + at);
     if (!keeps_weights) stage_weights<T>(p, work, first, count, staged + at);
   };
-  if (groups) stage(0);
-  ptx::cp_async_commit();
-  for (int first = 0; first < groups; first += p.depth) {
-    const int count = min(p.depth, groups - first), at = first / p.depth % 2 * second;
+  for (int first = -p.depth; first < groups; first += p.depth) {
     if (first + p.depth < groups) stage(first + p.depth);
     ptx::cp_async_commit();
+    if (first < 0) continue;
+    const int count = min(p.depth, groups - first), at = first / p.depth % 2 * second;
     ptx::cp_async_wait<1>();
     __syncthreads();
     operands.cells = cells + at;
