@@ -22,10 +22,14 @@ import dsn_kernels
 import dsn_models
 from dsn_kernels.measure import Latency, machine
 from dsn_kernels.measure.gates import GateSetting
+from dsn_kernels.measure.host_waits import observe
+from dsn_kernels.measure.networks import gate_counts
+from dsn_kernels.measure.rows import bench_row
 from dsn_models.dual_skipping import BRANCHES
 
 MODEL = "concat-bc-100"
 DTYPE = torch.float16
+DTYPE_NAME = str(DTYPE).removeprefix("torch.")
 BATCHES = (1, 8, 64, 256, 1024)
 SETTINGS = ("open", "shut", "paper", "random:0.3", "random:0.5", "random:0.7", "equal:0.5")
 TURN_MS = 30.0  # of one contestant before the next has its turn
@@ -62,15 +66,9 @@ def images(batch: int) -> Tensor:
 
 
 def draw(setting: str, model: Any, batch: int) -> dict[str, Tensor]:
-    """Gates of a setting; equal:P gives one pattern of random:P to every sample."""
-    layers = {name: getattr(model, name).num_layers for name in BRANCHES}
     generator = torch.Generator().manual_seed(0)
-    if setting.startswith("equal:"):
-        one = GateSetting(setting.replace("equal", "random")).draw(model.config, layers, 1, generator)
-        assert one is not None
-        return {name: gates.repeat(batch, 1).cuda() for name, gates in one.items()}
-    gates = GateSetting(setting).draw(model.config, layers, batch, generator)
-    assert gates is not None
+    gates = GateSetting(setting).draw(model.config, gate_counts(model), batch, generator)
+    assert gates is not None, "the network would decide"
     return {name: taken.cuda() for name, taken in gates.items()}
 
 
@@ -145,47 +143,28 @@ def tensorrt(model: Any, x: Tensor) -> Callable[[], object]:
 
 def row(batch: int, setting: str, fast: Any, gates: dict[str, Tensor], times: dict[str, Latency]) -> dict[str, Any]:
     """As ``dsn bench`` writes it."""
-    ours, opened = times[f"ours {setting}"], times["ours open"]
-    others = {name: t for name, t in times.items() if not name.startswith("ours ")}
-    best = min(others, key=lambda name: others[name].median) if others else None
-    everything = {name: torch.ones_like(taken.cpu()) for name, taken in gates.items()}
-    macs = fast.macs({name: taken.cpu() for name, taken in gates.items()}).double().mean().item()
-    macs_open = fast.macs(everything).double().mean().item()
-    macs_saved, latency_saved = 1 - macs / macs_open, 1 - ours.median / opened.median
-    return {
+    facts = {
         "batch": batch,
         "gates": setting,
-        "dtype": str(DTYPE).removeprefix("torch."),
+        "draws": 1,
+        "dtype": DTYPE_NAME,
         "backend": "cuda",
-        "ours_ms": ours.as_dict(),
-        "ours_open_ms": opened.as_dict(),
-        "baselines_ms": {name: t.as_dict() for name, t in others.items()},
-        "best_baseline": best,
-        "speedup_vs_best": others[best].median / ours.median if best else None,
-        "macs_dense": fast.dense_macs,
-        "macs_open": macs_open,
-        "macs_executed": macs,
-        "macs_saved": macs_saved,
-        "latency_saved": latency_saved,
-        "realised_fraction": latency_saved / macs_saved if macs_saved > 0 else None,
-        "gflops": 2 * macs * batch / ours.median / 1e6,
     }
-
-
-def host_synchronisations(fast: Any, x: Tensor) -> list[str]:
-    """What a call makes the host wait for, by the profiler's names of the CUDA runtime's functions."""
-    from torch.profiler import ProfilerActivity, profile
-
-    fast(x)
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        fast(x)
-    waits = ("Synchronize", "cudaMemcpy", "cudaMalloc", "cudaFree")
-    names = {e.key for e in profiler.key_averages() if e.key.startswith("cuda")}
-    # The profiler itself waits for the device when it ends.
-    return sorted(
-        n for n in names if any(w in n for w in waits) and n not in ("cudaDeviceSynchronize", "cudaMemcpyAsync")
+    others = {name: t for name, t in times.items() if not name.startswith("ours ")}
+    everything = {name: torch.ones_like(taken.cpu()) for name, taken in gates.items()}
+    macs, macs_open = (
+        fast.macs({name: taken.cpu() for name, taken in which.items()}).double().mean().item()
+        for which in (gates, everything)
     )
+    return bench_row(facts, times[f"ours {setting}"], times["ours open"], others, macs, macs_open, fast.dense_macs)
+
+
+def _observed(call: Callable[[Tensor], object], x: Tensor) -> list[str] | str:
+    """What makes the host wait in a call; a sentence if the profiler could not see it."""
+    try:
+        return observe(lambda: call(x))
+    except ValueError as error:
+        return f"not observed: {error}"
 
 
 def measure(document: Document, seconds: float) -> None:
@@ -194,14 +173,15 @@ def measure(document: Document, seconds: float) -> None:
     eager = dsn_kernels.accelerate(model, dtype=DTYPE, device="cuda")
     fast = dsn_kernels.accelerate(model, dtype=DTYPE, device="cuda", graph=BATCHES)
     _check(model, fast)
+    waiting = images(8)
     document.set(
         model=MODEL,
-        dtype=str(DTYPE).removeprefix("torch."),
+        baseline_model=MODEL,
+        macs_dense=eager.dense_macs,
+        threads=torch.get_num_threads(),
+        dtype=DTYPE_NAME,
         seed=0,
-        host_synchronisations={
-            "launches": host_synchronisations(eager, images(8)),
-            "graph": host_synchronisations(fast, images(8)),
-        },
+        host_synchronisations={name: _observed(call, waiting) for name, call in (("launches", eager), ("graph", fast))},
     )
     rows: list[dict[str, Any]] = []
     missing: dict[str, str] = {}

@@ -1,6 +1,8 @@
-"""Compiles the kernels and reads the assembler's report: python csrc/cuda/check_resources.py [--archs "8.0;9.0a"] [FILE.cu ...]
+"""Compiles the kernels and reads the assembler's report; fails if one spills registers or has a stack frame.
 
-Prints registers and occupancy of every kernel and architecture; exits with 1 if one spills registers or has a stack frame.
+    python csrc/cuda/check_resources.py [--archs "8.0;9.0a"] [FILE.cu ...]
+
+Prints registers and occupancy of every kernel and architecture.
 """
 
 import argparse

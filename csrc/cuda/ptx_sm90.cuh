@@ -2,13 +2,13 @@
 // block and the rest traps, so kernels choose by architecture before they come here.
 #pragma once
 
-namespace dsn::ptx {
-
-__device__ inline void needs_sm90() {
-#if __CUDA_ARCH__ < 900
-  __trap();
+#if __CUDA_ARCH__ >= 900
+#define DSN_PTX_SM90(...) asm volatile(__VA_ARGS__)
+#else
+#define DSN_PTX_SM90(...) __trap()
 #endif
-}
+
+namespace dsn::ptx {
 
 // ---- clusters ----
 __device__ inline uint32_t cluster_rank() {
@@ -68,10 +68,7 @@ __device__ inline T* map_shared(T* pointer, uint32_t rank) {
 // A phase ends when `count` arrivals and all expected bytes are in; wait(parity) returns once the phase of that parity
 // (0 for the first, then 1, 0, ..) has ended. Initialise in one thread, fence, then let the others see it by a barrier.
 __device__ inline void mbarrier_init(uint32_t barrier, uint32_t count) {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-#endif
+  DSN_PTX_SM90("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
 
 // Makes initialised mbarriers visible to the cluster and to the asynchronous copies.
@@ -82,50 +79,33 @@ __device__ inline void fence_mbarrier_init() {
 }
 
 __device__ inline void mbarrier_arrive(uint32_t barrier) {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
-  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(barrier) : "memory");
-#endif
+  DSN_PTX_SM90("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(barrier) : "memory");
 }
 
 // Arrives at a barrier in another block of the cluster (an address from map_shared).
 __device__ inline void mbarrier_arrive_cluster(uint32_t barrier) {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-#endif
+  DSN_PTX_SM90("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // One arrival that also announces `bytes` of bulk copies.
 __device__ inline void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
-  asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }" ::"r"(barrier),
-               "r"(bytes)
-               : "memory");
-#endif
+  DSN_PTX_SM90("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }" ::"r"(barrier),
+               "r"(bytes) : "memory");
 }
 
 // An arrival that comes when all cp.async of this thread so far have landed; counts as one of the barrier's `count`.
 __device__ inline void cp_async_mbarrier_arrive(uint32_t barrier) {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-#endif
+  DSN_PTX_SM90("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 __device__ inline void mbarrier_wait(uint32_t barrier, uint32_t parity) {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
-  uint32_t done;
+  uint32_t done = 1;
   do {
-    asm volatile(
-        "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
+    DSN_PTX_SM90(
+        "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; "
+        "}" : "=r"(done) : "r"(barrier),
+        "r"(parity) : "memory");
   } while (!done);
-#endif
 }
 
 // ---- bulk copies: a multiple of 16 bytes, 16-byte aligned at both ends, started by one thread ----
@@ -139,53 +119,36 @@ __device__ inline void fence_proxy_async() {
 
 // Global to shared; lands at a wait for the phase of `barrier` that expects its bytes.
 __device__ inline void bulk_load(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
+  DSN_PTX_SM90(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(destination),
-      "l"(source), "r"(bytes), "r"(barrier)
-      : "memory");
-#endif
+      "l"(source), "r"(bytes), "r"(barrier) : "memory");
 }
 
 // This block's shared memory to another block's; destination and barrier are addresses of the other block.
 __device__ inline void bulk_copy_cluster(uint32_t destination, uint32_t source, uint32_t bytes, uint32_t barrier) {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
+  DSN_PTX_SM90(
       "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(destination),
-      "r"(source), "r"(bytes), "r"(barrier)
-      : "memory");
-#endif
+      "r"(source), "r"(bytes), "r"(barrier) : "memory");
 }
 
 // Shared to global, in groups like those of cp.async.
 __device__ inline void bulk_store(void* destination, uint32_t source, uint32_t bytes) {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(destination), "r"(source), "r"(bytes)
-               : "memory");
-#endif
+  DSN_PTX_SM90("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(destination), "r"(source),
+               "r"(bytes) : "memory");
 }
 
-__device__ inline void bulk_commit() {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-#endif
-}
+__device__ inline void bulk_commit() { DSN_PTX_SM90("cp.async.bulk.commit_group;" :: : "memory"); }
 
 // Waits until at most kPending groups are under way; with kReadOnly, only until their sources may be overwritten.
 template <int kPending, bool kReadOnly = false>
 __device__ inline void bulk_wait() {
-  needs_sm90();
-#if __CUDA_ARCH__ >= 900
   if constexpr (kReadOnly) {
-    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+    DSN_PTX_SM90("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
   } else {
-    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
+    DSN_PTX_SM90("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
   }
-#endif
 }
 
 }  // namespace dsn::ptx
+
+#undef DSN_PTX_SM90

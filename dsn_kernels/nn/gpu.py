@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,20 @@ from .plan_runner import Outputs, Plan, PlanRunner
 CAPTURED_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
+def check_forced(forced: Tensor) -> None:
+    """Refuses gates that are neither 0 nor 1; not where a program is compiled or captured, which has no values yet."""
+    if torch.compiler.is_compiling() or (forced.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    if (most := int(forced.max()) if forced.numel() else 0) > 1:
+        raise UserError(f"forced gates hold {most}; expected 0 (skip) and 1 (run) only")
+
+
+def check_threshold(threshold: float) -> float:
+    if not 0 <= float(threshold) <= 1:
+        raise UserError(f"threshold is {threshold}; expected a number in [0, 1]")
+    return float(threshold)
+
+
 class _Captured:
     """One graph with the tensors that it reads and writes."""
 
@@ -28,18 +43,32 @@ class _Captured:
         self.forced = None if forced is None else forced.new_zeros(size, forced.shape[1])
         self.count = torch.zeros(1, dtype=torch.int32, device=image.device)
         self.filled = -1  # what count holds
-        self.inputs = (self.image, self.limits, self.forced, self.count)
+        inputs = (self.image, self.limits, self.forced, self.count)
         stream = torch.cuda.Stream(image.device)
         stream.wait_stream(torch.cuda.current_stream(image.device))
         with torch.cuda.stream(stream):  # first calls load kernels and make streams, which a capture must not
-            runner(*self.inputs)
+            runner(*inputs)
         torch.cuda.current_stream(image.device).wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=stream):
-            self.out = runner(*self.inputs)
+        failure: RuntimeError | None = None
+        try:
+            with torch.cuda.graph(self.graph, stream=stream):
+                try:
+                    self.out = runner(*inputs)
+                except RuntimeError as error:  # what ends the capture then fails too, and says less
+                    failure = error
+        except RuntimeError as error:
+            failure = failure or error
+        if failure is not None:
+            reason = str(failure).splitlines()[0]
+            raise UserError(f"a graph for {size} images cannot be captured: {reason}; try graph=False") from failure
+        # Behind the last call's reads of the tensors above, in whichever stream that was.
+        self.done = torch.cuda.Event()
+        self.done.record()
 
     def replay(self, image: Tensor, limits: Tensor, forced: Tensor | None) -> Outputs:
         batch = image.shape[0]
+        self.done.wait()
         self.image[:batch].copy_(image)
         self.limits.copy_(limits)
         if forced is not None and self.forced is not None:
@@ -48,7 +77,9 @@ class _Captured:
             self.count.fill_(batch)
             self.filled = batch
         self.graph.replay()
-        return Outputs(*(t[:batch].clone() for t in self.out))
+        out = Outputs(*(t[:batch].clone() for t in self.out))
+        self.done.record()
+        return out
 
 
 class Graphs:
@@ -57,6 +88,7 @@ class Graphs:
     def __init__(self, runner: PlanRunner, sizes: Sequence[int]) -> None:
         self.runner, self.sizes = runner, sizes
         self._captured: dict[tuple[object, ...], _Captured] = {}
+        self._lock = threading.Lock()  # a call's inputs and its replay belong together
 
     def __call__(self, image: Tensor, limits: Tensor, forced: Tensor | None) -> Outputs:
         batch = image.shape[0]
@@ -68,11 +100,14 @@ class Graphs:
                 f"a batch of {batch} images is beyond the captured sizes, which end at {self.sizes[-1]}: "
                 f"split it, or accelerate(..., graph=[..., {batch}])"
             )
+        if torch.cuda.is_current_stream_capturing():
+            raise UserError("a model with a graph of its own cannot be captured in another: use graph=False")
         key = (size, forced is None, image.dtype, image.device)
-        if key not in self._captured:
-            with torch.inference_mode(False):  # its tensors are written again by calls outside of inference mode
+        # The tensors of a graph are written again by calls outside of inference mode, and have no history.
+        with self._lock, torch.cuda.device(image.device), torch.inference_mode(False), torch.no_grad():
+            if key not in self._captured:
                 self._captured[key] = _Captured(self.runner, image, limits, forced, size)
-        return self._captured[key].replay(image, limits, forced)
+            return self._captured[key].replay(image, limits, forced)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Graphs:
         return Graphs(copy.deepcopy(self.runner, memo), self.sizes)
@@ -99,7 +134,9 @@ class GpuDenseBlock(nn.Module):
         self.runner = PlanRunner(plan, packer.tensor(), dtype, backend)
 
     def forward(self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        limits = torch.full((self.layers,), float(threshold), device=x.device)
+        if forced is not None:
+            check_forced(forced)
+        limits = torch.full((self.layers,), check_threshold(threshold), device=x.device)
         out = self.runner.at(*x.shape[2:])(x, limits, forced)
         return out.map, out.gates, out.scores
 

@@ -30,7 +30,7 @@ from dsn_models.skipnet import resolve_thresholds as resolve_unit_thresholds
 from .. import ops
 from ..ops.network import Plan
 from .described import Described
-from .gpu import make_graphs
+from .gpu import check_forced, make_graphs
 from .gradual_planning import plan_gradual
 from .inception_planning import plan_inception
 from .lenet_planning import plan_lenet
@@ -178,8 +178,10 @@ class Network(Described, Planned):
         thresholds: a number, or one for each name; the configuration's if not given.
 
     Raises:
-        UserError: images, forced gates or thresholds do not fit.
-        RuntimeError: forced gates hold anything but 0 and 1.
+        UserError: images, forced gates or thresholds do not fit or lie on another device; on a GPU also: forced gates
+            hold anything but 0 and 1 (the host waits to see, unless the call is compiled or captured), a batch is
+            larger than the captured sizes, or a graph cannot be captured.
+        RuntimeError: forced gates hold anything but 0 and 1, on the CPU.
     """
 
     thresholds: Tensor
@@ -289,4 +291,12 @@ class Network(Described, Planned):
             if not isinstance(gates, Tensor) or gates.dtype != torch.uint8 or list(gates.shape) != expected:
                 given = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
                 raise UserError(f"forced_gates['{name}'] is {given}; expected torch.uint8 {expected}")
-        return torch.cat([forced_gates[name] for name in self.layers], 1) if self.layers else None
+            if gates.device != self.thresholds.device:
+                where = f"{gates.device}; expected {self.thresholds.device}"
+                raise UserError(f"forced_gates['{name}'] is on {where}: move it or the model")
+        if not self.layers:
+            return None
+        forced = torch.cat([forced_gates[name] for name in self.layers], 1)
+        if self.target.backend != "cpu":
+            check_forced(forced)
+        return forced

@@ -78,6 +78,8 @@ class PlanRunner(nn.Module):
     ) -> Outputs:
         if self.backend == "simt":
             return self._run_on_host(plan, image, thresholds, forced, count)
+        if not (self.weights.is_cuda and self.weights.device == image.device):
+            raise UserError(f"images are on {image.device}, the weights on {self.weights.device}; expected one GPU")
         return Outputs(*ops.run_plan(image, self.weights, thresholds, forced, count, plan, words, ELEMENTS[self.dtype]))
 
     def _run_on_host(

@@ -1,5 +1,7 @@
 """Where the CUDA kernels run in a test: on the host runner everywhere, on a GPU too where there is one."""
 
+import os
+
 import pytest
 import torch
 
@@ -15,7 +17,9 @@ def _why_no_gpu():
 
 @pytest.fixture(scope="session")
 def runner_module():
-    """The host runner."""
+    """The host runner; not where DSN_GPU_TESTS_ONLY is set, as benchmarks/gpu.sh does."""
+    if os.environ.get("DSN_GPU_TESTS_ONLY"):
+        pytest.skip("DSN_GPU_TESTS_ONLY is set")
     from dsn_kernels.nn.plan_runner import load_simt
 
     try:
@@ -46,6 +50,11 @@ def place(request):
     if reason := _why_no_gpu():
         pytest.skip(reason)
     return Place("cuda")
+
+
+@pytest.fixture
+def host(runner_module):
+    return Place("simt", runner_module)
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""benchmarks/gpu.sh and gpu.py, as far as they go without a GPU: a dry run with the host runner in the GPU's place."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from references import randomise
+from small_models import SMALL
+
+import dsn_kernels
+import dsn_models
+from dsn_kernels.measure import Latency
+from dsn_kernels.measure.bench import BenchSettings, bench
+from dsn_kernels.measure.gates import GateSetting
+from dsn_kernels.measure.rows import bench_row
+from dsn_kernels.nn.network import Network, Target
+from dsn_models.errors import UserError
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def small_model():
+    torch.manual_seed(0)
+    return randomise(dsn_models.create("concat-bc-100", **{**SMALL["concat-bc-100"], "block_layers": (1, 1, 1)}))
+
+
+@pytest.fixture
+def script(monkeypatch):
+    spec = importlib.util.spec_from_file_location("gpu_script", BENCHMARKS / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def dry(script, monkeypatch):
+    """gpu.py with a small model, the host runner for the GPU, and every time one millisecond."""
+    from dsn_kernels.nn.plan_runner import load_simt
+
+    try:
+        load_simt()
+    except UserError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(script, "BATCHES", (1, 2))
+    monkeypatch.setattr(script, "make_model", small_model)
+    monkeypatch.setattr(script, "images", lambda batch: torch.randn(batch, 3, 8, 8))
+    monkeypatch.setattr(dsn_kernels, "accelerate", lambda model, dtype, **_: Network(model, Target("simt", dtype)))
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
+    monkeypatch.setattr(script, "graphed", lambda call: call)
+    monkeypatch.setattr(script, "observe", lambda call: [])
+
+    def interleave(calls, deadline):
+        for call in calls.values():
+            call()
+        return {name: Latency.of([1.0, 1.0]) for name in calls}
+
+    monkeypatch.setattr(script, "interleave", interleave)
+    return script
+
+
+def test_a_dry_run_writes_the_schema_of_dsn_bench(dry, tmp_path, monkeypatch):
+    written = []
+    document = dry.Document(tmp_path / "gpu.json")
+    monkeypatch.setattr(dry, "compiled", lambda model, x, mode: lambda: written.append(mode))
+    dry.measure(document, 600)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(r["batch"], r["gates"]) for r in found["rows"]] == [(b, s) for b in (1, 2) for s in dry.SETTINGS]
+    assert found["host_synchronisations"] == {"launches": [], "graph": []}
+    assert set(found["missing"]) == {"tensorrt, batch 1", "tensorrt, batch 2"}
+    assert found["missing"]["tensorrt, batch 1"].startswith("ModuleNotFoundError: No module named")
+    expected = {"eager", "channels_last", "channels_last graph", "compile max-autotune", "compile reduce-overhead"}
+    for row in found["rows"]:
+        assert set(row["baselines_ms"]) == expected
+        assert row["speedup_vs_best"] == 1
+    settings = BenchSettings(batches=(1,), gates=(GateSetting("open"),), against=("eager",), seconds=0.01)
+    like = bench(small_model(), "concat-bc-100", settings)
+    times = [Latency.of([1.0])] * 2
+    facts = set(list(like["rows"][0])[:5])
+    assert facts == {"batch", "gates", "draws", "dtype", "backend"}
+    assert set(found["rows"][0]) == facts | set(bench_row({"batch": 1}, *times, {}, 1, 1, 1)) <= set(like["rows"][0])
+    written_by_environment = {"schema", "device", "torch", "commit", "machine"}
+    assert set(like) - set(found) <= written_by_environment | {"affinity", "energy"}, "the latter are the CPU's"
+
+
+def test_what_was_measured_is_kept(dry, tmp_path, monkeypatch):
+    """The time is over after the first batch's rows: they are there, the rest is named."""
+    document = dry.Document(tmp_path / "gpu.json")
+
+    def cut(calls, deadline):
+        if any(name.startswith(("compile", "tensorrt")) for name in calls):
+            raise AssertionError("no baseline is built when the time is over")
+        if (tmp_path / "gpu.json").exists() and json.loads((tmp_path / "gpu.json").read_text()).get("rows"):
+            raise KeyboardInterrupt
+        return {name: Latency.of([1.0]) for name in calls}
+
+    monkeypatch.setattr(dry, "interleave", cut)
+    with pytest.raises(KeyboardInterrupt):
+        dry.measure(document, 600)
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row["gates"] for row in rows] == list(dry.SETTINGS)
+
+
+def test_a_wrong_answer_is_not_timed(dry, tmp_path, monkeypatch):
+    wrong = Network.forward
+    monkeypatch.setattr(Network, "forward", lambda *a, **k: tuple(y + 1 for y in wrong(*a, **k)))
+    with pytest.raises(SystemExit, match="wrong answer: error .* nothing was timed"):
+        dry.measure(dry.Document(tmp_path / "gpu.json"), 600)
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def test_notes_add_to_the_document(script, tmp_path):
+    path = tmp_path / "gpu.json"
+    for name in ("tests", "sanitizer"):
+        script.Document(path).set(notes={**script.Document(path).content.get("notes", {}), name: "ok"})
+    assert json.loads(path.read_text()) == {"notes": {"tests": "ok", "sanitizer": "ok"}}
+
+
+def shell(*arguments, **environment):
+    return subprocess.run(
+        ["bash", str(BENCHMARKS / "gpu.sh"), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+    )
+
+
+def test_usage():
+    done = shell()
+    assert (done.returncode, done.stderr) == (2, "usage: bash benchmarks/gpu.sh OUT_DIR\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_one_line(tmp_path):
+    done = shell(str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == f"no GPU that torch {torch.__version__} can use; run this on a machine with one\n"
