@@ -26,6 +26,7 @@ from dsn_kernels.measure.host_waits import observe
 from dsn_kernels.measure.networks import gate_counts
 from dsn_kernels.measure.rows import bench_row
 from dsn_models.dual_skipping import BRANCHES
+from dsn_models.errors import UserError
 
 MODEL = "concat-bc-100"
 DTYPE = torch.float16
@@ -167,11 +168,33 @@ def _observed(call: Callable[[Tensor], object], x: Tensor) -> list[str] | str:
         return f"not observed: {error}"
 
 
+def beside_triton(model: Any, cuda: Any, deadline: float) -> list[dict[str, Any]] | str:
+    """The Triton and the CUDA kernels in turns, graphs of both, for each batch size and kind of gates; a sentence if
+    Triton cannot run here."""
+    try:
+        triton = dsn_kernels.accelerate(model, dtype=DTYPE, backend="triton")
+        _check(model, triton)
+    except (UserError, RuntimeError, SystemExit) as error:
+        return str(error).splitlines()[0]
+    rows = []
+    for batch in BATCHES:
+        x = images(batch)
+        for setting in SETTINGS:
+            if time.monotonic() > deadline - 20:
+                return rows
+            gates = draw(setting, model, batch)
+            both = {"cuda": cuda, "triton": triton}
+            calls = {name: graphed(lambda n=n, g=gates, x=x: n(x, forced_gates=g)) for name, n in both.items()}
+            times = {f"{name}_ms": latency.as_dict() for name, latency in interleave(calls, deadline).items()}
+            rows.append({"batch": batch, "gates": setting, **times})
+    return rows
+
+
 def measure(document: Document, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     model = make_model()
-    eager = dsn_kernels.accelerate(model, dtype=DTYPE, device="cuda")
-    fast = dsn_kernels.accelerate(model, dtype=DTYPE, device="cuda", graph=BATCHES)
+    eager = dsn_kernels.accelerate(model, dtype=DTYPE, backend="cuda")
+    fast = dsn_kernels.accelerate(model, dtype=DTYPE, backend="cuda", graph=BATCHES)
     _check(model, fast)
     waiting = images(8)
     document.set(
@@ -198,6 +221,7 @@ def measure(document: Document, seconds: float) -> None:
         rows += [row(batch, setting, eager, gates, times) for setting, gates in chosen.items()]
         document.set(rows=rows, missing=missing)
         print(f"batch {batch}: " + ", ".join(f"{n} {t.median:.3f} ms" for n, t in times.items()), flush=True)
+    document.set(triton=beside_triton(model, eager, deadline))
     modes: tuple[tuple[str, Callable[[Any, Tensor], Callable[[], object]]], ...] = (
         ("compile max-autotune", lambda m, x: compiled(m, x, "max-autotune")),
         ("compile reduce-overhead", lambda m, x: compiled(m, x, "reduce-overhead")),

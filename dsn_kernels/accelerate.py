@@ -26,7 +26,8 @@ _TWINS: _Twins = {
     Transition: twins.Transition,
     Head: twins.Head,
 }
-_BACKENDS = ("auto", "cpu", "cuda", "simt", "reference")
+_BACKENDS = ("auto", "cpu", "cuda", "triton", "simt", "reference")
+_GPU_BACKENDS = ("cuda", "triton", "simt", "auto")  # "auto" once it is resolved: a choice on a GPU
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -48,9 +49,11 @@ def accelerate(
         model: trained; weights on the CPU.
         dtype: of weights and activations: float32; on a GPU also float16 and bfloat16. Images may be float32 all the
             same.
-        backend: ``"cpu"``, ``"cuda"``, ``"simt"`` (the CUDA kernels, played on the host for tests: slow),
-            ``"reference"`` (the model itself, in eval mode) or ``"auto"``: that of ``device``.
-        device: where the result runs; a GPU for ``"cuda"``, else the CPU.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` (NVIDIA and AMD GPUs, without nvcc; with TRITON_INTERPRET=1 in the
+            environment also the CPU, for tests: slow), ``"simt"`` (the CUDA kernels, played on the host for tests:
+            slow), ``"reference"`` (the model itself, in eval mode) or ``"auto"``: the CPU's, and on a GPU the one that
+            measured times prefer for each operator (`dsn info` says which, `dsn bench --tune` measures).
+        device: where the result runs; a GPU for ``"cuda"`` and ``"triton"``, else the CPU.
         graph: on a GPU, replay the launches of a network of `dsn_models` as one CUDA graph, of a GaterNet two: True, or
             the batch sizes to capture; smaller batches are padded to the next.
 
@@ -60,12 +63,12 @@ def accelerate(
     """
     if backend not in _BACKENDS:
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")
-    backend, device = _resolve(backend, device)
-    gpu = backend in ("cuda", "simt")
+    backend, device = _resolve(backend, device, dtype)
+    gpu = backend in _GPU_BACKENDS
     if dtype != torch.float32 and not (gpu and dtype in _GPU_DTYPES):
         raise UserError(f"dtype is {dtype}; the {'GPU' if gpu else 'CPU'} kernels serve {_served(gpu)}")
-    if graph and backend != "cuda":
-        raise UserError(f"graph is for the backend 'cuda'; the backend is {backend!r}")
+    if graph and device.type != "cuda":
+        raise UserError(f"graph is for a GPU; the device is '{device}'")
     if not isinstance(graph, bool) and not (graph and all(isinstance(n, int) and n > 0 for n in graph)):
         raise UserError(f"graph is {graph!r}; expected True, False or positive batch sizes")
     if not isinstance(model, nn.Module):
@@ -77,7 +80,10 @@ def accelerate(
             raise UserError(f"weights hold NaN or infinity: tensor {name}; load another checkpoint")
     if backend == "reference":
         return copy.deepcopy(model).eval()
-    twin_of = _gpu_twins(dtype, backend, graph) if gpu else _TWINS
+    twin_of = _TWINS
+    if gpu:
+        chosen = backend == "auto"
+        twin_of = _chosen_twins(model, dtype, device, graph) if chosen else _gpu_twins(dtype, backend, graph)
     twin = _twin(model, twin_of)
     if twin is not None:
         return twin.to(device)
@@ -108,6 +114,24 @@ def _twin(module: nn.Module, twin_of: _Twins) -> nn.Module | None:
     return None if make is None else make(module)
 
 
+def _chosen_twins(model: nn.Module, dtype: torch.dtype, device: torch.device, graph: bool | Sequence[int]) -> _Twins:
+    """On a GPU, the twins of the backend that the table of measured times prefers for each operator."""
+    from .choice import choose, times
+
+    table, made = times(), {}
+    for cls in _TWINS:
+        try:
+            backend = choose(cls.__name__, device, dtype, table).backend
+        except UserError:
+            if type(model) is cls:
+                raise
+            continue
+        served = _gpu_twins(dtype, backend, graph)
+        if cls in served:
+            made[cls] = served[cls]
+    return made
+
+
 def _gpu_twins(dtype: torch.dtype, backend: str, graph: bool | Sequence[int]) -> _Twins:
     from .nn import gpu
 
@@ -123,14 +147,20 @@ def _served(gpu: bool) -> str:
     return ", ".join(map(str, _GPU_DTYPES)) if gpu else "torch.float32"
 
 
-def _resolve(backend: str, device: torch.device | str | None) -> tuple[str, torch.device]:
+def _resolve(backend: str, device: torch.device | str | None, dtype: torch.dtype) -> tuple[str, torch.device]:
     """The backend that serves, and its device."""
     try:
         chosen = None if device is None else torch.device(device)
     except RuntimeError as error:
         raise UserError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'") from error
     if backend == "auto":
+        if chosen is not None and chosen.type == "cuda" and (chosen.index or 0) < torch.cuda.device_count():
+            return backend, chosen
         backend = "cpu" if chosen is None else chosen.type
+    if backend == "triton":
+        from .triton import resolve_device
+
+        return backend, resolve_device(chosen, dtype)
     expected = "cuda" if backend == "cuda" else "cpu"
     chosen = chosen or torch.device(expected)
     if chosen.type != expected or backend not in _BACKENDS:

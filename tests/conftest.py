@@ -5,6 +5,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+
+# Triton's kernels run in its interpreter where there is no GPU; that is settled when Triton is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ from .common import (
     test_images,
     write_json,
 )
+from .tune import tune_backends
 
 _IMAGES_SERVED = 64  # requests cycle through so many images
 
@@ -166,8 +167,11 @@ def _under_load(
 
 
 def bench(
-    model: Annotated[str, typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.")],
-    device: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    model: Annotated[
+        str,
+        typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.", show_default=False),
+    ] = "",
+    device: Annotated[str, typer.Option(help="cpu; with --tune a GPU.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32.")] = "float32",
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,64",
     gates: Annotated[
@@ -193,6 +197,10 @@ def bench(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="With --load: the curves, as .svg, .png or .pdf.")] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Peak memory too, each network in a new process.")] = False,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Instead: time every backend of a GPU, for the choice that is then automatic."),
+    ] = False,
     threads: ThreadsOption = None,
     pin: PinOption = None,
     json: JsonOption = None,
@@ -204,6 +212,11 @@ def bench(
     """
     check_writable(json)
     check_writable(plot)
+    if tune:
+        tune_backends(device, _dtype(dtype), seconds, json)
+        return
+    if not model:
+        raise UserError("bench needs NAME|CKPT, a zoo name or a checkpoint, or --tune")
     wanted = None if load is None else Load(load)
     if plot is not None:
         if wanted is None:

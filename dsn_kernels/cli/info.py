@@ -13,11 +13,12 @@ import dsn_kernels
 import dsn_models
 from dsn_models import UserError
 
+from .. import choice
 from ..measure import machine
 from .common import JsonOption, check_writable, console, write_json
 
 _BACKENDS = ("cpu", "cuda", "triton", "reference")
-_PEERS = ("onnxruntime", "openvino", "onnx", "tensorboard")
+_PEERS = ("triton", "onnxruntime", "openvino", "onnx", "tensorboard")
 
 
 def _version(package: str) -> str | None:
@@ -35,14 +36,35 @@ def _backends() -> dict[str, str]:
     states = {}
     for name in _BACKENDS:
         try:
+            fast = dsn_kernels.accelerate(model, backend=name)
+            device = next((b.device for b in fast.buffers()), image.device)
+            if name == "triton" and device.type == "cpu":
+                states[name] = "runs in Triton's interpreter"
+                continue
             with torch.inference_mode():
-                dsn_kernels.accelerate(model, backend=name)(image)
+                fast(image.to(device))
             states[name] = "runs"
         except UserError as error:
             states[name] = f"not here: {error}"
         except RuntimeError as error:
             states[name] = f"fails: {str(error).splitlines()[0]}"
     return states
+
+
+def _choices() -> dict[str, str]:
+    """What ``backend="auto"`` takes for each operator, and why."""
+    if not torch.cuda.is_available():
+        return {"every operator": "cpu (no GPU)"}
+    device, found = torch.device("cuda"), {}
+    for operator in choice.OPERATORS:
+        for dtype in (torch.float32, torch.float16):
+            try:
+                taken = choice.choose(operator, device, dtype)
+                text = f"{taken.backend} ({taken.reason})"
+            except UserError as error:
+                text = str(error)
+            found[f"{operator}, {str(dtype).removeprefix('torch.')}"] = text
+    return found
 
 
 def collect() -> dict[str, Any]:
@@ -61,6 +83,7 @@ def collect() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": devices,
         "backends": _backends(),
+        "auto": _choices(),
         "models": dsn_models.names(),
         "packages": {name: _version(name) for name in _PEERS},
     }

@@ -69,7 +69,7 @@ def _norm(scale: Tensor, shift: Tensor) -> Tensor:
     return torch.stack([scale, shift]).unflatten(1, (-1, _GROUP)).transpose(0, 1)
 
 
-class _Unit:
+class Unit:
     """One packed unit of the CPU kernels, by field, without its padding."""
 
     def __init__(self, weights: Tensor, offset: int, layout: _CpuLayout) -> None:
@@ -145,8 +145,8 @@ class _Repacker:
             code.append(dataclasses.replace(step, weights=offset, shared=shared, flags=flags))
         return Plan(list(self.plan.buffers), code), self.out.tensor()
 
-    def _unit(self, step: Instruction, layout: _CpuLayout, offset: int = 0) -> _Unit:
-        return _Unit(self.weights, step.weights + offset, layout)
+    def _unit(self, step: Instruction, layout: _CpuLayout, offset: int = 0) -> Unit:
+        return Unit(self.weights, step.weights + offset, layout)
 
     def _load(self, step: Instruction) -> None:
         self.states[step.dst] = _Channels(step.in_channels)
@@ -190,7 +190,7 @@ class _Repacker:
                 **self._layer_fields(step, unit, before, add),
             )
 
-    def _layer_fields(self, step: Instruction, unit: _Unit, before: _Channels, add: bool) -> dict[str, Tensor]:
+    def _layer_fields(self, step: Instruction, unit: Unit, before: _Channels, add: bool) -> dict[str, Tensor]:
         def spread_columns(x: Tensor, dim: int) -> Tensor:  # what a convolution before has written
             return _columns(x, dim)
 
@@ -276,7 +276,7 @@ class _Repacker:
         self.out.add(layout, **fields)
         self._fills(step)
 
-    def _wide(self, layout: _GpuLayout, unit: _Unit) -> None:
+    def _wide(self, layout: _GpuLayout, unit: Unit) -> None:
         self.out.add(layout, **{name: unit[name] for name, *_ in layout[0]})
 
     def _recurrence(self, step: Instruction) -> int:
@@ -285,7 +285,7 @@ class _Repacker:
             return 0
         if step.shared not in self.recurrences:
             self.recurrences[step.shared] = self.out.size
-            self._wide(_C.cuda.recurrence_layout(), _Unit(self.weights, step.shared, _C.recurrence_layout()))
+            self._wide(_C.cuda.recurrence_layout(), Unit(self.weights, step.shared, _C.recurrence_layout()))
         return self.recurrences[step.shared]
 
     def _gate(self, step: Instruction) -> None:

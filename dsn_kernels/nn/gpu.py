@@ -15,7 +15,7 @@ from dsn_models.dual_skipping import SkipDenseBlock
 from dsn_models.errors import UserError
 
 from .packing import Packer, block_width, pack_dense_block, pack_head, pack_transition
-from .plan_runner import Outputs, Plan, PlanRunner
+from .plan_runner import Outputs, Plan, Runner, make_runner
 
 CAPTURED_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -37,7 +37,7 @@ def check_threshold(threshold: float) -> float:
 class _Captured:
     """One graph with the tensors that it reads and writes."""
 
-    def __init__(self, runner: PlanRunner, image: Tensor, limits: Tensor, forced: Tensor | None, size: int) -> None:
+    def __init__(self, runner: Runner, image: Tensor, limits: Tensor, forced: Tensor | None, size: int) -> None:
         self.image = image.new_zeros(size, *image.shape[1:])
         self.limits = limits.clone()
         self.forced = None if forced is None else forced.new_zeros(size, forced.shape[1])
@@ -85,7 +85,7 @@ class _Captured:
 class Graphs:
     """A plan's graphs, one for each batch size of ``sizes`` and kind of call, captured when first needed."""
 
-    def __init__(self, runner: PlanRunner, sizes: Sequence[int]) -> None:
+    def __init__(self, runner: Runner, sizes: Sequence[int]) -> None:
         self.runner, self.sizes = runner, sizes
         self._captured: dict[tuple[object, ...], _Captured] = {}
         self._lock = threading.Lock()  # a call's inputs and its replay belong together
@@ -113,7 +113,7 @@ class Graphs:
         return Graphs(copy.deepcopy(self.runner, memo), self.sizes)
 
 
-def make_graphs(runner: PlanRunner, graph: bool | Sequence[int]) -> Graphs | None:
+def make_graphs(runner: Runner, graph: bool | Sequence[int]) -> Graphs | None:
     """The graphs of a plan, of :data:`CAPTURED_SIZES` or the batch sizes given; None if none are wanted."""
     sizes = CAPTURED_SIZES if graph is True else tuple(sorted(set(graph))) if graph else ()
     return Graphs(runner, sizes) if sizes else None
@@ -131,7 +131,7 @@ class GpuDenseBlock(nn.Module):
         plan.add("load", dst=buffer, in_channels=fields["in_channels"])
         plan.add("dense_block", dst=buffer, **fields)
         plan.add("store", src=buffer, in_channels=block_width(block))
-        self.runner = PlanRunner(plan, packer.tensor(), dtype, backend)
+        self.runner = make_runner(plan, packer.tensor(), dtype, backend)
 
     def forward(self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         if forced is not None:
@@ -153,7 +153,7 @@ class GpuTransition(nn.Module):
         plan.add("load", dst=before, in_channels=channels)
         plan.add("transition", src=before, dst=after, in_channels=channels, out_channels=out_channels)
         plan.add("store", src=after, in_channels=out_channels)
-        self.runner = PlanRunner(plan, packer.tensor(), dtype, backend)
+        self.runner = make_runner(plan, packer.tensor(), dtype, backend)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.runner.at(*x.shape[2:])(x, torch.empty(0, device=x.device)).map
@@ -170,7 +170,7 @@ class GpuHead(nn.Module):
         buffer = plan.buffer(channels, 1, 1)
         plan.add("load", dst=buffer, in_channels=channels)
         plan.add("head", src=buffer, in_channels=channels, out_channels=module.classifier.out_features)
-        self.runner = PlanRunner(plan, packer.tensor(), dtype, backend)
+        self.runner = make_runner(plan, packer.tensor(), dtype, backend)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.runner.at(*x.shape[2:])(x, torch.empty(0, device=x.device)).logits

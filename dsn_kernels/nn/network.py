@@ -36,7 +36,7 @@ from .inception_planning import plan_inception
 from .lenet_planning import plan_lenet
 from .packing import fold
 from .plan_builder import Masks
-from .plan_runner import PlanRunner
+from .plan_runner import make_runner
 from .planning import plan_dense
 from .residual_planning import plan_residual
 from .shake_planning import plan_shake
@@ -65,7 +65,7 @@ class Target:
     """What a twin runs on.
 
     Attributes:
-        backend: ``"cpu"``, ``"cuda"`` or ``"simt"``, the host runner of csrc/simt.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"simt"``, the host runner of csrc/simt.
         dtype: of weights and activations; on the CPU float32.
         graph: replay the launches as CUDA graphs: True, or the batch sizes to capture.
     """
@@ -106,7 +106,7 @@ class Planned(nn.Module):
             self.register_buffer("weights", weights)
             self.register_buffer("plan_words", self.plan.words(), persistent=False)
         else:
-            self.runner = PlanRunner(self.plan, weights, target.dtype, target.backend)
+            self.runner = make_runner(self.plan, weights, target.dtype, target.backend)
             self._graphs = make_graphs(self.runner, target.graph)
 
     def _run(self, images: Tensor, limits: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

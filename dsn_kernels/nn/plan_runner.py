@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,25 @@ class PlanRunner(nn.Module):
             simt.output(workspace, "workspace"),
         )
         return out
+
+
+class Runner(Protocol):
+    """What :class:`PlanRunner` and `dsn_kernels.triton.runner.TritonRunner` have in common."""
+
+    def __call__(
+        self, image: Tensor, thresholds: Tensor, forced: Tensor | None = None, count: Tensor | None = None
+    ) -> Outputs: ...
+
+    def at(self, height: int, width: int) -> Callable[..., Outputs]: ...
+
+
+def make_runner(plan: Plan, weights: Tensor, dtype: torch.dtype, backend: str) -> Any:
+    """The :class:`Runner`, a module, of a plan of the CPU kernels for ``backend``: "cuda", "simt" or "triton"."""
+    if backend == "triton":
+        from ..triton.runner import TritonRunner
+
+        return TritonRunner(plan, weights, dtype)
+    return PlanRunner(plan, weights, dtype, backend)
 
 
 # Of the device that the host runner plays: an H200.

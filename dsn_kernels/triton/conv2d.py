@@ -1,0 +1,455 @@
+"""A 1x1 or 3x3 convolution as an implicit GEMM over the samples that a gate opened.
+
+Rows are pixels, sixteen of one sample to a *unit*; columns are filters; the depth is taps times channels. What
+surrounds a convolution in the networks is in its prologue (BN-ReLU, 2x2 average pool) and its epilogue (bias, sum with
+the destination, ReLU, channel sums for the next gate). Channels are the innermost dimension of every map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .routing import select_samples, words_of
+from .support import autotuned, launch, precision, register
+
+# Pixels of a sample that are neighbours in a tile, and whose channel sums are kept together.
+UNIT = 16
+
+
+def units_of(pixels: int) -> int:
+    return triton.cdiv(pixels, UNIT)
+
+
+def _configs() -> list[triton.Config]:
+    return [
+        triton.Config({"UNITS": units, "BLOCK_N": columns}, num_warps=warps, num_stages=stages)
+        for units, columns, warps in [
+            (1, 16, 1), (1, 64, 2), (2, 32, 2), (4, 16, 4), (4, 32, 4), (4, 64, 4), (4, 128, 4), (8, 16, 4),
+            (8, 32, 4), (8, 64, 4), (8, 128, 8), (16, 64, 8),
+        ]
+        for stages in (2, 4)
+    ]  # fmt: skip
+
+
+def _prune(configs: list[triton.Config], named_args: dict[str, Any], **meta: Any) -> list[triton.Config]:
+    """No tile wider than the filters, none much taller than all the rows there are, none that spills."""
+    values = {**named_args, **meta}
+    columns = max(16, triton.next_power_of_2(values["FILTERS"]))
+    units = values["UNIT_COUNT"] * (1 if values["PER_SAMPLE"] else max(1, values["batch"]))
+    wide = 16 if values["src"].element_size() == 4 else 32
+    kept = [
+        c
+        for c in configs
+        if c.kwargs["BLOCK_N"] <= columns
+        and c.kwargs["UNITS"] <= max(1, 2 * units)
+        and c.kwargs["UNITS"] * c.kwargs["BLOCK_N"] <= wide * 8 * c.num_warps
+    ]
+    return kept or configs[:1]
+
+
+@autotuned(
+    _configs(),
+    triton.Config({"UNITS": 8, "BLOCK_N": 64}),
+    key=["batch_class", "HEIGHT", "WIDTH", "STRIDE", "TAPS", "DEPTH", "FILTERS", "PER_SAMPLE", "BLOCK_K"],
+    changes=["dst", "macs"],
+    prune=_prune,
+)
+@triton.jit
+def conv2d_kernel(
+    src,  # [B, HEIGHT * WIDTH, src_row]
+    weight,  # [TAPS * PLACES, COLUMNS]; [TAPS * DEPTH, COLUMNS] if FLAT
+    bias,  # float32 [COLUMNS]
+    norm,  # float32 [2, PLACES]: scale and shift in front of a ReLU, or None
+    constants,  # float32 [SLICES, TAPS, COLUMNS]: what a slice that was skipped gives, or None
+    dst,  # [B, out pixels, dst_row]
+    sums,  # float32 [B, units, sums_row], or None
+    macs,  # int64 [B]
+    words,  # int64 [word_count]: the samples that run, or None for all
+    taken,  # uint8 [B, SLICES] with rows of taken_row: 0 where a slice was skipped
+    inputs,  # int32 [B, ...] with rows of inputs_row: live groups of BLOCK_K channels, or live channels; or None
+    input_counts,  # int32 [B], counts_row apart
+    filters,  # int32 [B, ...] with rows of filters_row: chosen filters, then the others; or None
+    filter_counts,  # int32 [B], counts_row apart
+    batch,
+    batch_class,  # for the tuner
+    word_count,
+    src_row,
+    dst_row,
+    sums_row,
+    taken_row,
+    inputs_row,
+    filters_row,
+    counts_row,
+    HEIGHT: tl.constexpr,  # of src
+    WIDTH: tl.constexpr,
+    OUT_WIDTH: tl.constexpr,
+    OUT_PIXELS: tl.constexpr,
+    UNIT_COUNT: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TAPS: tl.constexpr,  # 1 or 9
+    DEPTH: tl.constexpr,  # channels, without padding
+    PLACES: tl.constexpr,  # with padding
+    FILTERS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STORED: tl.constexpr,  # columns that dst has
+    RELU_FILTERS: tl.constexpr,  # so many filters get the ReLU
+    SLICES: tl.constexpr,
+    SLICE_BLOCK: tl.constexpr,
+    FIRST_CHANNELS: tl.constexpr,  # live whatever the gates say; then slices
+    FIRST_GROUPS: tl.constexpr,
+    SLICE_CHANNELS: tl.constexpr,
+    SLICE_GROUPS: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,  # a tile is one sample's, which has its own channels or filters
+    GROUPED: tl.constexpr,
+    MASKED: tl.constexpr,  # the last step of the depth is not full
+    FLAT: tl.constexpr,  # few channels: a step of the depth spans taps
+    POOL: tl.constexpr,  # 2x2 average of the normalised source
+    ACCUMULATE: tl.constexpr,
+    FINISH_OFF: tl.constexpr,  # filters that are not chosen get the epilogue all the same
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    UNITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    column0 = tl.program_id(1) * BLOCK_N
+    if PER_SAMPLE:
+        tiles: tl.constexpr = (UNIT_COUNT + UNITS - 1) // UNITS
+        place = tl.program_id(0) // tiles
+        own = tl.max(select_samples(words, word_count, batch, tl.full([1], 0, tl.int32) + place), 0)
+        if own < 0:
+            return
+        unit = tl.program_id(0) % tiles * UNITS + tl.arange(0, UNITS)
+        sample = tl.full([UNITS], 0, tl.int32) + own
+    else:
+        own = 0
+        index = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+        unit = index % UNIT_COUNT
+        sample = select_samples(words, word_count, batch, index // UNIT_COUNT)
+        if tl.max(sample, 0) < 0:
+            return
+    row_sample = tl.reshape(tl.broadcast_to(sample[:, None], (UNITS, 16)), (UNITS * 16,))
+    row_unit = tl.reshape(tl.broadcast_to(unit[:, None], (UNITS, 16)), (UNITS * 16,))
+    pixel = row_unit * 16 + tl.arange(0, UNITS * 16) % 16
+    valid = (row_sample >= 0) & (pixel < OUT_PIXELS)
+    y = pixel // OUT_WIDTH * STRIDE
+    x = pixel % OUT_WIDTH * STRIDE
+    rows = src + row_sample.to(tl.int64) * (HEIGHT * WIDTH) * src_row
+
+    n = column0 + tl.arange(0, BLOCK_N)
+    column = n
+    on = n < COLUMNS
+    chosen = FILTERS
+    if filters is not None:
+        chosen = tl.load(filter_counts + own * counts_row)
+        if not FINISH_OFF:
+            if column0 >= chosen:
+                return
+        on = n < chosen
+        column = tl.load(filters + own.to(tl.int64) * filters_row + n, mask=n < FILTERS, other=0)
+
+    if inputs is None:
+        steps = (DEPTH + BLOCK_K - 1) // BLOCK_K
+        live = DEPTH
+    else:
+        count = tl.load(input_counts + own * counts_row)
+        own_inputs = inputs + own.to(tl.int64) * inputs_row
+        if GROUPED:
+            steps = count
+            live = FIRST_CHANNELS
+            if SLICE_GROUPS > 0:
+                live += (count - FIRST_GROUPS) // SLICE_GROUPS * SLICE_CHANNELS
+        else:
+            steps = (count + BLOCK_K - 1) // BLOCK_K
+            live = count
+    total = TAPS * steps
+    if FLAT:
+        total = (TAPS * DEPTH + BLOCK_K - 1) // BLOCK_K
+    if filters is not None:
+        total = tl.where(column0 < chosen, total, 0)
+
+    acc = tl.zeros([UNITS * 16, BLOCK_N], tl.float32)
+    if constants is not None:
+        # Zero padding comes behind the ReLU: a constant slice counts where its tap lies inside the map.
+        s = tl.arange(0, SLICE_BLOCK)
+        open_slice = tl.load(taken + own.to(tl.int64) * taken_row + s, mask=s < SLICES, other=1)
+        skipped = (open_slice == 0)[:, None] & (n < COLUMNS)[None, :]
+        for tap in range(TAPS):
+            per_slice = tl.load(constants + (s[:, None] * TAPS + tap) * COLUMNS + n[None, :], mask=skipped, other=0.0)
+            constant = tl.sum(per_slice, 0)
+            if TAPS == 1:
+                acc += constant[None, :]
+            else:
+                ty = y + tap // 3 - 1
+                tx = x + tap % 3 - 1
+                inside = (ty >= 0) & (ty < HEIGHT) & (tx >= 0) & (tx < WIDTH)
+                acc += tl.where(inside[:, None], constant[None, :], 0.0)
+
+    k = tl.arange(0, BLOCK_K)
+    for step in range(total):
+        if FLAT:
+            weight_row = step * BLOCK_K + k
+            known = weight_row < TAPS * DEPTH
+            channel = weight_row % DEPTH
+            taps = weight_row // DEPTH
+            sy = y[:, None] + (taps // 3 - 1)[None, :]
+            sx = x[:, None] + (taps % 3 - 1)[None, :]
+        else:
+            tap = step // steps
+            i = step % steps
+            if inputs is None:
+                channel = i * BLOCK_K + k
+                known = channel < DEPTH
+            elif GROUPED:
+                channel = tl.multiple_of(tl.load(own_inputs + i) * BLOCK_K, BLOCK_K) + k
+                known = k < BLOCK_K
+            else:
+                known = i * BLOCK_K + k < count
+                channel = tl.load(own_inputs + i * BLOCK_K + k, mask=known, other=0)
+            weight_row = tap * PLACES + channel
+            sy = y[:, None]
+            sx = x[:, None]
+            if TAPS == 9:
+                sy += tap // 3 - 1
+                sx += tap % 3 - 1
+        inside = valid[:, None]
+        if TAPS == 9:
+            inside = inside & (sy >= 0) & (sy < HEIGHT) & (sx >= 0) & (sx < WIDTH)
+        if MASKED:
+            inside = inside & known[None, :]
+        if POOL:
+            scale = tl.load(norm + channel)
+            shift = tl.load(norm + PLACES + channel)
+            mean = tl.zeros([UNITS * 16, BLOCK_K], tl.float32)
+            for quarter in tl.static_range(4):
+                at = ((sy + quarter // 2) * WIDTH + sx + quarter % 2) * src_row + channel[None, :]
+                value = tl.load(rows[:, None] + at, mask=inside, other=0.0).to(tl.float32)
+                mean += tl.maximum(value * scale[None, :] + shift[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
+            a = (mean * 0.25).to(weight.dtype.element_ty)
+        else:
+            at = (sy * WIDTH + sx) * src_row + channel[None, :]
+            a = tl.load(rows[:, None] + at, mask=inside, other=0.0)
+            if norm is not None:
+                scale = tl.load(norm + channel, mask=known, other=0.0)
+                shift = tl.load(norm + PLACES + channel, mask=known, other=0.0)
+                value = a.to(tl.float32) * scale[None, :] + shift[None, :]
+                value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+                a = tl.where(inside, value, 0.0)
+            a = a.to(weight.dtype.element_ty)
+        b = tl.load(
+            weight + weight_row[:, None] * COLUMNS + column[None, :], mask=known[:, None] & on[None, :], other=0.0
+        )
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+
+    acc += tl.load(bias + column, mask=on, other=0.0)[None, :]
+    written = n < STORED
+    if filters is not None:
+        if FINISH_OFF:
+            written = n < FILTERS
+        else:
+            written = on
+    stored = valid[:, None] & written[None, :]
+    out = dst + (row_sample.to(tl.int64) * OUT_PIXELS + pixel)[:, None] * dst_row + column[None, :]
+    if ACCUMULATE:
+        acc += tl.load(out, mask=stored, other=0.0).to(tl.float32)
+    if RELU_FILTERS > 0:
+        positive = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        acc = tl.where((column < RELU_FILTERS)[None, :], positive, acc)
+    tl.store(out, acc.to(dst.dtype.element_ty), mask=stored)
+    if sums is not None:
+        per_unit = tl.sum(tl.reshape(tl.where(stored, acc, 0.0), (UNITS, 16, BLOCK_N)), 1)
+        at = (sample.to(tl.int64) * UNIT_COUNT + unit)[:, None] * sums_row + column[None, :]
+        there = (sample >= 0) & (unit < UNIT_COUNT)
+        tl.store(sums + at, per_unit, mask=there[:, None] & written[None, :])
+    here = tl.minimum(tl.maximum(chosen - column0, 0), BLOCK_N)
+    pixels = tl.minimum(tl.maximum(OUT_PIXELS - unit * 16, 0), 16)
+    work = pixels.to(tl.int64) * here * live * TAPS
+    if PER_SAMPLE:
+        tl.atomic_add(macs + own, tl.sum(work, 0), sem="relaxed")
+    else:
+        tl.atomic_add(macs + sample, work, mask=(sample >= 0) & (work > 0), sem="relaxed")
+
+
+def launch_conv2d(
+    src: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dst: Tensor,
+    macs: Tensor,
+    *,
+    height: int,
+    width: int,
+    stride: int,
+    taps: int,
+    depth: int,
+    filters: int,
+    stored: int,
+    norm: Tensor | None = None,
+    constants: Tensor | None = None,
+    sums: Tensor | None = None,
+    words: Tensor | None = None,
+    taken: Tensor | None = None,
+    inputs: Tensor | None = None,
+    input_counts: Tensor | None = None,
+    chosen: Tensor | None = None,
+    chosen_counts: Tensor | None = None,
+    group: int = 0,
+    first_channels: int = 0,
+    slice_channels: int = 0,
+    relu_filters: int = 0,
+    accumulate: bool = False,
+    finish_off: bool = False,
+    pool: bool = False,
+) -> None:
+    """Convolves maps [B, pixels, channels]; arguments as :func:`conv2d`'s."""
+    batch = src.shape[0]
+    columns = weight.shape[1]
+    out_width = width // 2 if pool else triton.cdiv(width, stride)
+    out_pixels = out_width * (height // 2 if pool else triton.cdiv(height, stride))
+    units = units_of(out_pixels)
+    per_sample = inputs is not None or chosen is not None
+    flat = taps == 9 and weight.shape[0] < 9 * 16  # its channels are not padded
+    places = depth if flat else weight.shape[0] // taps
+    block_k = group or next((k for k in (64, 32) if depth % k == 0), 16)
+    if flat:
+        block_k = triton.next_power_of_2(taps * depth)
+    slices = 0 if constants is None else constants.shape[0]
+    counts = input_counts if chosen_counts is None else chosen_counts
+    if batch == 0:
+        return
+
+    def grid(meta: dict[str, int]) -> tuple[int, int]:
+        tiles = batch * triton.cdiv(units, meta["UNITS"]) if per_sample else triton.cdiv(batch * units, meta["UNITS"])
+        return tiles, triton.cdiv(filters if chosen is not None else max(filters, stored), meta["BLOCK_N"])
+
+    launch(
+        conv2d_kernel,
+        grid,
+        src,
+        weight,
+        bias,
+        norm,
+        constants,
+        dst,
+        sums,
+        macs,
+        words,
+        taken,
+        inputs,
+        input_counts,
+        chosen,
+        chosen_counts,
+        batch,
+        batch.bit_length(),
+        words_of(batch),
+        src.stride(1),
+        dst.stride(1),
+        0 if sums is None else sums.stride(1),
+        0 if taken is None else taken.stride(0),
+        0 if inputs is None else inputs.stride(0),
+        0 if chosen is None else chosen.stride(0),
+        0 if counts is None else counts.stride(0),
+        HEIGHT=height,
+        WIDTH=width,
+        OUT_WIDTH=out_width,
+        OUT_PIXELS=out_pixels,
+        UNIT_COUNT=units,
+        STRIDE=2 if pool else stride,
+        TAPS=taps,
+        DEPTH=depth,
+        PLACES=places,
+        FILTERS=filters,
+        COLUMNS=columns,
+        STORED=stored,
+        RELU_FILTERS=relu_filters,
+        SLICES=slices,
+        SLICE_BLOCK=triton.next_power_of_2(max(1, slices)),
+        FIRST_CHANNELS=first_channels,
+        FIRST_GROUPS=0 if not group else triton.cdiv(first_channels, group),
+        SLICE_CHANNELS=slice_channels,
+        SLICE_GROUPS=0 if not group else triton.cdiv(slice_channels, group),
+        PER_SAMPLE=per_sample,
+        GROUPED=group > 0,
+        MASKED=not group and (inputs is not None or depth % block_k != 0),
+        FLAT=flat,
+        POOL=pool,
+        ACCUMULATE=accumulate,
+        FINISH_OFF=finish_off,
+        PRECISION=precision(weight.dtype),
+        BLOCK_K=block_k,
+    )
+
+
+@register("conv2d", mutates=["dst", "sums", "macs"])
+def conv2d(
+    src: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm: Tensor | None,
+    dst: Tensor,
+    sums: Tensor | None,
+    macs: Tensor,
+    words: Tensor | None,
+    inputs: Tensor | None,
+    input_counts: Tensor | None,
+    chosen: Tensor | None,
+    chosen_counts: Tensor | None,
+    height: int,
+    width: int,
+    stride: int,
+    taps: int,
+    depth: int,
+    filters: int,
+    stored: int,
+    relu_filters: int,
+    accumulate: bool,
+    finish_off: bool,
+) -> None:
+    """``dst = relu(conv(relu(s * src + t)) + bias [+ dst])`` for the samples of ``words``; each part but the
+    convolution is optional.
+
+    Args:
+        src: [B, height * width, channels], the channels innermost.
+        weight: [taps * places, columns], tap by tap, of src's dtype; places a multiple of 16, or below 16 for few
+            channels, whose taps then share the steps of the product.
+        bias: float32 [columns].
+        norm: float32 [2, places], scale s and shift t.
+        dst: [B, out pixels, channels], written.
+        sums: float32 [B, units of 16 pixels, channels], written: channel sums of what dst got.
+        macs: int64 [B], the multiply-accumulates done are added.
+        words: int64 [W], bit i of word w: sample 64 w + i runs. None: all.
+        inputs, input_counts: int32 [B, channels] and [B], the channels of src that hold data, for each sample.
+        chosen, chosen_counts: int32 [B, filters] and [B], the filters that run, then the others, for each sample.
+        height, width: of src; stride, taps: 1 or 2, 1 or 9; depth: channels of src that are read.
+        filters: of the convolution; stored: columns that are written, padding included.
+        relu_filters: so many of them get the ReLU.
+        accumulate: add what dst holds.
+        finish_off: filters that are not chosen get sum and ReLU all the same.
+    """
+    launch_conv2d(
+        src,
+        weight,
+        bias,
+        dst,
+        macs,
+        norm=norm,
+        sums=sums,
+        words=words,
+        inputs=inputs,
+        input_counts=input_counts,
+        chosen=chosen,
+        chosen_counts=chosen_counts,
+        height=height,
+        width=width,
+        stride=stride,
+        taps=taps,
+        depth=depth,
+        filters=filters,
+        stored=stored,
+        relu_filters=relu_filters,
+        accumulate=accumulate,
+        finish_off=finish_off,
+    )

@@ -1,0 +1,169 @@
+"""Classifiers: BN-ReLU-GAP-linear of a map, or a linear map of the pooled features."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .support import launch, register
+
+_BLOCK_N = 64
+_CHANNELS = 16
+_PIXELS = 32
+
+
+@triton.jit
+def head_kernel(
+    src,  # [B, PIXELS, row]; float32 sums [B, PIXELS units, row] if norm is None
+    norm,  # float32 [2, PLACES]: scale and shift in front of a ReLU, or None
+    weight,  # float32 [PLACES, COLUMNS]
+    bias,  # float32 [COLUMNS]
+    constants,  # float32 [SLICES, COLUMNS], or None
+    logits,  # float32 [B, CLASSES], a row every `outputs`
+    macs,  # int64 [B]
+    enabled,  # int64 [W]: samples that are real, or None
+    taken,  # uint8 [B, SLICES], a row every `gates`
+    inputs,  # int32 [B, groups], live groups, or None
+    input_counts,  # int32 [B]
+    row,
+    outputs,
+    gates,
+    inputs_row,
+    DEPTH: tl.constexpr,
+    PLACES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,  # of src per sample
+    MEAN: tl.constexpr,  # pixels of the map
+    SLICES: tl.constexpr,
+    SLICE_BLOCK: tl.constexpr,
+    SLICE_CHANNELS: tl.constexpr,
+    SLICE_GROUPS: tl.constexpr,
+    FIRST_CHANNELS: tl.constexpr,
+    FIRST_GROUPS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    sample = tl.program_id(0).to(tl.int64)
+    if enabled is not None:
+        if ((tl.load(enabled + sample // 64) >> (sample % 64)) & 1) == 0:
+            return
+    column0 = tl.program_id(1) * BLOCK_N
+    n = column0 + tl.arange(0, BLOCK_N)
+    acc = tl.load(bias + n, mask=n < COLUMNS, other=0.0)
+    if constants is not None:
+        s = tl.arange(0, SLICE_BLOCK)
+        skipped = (tl.load(taken + sample * gates + s, mask=s < SLICES, other=1) == 0)[:, None] & (n < COLUMNS)[None, :]
+        acc += tl.sum(tl.load(constants + s[:, None] * COLUMNS + n[None, :], mask=skipped, other=0.0), 0)
+    if inputs is None:
+        steps = (DEPTH + BLOCK_K - 1) // BLOCK_K
+        live = DEPTH
+    else:
+        steps = tl.load(input_counts + sample)
+        live = FIRST_CHANNELS
+        if SLICE_GROUPS > 0:
+            live += (steps - FIRST_GROUPS) // SLICE_GROUPS * SLICE_CHANNELS
+    k = tl.arange(0, BLOCK_K)
+    p = tl.arange(0, BLOCK_P)
+    for step in range(steps):
+        if inputs is None:
+            channel = step * BLOCK_K + k
+            known = channel < DEPTH
+        else:
+            channel = tl.load(inputs + sample * inputs_row + step) * BLOCK_K + k
+            known = k < BLOCK_K
+        total = tl.zeros([BLOCK_K], tl.float32)
+        for first in range(0, ROWS, BLOCK_P):
+            at = (sample * ROWS + first + p)[:, None] * row + channel[None, :]
+            there = (first + p < ROWS)[:, None] & known[None, :]
+            value = tl.load(src + at, mask=there, other=0.0).to(tl.float32)
+            if norm is not None:
+                scale = tl.load(norm + channel, mask=known, other=0.0)
+                shift = tl.load(norm + PLACES + channel, mask=known, other=0.0)
+                value = value * scale[None, :] + shift[None, :]
+                value = tl.where(there, tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
+            total += tl.sum(value, 0)
+        w = tl.load(
+            weight + channel[:, None] * COLUMNS + n[None, :], mask=known[:, None] & (n < COLUMNS)[None, :], other=0.0
+        )
+        acc += tl.sum((total / MEAN)[:, None] * w, 0)
+    tl.store(logits + sample * outputs + n, acc, mask=n < CLASSES)
+    classes = tl.minimum(tl.maximum(CLASSES - column0, 0), BLOCK_N)
+    tl.atomic_add(macs + sample, (live * classes).to(tl.int64), sem="relaxed")
+
+
+@register("head", mutates=["logits", "macs"])
+def head(
+    src: Tensor,
+    norm: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    constants: Tensor | None,
+    logits: Tensor,
+    macs: Tensor,
+    enabled: Tensor | None,
+    taken: Tensor | None,
+    inputs: Tensor | None,
+    input_counts: Tensor | None,
+    pixels: int,
+    depth: int,
+    classes: int,
+    group: int,
+    first_channels: int,
+    slice_channels: int,
+) -> None:
+    """``linear(relu(s * x + t).mean(pixels))``, or ``linear`` of the mean that channel sums give.
+
+    Args:
+        src: [B, pixels, places]; without a norm float32 channel sums [B, units, places].
+        norm: float32 [2, places], scale s and shift t.
+        weight, bias: float32 [places, columns] and [columns], columns a multiple of 16.
+        constants: float32 [slices, columns]: what each slice gives that was skipped.
+        logits: float32 [B, classes], written.
+        macs: int64 [B], added to.
+        enabled: int64 [W], the samples that are real, or None.
+        taken: uint8 [B, slices].
+        inputs, input_counts: int32 [B, groups] and [B], the groups of channels that hold data, or None for all.
+        pixels, depth, classes: of the map, channels of it, outputs.
+        group, first_channels, slice_channels: of the channels, as :class:`dsn_kernels.triton.layout.Channels` says.
+    """
+    batch = src.shape[0]
+    if batch == 0:
+        return
+    slices = 0 if constants is None else constants.shape[0]
+    launch(
+        head_kernel,
+        (batch, triton.cdiv(classes, _BLOCK_N)),
+        src,
+        norm,
+        weight,
+        bias,
+        constants,
+        logits,
+        macs,
+        enabled,
+        taken,
+        inputs,
+        input_counts,
+        src.stride(1),
+        logits.stride(0),
+        0 if taken is None else taken.stride(0),
+        0 if inputs is None else inputs.stride(0),
+        DEPTH=depth,
+        PLACES=weight.shape[0],
+        CLASSES=classes,
+        COLUMNS=weight.shape[1],
+        ROWS=src.shape[1],
+        MEAN=pixels,
+        SLICES=slices,
+        SLICE_BLOCK=triton.next_power_of_2(max(1, slices)),
+        SLICE_CHANNELS=slice_channels,
+        SLICE_GROUPS=triton.cdiv(slice_channels, group),
+        FIRST_CHANNELS=first_channels,
+        FIRST_GROUPS=triton.cdiv(first_channels, group),
+        BLOCK_K=group if inputs is not None else _CHANNELS,
+        BLOCK_N=_BLOCK_N,
+        BLOCK_P=_PIXELS,
+    )

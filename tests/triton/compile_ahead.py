@@ -1,0 +1,154 @@
+"""Compiles the Triton kernels for GPUs that need not be here and prints what the machine code holds, as JSON.
+
+Run in a process of its own, without TRITON_INTERPRET: ``python compile_ahead.py TARGET``, the target
+cuda:80, cuda:90 or hip:gfx942, for example.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dsn_kernels.triton import conv2d, gate, group_by_pattern, head, routing
+
+POINTERS = {
+    "bias": "*fp32", "norm": "*fp32", "constants": "*fp32", "sums": "*fp32", "macs": "*i64", "words": "*i64",
+    "taken": "*u8", "inputs": "*i32", "input_counts": "*i32", "filters": "*i32", "filter_counts": "*i32",
+    "pooled": "*fp32", "threshold": "*fp32", "forced": "*u8", "before": "*u8", "scores": "*fp32", "enabled": "*i64",
+    "live": "*i32", "live_counts": "*i32", "logits": "*fp32", "embed": "*fp32", "embed_bias": "*fp32",
+    "input_weight": "*fp32", "hidden_weight": "*fp32", "cell_bias": "*fp32", "projection": "*fp32",
+    "projection_bias": "*fp32", "state": "*fp32", "mask": "*u8", "segments": "*i32", "lists": "*i32",
+    "counts": "*i32", "patterns": "*u8", "first": "*i32", "order": "*i64", "group": "*i64", "offsets": "*i64",
+}  # fmt: skip
+CONV = {
+    "HEIGHT": 32, "WIDTH": 32, "OUT_WIDTH": 32, "OUT_PIXELS": 1024, "UNIT_COUNT": 64, "STRIDE": 1, "TAPS": 9,
+    "DEPTH": 64, "PLACES": 64, "FILTERS": 64, "COLUMNS": 64, "STORED": 64, "RELU_FILTERS": 64, "SLICES": 0,
+    "SLICE_BLOCK": 1, "FIRST_CHANNELS": 0, "FIRST_GROUPS": 0, "SLICE_CHANNELS": 0, "SLICE_GROUPS": 0,
+    "PER_SAMPLE": False, "GROUPED": False, "MASKED": False, "FLAT": False, "POOL": False, "ACCUMULATE": False,
+    "FINISH_OFF": False, "PRECISION": "ieee", "BLOCK_K": 32, "UNITS": 4, "BLOCK_N": 64,
+}  # fmt: skip
+NONE = dict.fromkeys(("norm", "constants", "sums", "taken", "inputs", "input_counts", "filters", "filter_counts"))
+BLOCK = {
+    "inputs": 1, "input_counts": 1, "constants": 1, "taken": 1, "norm": 1, "TAPS": 1, "DEPTH": 24, "PLACES": 96,
+    "FILTERS": 48, "COLUMNS": 48, "STORED": 48, "RELU_FILTERS": 48, "SLICES": 4, "SLICE_BLOCK": 4,
+    "FIRST_CHANNELS": 24, "FIRST_GROUPS": 2, "SLICE_CHANNELS": 12, "SLICE_GROUPS": 1, "PER_SAMPLE": True,
+    "GROUPED": True, "BLOCK_K": 16,
+}  # fmt: skip
+MASKS = {
+    "inputs": 1, "input_counts": 1, "filters": 1, "filter_counts": 1, "PER_SAMPLE": True, "MASKED": True,
+    "ACCUMULATE": True, "FINISH_OFF": True,
+}  # fmt: skip
+# What stands where in the networks: a convolution's name says what it is.
+CONVS = {
+    "residual 3x3": {"sums": 1, "ACCUMULATE": True},
+    "residual 1x1, stride 2": {"TAPS": 1, "STRIDE": 2, "OUT_WIDTH": 16, "OUT_PIXELS": 256, "UNIT_COUNT": 16},
+    "dense 1x1": BLOCK,
+    "dense 3x3": {"sums": 1, "DEPTH": 48, "PLACES": 48, "FILTERS": 12, "COLUMNS": 16, "STORED": 16, "RELU_FILTERS": 0,
+                  "BLOCK_K": 16, "BLOCK_N": 16},
+    "plain dense 3x3": {**BLOCK, "sums": 1, "TAPS": 9, "FILTERS": 12, "COLUMNS": 16, "STORED": 16, "RELU_FILTERS": 0,
+                        "BLOCK_N": 16},
+    "transition": {**BLOCK, "sums": 1, "POOL": True, "STRIDE": 2, "OUT_WIDTH": 16, "OUT_PIXELS": 256, "UNIT_COUNT": 16,
+                   "RELU_FILTERS": 0},
+    "chosen filters": MASKS,
+    "stem": {"FLAT": True, "DEPTH": 3, "PLACES": 3, "RELU_FILTERS": 0, "MASKED": True},
+}  # fmt: skip
+
+
+def pointer_size(name, dtype):
+    return {"src": f"*{dtype}", "weight": f"*{dtype}", "dst": f"*{dtype}"}.get(name) or POINTERS.get(name, "i32")
+
+
+def compile_kernel(kernel, target, values, dtype, **options):
+    """``values``: constants by name; 1 for a pointer that is there, None for one that is not."""
+    kernel = kernel if hasattr(kernel, "params") else kernel.fn  # of a tuner
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        name = parameter.name
+        pointer = pointer_size(name, dtype)
+        if parameter.is_constexpr or (name in values and values[name] is None):
+            signature[name] = "constexpr"
+            constants[name] = values[name]
+        else:
+            signature[name] = pointer
+            # What torch allocates is aligned, and rows are padded.
+            if pointer.startswith("*") or name.endswith("_row"):
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 2, **options})
+
+
+def cuda_memory(compiled):
+    """Bytes of local memory and of stack, from the assembler's own listing of the binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        listing = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {name.lower(): int(re.search(rf"\b{name}:(\d+)", listing)[1]) for name in ("LOCAL", "STACK")}
+
+
+def facts(compiled, target):
+    if target.backend == "cuda":
+        text = compiled.asm["ptx"]
+        products = [name for name in ("wgmma.mma_async", "mma.sync") if name in text]
+        return {"products": products, **cuda_memory(compiled)}
+    text = compiled.asm["amdgcn"]
+    products = ["v_mfma"] if "v_mfma" in text else []
+    scratch = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", text)[1])
+    spilled = int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1])
+    return {"products": products, "local": scratch, "stack": spilled}
+
+
+def target_of(name):
+    backend, architecture = name.split(":")
+    if backend == "cuda":
+        return GPUTarget("cuda", int(architecture), 32)
+    return GPUTarget("hip", architecture, 64)
+
+
+def others():
+    """Kernels without a matrix product."""
+    return {
+        "gate": (gate.gate_kernel, {"OLD": 96, "NEW": 16, "PIXELS": 1024, "UNIT_COUNT": 64, "GROUP": 16,
+                                    "KIND": "hard", "BLOCK": 64, "forced": None, "enabled": None}),
+        "recurrent gate": (gate.recurrent_gate_kernel, {"CHANNELS": 64, "PIXELS": 256, "UNIT_COUNT": 16, "FIRST": False,
+                                                        "TEN": 10, "WIDE": 16, "BLOCK": 64, "forced": None,
+                                                        "enabled": None}),
+        "head": (head.head_kernel, {"DEPTH": 342, "PLACES": 352, "CLASSES": 100, "COLUMNS": 112, "ROWS": 64, "MEAN": 64,
+                                    "SLICES": 16, "SLICE_BLOCK": 16, "SLICE_CHANNELS": 12, "SLICE_GROUPS": 1,
+                                    "FIRST_CHANNELS": 150, "FIRST_GROUPS": 10, "BLOCK_K": 16, "BLOCK_N": 64,
+                                    "BLOCK_P": 32, "enabled": None}),
+        "partition": (routing.partition_kernel, {"BLOCK": 128}),
+        "first of a pattern": (group_by_pattern.first_kernel, {"ROWS": 64, "COLUMNS": 64}),
+        "place in a group": (group_by_pattern.place_kernel, {"ROWS": 64}),
+    }  # fmt: skip
+
+
+def report(name):
+    """What each kernel's machine code holds, by the kernel's name."""
+    target, found = target_of(name), {}
+    for what, changes in CONVS.items():
+        values = {**CONV, **NONE, **changes}
+        values |= {"words": None} if what in ("transition", "stem", "chosen filters") else {}
+        values = {k: v for k, v in values.items() if k.isupper() or v is None}
+        for dtype in ("fp16", "bf16") if what == "dense 1x1" else ("fp16",):
+            compiled = compile_kernel(conv2d.conv2d_kernel, target, values, dtype)
+            found[f"{what} {dtype}"] = {"convolution": True, **facts(compiled, target)}
+    for what, (kernel, values) in others().items():
+        dtype = "u8" if kernel is group_by_pattern.first_kernel else "fp32"
+        found[what] = {"convolution": False, **facts(compile_kernel(kernel, target, values, dtype), target)}
+    if target.backend == "cuda":  # that a spill would be seen
+        values = {k: v for k, v in {**CONV, **NONE, "words": None}.items() if k.isupper() or v is None}
+        compiled = compile_kernel(conv2d.conv2d_kernel, target, values, "fp16", maxnreg=32)
+        found["starved"] = {"convolution": False, **facts(compiled, target)}
+    return found
+
+
+if __name__ == "__main__":
+    json.dump(report(sys.argv[1]), sys.stdout)

@@ -1,0 +1,67 @@
+"""What is missing for the Triton kernels is said in one line; the other backends stay."""
+
+import importlib.metadata
+
+import pytest
+import torch
+from small_models import make_images, make_small
+
+import dsn_kernels
+from dsn_models.errors import UserError
+
+
+def refusal(**options):
+    with pytest.raises(UserError) as error:
+        dsn_kernels.accelerate(make_small("concat-bc-100"), backend="triton", **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def installed(monkeypatch, version):
+    def find(name):
+        if version is None or name != "triton":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", find)
+
+
+def test_missing(monkeypatch):
+    installed(monkeypatch, None)
+    assert refusal().startswith("backend 'triton' needs the package triton, 3.6 or later: pip install")
+    model = make_small("concat-bc-100")
+    assert dsn_kernels.accelerate(model, backend="cpu")(make_images(model, 1))[0].shape == (1, 20)
+
+
+def test_too_old(monkeypatch):
+    installed(monkeypatch, "3.1.0")
+    assert refusal() == "backend 'triton' needs triton 3.6 or later; 3.1.0 is installed"
+
+
+def test_the_interpreter_is_wrong_for_bfloat16(place):
+    if place.device != "cpu":
+        pytest.skip("there is a GPU")
+    assert "torch.bfloat16, which Triton's interpreter gets wrong" in refusal(dtype=torch.bfloat16)
+
+
+def test_graph_needs_a_gpu(place):
+    if place.device != "cpu":
+        pytest.skip("there is a GPU")
+    assert refusal(graph=True) == "graph is for a GPU; the device is 'cpu'"
+
+
+def test_no_device(place, subprocess_python):
+    if place.device != "cpu":
+        pytest.skip("there is a GPU")
+    code = """
+        import dsn_kernels, dsn_models
+        from dsn_models.errors import UserError
+        model = dsn_models.create("concat-bc-100", block_layers=(1, 1, 1), image_size=8)
+        for device in (None, "cpu"):
+            try:
+                dsn_kernels.accelerate(model, backend="triton", device=device)
+            except UserError as error:
+                print(error)
+    """
+    expect = "device is 'cpu'; the backend 'triton' runs on 'cuda', on 'cpu' only with TRITON_INTERPRET=1"
+    subprocess_python(code, expect, TRITON_INTERPRET="0")

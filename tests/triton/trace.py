@@ -1,0 +1,49 @@
+"""Compiles a network for a device that is not here up to its graph, and prints how often each kernel is in it, as JSON.
+
+Run in a process of its own, without TRITON_INTERPRET.
+"""
+
+import collections
+import json
+import sys
+
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+
+import dsn_models
+from dsn_kernels.nn import Network, Target
+
+
+class Seen(Exception):
+    """The graph is all that is wanted; nothing can run here."""
+
+
+def main():
+    model = dsn_models.create("concat-bc-100", block_layers=(1, 2), image_size=8).eval()
+    fast = Network(model, Target("triton", torch.float16)).to("meta")
+    kernels = collections.Counter()
+
+    def look(graph, inputs):
+        for node in graph.graph.nodes:
+            if "triton_kernel_wrapper" in str(node.target):
+                kernel = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+                while hasattr(kernel, "fn"):  # of a tuner, of a kernel
+                    kernel = kernel.fn
+                kernels[kernel.__name__] += 1
+            elif "dsn_triton" in str(node.target):
+                kernels[str(node.target)] += 1
+        raise Seen
+
+    images = torch.empty(2, 3, 8, 8, device="meta")
+    try:
+        with torch.no_grad():
+            torch.compile(fast, fullgraph=True, backend=aot_autograd(fw_compiler=look, inference_compiler=look))(images)
+    except Exception as error:
+        if not kernels:
+            raise error
+    json.dump(kernels, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
