@@ -36,7 +36,6 @@ def cases():
         (["bench", "CKPT", "--pin", "all"], "pin is 'all'; expected numbers of cores, such as 0,2-3"),
         (["bench", "CKPT", "--pin", "9999"], "which this process may use"),
         (["bench", "CKPT", "--json", "absent/bench.json"], "no folder"),
-        (["timeline", "lenet"], "LeNet without a part that can be accelerated"),
         (["timeline", "dsn-navon", "--gates", "trained"], "dsn-navon has random weights"),
         (["timeline", "CKPT", "--batch", "0"], "'--batch'"),
         (["timeline", "CKPT", "--picture", "layers.gif"], "picture is '.gif'"),
