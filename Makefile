@@ -3,6 +3,7 @@
 # make bench   the benchmark against the runtimes a user would run instead; BENCH chooses runs of benchmarks/cpu.py
 # make bench-compare   the same anew, and its ratios against this machine's committed results
 # make lint    ruff, clang-format, mypy            make format   rewrites the code in the house style
+# make resources   registers, shared memory and occupancy of the GPU kernels on every architecture; fails on spills
 # make clean   removes the environment and everything built
 #
 # All of it happens in .venv, made here from $(PYTHON) and the pinned requirements/*.txt. Needs python3 (3.10 to 3.13)
@@ -23,12 +24,14 @@ cpp := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 python := setup.py dsn_kernels python tests benchmarks
 
 .NOTPARALLEL:
-.PHONY: demo test bench bench-compare lint format clean
+.PHONY: demo test bench bench-compare lint format resources clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-build
 	$(VENV)/bin/dsn demo
 
+# Of the architecture built for, the tests' build alone: a user's assembler may know no better.
+test: export CHECK_SPILLS = 1
 test: $(VENV)/stamp-build $(VENV)/stamp-test
 	$(VENV)/bin/python -m pytest -q
 
@@ -48,6 +51,10 @@ format: $(VENV)/stamp-test
 	$(VENV)/bin/ruff check --fix $(wildcard $(python))
 	$(VENV)/bin/ruff format $(wildcard $(python))
 	$(VENV)/bin/clang-format -i $(cpp)
+
+# Minutes of nvcc for each architecture.
+resources: $(VENV)/stamp-build $(VENV)/stamp-test
+	$(VENV)/bin/python csrc/cuda/check_resources.py --json benchmarks/results/gpu-kernel-resources.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dsn_kernels/_C.*.so

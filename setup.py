@@ -7,6 +7,7 @@ Environment (a switch is on unless unset, empty, 0, off, no or false):
     TORCH_CUDA_ARCH_LIST  architectures, as in "8.0;9.0a;12.0+PTX" (default: those of DEFAULT_ARCHS that nvcc knows)
     MAX_JOBS              compilers that run at a time (default: one per core)
     DEBUG=1               no optimisation, debug symbols
+    CHECK_SPILLS=1        fail where a GPU kernel spills registers or has a stack frame
     CXX                   C++ compiler (default: c++ or g++)
 """
 
@@ -105,6 +106,8 @@ class BuildNative(BuildExtension):
 
         options = [f"-ccbin={os.environ['CXX']}", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}"]
         options += ["-O0", "-g"] if switch("DEBUG") else ["-O3"]
+        if switch("CHECK_SPILLS"):
+            options.append("-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error")
         for number, ptx in ((arch.replace(".", ""), ptx) for arch, ptx in archs):
             options += [f"-gencode=arch=compute_{number},code={k}_{number}" for k in ["sm"] + ["compute"] * ptx]
         command = shlex.join([nvcc, *options]).replace("$", "$$")

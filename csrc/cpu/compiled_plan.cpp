@@ -5,6 +5,8 @@
 #include <mutex>
 #include <numeric>
 
+#include "../common/streams.h"
+
 namespace dsn::cpu {
 namespace {
 
@@ -106,24 +108,13 @@ std::shared_ptr<const CompiledPlan> CompiledPlan::get(const char* op, const int6
 }
 
 void CompiledPlan::find_streams(const char* op) {
-  std::vector<int> root(plan.buffers.size());
-  std::iota(root.begin(), root.end(), 0);
-  for (const Instruction& in : plan.code)
-    if (in.src >= 0 && in.dst >= 0) {  // two buffers become one stream
-      const int from = root[in.src], to = root[in.dst];
-      std::replace(root.begin(), root.end(), from, to);
-    }
-  std::vector<int> number(root.size(), -1);  // streams are counted in the order in which they begin
+  stream_of = streams_of(plan);
   for (int i = 0; i < static_cast<int>(plan.code.size()); ++i) {
     const Instruction& in = plan.code[i];
-    int& stream = number[root[in.dst >= 0 ? in.dst : in.src]];
-    if (stream < 0) {
-      stream = static_cast<int>(streams.size());
-      streams.emplace_back();
-    }
+    const size_t stream = stream_of[in.dst >= 0 ? in.dst : in.src];
+    if (streams.size() <= stream) streams.resize(stream + 1);
     streams[stream].push_back(i);
   }
-  for (int r : root) stream_of.push_back(number[r]);
   for (int i = 0; i < static_cast<int>(plan.code.size()); ++i)
     if (plan.code[i].guide >= 0)
       dsn::check(streams[stream_of[plan.code[i].guide]].back() < i, op, ": instruction ", i,

@@ -33,10 +33,8 @@ class CompiledPlan {
   Plan plan;
   std::vector<std::vector<Layout>> layouts;  // of each instruction, of each layer
   std::vector<std::vector<Edges>> edges;     // of each buffer, of each tile
-  // Instructions that share a buffer, in the plan's order. Only a guide leads from one stream to another, so that
-  // threads may walk different streams at the same time.
-  std::vector<std::vector<int>> streams;
-  std::vector<int> stream_of;      // buffer -> stream
+  std::vector<std::vector<int>> streams;  // the instructions of each; threads may walk different ones at the same time
+  std::vector<int> stream_of;             // of each buffer, see streams_of
   int group = 1;                   // samples that a thread works on at a time
   BufferSpec map{0, 1, 1};         // what is stored; no channels if nothing is
   bool needs_masks = false;        // filters are chosen by gates that no instruction decides

@@ -1,25 +1,48 @@
 """Compiles the kernels and reads the assembler's report; fails if one spills registers or has a stack frame.
 
-    python csrc/cuda/check_resources.py [--archs "8.0;9.0a"] [FILE.cu ...]
+    python csrc/cuda/check_resources.py [--archs "8.0;9.0a"] [--json FILE] [FILE.cu ...]
 
-Prints registers and occupancy of every kernel and architecture.
+Prints registers, shared memory and occupancy of every kernel and architecture. Shared memory is dynamic: it is the most
+that a launch of a zoo model takes, as the host runner (csrc/simt) is asked for it, and unknown without that.
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 CUDA = Path(__file__).resolve().parent
+ROOT = CUDA.parents[1]
 ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0"
 REGISTERS = 65536  # of a multiprocessor
-# Threads that a multiprocessor holds, where it is not 2048.
-RESIDENT = {"75": 1024, "86": 1536, "89": 1536, "120": 1536}
+MODELS = ("concat-bc-100", "concat-40", "add-166", "dsn-navon", "dsn-121")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A multiprocessor of an architecture, and how many of them a usual device has."""
+
+    threads: int
+    shared_kib: int
+    block_kib: int  # of shared memory that one block may take
+    count: int
+
+
+MACHINES = {
+    "75": Machine(1024, 64, 64, 40),
+    "80": Machine(2048, 164, 163, 108),
+    "86": Machine(1536, 100, 99, 84),
+    "89": Machine(1536, 100, 99, 128),
+    "90": Machine(2048, 228, 227, 132),
+    "100": Machine(2048, 228, 227, 148),
+    "120": Machine(1536, 100, 99, 170),
+}
 
 
 @dataclass(frozen=True)
@@ -29,17 +52,37 @@ class Kernel:
     registers: int
     stack: int
     spilled: int
+    threads: int = 256
+    shared: int | None = None
 
     @property
-    def threads(self) -> int:
-        return 128 if self.name.startswith(("transition", "stem")) else 256
+    def machine(self) -> Machine:
+        return MACHINES[self.arch.rstrip("af")]
 
     @property
     def blocks(self) -> int:
-        """Resident blocks of a multiprocessor, as far as registers and threads go: a warp's registers come in 256s."""
-        warps = self.threads // 32
-        by_registers = REGISTERS // (-(-self.registers * 32 // 256) * 256 * warps)
-        return min(by_registers, RESIDENT.get(self.arch.rstrip("a"), 2048) // self.threads)
+        """Resident blocks of a multiprocessor. A warp's registers come in 256s; a block's shared memory costs 1 KiB."""
+        registers = -(-self.registers * 32 // 256) * 256 * (self.threads // 32)
+        limits = [REGISTERS // registers, self.machine.threads // self.threads]
+        if self.shared:
+            limits.append(self.machine.shared_kib * 1024 // (self.shared + 1024))
+        return min(limits)
+
+    @property
+    def occupancy(self) -> float:
+        return self.blocks * self.threads / self.machine.threads
+
+    @property
+    def flawed(self) -> bool:
+        return bool(self.stack or self.spilled)
+
+    def line(self, width: int) -> str:
+        shared = "   ?" if self.shared is None else f"{self.shared / 1024:4.0f}"
+        flaw = f"  STACK {self.stack} B, SPILLED {self.spilled} B" if self.flawed else ""
+        return (
+            f"{self.name:{width}}  sm_{self.arch:4}  {self.registers:3} registers  {shared} KiB shared  "
+            f"{self.blocks} blocks, {100 * self.occupancy:3.0f} %{flaw}"
+        )
 
 
 def compile_report(source: Path, arch: str) -> str:
@@ -54,15 +97,18 @@ def compile_report(source: Path, arch: str) -> str:
     return done.stderr
 
 
-def parse(report: str) -> list[Kernel]:
+def parse(report: str, launches: dict[str, dict[str, tuple[int, int]]]) -> list[Kernel]:
+    """The kernels of a report; ``launches[arch][name]``: threads and shared bytes."""
     pattern = (
         r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores"
         r".*?Used (\d+) registers"
     )
-    return [
-        Kernel(readable(name), arch, int(registers), int(stack), int(spilled))
-        for name, arch, stack, spilled, registers in re.findall(pattern, report, re.DOTALL)
-    ]
+    kernels = []
+    for mangled, arch, stack, spilled, registers in re.findall(pattern, report, re.DOTALL):
+        name = readable(mangled)
+        threads, shared = launches.get(arch, {}).get(name, (256, None))
+        kernels.append(Kernel(name, arch, int(registers), int(stack), int(spilled), threads, shared))
+    return kernels
 
 
 def readable(mangled: str) -> str:
@@ -71,31 +117,70 @@ def readable(mangled: str) -> str:
     if not match:
         return mangled
     types = {"f": "float", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
-    arguments = re.findall(r"6__half|13__nv_bfloat16|^f|L[ib](\d+)E", match[2] or "")
+    numbers = re.findall(r"L[ib](\d+)E", match[2] or "")
     element = next((text for mark, text in types.items() if (match[2] or "").startswith(mark)), "")
-    numbers = [n for n in arguments if n]
     return f"{match[1]}<{', '.join([element, *numbers])}>" if element else match[1]
+
+
+def launches_of(archs: list[str]) -> dict[str, dict[str, tuple[int, int]]]:
+    """Threads and the most shared bytes of each kernel that a zoo model launches, by architecture."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "python")]
+    try:
+        import dsn_models
+        from dsn_kernels.nn.cuda_packing import ELEMENTS, pack_for_cuda
+        from dsn_kernels.nn.plan_runner import load_simt
+        from dsn_kernels.nn.planning import plan_dual_skipping
+
+        simt = load_simt()
+    except (ImportError, ValueError) as error:
+        print(f"shared memory is unknown: {error}", file=sys.stderr)
+        return {}
+    found: dict[str, dict[str, tuple[int, int]]] = {arch: {} for arch in archs}
+    for model in MODELS:
+        cpu_plan, weights = plan_dual_skipping(dsn_models.create(model).eval())
+        for dtype, element in ELEMENTS.items():
+            plan, _ = pack_for_cuda(cpu_plan, weights, dtype)
+            code = [tuple(vars(step).values()) for step in plan.code]
+            for arch in archs:
+                machine = MACHINES[arch.rstrip("af")]
+                for batch in (1, 64, 1024):
+                    limits = (batch, machine.count, machine.block_kib * 1024)
+                    network = simt.Network(plan.buffers, code, plan.gates, plan.logits, element, *limits)
+                    for entry in (e for stream in network.timeline() for e in stream if e[1]):
+                        name = entry[0].split("::")[-1].replace("__nv_", "").replace("__", "")
+                        name = name.replace("true", "1").replace("false", "0")
+                        most = found[arch].get(name, (0, 0))[1]
+                        found[arch][name] = (entry[2], max(most, entry[3]))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", default=ARCHS, help="as in TORCH_CUDA_ARCH_LIST")
+    parser.add_argument("--json", type=Path, help="write the report there too")
     parser.add_argument("sources", nargs="*", type=Path)
     arguments = parser.parse_args()
     if not shutil.which("nvcc"):
         sys.exit("no nvcc on PATH; install a CUDA toolkit")
-    sources = arguments.sources or sorted(CUDA.glob("*.cu"))
-    jobs = [(source, arch.split("+")[0]) for source in sources for arch in arguments.archs.split(";")]
+    archs = [arch.split("+")[0] for arch in arguments.archs.split(";")]
+    launches = {} if arguments.sources else launches_of([arch.replace(".", "") for arch in archs])
+    jobs = [(source, arch) for source in arguments.sources or sorted(CUDA.glob("*.cu")) for arch in archs]
     with ThreadPoolExecutor(2) as pool:
         reports = pool.map(lambda job: compile_report(*job), jobs)
-        kernels = sorted({k for report in reports for k in parse(report)}, key=lambda k: (k.name, k.arch))
+        kernels = sorted({k for report in reports for k in parse(report, launches)}, key=lambda k: (k.name, k.arch))
+    if not kernels:
+        sys.exit("the assembler's report names no kernel: nothing was checked")
     width = max(len(k.name) for k in kernels)
     for k in kernels:
-        occupancy = 100 * k.blocks * k.threads // RESIDENT.get(k.arch.rstrip("a"), 2048)
-        flaw = f"  STACK {k.stack} B, SPILLED {k.spilled} B" if k.stack or k.spilled else ""
-        print(f"{k.name:{width}}  sm_{k.arch:4}  {k.registers:3} registers  {k.blocks} blocks, {occupancy:3} %{flaw}")
-    flawed = [k for k in kernels if k.stack or k.spilled]
+        print(k.line(width))
+    flawed = [k for k in kernels if k.flawed]
     print(f"{len(kernels)} kernels, {len(flawed)} with a stack frame or spills")
+    if arguments.json:
+        nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+        version = re.search(r"release ([\d.]+)", nvcc)
+        rows = [asdict(k) | {"blocks": k.blocks, "occupancy": round(k.occupancy, 3)} for k in kernels]
+        document = {"schema": 1, "nvcc": version[1] if version else "?", "kernels": rows}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(1 if flawed else 0)
 
 

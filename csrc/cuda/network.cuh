@@ -8,6 +8,7 @@
 #include "cuda/image.cuh"
 #include "cuda/network.h"
 #include "cuda/resample.cuh"
+#include "cuda/resident_block.cuh"
 #include "cuda/unit_gate.cuh"
 
 namespace dsn::cuda {
@@ -19,28 +20,86 @@ class NetworkRun {
              const NetworkCall& call, Streams& streams)
       : plan_(plan), stream_of_(stream_of_buffer), s_(schedule), call_(call), streams_(streams) {}
 
+  // Streams take turns, a launch each, so that the first launches of one do not queue up behind all of another's. A
+  // stream begins behind what the caller's holds, and what a guide leads to behind the guide's last launch.
   cudaError_t run() {
-    std::vector<bool> begun(s_.partial_at.size(), false);
+    find_turns();
+    const int streams = static_cast<int>(turns_.size());
+    std::vector<size_t> next(turns_.size(), 0);
+    joined_.assign(turns_.size(), true);
+    int begin = 0;
+    keep(streams_.open(streams));
+    if (error_ != cudaSuccess) return error_;
     if (!s_.masks.empty()) filter_lists();
-    for (size_t i = 0; i < plan_.code.size() && error_ == cudaSuccess; ++i) {
-      const Instruction& in = plan_.code[i];
-      stream_ = stream_of_[in.dst >= 0 ? in.dst : in.src];
-      joined_ = !begun[stream_];
-      if (joined_ && stream_ > 0) streams_.wait(stream_, 0);
-      begun[stream_] = true;
-      if (in.guide >= 0) {
-        streams_.wait(stream_, stream_of_[in.guide]);
-        joined_ = true;
+    if (streams > 1) keep(streams_.mark(0, &begin));
+    for (int s = 1; s < streams && error_ == cudaSuccess; ++s) keep(streams_.wait(s, begin));
+    for (bool left = true; left && error_ == cudaSuccess;) {
+      left = false;
+      for (stream_ = 0; stream_ < streams && error_ == cudaSuccess; ++stream_) {
+        if (next[stream_] == turns_[stream_].size()) continue;
+        left = true;
+        if (take_turn(turns_[stream_][next[stream_]])) ++next[stream_];
       }
-      step(static_cast<int>(i), in);
     }
-    for (size_t s = 1; s < begun.size(); ++s)
-      if (begun[s]) streams_.wait(0, static_cast<int>(s));
+    for (int s = 1; s < streams; ++s) {  // after an error too: what was started uses the call's memory
+      int end = 0;
+      const int status = streams_.mark(s, &end);
+      keep(status ? status : streams_.wait(0, end));
+    }
     return error_;
   }
 
  private:
-  void step(int index, const Instruction& in) {
+  static constexpr int kNotYet = -1, kNobodyAsks = -2;
+
+  // A launch: an instruction, or one layer of a dense block.
+  struct Turn {
+    int index;
+    int64_t layer;
+  };
+
+  void find_turns() {
+    turns_.resize(s_.partial_at.size());
+    std::vector<int> writer(plan_.buffers.size(), -1);
+    finished_.assign(plan_.code.size(), kNobodyAsks);
+    follows_.assign(plan_.code.size(), -1);
+    for (int i = 0; i < static_cast<int>(plan_.code.size()); ++i) {
+      const Instruction& in = plan_.code[i];
+      const int stream = stream_of_[in.dst >= 0 ? in.dst : in.src];
+      if (in.guide >= 0 && stream_of_[in.guide] != stream) {
+        follows_[i] = writer[in.guide];
+        finished_[writer[in.guide]] = kNotYet;
+      }
+      if (in.dst >= 0) writer[in.dst] = i;
+      for (int64_t l = 0; l < launches(i); ++l) turns_[stream].push_back({i, l});
+    }
+  }
+
+  // False if the launch must wait for one of another stream that is not started yet.
+  bool take_turn(const Turn& turn) {
+    const Instruction& in = plan_.code[turn.index];
+    const int before = follows_[turn.index];
+    if (before >= 0) {
+      if (finished_[before] == kNotYet) return false;
+      keep(streams_.wait(stream_, finished_[before]));
+      joined_[stream_] = true;
+    }
+    step(turn.index, in, turn.layer);
+    if (turn.layer + 1 == launches(turn.index) && finished_[turn.index] == kNotYet)
+      keep(streams_.mark(stream_, &finished_[turn.index]));
+    return true;
+  }
+
+  bool is_resident(int index) const { return !s_.tiles[index].empty() && s_.tiles[index][0].resident; }
+  int64_t launches(int index) const {
+    return plan_.code[index].op == Op::kDenseBlock && !is_resident(index) ? plan_.code[index].layers : 1;
+  }
+
+  void keep(int status) {
+    if (error_ == cudaSuccess) error_ = static_cast<cudaError_t>(status);
+  }
+
+  void step(int index, const Instruction& in, int64_t l) {
     for (const GradualRun& run : s_.gradual)
       if (index >= run.begin && index < run.end) {
         if (index == run.begin) gradual_layer(run);
@@ -52,8 +111,7 @@ class NetworkRun {
       case Op::kStem:
         return stem(index, in);
       case Op::kDenseBlock:
-        for (int64_t l = 0; l < in.layers; ++l) layer(index, in, l);
-        return;
+        return is_resident(index) ? resident_block(index, in) : layer(index, in, l);
       case Op::kTransition:
         return transition(index, in);
       case Op::kHead:
@@ -160,7 +218,8 @@ class NetworkRun {
     g.words = words(state, 0);
     g.gates = plan_.gates;
     g.word_count = static_cast<int32_t>(s_.word_count);
-    g.layers = static_cast<int32_t>(block.layers);
+    // A resident block decides its own.
+    g.layers = static_cast<int32_t>(is_resident(state.block) && index != state.block ? 0 : block.layers);
     g.first_layer = static_cast<int32_t>(next);
     g.first_groups = static_cast<int32_t>(groups_of(state.channels.first));
     g.slice_groups = static_cast<int32_t>(groups_of(state.channels.width));
@@ -180,9 +239,10 @@ class NetworkRun {
     LaunchConfig config;
     config.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(across));
     config.block = dim3(static_cast<unsigned>(threads));
-    config.shared_bytes = static_cast<int>(shared_bytes);
     config.cluster = dim3(static_cast<unsigned>(cluster));
-    config.dependent = !std::exchange(joined_, false);  // a kernel behind an event is started in full
+    config.shared_bytes = static_cast<int>(shared_bytes);
+    config.dependent = !joined_[stream_];  // a kernel behind an event is started in full
+    joined_[stream_] = false;
     config.stream = streams_.get(stream_);
     error_ = launch<kKernel>(config, params);
   }
@@ -262,7 +322,7 @@ class NetworkRun {
     start<transition_kernel<T>>(call_.batch * tiles, across, kPointwiseThreads, shared, p);
   }
 
-  void layer(int index, const Instruction& in, int64_t l) {
+  DenseLayerParams layer_params(int index, const Instruction& in, int64_t l) const {
     const State& state = s_.states[in.dst];
     const LayerTile& tile = s_.tiles[index][l];
     const Channels before = channels_before(state, l);
@@ -301,8 +361,14 @@ class NetworkRun {
     p.at_mid = tile.at_mid;
     p.at_wide = tile.at_wide;
     p.at_conv = tile.at_conv;
+    return p;
+  }
+
+  void layer(int index, const Instruction& in, int64_t l) {
+    const LayerTile& tile = s_.tiles[index][l];
+    const DenseLayerParams p = layer_params(index, in, l);
     const int64_t blocks = call_.batch * tile.tiles();
-    if (add)
+    if (in.merge == Merge::kAdd)
       start<residual_layer_kernel<T, 8>>(blocks, 1, kThreads, tile.shared_bytes, p);
     else if (!in.bottleneck)
       start<plain_layer_kernel<T>>(blocks, 1, kThreads, tile.shared_bytes, p);
@@ -310,6 +376,24 @@ class NetworkRun {
       start<bottleneck_layer_kernel<T, 6, 2, true>>(blocks, 1, kThreads, tile.shared_bytes, p);
     else
       start<bottleneck_layer_kernel<T, 8, 4, false>>(blocks, 1, kThreads, tile.shared_bytes, p);
+  }
+
+  void resident_block(int index, const Instruction& in) {
+    const LayerTile& tile = s_.tiles[index][0];
+    ResidentBlockParams p{};
+    p.layer = layer_params(index, in, 0);
+    p.layer.samples = every_sample();
+    p.layer.pooling = pooling(index, 0, in.dst, 0, in.out_channels, tile.tiles(), tile.tiles(), 0);
+    p.weights = call_.weights;
+    auto at = [&](int64_t l, int field) {
+      return static_cast<int32_t>(weights<unsigned char>(index, 1 + l, field) - call_.weights);
+    };
+    for (int64_t l = 0; l < in.layers; ++l)
+      p.layers[l] = {at(l, layer_unit::kNorm), at(l, layer_unit::kReduce), at(l, layer_unit::kReduceBias),
+                     at(l, layer_unit::kConstants), at(l, layer_unit::kConv)};
+    p.at_pooled = tile.at_pooled;
+    p.at_received = tile.at_received;
+    start<resident_block_kernel<T, 6, 2>>(call_.batch * tile.tiles(), 1, kThreads, tile.shared_bytes, p, tile.tiles());
   }
 
   void head(int index, const Instruction& in) {
@@ -352,8 +436,11 @@ class NetworkRun {
   const Schedule& s_;
   const NetworkCall& call_;
   Streams& streams_;
+  std::vector<std::vector<Turn>> turns_;  // of each stream
+  std::vector<int> follows_;              // of each instruction: one of another stream that it waits for, -1 for none
+  std::vector<int> finished_;             // of each instruction: the event behind its last launch
+  std::vector<bool> joined_;              // of each stream: its next launch follows another stream or none
   int stream_ = 0;
-  bool joined_ = false;  // the next launch follows another stream or none
   cudaError_t error_ = cudaSuccess;
 };
 

@@ -24,16 +24,18 @@ struct NetworkCall {
   int64_t batch = 0;
 };
 
-// The streams that the plan's streams run on, and the events between them.
+// The streams that the plan's streams run on, and what orders them. Each call returns a cudaError_t.
 class Streams {
  public:
   virtual ~Streams() = default;
+  virtual int open(int streams) = 0;  // before all other calls: these will be used, 0 is the caller's
   virtual CUstream_st* get(int stream) = 0;
-  virtual void wait(int waiting,
-                    int for_stream) = 0;  // what comes next in `waiting` follows all of `for_stream` so far
+  virtual int mark(int stream, int* event) = 0;  // the stream's work so far
+  virtual int wait(int stream, int event) = 0;   // what comes next in the stream follows the marked work
 };
 
-// Starts the launches of `plan` without waiting for any of them; returns the first error, a cudaError_t.
+// Starts the launches of `plan` without waiting for any of them; returns the first error, a cudaError_t. All of it lies
+// between what stream 0 held before and what it is given next.
 int run_network(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule, Element element,
                 const NetworkCall& call, Streams& streams);
 

@@ -94,6 +94,18 @@ struct DenseLayerParams {
   int32_t at_masks, at_groups, at_bias, at_sums, at_mid, at_wide, at_conv;
 };
 
+// A whole block in one launch: a cluster of thread blocks for each sample.
+constexpr int kResidentLayers = 64;
+struct ResidentLayer {
+  int32_t norm, reduce, reduce_bias, constants, conv;  // bytes from `weights`
+};
+struct ResidentBlockParams {
+  DenseLayerParams layer;  // of the first layer; `pooling.gates` are those of all
+  const unsigned char* weights;
+  ResidentLayer layers[kResidentLayers];
+  int32_t at_pooled, at_received;  // shared memory
+};
+
 struct TransitionParams {
   Samples samples;
   Source source, guide;  // guide.data null: none

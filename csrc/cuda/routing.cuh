@@ -130,6 +130,21 @@ __device__ inline void set_word(unsigned long long* words, int sample) {
   atomicOr(words + sample / 64, 1ull << (sample % 64));
 }
 
+// The score of a sample's gate, in every lane of the warp that calls it.
+__device__ inline float layer_score(const Gates& g, int layer, const float* pooled) {
+  if (g.kind == GateKind::kNone) return 1;
+  const float* weight = g.weight + static_cast<int64_t>(layer) * g.positions;
+  const int width = (g.first_groups + layer * g.slice_groups) * kGroup;
+  float z = 0;
+  for (int c = threadIdx.x % 32; c < width; c += 32) z = fmaf(weight[c], pooled[c], z);
+  return gate_score(g.kind, warp_sum(z) + g.bias[layer]);
+}
+
+__device__ inline bool layer_opens(const Gates& g, int sample, int layer, float score) {
+  if (g.forced) return g.forced[sample * g.gates + layer] != 0;
+  return g.kind == GateKind::kNone || score > g.threshold[layer];
+}
+
 // Decides a sample's gates from g.first_layer on, up to the first that opens; the whole block calls it, behind a
 // barrier after `pooled` was written. `scratch` is shared memory of 3 words per warp.
 __device__ inline void decide(const Gates& g, const float* pooled, int sample, unsigned long long* macs,
@@ -141,20 +156,8 @@ __device__ inline void decide(const Gates& g, const float* pooled, int sample, u
   for (int base = g.first_layer; base < g.layers; base += warps) {
     const int layer = base + warp;
     if (layer < g.layers) {
-      float z = 0;
-      if (g.kind != GateKind::kNone) {
-        const float* weight = g.weight + static_cast<int64_t>(layer) * g.positions;
-        const int width = (g.first_groups + layer * g.slice_groups) * kGroup;
-        for (int c = lane; c < width; c += 32) z = fmaf(weight[c], pooled[c], z);
-        z = warp_sum(z) + g.bias[layer];
-      }
-      if (lane == 0) {
-        const float score = gate_score(g.kind, z);
-        const bool forced = g.forced != nullptr;
-        scores[warp] = score;
-        opens[warp] =
-            forced ? g.forced[sample * g.gates + layer] != 0 : g.kind == GateKind::kNone || score > g.threshold[layer];
-      }
+      const float score = layer_score(g, layer, pooled);
+      if (lane == 0) scores[warp] = score, opens[warp] = layer_opens(g, sample, layer, score);
     }
     __syncthreads();
     const int count = min(warps, g.layers - base);

@@ -45,30 +45,41 @@ Facts find_facts(int device) {
   return facts;
 }
 
+// Streams of this thread alone: a capture in one thread never meets work of another.
 class ThreadStreams : public Streams {
  public:
-  ThreadStreams(int device, cudaStream_t main) : device_(device), main_(main) {}
+  ThreadStreams(int device, cudaStream_t main) : device_(device), streams_{main} {}
+  ~ThreadStreams() override {
+    for (cudaEvent_t event : events_) cudaEventDestroy(event);
+  }
 
-  CUstream_st* get(int stream) override {
-    if (stream == 0) return main_;
-    // Of this thread alone: a capture in one thread never meets work of another.
+  int open(int streams) override {
     thread_local std::map<std::pair<int, int>, cudaStream_t> beside;
-    cudaStream_t& found = beside[{device_, stream}];
-    if (!found) cudaStreamCreateWithFlags(&found, cudaStreamNonBlocking);
-    return found;
+    for (int s = 1; s < streams; ++s) {
+      cudaStream_t& found = beside[{device_, s}];
+      if (!found)
+        if (const cudaError_t status = cudaStreamCreateWithFlags(&found, cudaStreamNonBlocking)) return status;
+      streams_.push_back(found);
+    }
+    return cudaSuccess;
   }
 
-  void wait(int waiting, int for_stream) override {
-    cudaEvent_t event = nullptr;
-    if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) return;
-    cudaEventRecord(event, get(for_stream));
-    cudaStreamWaitEvent(get(waiting), event, 0);
-    cudaEventDestroy(event);
+  CUstream_st* get(int stream) override { return streams_[stream]; }
+
+  int mark(int stream, int* event) override {
+    cudaEvent_t made = nullptr;
+    if (const cudaError_t status = cudaEventCreateWithFlags(&made, cudaEventDisableTiming)) return status;
+    *event = static_cast<int>(events_.size());
+    events_.push_back(made);
+    return cudaEventRecord(made, get(stream));
   }
+
+  int wait(int stream, int event) override { return cudaStreamWaitEvent(get(stream), events_[event], 0); }
 
  private:
   int device_;
-  cudaStream_t main_;
+  std::vector<cudaStream_t> streams_;
+  std::vector<cudaEvent_t> events_;
 };
 
 }  // namespace

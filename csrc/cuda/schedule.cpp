@@ -1,6 +1,7 @@
 #include "cuda/schedule.h"
 
 #include <algorithm>
+#include <bit>
 #include <stdexcept>
 
 namespace dsn::cuda {
@@ -32,12 +33,14 @@ void place_all(LayerTile& t, const Instruction& block, const Channels& in, Eleme
   t.at_wide = place(t, int64_t{t.rows} * t.columns * t.wide_stride * size);
   const int64_t conv_rows = has_exact_kernel(block) ? 9 * columns_of(block.bottleneck) / kGroup : 0;
   t.at_conv = place(t, conv_rows * (conv * kGroup + kConvPadding) * size);
+  t.at_pooled = place(t, t.resident ? (in.groups() + groups_of(in.width)) * kGroup * 4 : 0);
+  t.at_received = place(t, t.resident ? 2 * t.tiles() * conv * 4 : 0);
 }
 
 }  // namespace
 
 LayerTile choose_tile(const BufferSpec& map, const Instruction& block, const Channels& in, Element element,
-                      int64_t batch, int streams, const DeviceLimits& limits) {
+                      int64_t batch, int streams, const DeviceLimits& limits, bool resident) {
   // A pixel's work in each convolution, and what a block costs besides, in the same unit: multiply-accumulates.
   const double reduce = block.bottleneck ? static_cast<double>(in.groups() * kGroup * block.bottleneck) : 0;
   const double conv = 9.0 * static_cast<double>(block.bottleneck ? block.bottleneck : in.groups() * kGroup) *
@@ -52,7 +55,11 @@ LayerTile choose_tile(const BufferSpec& map, const Instruction& block, const Cha
       const int64_t rows = ceil_div(map.height, down);
       if (ceil_div(map.height, rows) != down) continue;
       if (!block.bottleneck && rows * columns > kBlockPixels) continue;
+      const bool fits_cluster =
+          std::has_single_bit(static_cast<uint64_t>(down * across)) && down * across <= limits.cluster;
+      if (resident && !fits_cluster) continue;
       LayerTile t;
+      t.resident = resident;
       t.rows = static_cast<int>(rows), t.columns = static_cast<int>(columns);
       t.down = static_cast<int>(down), t.across = static_cast<int>(across);
       place_all(t, block, in, element);
@@ -228,10 +235,15 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
       case Op::kDenseBlock: {
         const State& state = states[in.dst];
         layouts.back().push_back(gates_unit::layout(state.channels, in.layers));
+        LayerTile resident;
+        if (limits.cluster > 1 && has_exact_kernel(in) && in.layers <= kResidentLayers)
+          resident =
+              choose_tile(*map, in, channels_before(state, in.layers - 1), element, batch, streams, limits, true);
         for (int64_t l = 0; l < in.layers; ++l) {
           const Channels before = channels_before(state, l);
           layouts.back().push_back(layer_unit::layout(before, in.out_channels, in.bottleneck, in.merge, element));
-          tiles.back().push_back(choose_tile(*map, in, before, element, batch, streams, limits));
+          tiles.back().push_back(resident.rows ? resident
+                                               : choose_tile(*map, in, before, element, batch, streams, limits));
           const LayerTile& tile = tiles.back().back();
           require(op, tile.rows > 0,
                   "a layer of " + std::to_string(before.first) + " channels does not fit the " +

@@ -39,6 +39,8 @@ struct LayerTile {
   int depth = 0;  // plain: groups of a pass
   int mid_stride = 0, wide_stride = 0;
   int at_masks = 0, at_groups = 0, at_bias = 0, at_sums = 0, at_mid = 0, at_wide = 0, at_conv = 0, shared_bytes = 0;
+  int at_pooled = 0, at_received = 0;  // resident
+  bool resident = false;               // a cluster of all tiles walks the layers of the block
   int tiles() const { return down * across; }
 };
 
@@ -136,6 +138,6 @@ ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element e
                           const DeviceLimits& limits);
 
 LayerTile choose_tile(const BufferSpec& map, const Instruction& block, const Channels& in, Element element,
-                      int64_t batch, int streams, const DeviceLimits& limits);
+                      int64_t batch, int streams, const DeviceLimits& limits, bool resident = false);
 
 }  // namespace dsn::cuda

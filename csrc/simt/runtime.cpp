@@ -1,7 +1,9 @@
 #include "simt/runtime.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -35,7 +37,7 @@ namespace {
 
 struct Device {
   std::vector<std::unique_ptr<Engine>> engines;
-  uint32_t chain_generation[kMaxHostThreads] = {};  // see Grid
+  std::map<const Stream*, std::array<uint32_t, kMaxHostThreads>> chain_generation;  // see Grid
 };
 
 Device& device() {
@@ -43,7 +45,9 @@ Device& device() {
   return value;
 }
 
-cudaError_t check(const Launch& launch) {
+}  // namespace
+
+cudaError_t refusal(const Launch& launch) {
   const auto volume = [](const dim3& d) { return static_cast<int64_t>(d.x) * d.y * d.z; };
   const int64_t threads = volume(launch.block);
   const int64_t blocks = volume(launch.cluster);
@@ -61,10 +65,10 @@ cudaError_t check(const Launch& launch) {
   return cudaSuccess;
 }
 
-}  // namespace
+void forget_stream(const Stream* stream) { device().chain_generation.erase(stream); }
 
 cudaError_t run(const Launch& launch) {
-  if (const cudaError_t refused = check(launch); refused != cudaSuccess) return refused;
+  if (const cudaError_t refused = refusal(launch); refused != cudaSuccess) return refused;
   if (engine) throw Error("a kernel launched from a kernel is not modelled");
   Device& dev = device();
   const int workers = std::clamp(options().host_threads, 1, kMaxHostThreads);
@@ -73,12 +77,13 @@ cudaError_t run(const Launch& launch) {
   }
   Grid grid;
   grid.launch = &launch;
+  auto& chain_generation = dev.chain_generation[launch.stream];
   for (int i = 0; i < kMaxHostThreads; ++i) {
     grid.first_generation[i] =
         (i < static_cast<int>(dev.engines.size()) ? dev.engines[i]->last_generation() : i << kGenerationBits) + 1;
     // A dependent launch may overlap the one ahead, and through it those that one overlaps.
-    if (!launch.dependent) dev.chain_generation[i] = grid.first_generation[i];
-    grid.chain_generation[i] = dev.chain_generation[i];
+    if (!launch.dependent) chain_generation[i] = grid.first_generation[i];
+    grid.chain_generation[i] = chain_generation[i];
   }
   ++counters().launches;
 

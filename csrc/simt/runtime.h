@@ -20,6 +20,8 @@ struct Error : std::runtime_error {
 };
 
 // ---- launching ----
+class Stream;
+
 struct Launch {
   std::string_view kernel;
   dim3 grid;
@@ -30,10 +32,15 @@ struct Launch {
   void (*entry)(const void* params);
   const void* params;
   size_t params_bytes;
+  const Stream* stream;
 };
 
 // Runs a kernel to its end. Throws Error; a configuration that a device would refuse comes back as its error.
 cudaError_t run(const Launch& launch);
+cudaError_t refusal(const Launch& launch);
+
+// Puts a kernel with a copy of its parameters into a stream, to be run when that is played.
+cudaError_t enqueue(Stream* stream, const Launch& launch);
 
 template <auto kKernel>
 consteval std::string_view kernel_name() {
@@ -42,11 +49,14 @@ consteval std::string_view kernel_name() {
   return name.substr(0, name.rfind(';') == name.npos ? name.rfind(']') : name.rfind(';'));
 }
 
+// Of the null stream at once; other streams are those of simt/streams.h.
 template <auto kKernel, class Config, class Params>
 cudaError_t launch(const Config& config, const Params& params) {
   auto entry = [](const void* p) { kKernel(*static_cast<const Params*>(p)); };
-  return run({kernel_name<kKernel>(), config.grid, config.block, config.cluster, config.shared_bytes, config.dependent,
-              entry, &params, sizeof(Params)});
+  auto* stream = reinterpret_cast<Stream*>(config.stream);
+  const Launch launch{kernel_name<kKernel>(), config.grid, config.block, config.cluster, config.shared_bytes,
+                      config.dependent,       entry,       &params,      sizeof(Params), stream};
+  return stream ? enqueue(stream, launch) : run(launch);
 }
 
 // ---- the running thread ----

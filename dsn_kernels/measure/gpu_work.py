@@ -6,7 +6,7 @@ The host runner counts the same instructions one by one; tests hold the two equa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -16,8 +16,8 @@ from ..ops.network import Instruction, Plan
 _ROWS = 16  # pixels of an m16n8k16 instruction
 _GROUP: int = _C.cuda.GROUP
 
-# (rows, columns) of a layer's tiles and how many there are down and across
-Tile = tuple[int, int, int, int]
+# (rows, columns) of a layer's tiles, how many there are down and across, and 1 if one launch runs the whole block
+Tile = tuple[int, int, int, int, int]
 
 
 @dataclass
@@ -25,12 +25,13 @@ class Launch:
     """One kernel for a batch.
 
     Attributes:
-        name: stem, layer, transition, head, load or store.
+        name: stem, layer, block, transition, head, load or store.
         stream: of the plan.
         blocks: of the grid; ``active`` of them have a sample.
         mma: m16n8k16 instructions, of 2048 multiply-accumulates each; 0 of float32.
         l1_bytes: what warps load in the loops around them, from shared memory or through the first-level cache.
         dram_bytes: of states and images read and written; weights stay in the caches.
+        chains: of a block, for each sample: layers that ran, layers that did not, instructions of its longest tile.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Launch:
     mma: int = 0
     l1_bytes: int = 0
     dram_bytes: int = 0
+    chains: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 def _groups(channels: int) -> int:
@@ -84,8 +86,12 @@ class _Counter:
         for step in self.plan.code:
             name = names[step.op]
             if name == "dense_block":
-                for layer in range(step.layers):
-                    self._layer(step, layer, next(self.tiles))
+                tiles = [next(self.tiles) for _ in range(step.layers)]
+                if tiles[0][4]:
+                    self._resident(step, tiles[0])
+                else:
+                    for layer, tile in enumerate(tiles):
+                        self._layer(step, layer, tile)
                 continue
             launch = Launch(name, self.streams[step.dst if step.dst >= 0 else step.src])
             getattr(self, "_" + name)(step, launch)
@@ -151,16 +157,35 @@ class _Counter:
         self.launches.append(launch)
         self.first[step.dst] = step.in_channels
         for sample in self.gates:
-            if not sample[step.first_gate + layer]:
-                continue
-            launch.active += tile[2] * tile[3]
-            for own, halo in self._tiles(step.dst, tile):
-                self._tile(launch, step, -(-self._live(step.dst, sample, layer) // 4), own, halo)
-            height, width = self._size(step.dst)
-            live = self._live(step.dst, sample, layer) * _GROUP
-            rows = min(1 + 2 / tile[0], 2) if tile[2] > 1 else 1.0  # a row of halo is read by two tiles
-            written = step.in_channels if step.merge == _C.MERGES["add"] else step.out_channels
-            launch.dram_bytes += int(self.element * height * width * (live * rows + written))
+            if sample[step.first_gate + layer]:
+                launch.active += tile[2] * tile[3]
+                self._run_layer(launch, step, layer, tile, sample)
+
+    def _resident(self, step: Instruction, tile: Tile) -> None:
+        """All layers in one launch; a sample whose layers are all shut leaves its gates alone, by one block."""
+        launch = Launch("block", self.streams[step.dst], blocks=len(self.gates) * tile[2] * tile[3])
+        self.launches.append(launch)
+        self.first[step.dst] = step.in_channels
+        for sample in self.gates:
+            taken = sample[step.first_gate : step.first_gate + step.layers]
+            launch.active += tile[2] * tile[3] if any(taken) else 1
+            ran = [layer for layer in range(step.layers) if taken[layer]]
+            longest = sum(self._run_layer(launch, step, layer, tile, sample) for layer in ran)
+            launch.chains.append((sum(taken), step.layers - sum(taken), longest))
+
+    def _run_layer(self, launch: Launch, step: Instruction, layer: int, tile: Tile, sample: list[int]) -> int:
+        """Adds a layer of a sample; the instructions of its longest tile."""
+        longest = 0
+        for own, halo in self._tiles(step.dst, tile):
+            before = launch.mma
+            self._tile(launch, step, -(-self._live(step.dst, sample, layer) // 4), own, halo)
+            longest = max(longest, launch.mma - before)
+        height, width = self._size(step.dst)
+        live = self._live(step.dst, sample, layer) * _GROUP
+        rows = min(1 + 2 / tile[0], 2) if tile[2] > 1 else 1.0  # a row of halo is read by two tiles
+        written = step.in_channels if step.merge == _C.MERGES["add"] else step.out_channels
+        launch.dram_bytes += int(self.element * height * width * (live * rows + written))
+        return longest
 
     def _tiles(self, buffer: int, tile: Tile) -> list[tuple[int, int]]:
         """(own pixels, pixels with the halo inside the map) of each tile."""

@@ -39,12 +39,14 @@ class PlanRunner(nn.Module):
         plan, weights: of the CPU kernels.
         dtype: of weights and activations: float32, float16 or bfloat16.
         backend: ``"cuda"`` or ``"simt"``, the host runner of csrc/simt.
+        clusters: whether the device that the host runner plays has clusters of thread blocks, as from sm_90 on.
     """
 
     weights: Tensor
 
-    def __init__(self, plan: Plan, weights: Tensor, dtype: torch.dtype, backend: str) -> None:
+    def __init__(self, plan: Plan, weights: Tensor, dtype: torch.dtype, backend: str, clusters: bool = True) -> None:
         super().__init__()
+        self.clusters = clusters
         self.plan, packed = pack_for_cuda(plan, weights, dtype)
         self.dtype, self.backend = dtype, backend
         self.words = self.plan.words()  # stays on the CPU: the schedule is made there
@@ -82,6 +84,13 @@ class PlanRunner(nn.Module):
             raise UserError(f"images are on {image.device}, the weights on {self.weights.device}; expected one GPU")
         return Outputs(*ops.run_plan(image, self.weights, thresholds, forced, count, plan, words, ELEMENTS[self.dtype]))
 
+    def schedule(self, batch: int, plan: Plan | None = None) -> Any:
+        """The host runner's launches for a batch."""
+        plan = plan or self.plan
+        code = [tuple(vars(step).values()) for step in plan.code]
+        shape = (plan.gates, plan.logits, ELEMENTS[self.dtype], batch)
+        return load_simt().Network(plan.buffers, code, *shape, MULTIPROCESSORS, SHARED_BYTES, self.clusters)
+
     def _run_on_host(
         self, plan: Plan, image: Tensor, thresholds: Tensor, forced: Tensor | None, count: Tensor | None
     ) -> Outputs:
@@ -95,12 +104,8 @@ class PlanRunner(nn.Module):
         )
         if batch == 0:
             return out
-        code = [tuple(vars(step).values()) for step in plan.code]
-        network = simt.Network(
-            plan.buffers, code, plan.gates, plan.logits, ELEMENTS[self.dtype], batch, MULTIPROCESSORS, SHARED_BYTES
-        )
+        network = self.schedule(batch, plan)
         workspace = _poisoned(network.workspace_bytes, dtype=torch.uint8)
-        workspace[: network.zero_bytes] = 0
         network.run(
             simt.input(image.contiguous(), "image"),
             image.dtype == torch.float32,

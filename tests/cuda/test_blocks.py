@@ -43,9 +43,10 @@ def same_dtype(module, x, dtype, *args):
     return copy.deepcopy(module).to(dtype)(x.to(dtype), *args)
 
 
-def check_block(place, dtype, block, x, forced, seed=0):
+def check_block(place, dtype, block, x, forced, seed=0, clusters=True):
     place.seeded(seed)
     twin = GpuDenseBlock(block, dtype, place.backend).to(place.device)
+    twin.runner.clusters = clusters
     y, taken, scores = (
         t.cpu() for t in twin(x.to(place.device), 0.5, None if forced is None else forced.to(place.device))
     )
@@ -71,13 +72,30 @@ def test_dense_block(place, case, pattern, dtype):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("case", ["bottleneck", "plain", "add"])
-def test_any_order_of_threads(place, case, seed):
-    """Several tiles of a sample, so that the last block to finish decides the gates."""
+@pytest.mark.parametrize(
+    ("case", "clusters"), [("bottleneck", True), ("bottleneck", False), ("plain", True), ("add", True)]
+)
+def test_any_order_of_threads(place, case, clusters, seed):
+    """Several tiles of a sample, so that the last block to finish decides the gates, or a cluster's each for itself."""
     block = make_block(**CASES[case])
     x = images(2, CASES[case]["channels"], 20, 12)
-    first = check_block(place, torch.float16, block, x, None, seed)
-    assert torch.equal(first, check_block(place, torch.float16, block, x, None, seed + 100)), "sums have a fixed order"
+    first, again = (check_block(place, torch.float16, block, x, None, s, clusters) for s in (seed, seed + 100))
+    assert torch.equal(first, again), "sums have a fixed order"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pattern", ["own", "open", "shut", "random"])
+def test_a_launch_for_each_layer(host, pattern, dtype):
+    """As on devices without clusters of thread blocks, where no cluster walks the layers of a block."""
+    block = make_block(**CASES["bottleneck"])
+    x = images(3, CASES["bottleneck"]["channels"], 8, 8)
+    check_block(host, dtype, block, x, forced_gates(pattern, 3, len(block.layers)), clusters=False)
+
+
+def test_more_layers_than_a_mask_holds(place):
+    """33 layers: slices beyond the first word of the live masks."""
+    block = make_block(channels=4, layers=33, growth=12)
+    check_block(place, torch.float16, block, images(2, 4, 4, 4), random_gates(2, 33))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (2, 2), (7, 7), (5, 33), (9, 70), (31, 32)])

@@ -8,18 +8,18 @@ from small_models import SMALL, make_images
 import dsn_models
 from dsn_kernels.measure.gpu_work import network_work
 from dsn_kernels.nn.gpu import GpuDenseBlock
-from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, SHARED_BYTES, PlanRunner
+from dsn_kernels.nn.plan_runner import PlanRunner
 from dsn_kernels.nn.planning import plan_dual_skipping
 
 DTYPE = torch.float16
 NETWORKS = ["concat-bc-100", "concat-40", "add-166", "dsn-navon"]
 
 
-def make_runner(name, **overrides):
+def make_runner(name, clusters=True, **overrides):
     torch.manual_seed(0)
     model = randomise(dsn_models.create(name, **{**SMALL[name], **overrides}))
     plan, weights = plan_dual_skipping(model)
-    return PlanRunner(plan, weights, DTYPE, "simt"), make_images(model, 3)
+    return PlanRunner(plan, weights, DTYPE, "simt", clusters), make_images(model, 3)
 
 
 def run(simt, runner, x, gates):
@@ -29,21 +29,18 @@ def run(simt, runner, x, gates):
     return simt.counters()
 
 
-def expected(simt, runner, gates):
-    plan, batch = runner.plan, len(gates)
-    code = [tuple(vars(step).values()) for step in plan.code]
-    network = simt.Network(plan.buffers, code, plan.gates, plan.logits, 1, batch, MULTIPROCESSORS, SHARED_BYTES)
-    tiles = [tile[:4] for tile in network.tiles]
-    return network_work(plan, gates, tiles, [0] * len(plan.buffers), 2)
+def expected(runner, gates):
+    network = runner.schedule(len(gates))
+    return network_work(runner.plan, gates, [tile[:5] for tile in network.tiles], network.stream_of_buffer, 2)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "clusters"), [*((name, True) for name in NETWORKS), ("concat-bc-100", False)])
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-def test_tensor_core_instructions_and_blocks(simt, name, density):
-    runner, x = make_runner(name, image_size=12)
+def test_tensor_core_instructions_and_blocks(simt, name, clusters, density):
+    runner, x = make_runner(name, clusters, image_size=12)
     gates = (torch.rand(3, runner.plan.gates, generator=torch.Generator().manual_seed(1)) < density).byte()
     counts = run(simt, runner, x, gates)
-    work = expected(simt, runner, gates)
+    work = expected(runner, gates)
     assert counts["mma_m16n8k16_f16"] == sum(launch.mma for launch in work)
     assert counts["launches"] == len(work)
     assert counts["blocks"] == sum(launch.blocks for launch in work)
@@ -55,6 +52,7 @@ def test_a_skipped_layer_reads_its_gate_word_and_nothing_more(simt):
     loaded, blocks = [], []
     for layers in (1, 2):
         twin = GpuDenseBlock(make_block(24, layers), DTYPE, "simt")
+        twin.runner.clusters = False
         simt.reset_counters()
         twin(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
         counts = simt.counters()
@@ -68,16 +66,36 @@ def test_a_skipped_layer_reads_its_gate_word_and_nothing_more(simt):
     assert 8 * added <= loaded[1] - loaded[0] <= 8 * added + others
 
 
-def test_dropped_slices_save_their_instructions(simt):
+def test_a_skipped_layer_of_a_resident_block_reads_its_gate_alone(simt):
+    """Every thread of a sample's blocks reads what decides, and one stores the gate; no launch, no barrier."""
+    counts = []
+    for layers in (1, 2):
+        twin = GpuDenseBlock(make_block(24, layers), DTYPE, "simt")
+        simt.reset_counters()
+        twin(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
+        counts.append(simt.counters())
+    one, two = counts
+    assert two["mma_m16n8k16_f16"] == 0
+    for same in ("launches", "blocks", "cluster_barriers"):
+        assert two[same] == one[same]
+    warps = 8 * (two["blocks"] - two["idle_blocks"])  # an upper bound: other launches have warps too
+    gate = warps * (36 * 4 + 32 * (4 + 1))  # weights once a warp, bias and forced gate by every lane
+    assert two["global_load_bytes"] - one["global_load_bytes"] <= 3 * 12 * 64 + 2 * gate
+
+
+@pytest.mark.parametrize("clusters", [True, False])
+def test_dropped_slices_save_their_instructions(simt, clusters):
     """The second saving: with every earlier layer shut, a layer's 1x1 multiplies the block's input alone."""
-    runner, x = make_runner("concat-bc-100", block_layers=(4, 1, 1))
+    runner, x = make_runner("concat-bc-100", clusters, block_layers=(4, 1, 1))
     block = next(step for step in runner.plan.code if step.layers == 4)
     both = torch.zeros(2, 3, runner.plan.gates, dtype=torch.uint8)
     both[:, :, block.first_gate + 3] = 1
     both[1, :, block.first_gate : block.first_gate + 3] = 1
     alone, behind = (run(simt, runner, x, gates)["mma_m16n8k16_f16"] for gates in both)
-    works = [expected(simt, runner, gates) for gates in both]
+    works = [expected(runner, gates) for gates in both]
     assert (alone, behind) == tuple(sum(launch.mma for launch in work) for work in works)
+    if clusters:
+        return
     layers = [[launch.mma for launch in work if launch.name == "layer"][3] for work in works]
     pixels_in_tiles = 3 * 2 * 2  # three samples of 64 pixels: two passes of two 16-pixel tiles
     columns = 48 // 8

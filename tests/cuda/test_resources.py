@@ -1,5 +1,8 @@
-"""The assembler's report: no kernel spills registers or has a stack frame."""
+"""The assembler's report: what spills is found, the committed report has no flaw and knows every kernel."""
 
+import importlib.util
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -7,41 +10,85 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "check_resources.py"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "csrc" / "cuda" / "check_resources.py"
+REPORT = ROOT / "benchmarks" / "results" / "gpu-kernel-resources.json"
+needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
+
+SPILLING = """
+__global__ void __launch_bounds__(1024, 2) spilling_kernel(const float* in, float* out) {
+  float x[64];
+#pragma unroll
+  for (int i = 0; i < 64; ++i) x[i] = in[i * 1024 + threadIdx.x];
+#pragma unroll
+  for (int k = 0; k < 8; ++k)
+#pragma unroll
+    for (int i = 0; i < 64; ++i) x[i] = fmaf(x[i], x[(i * 7 + k) % 64], x[(i + 31) % 64]);
+#pragma unroll
+  for (int i = 0; i < 64; ++i) out[i * 1024 + threadIdx.x] = x[i];
+}
+"""
 
 
-def check(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def resources():
+    spec = importlib.util.spec_from_file_location("check_resources", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
-def test_no_kernel_spills():
-    """Of the newest architecture with kernels of its own; the script alone checks all of them."""
-    report = check("--archs", "9.0a")
-    assert report.returncode == 0, report.stdout + report.stderr
-    assert "0 with a stack frame or spills" in report.stdout
-    for kernel in ("bottleneck_layer_kernel<half", "plain_layer_kernel<half", "residual_layer_kernel<half"):
-        assert kernel in report.stdout
+def check(source):
+    return subprocess.run([sys.executable, SCRIPT, "--archs", "9.0a", source], capture_output=True, text=True)
 
 
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
+@needs_nvcc
 def test_a_kernel_that_spills_is_told(tmp_path):
     source = tmp_path / "spills.cu"
-    source.write_text(
-        """
-        __global__ void __launch_bounds__(1024, 2) spilling_kernel(const float* in, float* out) {
-          float x[64];
-        #pragma unroll
-          for (int i = 0; i < 64; ++i) x[i] = in[i * 1024 + threadIdx.x];
-        #pragma unroll
-          for (int k = 0; k < 8; ++k)
-        #pragma unroll
-            for (int i = 0; i < 64; ++i) x[i] = fmaf(x[i], x[(i * 7 + k) % 64], x[(i + 31) % 64]);
-        #pragma unroll
-          for (int i = 0; i < 64; ++i) out[i * 1024 + threadIdx.x] = x[i];
-        }
-        """
-    )
-    report = check("--archs", "9.0a", str(source))
+    source.write_text(SPILLING)
+    report = check(source)
     assert report.returncode == 1
-    assert "spilling_kernel" in report.stdout and "1 with a stack frame or spills" in report.stdout
+    assert re.search(r"spilling_kernel +sm_90a +32 registers .* SPILLED \d+ B", report.stdout)
+    assert "1 kernels, 1 with a stack frame or spills" in report.stdout
+
+
+@needs_nvcc
+def test_a_kernel_that_does_not(tmp_path):
+    report = check(ROOT / "csrc" / "cuda" / "device_info.cu")
+    assert report.returncode == 0, report.stderr
+    assert "1 kernels, 0 with a stack frame or spills" in report.stdout
+
+
+@needs_nvcc
+def test_the_build_can_be_told_to_fail_on_spills(tmp_path):
+    """The assembler's options of CHECK_SPILLS, which `make test` sets."""
+    source = tmp_path / "spills.cu"
+    source.write_text(SPILLING)
+    options = re.search(r'"(-Xptxas=--warn[^"]*)"', (ROOT / "setup.py").read_text())[1]
+    command = ["nvcc", "-arch=sm_90a", options, "-c", str(source), "-o", str(tmp_path / "out.o")]
+    assert subprocess.run(command, capture_output=True).returncode != 0
+    clean = ["-I", str(ROOT / "csrc"), str(ROOT / "csrc" / "cuda" / "device_info.cu")]
+    assert subprocess.run([*command[:3], "-std=c++20", "-c", *clean, *command[-2:]]).returncode == 0
+
+
+def test_occupancy(resources):
+    kernel = resources.Kernel("k", "90a", 128, 0, 0)
+    assert (kernel.blocks, kernel.occupancy) == (2, 0.25)  # 2 x 256 x 128 are all registers
+    assert resources.Kernel("k", "90a", 32, 0, 0, 256, 100 * 1024).blocks == 2  # 228 KiB of shared memory
+    assert resources.Kernel("k", "75", 32, 0, 0).blocks == 4  # 1024 threads
+
+
+def test_names(resources):
+    mangled = "_ZN3dsn4cuda23bottleneck_layer_kernelI6__halfLi6ELi2ELb1EEEvNS0_16DenseLayerParamsE"
+    assert resources.readable(mangled) == "bottleneck_layer_kernel<half, 6, 2, 1>"
+
+
+def test_the_committed_report_is_whole_and_clean(resources):
+    kernels = json.loads(REPORT.read_text())["kernels"]
+    assert {k["arch"] for k in kernels} == {arch.replace(".", "") for arch in resources.ARCHS.split(";")}
+    assert not [k["name"] for k in kernels if k["stack"] or k["spilled"]]
+    named = {k["name"].split("<")[0] for k in kernels}
+    sources = "".join(path.read_text() for path in SCRIPT.parent.glob("*.cuh"))
+    written = set(re.findall(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+_kernel)\(", sources))
+    assert written <= named, f"not in the report: {written - named}; run make resources"

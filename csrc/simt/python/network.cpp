@@ -4,8 +4,11 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "common/streams.h"
 #include "cuda/network.h"
+#include "simt/options.h"
 #include "simt/python.h"
+#include "simt/streams.h"
 
 // The runner's module links nothing of the shipped library.
 #include "cuda/conv2d_tile.cpp"
@@ -18,17 +21,33 @@ namespace {
 using namespace dsn;
 using dsn::simt::Array;
 
-// Launches run to their end one after another, so one stream is all.
-struct OneStream : cuda::Streams {
-  CUstream_st* get(int) override { return nullptr; }
-  void wait(int, int) override {}
+// The runner's streams. `forgotten` numbers a wait that is left out, to test that it is missed.
+class HostStreams : public cuda::Streams {
+ public:
+  HostStreams(int streams, int forgotten) : set(streams), forgotten_(forgotten) {}
+  int open(int) override { return 0; }
+  CUstream_st* get(int stream) override { return reinterpret_cast<CUstream_st*>(set.get(stream)); }
+  int mark(int stream, int* event) override {
+    *event = set.mark(stream);
+    return 0;
+  }
+  int wait(int stream, int event) override {
+    if (waits_++ != forgotten_) set.wait(stream, event);
+    return 0;
+  }
+
+  simt::StreamSet set;
+
+ private:
+  int forgotten_, waits_ = 0;
 };
 
 class Network {
  public:
   // buffers: (channels, height, width); code: the fields of Instruction, in order
   Network(const std::vector<std::array<int64_t, kBufferFields>>& buffers, const std::vector<std::vector<int64_t>>& code,
-          int64_t gates, int64_t logits, int64_t element, int64_t batch, int multiprocessors, int shared_bytes)
+          int64_t gates, int64_t logits, int64_t element, int64_t batch, int multiprocessors, int shared_bytes,
+          bool clusters)
       : element_(static_cast<cuda::Element>(element)), batch_(batch) {
     plan_.gates = gates;
     plan_.logits = logits;
@@ -39,14 +58,18 @@ class Network {
         field = static_cast<std::remove_reference_t<decltype(field)>>(fields.at(next++));
       });
     }
-    streams_.assign(buffers.size(), 0);
-    schedule_.emplace("network", plan_, streams_, 1, element_, batch,
-                      cuda::DeviceLimits{multiprocessors, shared_bytes});
+    stream_of_ = streams_of(plan_);
+    streams_ = 1 + *std::max_element(stream_of_.begin(), stream_of_.end());
+    schedule_.emplace("network", plan_, stream_of_, streams_, element_, batch,
+                      cuda::DeviceLimits{multiprocessors, shared_bytes, clusters ? cuda::DeviceLimits{}.cluster : 1});
   }
 
-  void run(const Array& image, bool image_is_float, const Array& weights, const Array& thresholds, const Array* forced,
-           const Array* count, const Array& logits, const Array& taken, const Array& scores, const Array& macs,
-           const Array& map, const Array& workspace) {
+  // Returns the launches in the order in which they ran: (stream, kernel).
+  std::vector<std::pair<int, std::string>> run(const Array& image, bool image_is_float, const Array& weights,
+                                               const Array& thresholds, const Array* forced, const Array* count,
+                                               const Array& logits, const Array& taken, const Array& scores,
+                                               const Array& macs, const Array& map, const Array& workspace,
+                                               int forgotten) {
     if (weights.size() < schedule_->weight_bytes || workspace.size() < schedule_->workspace_bytes)
       throw std::runtime_error("network: weights or workspace are too small");
     if (!forced && !schedule_->masks.empty())
@@ -65,24 +88,34 @@ class Network {
     call.map = map.data<void>();
     call.workspace = workspace.data<unsigned char>();
     call.batch = batch_;
-    OneStream stream;
-    int error = 0;
-    switch (element_) {
-      case cuda::Element::kFloat:
-        error = cuda::run_network_as<float>(plan_, streams_, *schedule_, call, stream);
-        break;
-      case cuda::Element::kHalf:
-        error = cuda::run_network_as<__half>(plan_, streams_, *schedule_, call, stream);
-        break;
-      case cuda::Element::kBfloat16:
-        error = cuda::run_network_as<__nv_bfloat16>(plan_, streams_, *schedule_, call, stream);
-        break;
+    HostStreams streams(streams_, forgotten);
+    streams.set.call(0, "memset", [&] { std::memset(call.workspace, 0, schedule_->zero_bytes); });
+    start(call, streams);
+    return streams.set.play(simt::options().seed);
+  }
+
+  // What each stream is given: (kernel, blocks, threads, shared bytes, event waited for, event marked), without a run.
+  std::vector<std::vector<std::tuple<std::string, int64_t, int, int, int, int>>> timeline() {
+    static unsigned char nowhere[1];  // pointers are computed from these and never followed
+    cuda::NetworkCall call;
+    call.image = call.weights = call.workspace = call.taken = nowhere;
+    call.thresholds = call.logits = call.score = reinterpret_cast<float*>(nowhere);
+    call.macs = reinterpret_cast<unsigned long long*>(nowhere);
+    call.map = nowhere;
+    call.batch = batch_;
+    HostStreams streams(streams_, -1);
+    start(call, streams);
+    std::vector<std::vector<std::tuple<std::string, int64_t, int, int, int, int>>> all;
+    for (int s = 0; s < streams_; ++s) {
+      all.emplace_back();
+      for (const simt::Work& w : streams.set.get(s)->work)
+        all.back().emplace_back(w.name, w.blocks, w.threads, w.shared_bytes, w.waits_for, w.marks);
     }
-    simt::check(static_cast<cudaError_t>(error));
+    return all;
   }
 
   int64_t workspace_bytes() const { return schedule_->workspace_bytes; }
-  int64_t zero_bytes() const { return schedule_->zero_bytes; }
+  const std::vector<int>& stream_of_buffer() const { return stream_of_; }
   // (rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down, depth, resident) of each
   // convolution
   std::vector<std::array<int, 10>> conv_tiles() const {
@@ -100,18 +133,35 @@ class Network {
       all.push_back({r.begin, r.end, r.rows, r.blocks, r.shared_bytes});
     return all;
   }
-  // (rows, columns, down, across, mid_stride, shared_bytes) of each layer of each dense block
-  std::vector<std::array<int, 6>> tiles() const {
-    std::vector<std::array<int, 6>> all;
+  // (rows, columns, down, across, resident, mid_stride, shared_bytes) of each layer of each dense block
+  std::vector<std::array<int, 7>> tiles() const {
+    std::vector<std::array<int, 7>> all;
     for (const auto& block : schedule_->tiles)
       for (const cuda::LayerTile& t : block)
-        all.push_back({t.rows, t.columns, t.down, t.across, t.mid_stride, t.shared_bytes});
+        all.push_back({t.rows, t.columns, t.down, t.across, t.resident, t.mid_stride, t.shared_bytes});
     return all;
   }
 
  private:
+  void start(const cuda::NetworkCall& call, cuda::Streams& streams) {
+    int error = 0;
+    switch (element_) {
+      case cuda::Element::kFloat:
+        error = cuda::run_network_as<float>(plan_, stream_of_, *schedule_, call, streams);
+        break;
+      case cuda::Element::kHalf:
+        error = cuda::run_network_as<__half>(plan_, stream_of_, *schedule_, call, streams);
+        break;
+      case cuda::Element::kBfloat16:
+        error = cuda::run_network_as<__nv_bfloat16>(plan_, stream_of_, *schedule_, call, streams);
+        break;
+    }
+    simt::check(static_cast<cudaError_t>(error));
+  }
+
   Plan plan_;
-  std::vector<int> streams_;
+  std::vector<int> stream_of_;
+  int streams_;
   cuda::Element element_;
   int64_t batch_;
   std::optional<cuda::Schedule> schedule_;
@@ -122,15 +172,16 @@ class Network {
 DSN_SIMT_BINDINGS(network) {
   py::class_<Network>(m, "Network")
       .def(py::init<const std::vector<std::array<int64_t, kBufferFields>>&, const std::vector<std::vector<int64_t>>&,
-                    int64_t, int64_t, int64_t, int64_t, int, int>(),
+                    int64_t, int64_t, int64_t, int64_t, int, int, bool>(),
            py::arg("buffers"), py::arg("code"), py::arg("gates"), py::arg("logits"), py::arg("element"),
-           py::arg("batch"), py::arg("multiprocessors"), py::arg("shared_bytes"))
+           py::arg("batch"), py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("clusters") = true)
       .def("run", &Network::run, py::arg("image"), py::arg("image_is_float"), py::arg("weights"), py::arg("thresholds"),
            py::arg("forced").none(true), py::arg("count").none(true), py::arg("logits"), py::arg("taken"),
-           py::arg("scores"), py::arg("macs"), py::arg("map"), py::arg("workspace"))
+           py::arg("scores"), py::arg("macs"), py::arg("map"), py::arg("workspace"), py::arg("forgotten_wait") = -1)
       .def_property_readonly("workspace_bytes", &Network::workspace_bytes)
-      .def_property_readonly("zero_bytes", &Network::zero_bytes)
       .def_property_readonly("gradual_runs", &Network::gradual_runs)
       .def_property_readonly("conv_tiles", &Network::conv_tiles)
+      .def("timeline", &Network::timeline)
+      .def_property_readonly("stream_of_buffer", &Network::stream_of_buffer)
       .def_property_readonly("tiles", &Network::tiles);
 }

@@ -1,0 +1,87 @@
+"""The prediction of the GPU kernels' time: how streams and events add up, and what the document shows of it."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsn_kernels.measure.gpu_work import Launch
+
+ROOT = Path(__file__).resolve().parents[2]
+PREDICTION = ROOT / "benchmarks" / "results" / "prediction-h200.concat-bc-100.json"
+
+
+@pytest.fixture(scope="module")
+def model():
+    spec = importlib.util.spec_from_file_location("gpu_model", ROOT / "benchmarks" / "gpu_model.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def few_registers(model, monkeypatch):
+    monkeypatch.setattr(model, "registers", lambda: {"kernel": 32})
+
+
+def entry(blocks=0, waits_for=-1, marks=-1):
+    return ("kernel", blocks, 256, 0, waits_for, marks)
+
+
+def stem(stream, blocks=1, **work):
+    return Launch("stem", stream, blocks=blocks, active=blocks, **work)
+
+
+def test_a_stream_adds_up_and_two_run_side_by_side(model):
+    alone = model.NODE + model.TRIPS["stem"] * model.ROUND_TRIP
+    one = model.predict([[entry(1), entry(1)]], [stem(0), stem(0)])
+    assert one == pytest.approx(2 * alone)
+    two = model.predict([[entry(1)], [entry(1), entry(1)]], [stem(0), stem(1), stem(1)])
+    assert two == pytest.approx(2 * alone)
+
+
+def test_an_event_holds_a_stream_back(model):
+    alone = model.NODE + model.TRIPS["stem"] * model.ROUND_TRIP
+    waiting = [[entry(1), entry(marks=0), entry(1)], [entry(waits_for=0), entry(1)]]
+    assert model.predict(waiting, [stem(0), stem(0), stem(1)]) == pytest.approx(2 * alone)
+
+
+def test_the_machine_is_shared_where_it_does_not_suffice(model):
+    full = dict(blocks=model.MULTIPROCESSORS, dram_bytes=int(model.DRAM * 1e-3))  # a millisecond each
+    alone = model.predict([[entry(full["blocks"])]], [stem(0, **full)])
+    both = model.predict([[entry(full["blocks"])]] * 2, [stem(0, **full), stem(1, **full)])
+    assert alone == pytest.approx(1e-3, rel=0.01)
+    assert both == pytest.approx(2e-3, rel=0.01)
+    half = {**full, "blocks": model.MULTIPROCESSORS // 2}
+    assert model.predict([[entry(half["blocks"])]] * 2, [stem(0, **half), stem(1, **half)]) == pytest.approx(alone)
+
+
+def test_a_block_takes_as_long_as_its_longest_sample(model):
+    def latency(*chains):
+        return model.latency(Launch("block", 0, chains=list(chains)))
+
+    assert latency((2, 14, 100), (3, 13, 900)) == latency((3, 13, 900)) > latency((2, 14, 100))
+    shut = (latency((0, 16, 0)) - latency((0, 0, 0))) / 16
+    assert shut == pytest.approx(model.SHUT_TRIPS * model.ROUND_TRIP)
+
+
+def test_bars_name_what_is_missed(model):
+    rows = [
+        {"batch": b, "skipped": s, "ratio": 1.4, "realised_fraction": None if s == 0 else 0.9}
+        for b in model.BATCHES
+        for s in model.SKIPPED
+    ]
+    found = model.bars(rows, 0.5)
+    assert [bar["met"] for bar in found] == [[], [64, 256, 1024], *[list(model.BATCHES)] * 3, [1]]
+    text = model.table({"rows": [], "bars": found})
+    assert "1: 1.40, 8: 1.40 | missed |" in text and "1024: 1.40 | met |" in text
+
+
+def test_the_document_shows_the_committed_prediction(model):
+    document = json.loads(PREDICTION.read_text())
+    assert document["kind"].startswith("prediction, not a measurement")
+    assert document["constants"] == model.constants(), "made with other constants; write it again"
+    assert model.table(document) in (ROOT / "docs" / "gpu-model.md").read_text()
