@@ -22,8 +22,8 @@ from torch import Tensor
 import dsn_models
 from dsn_kernels.measure.gpu_work import Launch, network_work
 from dsn_kernels.nn.cuda_packing import ELEMENTS, pack_for_cuda
+from dsn_kernels.nn.network import plan_network
 from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, SHARED_BYTES, load_simt
-from dsn_kernels.nn.planning import plan_dual_skipping
 from dsn_kernels.ops.network import Plan
 
 CLOCK = 1.75e9  # Hz under load
@@ -153,7 +153,7 @@ class Model:
 
     def __init__(self, name: str) -> None:
         torch.manual_seed(0)
-        plan, weights = plan_dual_skipping(dsn_models.create(name).eval())
+        plan, weights = plan_network(dsn_models.create(name).eval())
         self.plan: Plan = pack_for_cuda(plan, weights, torch.float16)[0]
 
     def schedule(self, batch: int) -> Any:

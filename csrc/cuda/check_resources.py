@@ -128,8 +128,8 @@ def launches_of(archs: list[str]) -> dict[str, dict[str, tuple[int, int]]]:
     try:
         import dsn_models
         from dsn_kernels.nn.cuda_packing import ELEMENTS, pack_for_cuda
+        from dsn_kernels.nn.network import plan_network
         from dsn_kernels.nn.plan_runner import load_simt
-        from dsn_kernels.nn.planning import plan_dual_skipping
 
         simt = load_simt()
     except (ImportError, ValueError) as error:
@@ -137,7 +137,7 @@ def launches_of(archs: list[str]) -> dict[str, dict[str, tuple[int, int]]]:
         return {}
     found: dict[str, dict[str, tuple[int, int]]] = {arch: {} for arch in archs}
     for model in MODELS:
-        cpu_plan, weights = plan_dual_skipping(dsn_models.create(model).eval())
+        cpu_plan, weights = plan_network(dsn_models.create(model).eval())
         for dtype, element in ELEMENTS.items():
             plan, _ = pack_for_cuda(cpu_plan, weights, dtype)
             code = [tuple(vars(step).values()) for step in plan.code]

@@ -92,9 +92,8 @@ class Planned(nn.Module):
             raise UserError(f"{config.name} is a {type(model).__name__}; GPU kernels serve {served}")
         self.stem, side, self.stem_macs = None, config.image_size, 0
         if getattr(config, "stem", None) == "imagenet":
-            stem = (
-                model.stem[:-3] if isinstance(model, GraduallyUpdatedNetwork) else model.stem
-            )  # its plan has the rest
+            # A gradually updated network's plan has the rest of its stem.
+            stem = model.stem[:-3] if isinstance(model, GraduallyUpdatedNetwork) else model.stem
             self.stem = copy.deepcopy(stem).eval()
             image = torch.zeros(1, config.in_channels, side, side, device="meta")
             side = copy.deepcopy(self.stem).to("meta")(image).shape[-1]
@@ -116,6 +115,16 @@ class Planned(nn.Module):
             out = (self._graphs or self.runner)(x, limits, forced)
             return out.logits, out.gates, out.scores, out.macs
         return ops.network(x, self.weights, limits, forced, self.plan_words, **self._sizes)
+
+
+def plan_network(model: nn.Module) -> tuple[Plan, Tensor]:
+    """The plan of a network without a gater, for its images' size, and the packed weights it names, float32.
+
+    Raises:
+        KeyError: of any other module.
+    """
+    planned = Planned(model, CPU)
+    return planned.plan, planned.weights
 
 
 def count_macs(model: nn.Module, config: Any) -> int:

@@ -8,8 +8,8 @@ from small_models import SMALL, make_images
 import dsn_models
 from dsn_kernels.measure.gpu_work import network_work
 from dsn_kernels.nn.gpu import GpuDenseBlock
+from dsn_kernels.nn.network import plan_network
 from dsn_kernels.nn.plan_runner import PlanRunner
-from dsn_kernels.nn.planning import plan_dual_skipping
 
 DTYPE = torch.float16
 NETWORKS = ["concat-bc-100", "concat-40", "add-166", "dsn-navon"]
@@ -18,7 +18,7 @@ NETWORKS = ["concat-bc-100", "concat-40", "add-166", "dsn-navon"]
 def make_runner(name, clusters=True, **overrides):
     torch.manual_seed(0)
     model = randomise(dsn_models.create(name, **{**SMALL[name], **overrides}))
-    plan, weights = plan_dual_skipping(model)
+    plan, weights = plan_network(model)
     return PlanRunner(plan, weights, DTYPE, "simt", clusters), make_images(model, 3)
 
 
@@ -105,6 +105,6 @@ def test_dropped_slices_save_their_instructions(simt, clusters):
 
 def test_float32_uses_no_tensor_cores(simt):
     model = randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]))
-    runner = PlanRunner(*plan_dual_skipping(model), torch.float32, "simt")
+    runner = PlanRunner(*plan_network(model), torch.float32, "simt")
     gates = torch.ones(1, runner.plan.gates, dtype=torch.uint8)
     assert run(simt, runner, make_images(model, 1), gates)["mma_macs"] == 0
