@@ -107,7 +107,7 @@ __device__ inline void reduce_stage(const DenseLayerParams& p, const Tile& tile,
         }
       Accumulator<kMt, kNt> d;
       clear<kMt, kNt>(d);
-#pragma unroll 2
+#pragma unroll(kUnrolled<T, 2>)
       for (operands.step = 0; operands.step < steps; ++operands.step)
         multiply<T, kExact, kMt, kNt>(d, operands, tiles - first);
       for_rows<kMt>(m, rows, [&](int mt, int r, int row) {
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kThreads) residual_layer_kernel(const __grid_c
   reduce_stage<T, 1, kTiles, false>(p, tile, before, live.groups / 4, block.groups, block.bias, block.mid);
   __syncthreads();
   const Weights<T> conv{static_cast<const T*>(p.conv), p.reduce_columns / kGroup, p.conv_columns * kGroup};
-  convolve_stage<T, 1, kTiles, false, 9>(
+  convolve_stage<T, 1, kTiles, false, 9, kUnrolled<T, 3>>(
       tile, block.mid, p.mid_stride, conv, p.conv_columns, nullptr, [&](int row, int n, float v0, float v1) {
         store_pair<T>(wide, row * p.wide_stride + n, relu(v0 + p.conv_bias[n]), relu(v1 + p.conv_bias[n + 1]));
         return float2{0, 0};
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kThreads) residual_layer_kernel(const __grid_c
   __syncthreads();
   const Weights<T> expand{static_cast<const T*>(p.expand), p.conv_columns / kGroup, p.expand_columns * kGroup};
   const int channels = p.source.first_groups * kGroup;
-  convolve_stage<T, 1, kTiles, false, 1>(
+  convolve_stage<T, 1, kTiles, false, 1, kUnrolled<T, 3>>(
       tile, wide, p.wide_stride, expand, p.expand_columns, block.sums, [&](int row, int n, float v0, float v1) {
         if (n >= channels) return float2{0, 0};
         const int pixel = (tile.y + row / tile.columns) * p.source.width + tile.x + row % tile.columns;
@@ -307,6 +307,11 @@ __device__ inline void sum_borders(const DenseLayerParams& p, const unsigned* ma
 // A tile has at most kWarps * kMt * 16 pixels: a warp keeps its sums while the live groups pass through shared memory,
 // p.depth at a time.
 constexpr int kPlainTiles = 2;  // of 16 pixels and of 8 channels
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kPlainFloatSteps = 1;  // two spill there
+#else
+constexpr int kPlainFloatSteps = 2;
+#endif
 template <class T>
 __global__ void __launch_bounds__(kThreads) plain_layer_kernel(const __grid_constant__ DenseLayerParams p) {
   constexpr int kMt = kPlainTiles, kNt = kPlainTiles;
@@ -359,7 +364,7 @@ __global__ void __launch_bounds__(kThreads) plain_layer_kernel(const __grid_cons
 #pragma unroll 1
       for (operands.tap = 0; operands.tap < 9; ++operands.tap) {
         operands.tap_offset = (operands.tap / 3 * tile.pitch() + operands.tap % 3) * p.mid_stride;
-#pragma unroll 3
+#pragma unroll(kUnrolled<T, 3, kPlainFloatSteps>)
         for (operands.step = 0; operands.step < count / 4; ++operands.step)
           multiply<T, true, kMt, kNt>(d, operands, kNt);
       }

@@ -11,6 +11,10 @@ namespace dsn::cuda {
 template <int kMt, int kNt>
 using Accumulator = float[kMt][kNt][4];
 
+// How many k-steps to unroll: float32's are long, and more of them spill.
+template <class T, int kHalf, int kFloat = 1>
+constexpr int kUnrolled = sizeof(T) == 2 ? kHalf : kFloat;
+
 // d += a k-step. `operands` says where its values are:
 //   group(slot)      what a lane keeps about group `slot` (0 to 3) of the k-step
 //   a(group, mt, r)  four channels of pixel mt * 16 + lane / 4 + 8 r

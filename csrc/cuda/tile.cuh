@@ -50,7 +50,7 @@ __device__ inline void for_rows(int first_tile, int rows, Visit visit) {
 
 // The 3x3 (kTaps 9) or 1x1 over cells in shared memory, of a tile's own pixels. For each channel tile and pixel calls
 // visit(row, column, values of two channels) and sums what it returns into `sums` [warp][columns] unless that is null.
-template <class T, int kMt, int kNt, bool kExact, int kTaps, class Visit>
+template <class T, int kMt, int kNt, bool kExact, int kTaps, int kSteps = 3, class Visit>
 __device__ inline void convolve_stage(const MapTile& tile, const T* cells, int stride, Weights<T> weights, int columns,
                                       float* sums, Visit visit) {
   const int rows = tile.pixels(), tiles = columns / 8, warp = threadIdx.x / 32;
@@ -72,7 +72,7 @@ __device__ inline void convolve_stage(const MapTile& tile, const T* cells, int s
 #pragma unroll 1
       for (operands.tap = 0; operands.tap < kTaps; ++operands.tap) {
         operands.tap_offset = kTaps == 9 ? (operands.tap / 3 * tile.pitch() + operands.tap % 3) * stride : 0;
-#pragma unroll 3
+#pragma unroll kSteps
         for (operands.step = 0; operands.step < weights.groups / 4; ++operands.step)
           multiply<T, kExact, kMt, kNt>(d, operands, tiles - first);
       }
