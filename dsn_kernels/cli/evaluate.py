@@ -83,10 +83,12 @@ def evaluate(
     task = resolve_task(model, metadata, task)
     dataset = open_test_data(model, metadata, kind, data, images)
     check_classes(model, dataset, task)
+    automatic = backend == "auto"
     try:
+        backend = "cpu" if automatic else backend
         fast = dsn_kernels.accelerate(model, backend=backend)
     except UserError:
-        if backend != "auto":
+        if not automatic:
             raise
         backend = "reference"  # of a network that has no kernels
         fast = dsn_kernels.accelerate(model, backend=backend)

@@ -12,11 +12,10 @@ def cases():
     """Arguments and a part of the message. CKPT and RECIPE are sound; BARE does not tell its data."""
     return [
         (["fly"], "No such command 'fly'"),
-        (["bench"], "Missing argument 'NAME|CKPT'"),
+        (["bench"], "bench needs NAME|CKPT"),
         (["info", "--colour"], "No such option: --colour"),
         (["bench", "CKPT", "--seed", "x"], "'--seed'"),
         (["bench", "resnet-1001"], "no checkpoint at resnet-1001; expected a file or one of dsn-navon"),
-        (["bench", "lenet"], "LeNet without a part that can be accelerated"),
         (["bench", "resnet-20", "--gates", "shut"], "gates is 'shut', but resnet-20 has no gates; expected open"),
         (["bench", "resnet-20", "--option", "depth"], "option is 'depth'; expected KEY=VALUE"),
         (["bench", "resnet-20", "--option", "depth=20"], "unknown option 'depth'; expected one of name,"),
