@@ -1,5 +1,6 @@
 # make demo    the shipped network on real handwritten digits: table on the terminal, report in HTML
 # make test    builds everything and runs the tests
+# make test-triton   the tests of the Triton kernels, in its interpreter or on a GPU; a few minutes more
 # make bench   the benchmark against the runtimes a user would run instead; BENCH chooses runs of benchmarks/cpu.py
 # make bench-compare   the same anew, and its ratios against this machine's committed results
 # make lint    ruff, clang-format, mypy            make format   rewrites the code in the house style
@@ -24,7 +25,7 @@ cpp := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 python := setup.py dsn_kernels python tests benchmarks
 
 .NOTPARALLEL:
-.PHONY: demo test bench bench-compare lint format resources clean
+.PHONY: demo test test-triton bench bench-compare lint format resources clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-build
@@ -34,6 +35,9 @@ demo: $(VENV)/stamp-build
 test: export CHECK_SPILLS = 1
 test: $(VENV)/stamp-build $(VENV)/stamp-test
 	$(VENV)/bin/python -m pytest -q
+
+test-triton: $(VENV)/stamp-build $(VENV)/stamp-triton
+	$(VENV)/bin/python -m pytest -q tests/triton
 
 bench: $(VENV)/stamp-build $(VENV)/stamp-bench $(VENV)/stamp-test
 	$(VENV)/bin/python benchmarks/cpu.py $(BENCH)
