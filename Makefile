@@ -34,7 +34,7 @@ demo: $(VENV)/stamp-build
 # Of the architecture built for, the tests' build alone: a user's assembler may know no better.
 test: export CHECK_SPILLS = 1
 test: $(VENV)/stamp-build $(VENV)/stamp-test
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 test-triton: $(VENV)/stamp-build $(VENV)/stamp-triton
 	$(VENV)/bin/python -m pytest -q tests/triton
