@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -89,7 +90,7 @@ def accelerate(
         return twin.to(device)
     if graph:
         raise UserError(f"graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
-    fast = copy.deepcopy(model).eval()
+    fast: Any = copy.deepcopy(model).eval()
     swapped: list[str] = []
     for name, module in list(fast.named_modules()):
         parent, _, child = name.rpartition(".")
@@ -105,7 +106,7 @@ def accelerate(
             f"model is a {type(model).__name__} without a part that can be accelerated; supported: {supported} "
             f"of dsn_models (zoo: {', '.join(dsn_models.zoo.names())})"
         )
-    fast.swapped = swapped  # type: ignore[assignment]
+    fast.swapped = swapped
     return fast.to(device)
 
 

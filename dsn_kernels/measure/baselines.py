@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ def _eager(dense: nn.Module, images: Tensor) -> Made:
 
 
 def _channels_last(dense: nn.Module, images: Tensor) -> Made:
-    network = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network: Any = copy.deepcopy(dense)
+    network.to(memory_format=torch.channels_last)
     return lambda x: network(x.to(memory_format=torch.channels_last))
 
 
@@ -58,12 +60,12 @@ def _onnx_bytes(dense: nn.Module, images: Tensor) -> bytes:
     try:
         # Both exporters give graphs of equal speed; the TorchScript one takes seconds and needs no other package.
         for dynamo in (False, True):
-            buffer = io.BytesIO()
+            buffer: Any = io.BytesIO()
             try:
                 torch.onnx.export(
                     dense,
                     (images,),
-                    buffer,  # type: ignore[arg-type]
+                    buffer,
                     input_names=["images"],
                     dynamo=dynamo,
                     verbose=False,

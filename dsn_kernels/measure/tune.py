@@ -33,8 +33,8 @@ def example(operator: str) -> tuple[nn.Module, torch.Tensor]:
         side = model.config.image_size
         return model, torch.randn(_BATCH, model.config.in_channels, side, side)
     if operator == "SkipDenseBlock":
-        block: Any = dsn_models.create("concat-bc-100").fine.blocks[0]  # type: ignore[union-attr, index]
-        return block.eval(), torch.randn(_BATCH, 24, 32, 32)
+        network: Any = dsn_models.create("concat-bc-100")
+        return network.fine.blocks[0].eval(), torch.randn(_BATCH, 24, 32, 32)
     if operator == "Transition":
         return Transition(216, 108).eval(), torch.randn(_BATCH, 216, 32, 32)
     return Head(342, 100).eval(), torch.randn(_BATCH, 342, 8, 8)

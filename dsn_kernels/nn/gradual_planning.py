@@ -63,11 +63,12 @@ class GradualPlanner(PlanBuilder):
             self.plan.add(
                 "subsample", src=x, dst=y, in_channels=self.channels(x), out_channels=self.channels(x), stride=1
             )
-        width = max(unit.bodies[0][0].out_channels for _, unit in layer.segments())  # type: ignore[union-attr, index]
+        units: list[tuple[slice, Any]] = list(layer.segments())
+        width = max(unit.bodies[0][0].out_channels for _, unit in units)
         joined, inner = self.buffer(width + max(layer.sizes), self.side(x)), self.buffer(width, self.side(x))
-        stacked = max(len(unit.bodies) for _, unit in layer.segments()) > 1  # type: ignore[arg-type]
+        stacked = max(len(unit.bodies) for _, unit in units) > 1
         narrow = self.buffer(width, self.side(x)) if stacked else inner
-        for channels, unit in layer.segments():
+        for channels, unit in units:
             assert isinstance(unit, UpdateUnit)
             self._plan_unit(unit, x, y, channels, joined, inner, narrow)
         return y
@@ -76,7 +77,8 @@ class GradualPlanner(PlanBuilder):
         self, unit: UpdateUnit, x: int, y: int, channels: slice, joined: int, inner: int, narrow: int
     ) -> None:
         """``y[channels] += G(x)``. ``joined`` holds the first 1x1's output and, behind it, G as it grows."""
-        first, *others = (list[Any](body) for body in unit.bodies)  # type: ignore[call-overload]
+        bodies: Any = unit.bodies
+        first, *others = map(list, bodies)
         size, width = channels.stop - channels.start, first[0].out_channels
         if unit.shortcut is None and not others:
             self.conv(first[0], first[1], x, joined, "relu")

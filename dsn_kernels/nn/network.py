@@ -160,7 +160,8 @@ def _with_first_linear(gater: Gater) -> ResNet:
     if isinstance(features.head, Head):
         features.head.classifier = linear
     else:
-        features.head[-1] = linear  # type: ignore[index, operator]
+        classifiers: Any = features.head
+        classifiers[-1] = linear
     return features
 
 

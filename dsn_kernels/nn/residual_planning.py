@@ -105,7 +105,8 @@ class ResidualPlanner(PlanBuilder):
                 stride=shortcut.stride,
             )
             return y
-        conv, norm = (shortcut, None) if isinstance(shortcut, nn.Conv2d) else (shortcut[0], shortcut[1])  # type: ignore[index]
+        parts: Any = shortcut
+        conv, norm = (parts, None) if isinstance(parts, nn.Conv2d) else (parts[0], parts[1])
         return self.conv(conv, norm, x, self.buffer(conv.out_channels, side), *end)
 
     def _plan_gate(self, gate: Any, index: int, x: int) -> None:

@@ -29,7 +29,8 @@ def plan_shake(model: ShakeShake, side: int, masks: Masks | None = None) -> tupl
     """
     planner = ShakePlanner(masks)
     x = planner.load(model.config.in_channels, side)
-    x = planner.conv(model.stem[0], model.stem[1], x, None)  # type: ignore[arg-type]
+    stem: Any = model.stem
+    x = planner.conv(stem[0], stem[1], x, None)
     for i, unit in enumerate(model.units):
         assert isinstance(unit, ShakeUnit)
         x = planner.plan_unit(f"units.{i}", unit, x)

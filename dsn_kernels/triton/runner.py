@@ -14,7 +14,7 @@ from ..ops.network import Instruction, Plan
 from . import steps
 from .layout import Channels
 from .routing import first_samples, words_of
-from .steps import Facts, Run
+from .step import Facts, Run
 
 
 class TritonRunner(nn.Module):

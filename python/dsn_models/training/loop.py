@@ -45,8 +45,8 @@ class _Run:
         self.objective = make_objective(recipe, self.model)
         self.objective.check(self.model, train_set)
         self.objective.initialise(self.model)
-        # torch's annotations of ``to`` leave the memory format out.
-        self.model = self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network: Any = self.model  # torch's annotations of ``to`` leave the memory format out
+        self.model = network.to(device, memory_format=torch.channels_last)
         self.model = distributed.share_batch_norms(self.model)
         if recipe.train.batch % distributed.world_size():
             raise UserError(

@@ -1,0 +1,192 @@
+"""The instructions on maps, with their packed weights: convolutions, gates, linear maps, pools, what has no weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from ..nn.cuda_packing import Unit
+from ..ops.network import Instruction
+from . import resample
+from .conv2d import conv2d
+from .gate import EMBEDDING, gate, recurrent_gate
+from .head import head
+from .layout import Channels, pad
+from .step import KINDS, OPS, Facts, Run, Step, has
+
+
+class Load(Step):
+    def forward(self, run: Run) -> None:
+        run.put(self.step.dst, resample.as_rows(run.image, run.dtype, run.layouts[self.step.dst].places), self.pool)
+
+
+class Store(Step):
+    def forward(self, run: Run) -> None:
+        m, layout = run.maps[self.step.src], run.layouts[self.step.src]
+        x = m.data
+        if m.taken is not None:  # a slice that was skipped holds nothing
+            first = torch.ones(run.batch, layout.first, dtype=torch.bool, device=x.device)
+            alive = torch.cat([first, (m.taken != 0).repeat_interleave(layout.width, 1)], 1)
+            x = torch.where(alive[:, None], layout.gather(x), 0)
+        else:
+            x = x[..., : layout.first]
+        run.map = resample.as_image(x, *run.sizes[self.step.src]).to(run.image.dtype).contiguous()
+
+
+class Linear(Step):
+    def __init__(self, step: Instruction, facts: Facts) -> None:
+        super().__init__(step, facts)
+        unit = facts.unit(step, _C.linear_layout(step.in_channels, step.out_channels))
+        self._keep("weight", pad(pad(unit["weight"].T, 0), 1))
+        self._keep("bias", pad(unit["bias"], 0))
+
+    def forward(self, run: Run) -> None:
+        step, m = self.step, run.maps[self.step.src]
+        assert m.sums is not None
+        head(
+            m.sums,
+            None,
+            self.weight,
+            self.bias,
+            None,
+            run.logits[:, step.out_offset :],
+            run.macs,
+            run.enabled,
+            None,
+            None,
+            None,
+            run.pixels(step.src),
+            step.in_channels,
+            step.out_channels,
+            16,
+            step.in_channels,
+            0,
+        )
+
+
+class Conv2d(Step):
+    def __init__(self, step: Instruction, facts: Facts) -> None:
+        super().__init__(step, facts)
+        normalise, masked = has(step, "normalise"), step.out_mask >= 0
+        sizes = (step.in_channels, step.out_channels, step.taps)
+        unit = facts.unit(step, _C.conv2d_layout(*sizes, normalise, masked, has(step, "winograd")))
+        if masked:  # [in][tap][out]
+            weight = unit["weight"][..., : step.out_channels].permute(2, 0, 1)
+        else:
+            weight = unit.conv("weight", step.out_channels)
+        self.flat = step.taps == 9 and step.in_channels < 16 and step.in_mask < 0
+        layout = Channels(step.in_channels)
+        self._keep("weight", facts.matrix(weight, None if self.flat else layout), None)
+        self._keep("bias", pad(unit["bias"][: step.out_channels], 0))
+        self.normalise = normalise
+        if normalise:
+            self._keep("norm", torch.stack([layout.spread(unit[name], 0) for name in ("scale", "shift")]))
+        starts = {first: i for i, (first, _) in enumerate(facts.masks)}
+        self.in_list, self.out_list = starts.get(step.in_mask, -1), starts.get(step.out_mask, -1)
+
+    def forward(self, run: Run) -> None:
+        step = self.step
+        source, to = run.maps[step.src], run.into(step.dst, self.pool)
+        whole = step.out_offset == 0 and step.out_channels == run.layouts[step.dst].total
+        accumulate, relu, pool = (has(step, name) for name in ("accumulate", "relu", "pool"))
+        inputs, input_counts = self._listed(run, self.in_list, step.in_mask, step.in_channels)
+        chosen, chosen_counts = self._listed(run, self.out_list, step.out_mask, step.out_channels)
+        conv2d(
+            source.data[:, :, step.src_offset :],
+            self.weight,
+            self.bias,
+            self.norm if self.normalise else None,
+            to.data[:, :, step.out_offset :],
+            to.sums[:, :, step.out_offset :] if pool and to.sums is not None else None,
+            run.macs,
+            run.enabled if step.only_if < 0 else run.words[step.only_if],
+            inputs,
+            input_counts,
+            chosen,
+            chosen_counts,
+            *run.sizes[step.src],
+            step.stride,
+            step.taps,
+            step.in_channels,
+            step.out_channels,
+            run.layouts[step.dst].places if whole else step.out_channels,
+            (step.relu_channels or step.out_channels) if relu else 0,
+            accumulate,
+            (accumulate and relu) or pool,
+        )
+
+    @staticmethod
+    def _listed(run: Run, index: int, first: int, count: int) -> tuple[Tensor | None, Tensor | None]:
+        if index < 0:
+            return None, None
+        assert run.lists is not None and run.list_counts is not None
+        return run.lists[:, first : first + count], run.list_counts[:, index]
+
+
+class Subsample(Step):
+    def forward(self, run: Run) -> None:
+        step = self.step
+        data = run.maps[step.src].data[:, :, : step.in_channels]
+        places = run.layouts[step.dst].places
+        y = resample.subsample(data, *run.sizes[step.src], step.stride, step.out_offset, places)
+        run.put(step.dst, y, self.pool)
+
+
+class Pool(Step):
+    def forward(self, run: Run) -> None:
+        step = self.step
+        window = (step.taps // step.columns, step.columns)
+        average = OPS[step.op] == "avg_pool"
+        source = run.maps[step.src].data
+        run.put(step.dst, resample.pool(source, *run.sizes[step.src], window, step.stride, average), self.pool)
+
+
+class PoolSums(Step):
+    def forward(self, run: Run) -> None:
+        m = run.maps[self.step.src]
+        m.sums = resample.unit_sums(m.data)
+
+
+class Add(Step):
+    def forward(self, run: Run) -> None:
+        step = self.step
+        source, to = run.maps[step.src].data, run.maps[step.dst].data
+        part = source[:, :, step.src_offset : step.src_offset + step.in_channels]
+        to[:, :, step.out_offset : step.out_offset + step.in_channels] += part
+
+
+class Gate(Step):
+    def __init__(self, step: Instruction, facts: Facts) -> None:
+        super().__init__(step, facts)
+        self.recurrent = KINDS[step.gate] == "recurrent"
+        unit = facts.unit(step, _C.gate_layout(step.in_channels, self.recurrent))
+        self._keep("weight", unit["weight"] if self.recurrent else unit["weight"][0])
+        self._keep("bias", unit["bias"])
+        if self.recurrent:
+            shared = Unit(facts.weights, step.shared, _C.recurrence_layout())
+            for name in ("input", "hidden", "projection", "projection_bias"):
+                self._keep(name, shared[name])
+            self._keep("cell_bias", shared["bias"])
+
+    def forward(self, run: Run) -> None:
+        step, sums = self.step, run.maps[self.step.src].sums
+        assert sums is not None
+        own = step.first_gate
+        decision = (
+            run.thresholds[own : own + 1],
+            None if run.forced is None else run.forced[:, own],
+            run.taken[:, own],
+            run.scores[:, own],
+            run.words[own],
+            run.enabled,
+            run.macs,
+        )
+        if not self.recurrent:
+            gate(sums, self.weight, self.bias, *decision, step.in_channels, run.pixels(step.src))
+            return
+        if run.state is None:
+            run.state = sums.new_empty(run.batch, 2, EMBEDDING)
+        shared = (self.input, self.hidden, self.cell_bias, self.projection, self.projection_bias)
+        first = not has(step, "accumulate")
+        recurrent_gate(sums, self.weight, self.bias, *shared, run.state, *decision, run.pixels(step.src), first)
