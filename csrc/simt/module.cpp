@@ -102,7 +102,8 @@ void define(py::module_& m, const Function& function) {
 PYBIND11_MODULE(dsn_simt, m) {
   using namespace dsn::simt;
   m.doc() = "Runs the CUDA kernels on the host; see csrc/simt/README.md.";
-  py::register_exception<Error>(m, "Error", PyExc_RuntimeError);
+  // Local: two builds of this module may be loaded, and each raises its own.
+  py::register_local_exception<Error>(m, "Error", PyExc_RuntimeError);
   py::class_<Array, std::shared_ptr<Array>>(m, "Array", py::module_local())
       .def_property_readonly("nbytes", &Array::size<>);
   m.def(
