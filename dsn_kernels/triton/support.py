@@ -28,8 +28,24 @@ def _mend_loops_over_numpy_2_4() -> None:
     interpreter._patch_lang_tensor = mended
 
 
+def _mend_masks_of_scalars() -> None:
+    """A comparison of scalars, widened to a block, becomes of the type that was compared; 3.9 refuses it as a mask."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    splat = InterpreterBuilder.create_splat
+
+    def mended(builder: Any, block_type: Any, scalar: Any) -> Any:
+        block = splat(builder, block_type, scalar)
+        block.data = block.data.astype(scalar.data.dtype)
+        return block
+
+    InterpreterBuilder.create_splat = mended
+
+
 if INTERPRETED and VERSION < (3, 8):
     _mend_loops_over_numpy_2_4()
+if INTERPRETED and VERSION >= (3, 9):
+    _mend_masks_of_scalars()
 
 
 def register(name: str, mutates: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:

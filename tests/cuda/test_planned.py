@@ -1,11 +1,10 @@
 """Residual networks, SkipNets, GaterNets and GUNNs on the CUDA kernels against the reference models in float64."""
 
-import copy
-
 import pytest
 import torch
+from device_checks import accelerate, check_network, check_samples_alone, same_dtype
 from references import assert_as_exact_as_torch
-from small_models import make_images
+from small_models import make_images, random_gates
 from small_planned import PLANNED, make_planned
 
 import dsn_kernels
@@ -20,41 +19,12 @@ MASKED = [name for name in PLANNED if name.startswith("gaternet")]
 GATED = [name for name in PLANNED if name.startswith("skipnet")]
 
 
-def accelerate(place, model, dtype, **options):
-    return dsn_kernels.accelerate(model, dtype=dtype, backend=place.backend, device=place.device, **options)
-
-
-def random_gates(fast, batch, density, seed=5):
-    """Of each sample others; None of a network without gates."""
-    generator = torch.Generator().manual_seed(seed)
-    gates = {n: (torch.rand(batch, c, generator=generator) < density).byte() for n, c in fast.layers.items()}
-    return gates or None
-
-
-def check(place, model, fast, x, dtype, forced=None):
-    moved = None if forced is None else {name: gates.to(place.device) for name, gates in forced.items()}
-    logits = fast(x.to(place.device), **({} if moved is None else {"forced_gates": moved})).cpu()
-    gates = {name: taken.cpu() for name, taken in fast.last_gates.items()}
-    for name in forced or {}:
-        assert torch.equal(gates[name], forced[name])
-    taken = {"forced_gates": gates} if gates else {}
-    reference = copy.deepcopy(model).double()
-    exact = reference(x.double(), **taken)
-    assert logits.dtype == torch.float32
-    assert_as_exact_as_torch(logits, copy.deepcopy(model).to(dtype)(x.to(dtype), **taken), exact)
-    if dtype == torch.float32:
-        for name, scores in fast.last_scores.items():
-            torch.testing.assert_close(scores.cpu().double(), reference.last_scores[name], rtol=2e-5, atol=2e-5)
-    assert torch.equal(fast.last_macs.cpu(), fast.macs(gates).expand(len(x)))
-    return logits
-
-
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_equals_the_reference(place, name, dtype):
     place.seeded(2)
     model = make_planned(name)
     fast, x = accelerate(place, model, dtype), make_images(model, 2)
-    check(place, model, fast, x, dtype)
+    check_network(place, model, fast, x, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -80,8 +50,7 @@ def test_convolution(place, channels, filters, side, taps, stride, dtype):
     runner = PlanRunner(plan, packer.tensor(), dtype, place.backend).to(place.device)
     images = torch.randn(2, channels, *side)
     actual = runner(images.to(place.device), torch.empty(0, device=place.device)).map.cpu()
-    exact = copy.deepcopy(conv).double()(images.double())
-    assert_as_exact_as_torch(actual, copy.deepcopy(conv).to(dtype)(images.to(dtype)), exact)
+    assert_as_exact_as_torch(actual, same_dtype(conv, images, dtype), same_dtype(conv, images, torch.float64))
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
@@ -113,7 +82,7 @@ def test_forced_gates(place, name, density):
     place.seeded(3)
     model = make_planned(name)
     fast = accelerate(place, model, torch.float16)
-    check(place, model, fast, make_images(model, 3), torch.float16, random_gates(fast, 3, density))
+    check_network(place, model, fast, make_images(model, 3), torch.float16, random_gates(fast, 3, density))
 
 
 @pytest.mark.parametrize("name", ["resnet-pad", "skipnet-rnn", "skipnet-ff-2", "gaternet-all", "gunn"])
@@ -131,11 +100,7 @@ def test_graphs_give_what_single_launches_give(gpu, name):
 
 @pytest.mark.parametrize("name", ["skipnet-rnn", "gaternet-all"])
 def test_a_sample_does_not_depend_on_its_batch(place, name):
-    model = make_planned(name)
-    fast, x = accelerate(place, model, torch.float16), make_images(model, 3).to(place.device)
-    whole = fast(x)
-    for i in range(3):
-        assert torch.equal(fast(x[i : i + 1]), whole[i : i + 1])
+    check_samples_alone(place, make_planned(name), 3)
 
 
 def test_masks_must_be_given(place):

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from device_checks import BLOCKS, PATTERNS, block_gates, forced_gates, images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import assert_as_exact_as_torch, assert_gates_agree, make_block
@@ -10,37 +11,14 @@ import dsn_kernels
 from dsn_kernels import _C, nn
 from dsn_kernels.nn.packing import Packer, pack_dense_block
 
-CASES = {
-    "bottleneck": {"channels": 24, "layers": 4},
-    "plain": {"channels": 24, "layers": 4, "bottleneck": False},
-    "add": {"channels": 16, "layers": 4, "merge": "add"},
-    "soft": {"channels": 24, "layers": 3, "gate": "soft"},
-    "growth-6": {"channels": 12, "layers": 3, "growth": 6, "bottleneck": False},
-    "growth-32": {"channels": 64, "layers": 2, "growth": 32},
-    "one-layer": {"channels": 5, "layers": 1, "growth": 7},
-}
 
-
-def random_gates(batch, layers, seed=0):
-    return torch.randint(0, 2, (batch, layers), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
-
-
-def images(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
-
-
-@pytest.mark.parametrize("case", CASES, ids=list(CASES))
-@pytest.mark.parametrize("pattern", ["own", "open", "shut", "random"])
+@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_equals_masked_reference(case, pattern, threads):
-    block = make_block(**CASES[case])
+    block = make_block(**BLOCKS[case])
     layers, batch = len(block.layers), 3
-    x = images(batch, CASES[case]["channels"], 8, 8)
-    forced = {
-        "own": None,
-        "open": torch.ones(batch, layers, dtype=torch.uint8),
-        "shut": torch.zeros(batch, layers, dtype=torch.uint8),
-        "random": random_gates(batch, layers),
-    }[pattern]
+    x = images(batch, BLOCKS[case]["channels"], 8, 8)
+    forced = forced_gates(pattern, batch, layers)
     y, taken, scores = nn.DenseBlock(block)(x, 0.5, forced)
     exact = copy.deepcopy(block).double()
     reference, _, reference_scores = exact(x.double(), 0.5, taken)
@@ -75,7 +53,7 @@ def test_odd_sizes(size, bottleneck, threads):
 )
 def test_any_shape(batch, channels, growth, layers, height, width, bottleneck, seed):
     block = make_block(channels, layers, growth, bottleneck)
-    x, forced = images(batch, channels, height, width), random_gates(batch, layers, seed)
+    x, forced = images(batch, channels, height, width), block_gates(batch, layers, seed)
     y, taken, _ = nn.DenseBlock(block)(x, 0.5, forced)
     assert y.shape == (batch, channels + layers * growth, height, width)
     assert torch.equal(taken, forced)
@@ -156,7 +134,7 @@ def arguments(block, x, forced=None):
 def test_opcheck():
     block = make_block(channels=8, layers=2)
     (x, weights, thresholds, _), fields = arguments(block, images(2, 8, 5, 5))
-    for forced in (None, random_gates(2, 2)):
+    for forced in (None, block_gates(2, 2)):
         torch.library.opcheck(
             torch.ops.dsn.dense_block.default, (x, weights, thresholds, forced, *fields.values(), _C.GATES["hard"], 0)
         )

@@ -1,0 +1,171 @@
+"""What the CUDA and the Triton kernels are held to alike.
+
+A place has the name of a backend, ``backend``, and its ``device``.
+"""
+
+import copy
+
+import torch
+from references import assert_as_exact_as_torch, assert_gates_agree, make_block, randomise
+from small_models import UsersNetwork, make_images
+
+import dsn_kernels
+from dsn_kernels.nn.gpu import GpuDenseBlock
+
+BLOCKS = {
+    "bottleneck": {"channels": 24, "layers": 4},
+    "plain": {"channels": 24, "layers": 4, "bottleneck": False},
+    "add": {"channels": 16, "layers": 4, "merge": "add"},
+    "soft": {"channels": 24, "layers": 3, "gate": "soft"},
+    "growth-6": {"channels": 12, "layers": 3, "growth": 6, "bottleneck": False},
+    "growth-32": {"channels": 64, "layers": 2, "growth": 32},
+    "growth-20-plain": {"channels": 10, "layers": 2, "growth": 20, "bottleneck": False},
+    "one-layer": {"channels": 5, "layers": 1, "growth": 7},
+}
+PATTERNS = ("own", "open", "shut", "random")
+
+
+def images(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def block_gates(batch, layers, seed=0):
+    return torch.randint(0, 2, (batch, layers), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+def forced_gates(pattern, batch, layers):
+    """Of a block, by a name of ``PATTERNS``; None where it decides on its own."""
+    return {
+        "own": None,
+        "open": torch.ones(batch, layers, dtype=torch.uint8),
+        "shut": torch.zeros(batch, layers, dtype=torch.uint8),
+        "random": block_gates(batch, layers),
+    }[pattern]
+
+
+def same_dtype(module, x, dtype, **options):
+    """What PyTorch gives in the kernels' precision, on the same input."""
+    return copy.deepcopy(module).to(dtype)(x.to(dtype), **options)
+
+
+def make_twin(place, block, dtype):
+    return GpuDenseBlock(block, dtype, place.backend).to(place.device)
+
+
+def check_block(place, twin, block, x, dtype, forced):
+    moved = None if forced is None else forced.to(place.device)
+    y, taken, scores = (t.cpu() for t in twin(x.to(place.device), 0.5, moved))
+    gates = {"threshold": 0.5, "forced": taken}
+    reference, _, reference_scores = same_dtype(block, x, torch.float64, **gates)
+    assert_as_exact_as_torch(y, same_dtype(block, x, dtype, **gates)[0], reference)
+    if forced is not None:
+        assert torch.equal(taken, forced)
+    if dtype == torch.float32 and forced is None:
+        assert_gates_agree(taken, scores, reference_scores, 0.5)
+    elif dtype == torch.float32:
+        torch.testing.assert_close(scores.double(), reference_scores, rtol=0, atol=2e-5)
+    return y
+
+
+def check_without_gates(place, twin, module, x, dtype):
+    """Of a transition or a head, which have none."""
+    y = twin.to(place.device)(x.to(place.device)).cpu()
+    assert_as_exact_as_torch(y, same_dtype(module, x, dtype), same_dtype(module, x, torch.float64))
+    return y
+
+
+def check_inputs_of_the_kernels_type(place):
+    twin = make_twin(place, make_block(**BLOCKS["one-layer"]), torch.float16)
+    x = images(2, 5, 6, 6).half().to(place.device)
+    y, _, _ = twin(x)
+    assert y.dtype == torch.float16
+    assert torch.equal(y, twin(x.float())[0].half())
+
+
+def check_nan_stays_nan(place):
+    x = images(1, 8, 4, 4)
+    x[0, 0, 0, 0] = float("nan")
+    twin = make_twin(place, make_block(channels=8, layers=1), torch.float16)
+    y, taken, scores = twin(x.to(place.device))
+    assert taken.item() == 0 and scores.isnan().all(), "a NaN score exceeds no threshold"
+    y, _, _ = twin(x.to(place.device), 0.5, torch.ones(1, 1, dtype=torch.uint8, device=place.device))
+    assert y[0, 8:].isnan().any()
+
+
+def accelerate(place, model, dtype=torch.float32, **options):
+    return dsn_kernels.accelerate(model, dtype=dtype, backend=place.backend, device=place.device, **options)
+
+
+@torch.no_grad()
+def check_network(place, model, fast, x, dtype, forced=None):
+    """Outputs, gates, scores and MACs of a whole network; ``forced`` by branch, as ``fast`` takes them."""
+    moved = {} if forced is None else {"forced_gates": {name: gates.to(place.device) for name, gates in forced.items()}}
+    actual = fast(x.to(place.device), **moved)
+    gates = {name: taken.cpu() for name, taken in fast.last_gates.items()}
+    for name in forced or {}:
+        assert torch.equal(gates[name], forced[name])
+    taken = {"forced_gates": gates} if gates else {}
+    reference = copy.deepcopy(model).double()
+    exact, same = reference(x.double(), **taken), same_dtype(model, x, dtype, **taken)
+    outputs = [(one,) if torch.is_tensor(one) else one for one in (actual, same, exact)]
+    for a, s, e in zip(*outputs, strict=True):
+        assert a.dtype == torch.float32
+        assert_as_exact_as_torch(a.cpu(), s, e)
+    if dtype == torch.float32:
+        limits = fast.thresholds.cpu().split(list(fast.layers.values()))
+        for (name, scores), limit in zip(fast.last_scores.items(), limits, strict=True):
+            expected = reference.last_scores[name]
+            if forced is None:
+                assert_gates_agree(gates[name], scores.cpu(), expected, limit)
+            else:
+                torch.testing.assert_close(scores.cpu().double(), expected, rtol=0, atol=2e-5)
+    assert torch.equal(fast.last_macs.cpu(), fast.macs(gates).expand(len(x))), "the kernels count what the formula says"
+    return actual
+
+
+def check_thresholds(place, model):
+    """Of a dual network."""
+    fast, x = accelerate(place, model), make_images(model, 3)
+    for thresholds in (0.0, 1.0, {"coarse": 0.8, "fine": 0.2}):
+        fast(x.to(place.device), thresholds=thresholds)
+        model(x, thresholds=thresholds)
+        assert all(torch.equal(fast.last_gates[name].cpu(), gates) for name, gates in model.last_gates.items())
+
+
+def check_empty_batch(place, model):
+    fast, whole = accelerate(place, model), make_images(model, 2)
+    shapes = [logits.shape[1:] for logits in model(whole)]
+    assert [logits.shape for logits in fast(whole[:0].to(place.device))] == [(0, *shape) for shape in shapes]
+
+
+def check_samples_alone(place, model, batch):
+    """A sample's result does not depend on its batch, to the last bit."""
+    fast, x = accelerate(place, model, torch.float16), make_images(model, batch).to(place.device)
+
+    def joined(images):
+        logits = fast(images)
+        return logits if torch.is_tensor(logits) else torch.cat(logits, 1)
+
+    whole = joined(x)
+    for i in range(batch):
+        assert torch.equal(joined(x[i : i + 1]), whole[i : i + 1])
+
+
+def check_padding(place, model):
+    """The samples beyond ``count`` are neither read nor run: their MACs are 0."""
+    fast, x = accelerate(place, model, torch.float16), make_images(model, 4).to(place.device)
+    limits, count = fast.thresholds, torch.tensor([2], dtype=torch.int32, device=place.device)
+    out, alone = fast.runner(x, limits, None, count), fast.runner(x[:2], limits)
+    assert torch.equal(out.logits[:2], alone.logits) and torch.equal(out.gates[:2], alone.gates)
+    assert out.macs[:2].tolist() == alone.macs.tolist() and out.macs[2:].tolist() == [0, 0]
+
+
+def check_users_own_network(place):
+    model = randomise(UsersNetwork())
+    fast = accelerate(place, model)
+    assert fast.swapped == ["block", "transition", "head"]
+    x = torch.randn(3, 3, 8, 8)
+    logits, taken = fast(x.to(place.device))
+    expected, expected_taken = model(x)
+    torch.testing.assert_close(logits.cpu(), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(taken.cpu(), expected_taken)
