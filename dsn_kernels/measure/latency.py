@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .energy import EnergyMeter
+from .ranges import named_range
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class InterleavedTimer:
     In a round every callable has one turn, in an order shuffled per round. A turn is one call that is not counted,
     which brings its data back to the caches and outlives the busy-waiting threads of the one before, and then
     counted calls until ``turn_seconds`` have passed, at least one. What has several inputs goes through all of them
-    in every pass of its turn, so that each is counted as often as the others.
+    in every pass of its turn, so that each is counted as often as the others. Where there is a CUDA device the
+    counted calls of a turn are an NVTX range of its name.
 
     Args:
         calls: what to time, by name: a callable, or a sequence of them, one per input.
@@ -123,7 +125,8 @@ class InterleavedTimer:
         turn = Turn([[] for _ in calls])
         self.turns[name].append(turn)
         before = None if self._energy is None else self._energy.read()
-        self._count(calls, turn.seconds, turn_seconds)
+        with named_range(name):
+            self._count(calls, turn.seconds, turn_seconds)
         if self._energy is not None and before is not None:
             turn.joules = self._energy.joules_since(before)
 

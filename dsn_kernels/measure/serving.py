@@ -19,6 +19,7 @@ from dsn_models import UserError
 
 from .networks import dense_network, gate_counts, run
 from .plots import PAGE, Colours, styled
+from .ranges import named_range
 
 _LOAD = re.compile(r"qps=(\d*\.?\d+),slo=(\d*\.?\d+)(ms)?")
 _SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -159,7 +160,9 @@ def under_load(
                 on_step(f"{rate:g} requests a second, {label}", step / len(load.rates))
                 for warm in (1, max_batch):
                     answer(range(warm))
-                rows.append(_row(label, rate, serve(answer, arrivals.tolist(), max_batch), load.slo_ms))
+                with named_range(f"{label}, {rate:g} requests a second"):
+                    served = serve(answer, arrivals.tolist(), max_batch)
+                rows.append(_row(label, rate, served, load.slo_ms))
     largest = {
         label: max((row["rate"] for row in rows if row["network"] == label and row["in_time"] >= 0.99), default=None)
         for label in networks

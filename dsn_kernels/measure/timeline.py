@@ -18,6 +18,7 @@ from .. import _C
 from ..ops.network import Plan
 from .flops import plan_layers, planned_parts
 from .networks import run
+from .ranges import named_range
 
 WHOLE_BATCH = -1  # in place of a sample: what torch runs beside the plans
 
@@ -87,15 +88,17 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[_Call] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own
-        start = time.monotonic_ns()
-        if func is torch.ops.dsn.network.default:
-            *out, spans = torch.ops.dsn.timed_network(*args, **(kwargs or {}))
-            self.calls.append(_Call("", start, time.monotonic_ns(), args[4], spans))
-            return tuple(out)
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.calls.append(_Call(func.overloadpacket.__name__, start, time.monotonic_ns()))
-        return out
+        name = func.overloadpacket.__name__
+        with named_range(name):
+            start = time.monotonic_ns()
+            if func is torch.ops.dsn.network.default:
+                *out, spans = torch.ops.dsn.timed_network(*args, **(kwargs or {}))
+                self.calls.append(_Call("", start, time.monotonic_ns(), args[4], spans))
+                return tuple(out)
+            out = func(*args, **(kwargs or {}))
+            if not func.is_view:
+                self.calls.append(_Call(name, start, time.monotonic_ns()))
+            return out
 
 
 def timeline(fast: Any, images: Tensor, gates: Mapping[str, Tensor] | None = None, *, runs: int = 5) -> Timeline:
