@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsn_models.macs import count_macs
+
 Outputs = tuple[Tensor, ...]
 Gates = dict[str, Tensor]
 
@@ -40,18 +42,11 @@ def image_shape(config: Any) -> tuple[int, int, int]:
 
 
 def count_dense(model: Any) -> int:
-    """MACs per sample of a plain network: half of what ``torch.utils.flop_counter`` counts for one image.
+    """MACs per image of a plain network, by torch's counter.
 
     A gated network is counted as its dense network, without the gates.
     """
-    network = dense_network(model)
-    weight = next(model.parameters())
-    image = torch.zeros(1, *image_shape(model.config), dtype=weight.dtype, device=weight.device)
-    training = network.training
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network.eval()(image)
-    network.train(training)
-    return counter.get_total_flops() // 2
+    return count_macs(dense_network(model), model.config)
 
 
 def executed_macs(fast: Any, images: Tensor, gates: Mapping[str, Tensor] | None = None) -> Tensor:

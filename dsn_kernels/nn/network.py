@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_models.densenet import DenseNet, Head, check_images
+from dsn_models.described import card
 from dsn_models.dual_skipping import DualSkippingNetwork, resolve_thresholds
 from dsn_models.errors import UserError
 from dsn_models.gaternet import FILTERS, Gater, GaterNet
@@ -22,6 +22,7 @@ from dsn_models.gradually_updated import GraduallyUpdatedNetwork
 from dsn_models.inception import InceptionV4
 from dsn_models.layer_skippable import LayerSkippableNetwork
 from dsn_models.lenet import LeNet
+from dsn_models.macs import count_macs
 from dsn_models.resnet import ResNet
 from dsn_models.shake_shake import ShakeShake
 from dsn_models.skipnet import SkipNet
@@ -29,7 +30,6 @@ from dsn_models.skipnet import resolve_thresholds as resolve_unit_thresholds
 
 from .. import ops
 from ..ops.network import Plan
-from .described import Described
 from .gpu import check_forced, make_graphs
 from .gradual_planning import plan_gradual
 from .inception_planning import plan_inception
@@ -127,14 +127,6 @@ def plan_network(model: nn.Module) -> tuple[Plan, Tensor]:
     return planned.plan, planned.weights
 
 
-def count_macs(model: nn.Module, config: Any) -> int:
-    """Multiply-accumulates of a module for one image of the configuration's size, counted by torch."""
-    shape = (1, config.in_channels, config.image_size, config.image_size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).eval().to("meta")(torch.empty(shape, device="meta"))
-    return counter.get_total_flops() // 2
-
-
 class Chooser(Planned):
     """A GaterNet's gater. ``forward``: images to the filters' scores [B, c] and the MACs of the plan, int64 [B]."""
 
@@ -171,7 +163,7 @@ def _masks(model: GaterNet) -> dict[str, int]:
     return masks | {conv.conv: conv.gates.start for point in model.gate_points for conv in point.convolutions}
 
 
-class Network(Described, Planned):
+class Network(Planned):
     """Same call and same outputs as the reference network in ``eval()``; computes only what the gates select.
 
     It stands for any network of `dsn_models`. After each call ``last_gates`` and ``last_scores`` hold what the
@@ -240,6 +232,13 @@ class Network(Described, Planned):
         check_images(images, self.config.in_channels, self.config.image_size, dtype)
         if images.device != self.thresholds.device:
             raise UserError(f"images are on {images.device}; expected {self.thresholds.device}: move them or the model")
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: what it is and what its last call did."""
+        limits = [part.tolist() for part in self.thresholds.split(list(self.layers.values()))]
+        title = f"{self.config.name}, accelerated"
+        facts = (self.num_parameters, self.dense_macs, self.last_macs)
+        return card(title, self.layers, limits, self.last_gates, *facts)
 
     @property
     def last_gates(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .described import Described
 from .errors import UserError
 
 StemKind = Literal["conv3x3", "imagenet"]
@@ -154,7 +155,7 @@ class DenseNetConfig:
     stem: StemKind = "conv3x3"
 
 
-class DenseNet(nn.Module):
+class DenseNet(Described, nn.Module):
     """DenseNet for one task: stem (2k channels), dense blocks with transitions between, head.
 
     ``forward``: images [B, in_channels, image_size, image_size] to logits [B, classes].

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .densenet import DenseLayer, Head, StemKind, Transition, check_images, init_weights, make_stem
+from .described import Described
 from .errors import UserError
 from .gates import ForcedGates, GateKind, PooledGate, check_keys, resolve_forced_gates
 from .resnet import PreActivationUnit
@@ -221,7 +222,7 @@ def join_guide(x: Tensor, guide: Tensor | None) -> Tensor:
     return torch.cat([x, guide], 1)
 
 
-class DualSkippingNetwork(nn.Module):
+class DualSkippingNetwork(Described, nn.Module):
     """The network: a shared stem, a coarse and a fine branch, and the guide from the one to the other.
 
     ``forward(images, forced_gates=None, thresholds=None)``: images [B, in_channels, image_size, image_size] to the

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import densenet, inception, resnet, shake_shake
+from .described import Described
 from .distributed import own_rows, world_size
 from .errors import UserError
 from .gates import ForcedGates, SemHash, check_keys, resolve_forced_gates
@@ -230,7 +231,7 @@ class Gater(nn.Module):
         return self.fc2(F.relu(self.norm(self.fc1(self.features(images)))))
 
 
-class GaterNet(nn.Module):
+class GaterNet(Described, nn.Module):
     """The gater decides, per image, which filters of the backbone run.
 
     With g' = gater(images) [B, c], t a threshold, 0 in the paper, and the mask g [B, c]

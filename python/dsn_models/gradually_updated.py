@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .densenet import StemKind, check_images, init_weights, make_stem
+from .described import Described
 from .errors import UserError
 
 Order = Literal["gradual", "simultaneous"]
@@ -218,7 +219,7 @@ def _conv1x1(in_channels: int, out_channels: int) -> list[nn.Module]:
     return [nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
 
 
-class GraduallyUpdatedNetwork(nn.Module):
+class GraduallyUpdatedNetwork(Described, nn.Module):
     """GUNN or SUNN: stem, gradual layers with transitions between, head. Tables 1 and 2 of the paper.
 
     CIFAR: 3x3(64)-BN-ReLU, 1x1-BN-ReLU to the first width; transitions are 1x1-BN-ReLU-average pool; another

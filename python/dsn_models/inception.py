@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .densenet import check_images, init_weights
+from .described import Described
 
 
 class ConvNorm(nn.Module):
@@ -163,7 +164,7 @@ class InceptionConfig:
     image_size: int = 299
 
 
-class InceptionV4(nn.Module):
+class InceptionV4(Described, nn.Module):
     """Inception-v4 for one task: stem, 4 x A, reduction, 7 x B, reduction, 3 x C, GAP-dropout-linear head.
 
     ``forward``: images [B, in_channels, image_size, image_size] to logits [B, classes].

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .densenet import check_images
+from .described import Described
 from .errors import UserError
 
 
@@ -20,7 +21,7 @@ class LeNetConfig:
     image_size: int = 32
 
 
-class LeNet(nn.Module):
+class LeNet(Described, nn.Module):
     """LeNet-5: 5x5(6)-tanh-pool-5x5(16)-tanh-pool-linear(120)-tanh-linear(84)-tanh-linear, full connection tables.
 
     ``forward``: images [B, in_channels, image_size, image_size] to logits [B, classes].

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .densenet import Convolutions, Head, StemKind, check_images, init_weights, make_stem
+from .described import Described
 from .errors import UserError
 
 UnitKind = Literal["basic", "bottleneck", "preact"]
@@ -209,7 +210,7 @@ def make_resnet_head(config: ResNetConfig) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, config.classes))
 
 
-class ResNet(nn.Module):
+class ResNet(Described, nn.Module):
     """ResNet for one task: stem, stages of residual units (the first unit of each later stage halves the map), head.
 
     The head of pre-activation networks is BN-ReLU-GAP-linear; that of the others GAP-linear, and their 3x3 stem is

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .densenet import Convolutions, check_images, init_weights
+from .described import Described
 from .distributed import own_rows, world_size
 
 
@@ -91,7 +92,7 @@ class ShakeShakeConfig:
     image_size: int = 32
 
 
-class ShakeShake(nn.Module):
+class ShakeShake(Described, nn.Module):
     """Shake-Shake for one task: 3x3 stem with BN, stages of units, ReLU-GAP-linear head.
 
     The first unit of each later stage halves the map. ``forward``: images [B, in_channels, image_size, image_size] to

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .densenet import check_images, init_weights
+from .described import Described
 from .errors import UserError
 from .gates import ForcedGates, check_keys, resolve_forced_gates, straight_through
 from .resnet import ZOO as BACKBONES
@@ -124,7 +125,7 @@ class RecurrentGate(nn.Module):
         return self.proj(state[0]).squeeze(1).sigmoid(), state
 
 
-class SkipNet(nn.Module):
+class SkipNet(Described, nn.Module):
     """The network. With x_i the merged output of unit i, F its residual, S its shortcut and the first unit ungated:
 
     ``x_{i+1} = g_i ReLU(S(x_i) + F(x_i)) + (1 - g_i) S(x_i)``, equation 1; ``g_i = 1(score_i > threshold)``.
