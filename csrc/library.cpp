@@ -5,6 +5,7 @@
 
 #include "common/layout.h"
 #include "common/plan.h"
+#include "cpu/grouping.h"
 #include "cpu/kernels.h"
 #include "cuda/layout_bindings.h"
 #ifdef DSN_WITH_CUDA
@@ -129,6 +130,16 @@ PYBIND11_MODULE(_C, m) {
   m.attr("MERGES") =
       py::dict(py::arg("concat") = static_cast<int>(Merge::kConcat), py::arg("add") = static_cast<int>(Merge::kAdd));
   dsn::cuda::bind_layouts(m);
+  m.def(
+      "measure_costs",
+      [] {
+        const dsn::cpu::Costs c = dsn::cpu::measure_costs();
+        return py::dict(py::arg("fetch") = c.fetch, py::arg("pack") = c.pack, py::arg("reload") = c.reload);
+      },
+      "Seconds per byte of what grouping samples by their masks saves and costs, measured now.");
+  m.def(
+      "set_costs", [](double fetch, double pack, double reload) { dsn::cpu::set_costs({fetch, pack, reload}); },
+      py::arg("fetch"), py::arg("pack"), py::arg("reload"));
   m.def("row_block", &dsn::row_block, py::arg("out_channels"));
   m.def(
       "dense_layer_layout",

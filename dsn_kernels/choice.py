@@ -14,6 +14,7 @@ import torch
 from dsn_models.errors import UserError
 
 from . import _C
+from .costs import cache_folder
 
 SCHEMA = 1
 # Classes of `dsn_models` that become an operator.
@@ -37,8 +38,7 @@ class Choice:
 def own_table_path() -> Path:
     """Where ``dsn bench --tune`` adds what it measures: ``$DSN_BACKENDS`` or a file in the user's cache."""
     given = os.environ.get("DSN_BACKENDS")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(cache) / "dsn-kernels" / "backends.json"
+    return Path(given) if given else cache_folder() / "backends.json"
 
 
 def read_table(path: Path) -> Table:

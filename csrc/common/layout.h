@@ -21,7 +21,7 @@ inline int row_block(int64_t out_channels) {
   constexpr struct {
     int rows;
     double cost;  // relative time of one row, measured
-  } kChoices[] = {{12, 1.0}, {8, 1.05}, {6, 1.1}, {4, 1.3}};
+  } kChoices[] = {{12, 1.0}, {11, 1.02}, {10, 1.0}, {9, 1.02}, {8, 1.05}, {7, 1.08}, {6, 1.15}, {5, 1.25}, {4, 1.3}};
   int best = 12;
   double best_cost = 1e30;
   for (auto choice : kChoices) {

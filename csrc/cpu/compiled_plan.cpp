@@ -62,15 +62,16 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, 
   }
   check(op);
   find_streams(op);
-  // Masked convolutions read all their weights for each sample; reading them once for four pays, although the states of
-  // four samples leave the cache.
-  group = needs_masks ? 4 : 1;
   int64_t most = 0;
   normalised.resize(plan.buffers.size());
   for (const Instruction& in : plan.code) {
     most = std::max({most, in.in_channels * (in.columns ? in.taps : 1), in.bottleneck});
     first_step.push_back(steps);
     steps += 1 + (in.op == Op::kDenseBlock ? in.layers : 0);
+    if (in.op == Op::kConv2d && in.out_mask >= 0) chosen_bytes += 4 * in.in_channels * in.taps * in.out_channels;
+    map_bytes.push_back(0);
+    for (int64_t b : {in.src, in.dst})
+      if (b >= 0) map_bytes.back() += 4 * plan.buffers[b].channels * plan.buffers[b].pixels();
     const bool normalises = in.op == Op::kTransition || in.op == Op::kHead || in.flags & kNormalise;
     for (int64_t b : {in.src, in.guide})
       if (normalises && b >= 0) normalised[b] = true;

@@ -35,9 +35,10 @@ class CompiledPlan {
   std::vector<std::vector<Edges>> edges;     // of each buffer, of each tile
   std::vector<std::vector<int>> streams;  // the instructions of each; threads may walk different ones at the same time
   std::vector<int> stream_of;             // of each buffer, see streams_of
-  int group = 1;                          // samples that a thread works on at a time
   BufferSpec map{0, 1, 1};                // what is stored; no channels if nothing is
   bool needs_masks = false;               // filters are chosen by gates that no instruction decides
+  int64_t chosen_bytes = 0;               // of the weights of the filters that may be chosen
+  std::vector<int64_t> map_bytes;         // of each instruction: of the maps that it reads and writes
   std::vector<int> every_channel;         // 0, 1, 2, ...: where none can be missing
   std::vector<bool> normalised;           // buffer -> a BN-ReLU reads it, so that its channels without data matter
   // What a timed run tells apart: an instruction, and after it the layers of a dense block.

@@ -209,10 +209,20 @@ static void conv_tile(const ConvTile& t) {
   switch (t.row_block) {
     case 12:
       return conv_rows<12, kFew, Taps, Stride>(t);
+    case 11:
+      return conv_rows<11, kFew, Taps, Stride>(t);
+    case 10:
+      return conv_rows<10, kFew, Taps, Stride>(t);
+    case 9:
+      return conv_rows<9, kFew, Taps, Stride>(t);
     case 8:
       return conv_rows<8, kFew, Taps, Stride>(t);
+    case 7:
+      return conv_rows<7, kFew, Taps, Stride>(t);
     case 6:
       return conv_rows<6, 2, Taps, Stride>(t);
+    case 5:
+      return conv_rows<5, 2, Taps, Stride>(t);
     default:
       return conv_rows<4, 2, Taps, Stride>(t);
   }
@@ -253,15 +263,27 @@ static void gather(const float* src, int64_t tile_stride, const int* live, int l
 }
 
 static void pick(const float* src, const int* offset, int count, const float* scale, const float* shift, float* dst) {
+#if DSN_VECTOR_BYTES == 64
+  const vec s = broadcast(scale ? *scale : 1.f), b = broadcast(scale ? *shift : 0.f);
+  for (int i = 0; i < count; i += kLanes) {
+    const auto some = (__mmask16)(count - i < kLanes ? (1u << (count - i)) - 1 : 0xffff);
+    const __m512i at = _mm512_maskz_loadu_epi32(some, offset + i);
+    const __mmask16 inside = _mm512_mask_cmpge_epi32_mask(some, at, _mm512_setzero_si512());
+    vec x = (vec)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, at, src, 4);
+    if (scale) x = keep(relu(x * s + b), inside);
+    _mm512_mask_storeu_ps(dst + i, some, (__m512)x);
+  }
+#else
   const float s = scale ? *scale : 1.f, b = scale ? *shift : 0.f;
   for (int i = 0; i < count; ++i) {
     float x = 0;
     if (offset[i] >= 0) {
-      x = src[offset[i]] * s + b;
-      if (scale && x < 0) x = 0;
+      x = src[offset[i]];
+      if (scale) x = x * s + b < 0 ? 0.f : x * s + b;
     }
     dst[i] = x;
   }
+#endif
 }
 
 static void select(const float* weight, int64_t stride, const int* live, int live_count, int taps, const uint8_t* keep,

@@ -10,6 +10,7 @@
 
 #include "arena.h"
 #include "compiled_plan.h"
+#include "grouping.h"
 #include "worker.h"
 
 namespace dsn::cpu {
@@ -179,8 +180,12 @@ struct Batch {
   int64_t image_stride, map_stride;
   int64_t* spans;  // [size, threads, steps, kSpanFields], or null
   int threads;
+  std::vector<int64_t> order;  // in which samples are taken; empty: as they come
+  int group = 1;               // samples that a thread works on at a time
 
+  // The i-th that is taken.
   Sample sample(int64_t i, int thread) {
+    if (!order.empty()) i = order[static_cast<size_t>(i)];
     Sample s = first;
     s.image += i * image_stride;
     if (s.forced) s.forced += i * plan.gates;
@@ -197,9 +202,10 @@ struct Batch {
 // Several samples, an instruction at a time: its weights are read once for all of them.
 void run_group(Batch& batch, const MemoryMap& memory, float* arena, int thread, int64_t first, int count) {
   float* shared = arena + count * memory.sample;
+  Selection selection;
   std::vector<Worker> workers;
   for (int i = 0; i < count; ++i)
-    workers.emplace_back(batch.compiled, memory, batch.weights, arena + i * memory.sample, shared,
+    workers.emplace_back(batch.compiled, memory, batch.weights, arena + i * memory.sample, shared, selection,
                          batch.sample(first + i, thread));
   for (const Instruction& in : batch.plan.code)
     for (Worker& worker : workers) worker.step(in);
@@ -214,8 +220,14 @@ void run_batch(Batch& batch) {
   const int64_t left_over = batch.size % threads;
   const int64_t shared = threads == 1 ? 0 : left_over ? left_over : 1;
   const int64_t singles = batch.size - shared;
-  const int group = batch.compiled.group;
   const MemoryMap alone(batch.compiled, 1), together(batch.compiled, threads);
+  if (batch.compiled.needs_masks && singles > 1) {  // all gates are known by now
+    ByPattern sorted(batch.first.taken, batch.size, batch.plan.gates);
+    const double run = static_cast<double>(batch.size) / static_cast<double>(sorted.patterns);
+    batch.group = group_size(batch.compiled, alone.sample * 4, run);
+    batch.order = std::move(sorted.order);
+  }
+  const int group = batch.group;
 
   std::vector<std::unique_ptr<Arena>> arenas;
   for (int t = 0; t < (singles ? threads : 1); ++t)
@@ -245,11 +257,12 @@ void run_batch(Batch& batch) {
     float* none = nullptr;  // the first thread without a sample of its own lends the team its memory
     team_arena.compare_exchange_strong(none, arena);
     for (int64_t i = 0; i < shared; ++i) {
+      Selection selection;
       std::vector<Team> teams;
       for (TeamState& state : states[static_cast<size_t>(i)]) teams.emplace_back(rank, threads, state);
       float* own = team_arena.load();
-      Worker(batch.compiled, together, batch.weights, own, own + together.sample, batch.sample(singles + i, rank),
-             std::move(teams))
+      Worker(batch.compiled, together, batch.weights, own, own + together.sample, selection,
+             batch.sample(singles + i, rank), std::move(teams))
           .run();
     }
   });
@@ -301,8 +314,9 @@ Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& inpu
     f = torch::stable::contiguous(*forced);
     const uint8_t* values = f->const_data_ptr<uint8_t>();
     const int64_t count = f->numel();
-    for (int64_t i = 0; i < count; ++i)
-      check(values[i] <= 1, op, ": forced_gates must hold 0 (skip) or 1 (run), got ", static_cast<int>(values[i]));
+    uint8_t most = 0;  // no branch in the loop: a vector at a time
+    for (int64_t i = 0; i < count; ++i) most = std::max(most, values[i]);
+    check(most <= 1, op, ": forced_gates must hold 0 (skip) or 1 (run), got ", static_cast<int>(most));
     // Gates that no instruction decides, such as filter masks, are inputs.
     std::copy_n(values, count, out.gates.mutable_data_ptr<uint8_t>());
   }
@@ -321,7 +335,8 @@ Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& inpu
           input.channels * input.pixels(),
           output.channels * output.pixels(),
           spans ? (*spans)->mutable_data_ptr<int64_t>() : nullptr,
-          threads};
+          threads,
+          {}};
   run_batch(b);
   int64_t* macs = out.macs.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < batch; ++i) macs[i] = b.macs[i].load();

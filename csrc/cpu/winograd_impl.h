@@ -5,9 +5,6 @@
 // The transformed map has 4x4 positions. They are worked on a row of positions at a time, so that what is between the
 // transforms, a quarter of it, stays in the first cache.
 
-// Vectors wider than the instruction set's cross only calls within this file.
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 typedef float wide __attribute__((vector_size(64)));
 typedef float wide_unaligned __attribute__((vector_size(64), aligned(4)));
 typedef float half __attribute__((vector_size(32)));

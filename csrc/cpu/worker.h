@@ -6,6 +6,7 @@
 #include <chrono>
 #include <vector>
 
+#include "channels.h"
 #include "compiled_plan.h"
 #include "kernels.h"
 #include "team.h"
@@ -39,43 +40,6 @@ struct MemoryMap {
   void place_buffers(const CompiledPlan& plan, bool streams_take_turns);
 };
 
-// The channels of a buffer that hold data; the slices that do not.
-struct Live {
-  std::vector<int> channels;
-  std::vector<int> skipped;
-  int slices = 0;  // skippable ones, skipped or not
-
-  void reset(int count) {
-    channels.clear();
-    append(0, count);
-    skipped.clear();
-    slices = 0;
-  }
-  void append(int begin, int count) {
-    for (int c = begin; c < begin + count; ++c) channels.push_back(c);
-  }
-  // The channels from `begin` on are written anew. With `keep`, each is a slice of its own and holds data where that is
-  // 1; `list`: somebody asks which do not. No branch on a mask, which would be wrong half of the time.
-  void rewrite(int begin, int count, const uint8_t* keep, bool list) {
-    if (begin == 0) reset(0);
-    while (!channels.empty() && channels.back() >= begin) channels.pop_back();
-    if (!keep) return append(begin, count);
-    auto pick = [&](std::vector<int>& chosen, int first, uint8_t value) {
-      size_t n = chosen.size();
-      chosen.resize(n + static_cast<size_t>(count) + 1);
-      for (int i = 0; i < count; ++i) {
-        chosen[n] = first + i;
-        n += keep[i] == value;
-      }
-      chosen.resize(n);
-    };
-    pick(channels, begin, 1);
-    if (list) pick(skipped, slices, 0);
-    slices += count;
-  }
-  int count() const { return static_cast<int>(channels.size()); }
-};
-
 // Inputs and outputs of one sample.
 struct Sample {
   const float* image;      // [C, H, W]
@@ -105,13 +69,14 @@ class Worker {
  public:
   // teams: this thread's place in that of each stream, or one of a thread alone
   Worker(const CompiledPlan& compiled, const MemoryMap& memory, const float* weights, float* own, float* shared,
-         Sample sample, std::vector<Team> teams = {Team()})
+         Selection& selection, Sample sample, std::vector<Team> teams = {Team()})
       : compiled(compiled),
         plan(compiled.plan),
         memory(memory),
         weights(weights),
         own(own),
         shared(shared),
+        selection(selection),
         sample(sample),
         live(plan.buffers.size()),
         teams_(std::move(teams)),
@@ -185,7 +150,8 @@ class Worker {
   const Plan& plan;
   const MemoryMap& memory;
   const float* weights;
-  float *own, *shared;  // the sample's memory, the thread's or team's
+  float *own, *shared;   // the sample's memory, the thread's or team's
+  Selection& selection;  // the thread's
   Sample sample;
   const Kernels& kernel = kernels();
   std::vector<Live> live;  // per buffer; every thread of a team keeps its own

@@ -14,6 +14,7 @@ import dsn_models
 from dsn_models import UserError
 
 from .. import choice
+from ..costs import costs
 from ..measure import machine
 from .common import JsonOption, check_writable, console, write_json
 
@@ -84,6 +85,7 @@ def collect() -> dict[str, Any]:
         "devices": devices,
         "backends": _backends(),
         "auto": _choices(),
+        "grouping": {f"{name}, s/byte": value for name, value in costs().items()},
         "models": dsn_models.names(),
         "packages": {name: _version(name) for name in _PEERS},
     }
@@ -102,7 +104,8 @@ def info(json: JsonOption = None) -> None:
             continue
         if isinstance(value, dict):
             for name, entry in value.items():
-                table.add_row(f"{key}.{name}", "-" if entry is None else str(entry))
+                shown = f"{entry:.2g}" if isinstance(entry, float) else str(entry)
+                table.add_row(f"{key}.{name}", "-" if entry is None else shown)
         elif isinstance(value, list):
             table.add_row(key, ", ".join(value))
         else:

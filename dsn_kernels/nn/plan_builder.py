@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dsn_models.densenet import Head
 
 from .. import _C
+from ..costs import costs
 from ..ops.network import Plan
 from .packing import Packer, pack_conv2d, pack_head, pack_linear
 
@@ -32,6 +33,8 @@ class PlanBuilder:
         self.slices: dict[int, list[range]] = {}
         self._mask_of: dict[int, int] = {}  # of buffers that one convolution wrote
         self._scratch: dict[tuple[int, ...], int] = {}
+        if masks:
+            costs()  # by these the CPU kernels group samples that choose alike
 
     def result(self) -> tuple[Plan, Tensor]:
         return self.plan, self.packer.tensor()

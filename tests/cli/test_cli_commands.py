@@ -169,8 +169,9 @@ def test_info(dsn):
     assert facts["backends"]["cpu"] == "runs" and facts["backends"]["reference"] == "runs"
     assert facts["devices"][0] == "cpu" and facts["build"]["isa"] and facts["threads"] == torch.get_num_threads()
     assert facts["models"] == dsn_models.names()
+    assert [*facts["grouping"]] == ["fetch, s/byte", "pack, s/byte", "reload, s/byte"]
     status, out, _ = dsn("info")
-    assert status == 0 and "build.isa" in out and "backends.cpu" in out
+    assert status == 0 and "build.isa" in out and "backends.cpu" in out and "grouping.pack, s/byte" in out
 
 
 @pytest.mark.parametrize("command", ["demo", "train", "eval", "bench", "info"])

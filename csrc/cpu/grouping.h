@@ -1,0 +1,34 @@
+// Which samples of a batch a thread takes side by side where masks choose filters: a convolution's weights are fetched
+// once for all of them, and packed once for those that choose alike; but their maps may leave the second cache.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "compiled_plan.h"
+
+namespace dsn::cpu {
+
+// Of this machine, in seconds per byte.
+struct Costs {
+  double fetch = 4e-11;   // of weights that are not in the second cache
+  double pack = 4e-11;    // of weights of which a mask chooses some
+  double reload = 1e-11;  // of maps that are not in the second cache, while a convolution reads them
+};
+
+Costs measure_costs();
+Costs costs();
+void set_costs(const Costs& measured);
+
+// A batch's samples with those of equal gates next to each other.
+struct ByPattern {
+  ByPattern(const uint8_t* gates, int64_t samples, int64_t count);  // gates: [samples][count]
+  std::vector<int64_t> order;
+  int64_t patterns = 0;  // different ones
+};
+
+// How many samples a thread does best to take side by side, where `run` neighbours have equal gates on average.
+// sample_bytes: working memory of one.
+int group_size(const CompiledPlan& plan, int64_t sample_bytes, double run);
+
+}  // namespace dsn::cpu
