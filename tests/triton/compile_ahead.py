@@ -144,7 +144,7 @@ def report(name):
         dtype = "u8" if kernel is group_by_pattern.first_kernel else "fp32"
         found[what] = {"convolution": False, **facts(compile_kernel(kernel, target, values, dtype), target)}
     if target.backend == "cuda":  # that a spill would be seen
-        values = {k: v for k, v in {**CONV, **NONE, "words": None}.items() if k.isupper() or v is None}
+        values = {k: v for k, v in {**CONV, **NONE, "words": None, "UNITS": 8}.items() if k.isupper() or v is None}
         registers = 64 if target.arch >= 90 else 32  # as few as the assembler takes: wgmma needs more
         compiled = compile_kernel(conv2d.conv2d_kernel, target, values, "fp16", maxnreg=registers)
         found["starved"] = {"convolution": False, **facts(compiled, target)}
