@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from gpu_bars import FAMILIES, Family
+from torch import Tensor, nn
 
 import dsn_kernels
 import dsn_models
@@ -25,7 +26,6 @@ from dsn_kernels.measure.gates import GateSetting
 from dsn_kernels.measure.host_waits import observe
 from dsn_kernels.measure.networks import gate_counts
 from dsn_kernels.measure.rows import bench_row
-from dsn_models.dual_skipping import BRANCHES
 from dsn_models.errors import UserError
 
 MODEL = "concat-bc-100"
@@ -52,24 +52,25 @@ class Document:
             beside.replace(self.path)
 
 
-def make_model() -> Any:
+def make_model(name: str = MODEL, **options: Any) -> Any:
     """Random weights whose batch norms have seen data: the time of a layer does not depend on its weights."""
     torch.manual_seed(0)
-    model = dsn_models.create(MODEL)
+    model = dsn_models.create(name, **options)
     model.train()
     with torch.no_grad():
-        model(torch.randn(4, 3, 32, 32))
+        model(images(4, model.config).cpu())
     return model.eval().requires_grad_(False)
 
 
-def images(batch: int) -> Tensor:
-    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1)).cuda()
+def images(batch: int, config: Any = None) -> Tensor:
+    side = config.image_size if config else 32
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1)).cuda()
 
 
 def draw(setting: str, model: Any, batch: int) -> dict[str, Tensor]:
+    """Gates to force; none of a network that has none."""
     generator = torch.Generator().manual_seed(0)
-    gates = GateSetting(setting).draw(model.config, gate_counts(model), batch, generator)
-    assert gates is not None, "the network would decide"
+    gates = GateSetting(setting).draw(model.config, gate_counts(model), batch, generator) or {}
     return {name: taken.cuda() for name, taken in gates.items()}
 
 
@@ -113,8 +114,12 @@ def _elapsed(call: Callable[[], object], count: int) -> float:
     return begin.elapsed_time(end) / count
 
 
+def _dense(model: Any) -> nn.Module:
+    return copy.deepcopy(getattr(model, "dense_equivalent", lambda: model)()).cuda().to(DTYPE)
+
+
 def baselines(model: Any, x: Tensor) -> dict[str, Callable[[], object]]:
-    dense = copy.deepcopy(model.dense_equivalent()).cuda().to(DTYPE)
+    dense = _dense(model)
     last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
     half, half_last = x.to(DTYPE), x.to(DTYPE).to(memory_format=torch.channels_last)
     return {
@@ -125,7 +130,7 @@ def baselines(model: Any, x: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def compiled(model: Any, x: Tensor, mode: str) -> Callable[[], object]:
-    dense = copy.deepcopy(model.dense_equivalent()).cuda().to(DTYPE).to(memory_format=torch.channels_last)
+    dense = _dense(model).to(memory_format=torch.channels_last)
     call = torch.compile(dense, dynamic=False, mode=mode)
     inputs = x.to(DTYPE).to(memory_format=torch.channels_last)
     for _ in range(3):
@@ -136,7 +141,7 @@ def compiled(model: Any, x: Tensor, mode: str) -> Callable[[], object]:
 def tensorrt(model: Any, x: Tensor) -> Callable[[], object]:
     import torch_tensorrt  # type: ignore[import-not-found]
 
-    dense = copy.deepcopy(model.dense_equivalent()).cuda().to(DTYPE)
+    dense = _dense(model)
     inputs = x.to(DTYPE)
     call = torch_tensorrt.compile(dense, inputs=[inputs], enabled_precisions={DTYPE})
     return graphed(lambda: call(inputs))
@@ -221,6 +226,8 @@ def measure(document: Document, seconds: float) -> None:
         rows += [row(batch, setting, eager, gates, times) for setting, gates in chosen.items()]
         document.set(rows=rows, missing=missing)
         print(f"batch {batch}: " + ", ".join(f"{n} {t.median:.3f} ms" for n, t in times.items()), flush=True)
+    # Of what is left half is for the families, then Triton; compilers take the rest.
+    families(document, time.monotonic() + (deadline - time.monotonic()) / 2)
     document.set(triton=beside_triton(model, eager, deadline))
     modes: tuple[tuple[str, Callable[[Any, Tensor], Callable[[], object]]], ...] = (
         ("compile max-autotune", lambda m, x: compiled(m, x, "max-autotune")),
@@ -245,6 +252,53 @@ def measure(document: Document, seconds: float) -> None:
             torch._dynamo.reset()
 
 
+def families(document: Document, deadline: float) -> None:
+    """Each family: our kernels as graphs beside dense runs of the same network, or of what it is held against."""
+    rows: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    for family in FAMILIES:
+        try:
+            _family(family, rows, missing, deadline)
+        except Exception as error:  # one that fails is reported, the others are measured
+            missing[family.name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        document.set(families=rows, families_missing=missing)
+
+
+def _family(family: Family, rows: list[dict[str, Any]], missing: dict[str, str], deadline: float) -> None:
+    model = make_model(family.name, **family.options)
+    dense = make_model(family.against) if family.against else model
+    fast = dsn_kernels.accelerate(model, dtype=DTYPE, backend="cuda")
+    _check(model, fast, 1)
+    for batch in family.batches:
+        if time.monotonic() > deadline:
+            missing[f"{family.name}, batch {batch}"] = "no time left"
+            continue
+        x = images(batch, model.config)
+        chosen = {setting: draw(setting, model, batch) for setting in family.settings}
+        calls: dict[str, Callable[[], object]] = {
+            f"ours {setting}": graphed(lambda g=gates, x=x: fast(x, forced_gates=g))
+            for setting, gates in chosen.items()
+        }
+        calls |= baselines(dense, x)
+        if family.against:
+            own, half = copy.deepcopy(model).cuda().to(DTYPE), x.to(DTYPE)
+            calls |= {f"eager {family.name}": lambda own=own, half=half: own(half)}
+        try:  # a minute at most: the mode that tunes nothing
+            calls |= {"compile default graph": graphed(compiled(dense, x, "default"))}
+        except Exception as error:
+            missing[f"{family.name}, batch {batch}, compile"] = f"{type(error).__name__}: {str(error)[:200]}"
+        times = interleave(calls, deadline)
+        rows += [
+            {"model": family.name, **family.options, **row(batch, setting, fast, gates, times)}
+            for setting, gates in chosen.items()
+        ]
+        print(
+            f"{family.name}, batch {batch}: " + ", ".join(f"{n} {t.median:.3f} ms" for n, t in times.items()),
+            flush=True,
+        )
+        torch._dynamo.reset()
+
+
 def _join(rows: list[dict[str, Any]], batch: int, name: str, latency: Latency) -> None:
     for entry in rows:
         if entry["batch"] == batch:
@@ -254,14 +308,19 @@ def _join(rows: list[dict[str, Any]], batch: int, name: str, latency: Latency) -
             entry["speedup_vs_best"] = entry["baselines_ms"][best]["median"] / entry["ours_ms"]["median"]
 
 
-def _check(model: Any, fast: Any) -> None:
+def _logits(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return (out if isinstance(out, Tensor) else torch.cat(out, 1)).cpu().double()
+
+
+def _check(model: Any, fast: Any, batch: int = 4) -> None:
     """Nothing wrong is timed: against the float64 reference, as exact as float16 PyTorch within a factor of two."""
-    x = images(4)
-    got = torch.cat(fast(x), 1).cpu().double()
+    x = images(batch, model.config)
+    got = _logits(fast(x))
     gates = {name: taken.cpu() for name, taken in fast.last_gates.items()}
-    exact = torch.cat(copy.deepcopy(model).double()(x.cpu().double(), forced_gates=gates), 1)
-    half = copy.deepcopy(model).cuda().to(DTYPE)
-    same = torch.cat(half(x.to(DTYPE), forced_gates={n: g.cuda() for n, g in gates.items()}), 1).cpu().double()
+    forced = {"forced_gates": gates} if gates else {}
+    exact = _logits(copy.deepcopy(model).double()(x.cpu().double(), **forced))
+    moved = {"forced_gates": {n: g.cuda() for n, g in gates.items()}} if gates else {}
+    same = _logits(copy.deepcopy(model).cuda().to(DTYPE)(x.to(DTYPE), **moved))
     ours, theirs = (got - exact).abs().max().item(), (same - exact).abs().max().item()
     if not ours <= 2 * theirs:
         sys.exit(f"wrong answer: error {ours:.2e}, of float16 PyTorch {theirs:.2e}; nothing was timed")
@@ -269,17 +328,27 @@ def _check(model: Any, fast: Any) -> None:
 
 def once() -> None:
     """A few calls for compute-sanitizer: every kernel, a mixed batch, more samples than a gate word holds."""
-    for name, size in (
-        ("concat-bc-100", {}),
-        ("concat-40", {}),
-        ("add-166", {"growth_rate": 4, "stage_widths": (8, 16, 32)}),
+    dense = {"block_layers": (2, 2, 2), "image_size": 16}
+    units = {"stage_units": (1, 2), "stage_widths": (8, 16), "stem_width": 8}
+    gater = {"gater_options": {**units, "stem": "conv3x3"}, "gated": "all", "image_size": 16}
+    for name, options in (
+        ("concat-bc-100", dense),
+        ("concat-40", dense),
+        ("add-166", {**dense, "growth_rate": 4, "stage_widths": (8, 16, 32)}),
+        ("lsn-concat-bc-100", dense),
+        ("skipnet-38-rnn", {**units, "image_size": 16}),
+        ("gunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 8}),
+        ("gaternet-densenet-100-12", {**gater, "backbone_options": {"block_layers": (2, 2)}}),
+        ("gaternet-shake-shake-64d", {**gater, "backbone_options": {"stage_units": (1, 1), "width": 8}}),
+        ("lenet", {}),
     ):
         torch.manual_seed(0)
-        model = dsn_models.create(name, block_layers=(2, 2, 2), image_size=16, **size).eval()
+        model = dsn_models.create(name, **options).eval()
         fast = dsn_kernels.accelerate(model, dtype=DTYPE, device="cuda")
         for batch in (3, 70):
-            x = torch.randn(batch, 3, 16, 16).cuda()
-            fast(x, forced_gates={n: torch.randint(0, 2, (batch, 6)).byte().cuda() for n in BRANCHES})
+            side = model.config.image_size
+            x = torch.randn(batch, model.config.in_channels, side, side).cuda()
+            fast(x, forced_gates=draw("random:0.5", model, batch) if fast.layers else {})
     torch.cuda.synchronize()
 
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 import dsn_models
-from dsn_kernels.measure.gpu_work import Launch, network_work
+from dsn_kernels.measure.gpu_map_work import Cuts, Launch
+from dsn_kernels.measure.gpu_work import network_work
 from dsn_kernels.nn.cuda_packing import ELEMENTS, pack_for_cuda
 from dsn_kernels.nn.network import plan_network
 from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, SHARED_BYTES, load_simt
@@ -30,6 +31,7 @@ CLOCK = 1.75e9  # Hz under load
 DRAM = 4.3e12  # bytes/s, a device-to-device copy
 MMA_MACS = 1280  # of mma.sync per clock and multiprocessor; 790 TFLOP/s of wgmma would be 1,700
 L1_BYTES = 128  # per clock and multiprocessor
+L2 = 5.5e12  # bytes/s
 NODE = 1.3e-6  # s, from one kernel of a graph to the next that depends on it
 ROUND_TRIP = 0.4e-6  # s, to the second-level cache
 SHARED = 228 * 1024  # bytes of a multiprocessor
@@ -40,7 +42,11 @@ LAYER_TRIPS = (
 BLOCK_TRIPS = 3  # of a resident block, once
 OPEN_TRIPS = 4  # of each of its layers that runs: gate, constants, state; sums to the cluster and its barrier
 SHUT_TRIPS = 1  # of each that does not: its gate
-TRIPS = {"stem": 3, "load": 3, "transition": 10, "head": 10, "store": 3}
+CONV_TRIPS = 4  # of a convolution's block: words, first pass, bias, what it adds to
+POOL_TRIPS = 3  # more where it pools: sums out, count, sums in
+GATE_TRIPS = 3  # more for each recurrent gate that it decides: embedding, LSTM, word
+SEGMENT_TRIPS = 2  # of each convolution in a gradual layer: weights, barrier
+TRIPS = {"stem": 3, "load": 3, "transition": 10, "head": 10, "store": 3, "path_head": 10, "lists": 3}
 DENSE_BYTES = 55e6  # per sample, both branches, every layer's input and output once each: what an unfused run moves
 DENSE_NODES = 400  # kernels of that run
 
@@ -69,7 +75,7 @@ def started(launch: Launch, rate: float) -> Running:
     """``rate``: of the tensor cores' that the blocks reach that a multiprocessor holds at a time."""
     waves = math.ceil(launch.active / MULTIPROCESSORS) * MULTIPROCESSORS / launch.active if launch.active else 0.0
     clocks = max(launch.mma * 2048 / (MMA_MACS * rate), launch.l1_bytes / L1_BYTES) / MULTIPROCESSORS * waves
-    busy = max(clocks / CLOCK, launch.dram_bytes / DRAM)
+    busy = max(clocks / CLOCK, launch.dram_bytes / DRAM, launch.l2_bytes / L2)
     return Running(NODE, latency(launch), busy, min(1.0, launch.active / MULTIPROCESSORS))
 
 
@@ -96,10 +102,16 @@ def latency(launch: Launch) -> float:
         return BLOCK_TRIPS * ROUND_TRIP + max(
             (opened * OPEN_TRIPS + shut * SHUT_TRIPS) * ROUND_TRIP + mma / rate for opened, shut, mma in launch.chains
         )
-    if launch.name != "layer":
-        return TRIPS[launch.name] * ROUND_TRIP
+    if launch.name == "gradual_layer":
+        return max((BLOCK_TRIPS + n * SEGMENT_TRIPS) * ROUND_TRIP + mma / rate for n, _, mma in launch.chains)
+    ends = POOL_TRIPS * launch.pools + GATE_TRIPS * launch.gates
+    if launch.name not in ("layer", "conv2d"):
+        return (TRIPS.get(launch.name, 3) + ends) * ROUND_TRIP
     if not launch.active:
         return ROUND_TRIP
+    if launch.name == "conv2d":  # a block walks so many tiles
+        walked = math.ceil(launch.active / launch.blocks)
+        return (CONV_TRIPS * walked + ends) * ROUND_TRIP + walked * launch.mma / launch.active / rate
     return LAYER_TRIPS * ROUND_TRIP + launch.mma / launch.active / rate
 
 
@@ -156,6 +168,13 @@ class Model:
         plan, weights = plan_network(dsn_models.create(name).eval())
         self.plan: Plan = pack_for_cuda(plan, weights, torch.float16)[0]
 
+    @staticmethod
+    def of(plan: Plan) -> Model:
+        """Of a plan of the GPU kernels."""
+        model = Model.__new__(Model)
+        model.plan = plan
+        return model
+
     def schedule(self, batch: int) -> Any:
         plan = self.plan
         code = [tuple(vars(step).values()) for step in plan.code]
@@ -165,8 +184,7 @@ class Model:
         )
 
     def work(self, schedule: Any, gates: Tensor) -> list[Launch]:
-        tiles = [tile[:5] for tile in schedule.tiles]
-        return network_work(self.plan, gates, tiles, schedule.stream_of_buffer, 2)
+        return network_work(self.plan, gates, Cuts.of(schedule, MULTIPROCESSORS), 2)
 
     def rows(self, batch: int) -> list[dict[str, Any]]:
         schedule = self.schedule(batch)
@@ -240,8 +258,13 @@ def table(document: dict[str, Any]) -> str:
             f"| {r['dram_bytes_per_sample'] / 1e6:.1f} MB | {r['ms']:.3f} | {r['ms'] * 1e3 / r['batch']:.2f} "
             f"| {r['dense_ms']:.3f} | {r['ratio']:.1f} | {realised} |"
         )
-    lines += ["", "| bar | asked | predicted, by batch | |", "|---|---|---|---|"]
-    for bar in document["bars"]:
+    return "\n".join(lines) + "\n\n" + bar_table(document["bars"])
+
+
+def bar_table(bars: list[dict[str, Any]]) -> str:
+    """What is asked and predicted, as Markdown."""
+    lines = ["| bar | asked | predicted, by batch | |", "|---|---|---|---|"]
+    for bar in bars:
         asked = f">= {bar['at_least']}" if "at_least" in bar else f"<= {bar['at_most']}"
         values = ", ".join(f"{b}: {v:.2f}" for b, v in bar["predicted"].items())
         missed = [b for b in bar["predicted"] if int(b) not in bar["met"]]
@@ -255,7 +278,7 @@ def constants() -> dict[str, Any]:
     names = (
         "CLOCK DRAM MMA_MACS L1_BYTES SHARED NODE ROUND_TRIP ALONE LAYER_TRIPS BLOCK_TRIPS OPEN_TRIPS SHUT_TRIPS TRIPS"
     )
-    names += " TRIPS DENSE_BYTES DENSE_NODES"
+    names += " CONV_TRIPS POOL_TRIPS GATE_TRIPS SEGMENT_TRIPS L2 DENSE_BYTES DENSE_NODES"
     return {name.lower(): globals()[name] for name in names.split()} | {"multiprocessors": MULTIPROCESSORS}
 
 

@@ -119,10 +119,11 @@ PYBIND11_MODULE(_C, m) {
       py::arg("pool_sums") = static_cast<int>(dsn::Op::kPoolSums), py::arg("add") = static_cast<int>(dsn::Op::kAdd),
       py::arg("gate") = static_cast<int>(dsn::Op::kGate), py::arg("linear") = static_cast<int>(dsn::Op::kLinear),
       py::arg("tanh") = static_cast<int>(dsn::Op::kTanh), py::arg("path_head") = static_cast<int>(dsn::Op::kPathHead));
-  m.attr("FLAGS") = py::dict(
-      py::arg("normalise") = static_cast<int>(dsn::kNormalise), py::arg("relu") = static_cast<int>(dsn::kRelu),
-      py::arg("accumulate") = static_cast<int>(dsn::kAccumulate), py::arg("pool") = static_cast<int>(dsn::kPool),
-      py::arg("winograd") = static_cast<int>(dsn::kWinograd), py::arg("live") = static_cast<int>(dsn::kLive));
+  m.attr("FLAGS") =
+      py::dict(py::arg("normalise") = static_cast<int>(dsn::kNormalise), py::arg("relu") = static_cast<int>(dsn::kRelu),
+               py::arg("accumulate") = static_cast<int>(dsn::kAccumulate),
+               py::arg("pool") = static_cast<int>(dsn::kPool), py::arg("winograd") = static_cast<int>(dsn::kWinograd),
+               py::arg("live") = static_cast<int>(dsn::kLive), py::arg("means") = static_cast<int>(dsn::kMeans));
   m.attr("GATES") = py::dict(py::arg("none") = static_cast<int>(dsn::GateKind::kNone),
                              py::arg("hard") = static_cast<int>(dsn::GateKind::kHard),
                              py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft),

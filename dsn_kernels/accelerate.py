@@ -136,8 +136,9 @@ def _chosen_twins(model: nn.Module, dtype: torch.dtype, device: torch.device, gr
 def _gpu_twins(dtype: torch.dtype, backend: str, graph: bool | Sequence[int]) -> _Twins:
     from .nn import gpu
 
+    networks = (*twins.IN_TRITON, GaterNet) if backend == "triton" else twins.NETWORKS
     return {
-        **dict.fromkeys((*twins.ON_GPU, GaterNet), partial(twins.Network, target=twins.Target(backend, dtype, graph))),
+        **dict.fromkeys(networks, partial(twins.Network, target=twins.Target(backend, dtype, graph))),
         SkipDenseBlock: partial(gpu.GpuDenseBlock, dtype=dtype, backend=backend),
         Transition: partial(gpu.GpuTransition, dtype=dtype, backend=backend),
         Head: partial(gpu.GpuHead, dtype=dtype, backend=backend),

@@ -21,7 +21,11 @@ CUDA = Path(__file__).resolve().parent
 ROOT = CUDA.parents[1]
 ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0"
 REGISTERS = 65536  # of a multiprocessor
-MODELS = ("concat-bc-100", "concat-40", "add-166", "dsn-navon", "dsn-121")
+MODELS = (
+    *("concat-bc-100", "concat-40", "add-166", "dsn-navon", "dsn-121", "lsn-concat-bc-100"),
+    *("skipnet-110-rnn", "skipnet-110-ff", "skipnet-101-rnn-imagenet", "gunn-15", "shake-shake-64d", "inception-v4"),
+)
+THREADS = 256  # of a block, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Kernel:
     registers: int
     stack: int
     spilled: int
-    threads: int = 256
+    threads: int = THREADS
     shared: int | None = None
 
     @property
@@ -98,7 +102,8 @@ def compile_report(source: Path, arch: str) -> str:
 
 
 def parse(report: str, launches: dict[str, dict[str, tuple[int, int]]]) -> list[Kernel]:
-    """The kernels of a report; ``launches[arch][name]``: threads and shared bytes."""
+    """The kernels of a report; ``launches[arch][name]``: threads and shared bytes. Of a kernel that no zoo model launches
+    the threads are its only template argument, if it has one."""
     pattern = (
         r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores"
         r".*?Used (\d+) registers"
@@ -106,7 +111,8 @@ def parse(report: str, launches: dict[str, dict[str, tuple[int, int]]]) -> list[
     kernels = []
     for mangled, arch, stack, spilled, registers in re.findall(pattern, report, re.DOTALL):
         name = readable(mangled)
-        threads, shared = launches.get(arch, {}).get(name, (256, None))
+        own = re.search(r"_kernelILi(\d+)EEv", mangled)
+        threads, shared = launches.get(arch, {}).get(name, (int(own[1]) if own else THREADS, None))
         kernels.append(Kernel(name, arch, int(registers), int(stack), int(spilled), threads, shared))
     return kernels
 

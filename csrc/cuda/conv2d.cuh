@@ -1,8 +1,9 @@
-// conv2d: a 1x1 or 3x3 convolution of a map into another, stride 1 or 2, with what stands around it in residual
-// networks: BN-ReLU before, bias, sum with the destination and ReLU after; for the samples whose gate opened, of the
-// filters and input channels that a sample's masks chose. An implicit product: a block of threads does one tile of one
-// sample and some of the columns; input and weights pass through shared memory, p.depth groups at a time, the next pass
-// landing while this one is multiplied. Blocks walk the tiles of the samples that run, however many those are.
+// conv2d: a convolution of a map into another, of any window and stride, with what may stand around it: BN-ReLU before
+// (and means over 2x2 pixels), bias, sum with the destination and ReLU after; for the samples whose gate opened, of the
+// filters that a sample's mask chose and the input channels that hold data. An implicit product: a block of threads
+// does one tile of one sample and some of the columns; input and weights pass through shared memory, p.depth groups at
+// a time, the next pass landing while this one is multiplied. Blocks walk the tiles of the samples that run, however
+// many those are.
 #pragma once
 
 #include "cuda/tile.cuh"
@@ -18,22 +19,103 @@ struct ConvWork {
   MapTile tile;
   int inputs, filters;                 // that are chosen
   const uint16_t *in_list, *out_list;  // in shared memory, the block's columns of the latter; null: all
+  const void* norm;                    // of the inputs as they are read
+  const float* bias;                   // of the block's columns in shared memory, or null
   __device__ bool gathers() const { return in_list || out_list; }
 };
 
-// The part of the source that a tile reads, as cells in shared memory: of a 1x1 its pixels, of a 3x3 all between too.
+// The part of the source that a tile reads, as cells in shared memory: of a 1x1 its pixels, of others all between too.
 struct ConvWindow {
   int top, left, rows, columns, step;
   __device__ ConvWindow(const Conv2dParams& p, const MapTile& tile) {
-    const int reach = p.taps == 9 ? 1 : 0;
-    step = reach ? 1 : p.stride;
-    top = tile.y * p.stride - reach;
-    left = tile.x * p.stride - reach;
-    rows = reach ? (tile.rows - 1) * p.stride + 3 : tile.rows;
-    columns = reach ? (tile.columns - 1) * p.stride + 3 : tile.columns;
+    const bool single = p.taps == 1;
+    step = single ? p.stride : 1;
+    top = tile.y * p.stride - p.pad_rows;
+    left = tile.x * p.stride - p.pad_columns;
+    rows = single ? tile.rows : (tile.rows - 1) * p.stride + p.kernel_rows;
+    columns = single ? tile.columns : (tile.columns - 1) * p.stride + p.kernel_columns;
   }
   __device__ int cells() const { return rows * columns; }
 };
+
+// Prepares what a block reads of chosen channels: their lists, and of inputs that are normalised scale and shift, side
+// by side, and what the inputs without data add to the bias.
+template <class T>
+__device__ inline void stage_lists(const Conv2dParams& p, ConvWork& work) {
+  __syncthreads();  // the tile before may still read its own
+  uint16_t* lists = shared_memory<uint16_t>(p.at_lists);
+  if (work.in_list) {
+    const uint16_t* list = p.inputs.list + static_cast<int64_t>(work.sample) * p.inputs.list_stride;
+    for (int i = threadIdx.x; i < work.inputs; i += blockDim.x) lists[i] = list[i];
+  }
+  if (work.out_list) {
+    const uint16_t* list =
+        p.filters.list + static_cast<int64_t>(work.sample) * p.filters.list_stride + work.first_column;
+    for (int i = threadIdx.x; i < min(work.columns, work.filters - work.first_column); i += blockDim.x)
+      lists[p.in_groups * kGroup + i] = list[i];
+  }
+  __syncthreads();
+  if (!work.in_list || !p.norm) return;
+  const T* from = static_cast<const T*>(p.norm);  // [group][scale of 4, shift of 4]
+  T* norm = shared_memory<T>(p.at_norm);
+  for (int i = threadIdx.x; i < (work.inputs + kGroup - 1) / kGroup * kGroup; i += blockDim.x) {
+    const int to = i / kGroup * 2 * kGroup + i % kGroup, channel = i < work.inputs ? work.in_list[i] : 0;
+    const int at = channel / kGroup * 2 * kGroup + channel % kGroup;
+    norm[to] = i < work.inputs ? from[at] : Numeric<T>::from(0.f);
+    norm[to + kGroup] = i < work.inputs ? from[at + kGroup] : Numeric<T>::from(0.f);
+  }
+  work.norm = norm;
+  if (p.constants) {
+    // Threads side by side have a column each; behind one another they share the channels out.
+    float* sums = shared_memory<float>(p.at_bias);
+    const int parts = max(1, static_cast<int>(blockDim.x) / work.columns), part = threadIdx.x / work.columns;
+    const int n = threadIdx.x % work.columns, each = (p.in_channels + parts - 1) / parts;
+    const bool chosen = work.first_column + n < work.filters;
+    const int filter = work.out_list && chosen ? work.out_list[n] : work.first_column + n;
+    if (part < parts) {
+      float total = 0;
+      int channel = part * each, live = 0;
+      const int last = min(channel + each, p.in_channels);
+      for (int end = work.inputs; live < end;) {  // the first live input from `channel` on
+        const int middle = (live + end) / 2;
+        if (work.in_list[middle] < channel)
+          live = middle + 1;
+        else
+          end = middle;
+      }
+      for (; chosen && channel < last; ++channel) {
+        if (live < work.inputs && work.in_list[live] == channel)
+          ++live;
+        else
+          total += p.constants[static_cast<int64_t>(channel) * p.columns + filter];
+      }
+      sums[part * work.columns + n] = total;
+    }
+    __syncthreads();
+    if (part == 0) {
+      float total = chosen ? p.bias[filter] : 0.f;
+      for (int i = 0; i < parts; ++i) total += sums[i * work.columns + n];
+      sums[n] = total;
+    }
+    work.bias = sums;
+  }
+  __syncthreads();
+}
+
+// Four channels of a source's pixel, as the product has them.
+template <class T>
+__device__ inline Quad<T> load_inputs(const Conv2dParams& p, const ConvWork& work, const T* pixel, int group) {
+  if (!p.scattered || !work.in_list) return load_quad<T>(pixel, (p.first_group + group) * kGroup);
+  T v[kGroup];
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    const int k = group * kGroup + i;
+    v[i] = k < work.inputs ? pixel[work.in_list[k]] : Numeric<T>::from(0.f);
+  }
+  Quad<T> quad;
+  memcpy(&quad, v, sizeof(quad));
+  return quad;
+}
 
 // Starts to copy groups [first, first + count) of the source into shared memory, zeros outside the map and beyond the
 // channels that there are.
@@ -41,7 +123,7 @@ template <class T>
 __device__ inline void stage_cells(const Conv2dParams& p, const ConvWork& work, int first, int count, T* cells) {
   const ConvWindow window(p, work.tile);
   const T* state = static_cast<const T*>(p.source.data) + work.sample * p.source.sample_stride;
-  const auto* norm = static_cast<const typename Numeric<T>::Norm*>(p.norm);
+  const auto* norm = static_cast<const typename Numeric<T>::Norm*>(work.norm);
   const int live = work.in_list ? (work.inputs + kGroup - 1) / kGroup : p.live_groups;
   const int wide = p.wide_groups ? 2 : 1, pieces = count / wide;
   for (int i = threadIdx.x; i < window.cells() * pieces; i += blockDim.x) {
@@ -53,11 +135,22 @@ __device__ inline void stage_cells(const Conv2dParams& p, const ConvWork& work, 
       for (int g = 0; g < wide; ++g) store_quad<T>(to, g * kGroup, {});
       continue;
     }
-    const T* from =
-        state + static_cast<int64_t>(y * p.source.width + x) * p.source.channels + (p.first_group + group) * kGroup;
+    const T* pixel = state + static_cast<int64_t>(y * p.source.width + x) * p.source.channels;
+    const T* from = pixel + (p.first_group + group) * kGroup;
     constexpr int kBytes = kGroup * sizeof(T);
-    if (norm) {
-      store_quad<T>(to, 0, Numeric<T>::normalise(load_quad<T>(from, 0), norm[group]));
+    if (p.means) {
+      float4 sum = {};
+#pragma unroll 1
+      for (int i = 0; i < 4; ++i) {
+        const T* each = pixel + static_cast<int64_t>(i / 2 * p.source.width + i % 2) * p.source.channels;
+        const float4 v = Numeric<T>::widen(Numeric<T>::normalise(load_inputs(p, work, each, group), norm[group]));
+        sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+      }
+      store_quad<T>(to, 0, Numeric<T>::narrow({0.25f * sum.x, 0.25f * sum.y, 0.25f * sum.z, 0.25f * sum.w}));
+    } else if (norm) {
+      store_quad<T>(to, 0, Numeric<T>::normalise(load_inputs(p, work, pixel, group), norm[group]));
+    } else if (p.scattered && work.in_list) {
+      store_quad<T>(to, 0, load_inputs(p, work, pixel, group));
     } else if (wide == 2 && group + 1 < live) {
       ptx::cp_async<16>(ptx::shared_address(to), from);
     } else {
@@ -114,7 +207,7 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
   const int second = p.stage_bytes / static_cast<int>(sizeof(T));
   const ConvWindow window(p, work.tile);
   SharedOperands<T, kConvRows> operands{cells, {staged, p.depth, p.block_columns * kGroup + kConvPadding}, column};
-  const int hop = p.taps == 9 ? p.stride : 1;
+  const int hop = p.taps == 1 ? 1 : p.stride;
 #pragma unroll
   for (int mt = 0; mt < kConvRows; ++mt)
 #pragma unroll
@@ -139,12 +232,17 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
     operands.cells = cells + at;
     operands.weights.base = staged + at;
     auto multiply_pass = [&](Accumulator<kConvRows, kNt>& sums) {
+      operands.tap_offset = 0;
+      int tap_column = 0;
 #pragma unroll 1
       for (operands.tap = 0; operands.tap < p.taps; ++operands.tap) {
-        operands.tap_offset = p.taps == 9 ? (operands.tap / 3 * window.columns + operands.tap % 3) * p.cell_stride : 0;
 #pragma unroll 1
         for (operands.step = 0; operands.step < count / 4; ++operands.step)
           multiply<T, false, kConvRows, kNt>(sums, operands, tiles);
+        operands.tap_offset += p.cell_stride;
+        if (++tap_column < p.kernel_columns) continue;
+        tap_column = 0;
+        operands.tap_offset += (window.columns - p.kernel_columns) * p.cell_stride;
       }
     };
     if (tiles > 0 && first_row < work.tile.pixels()) {
@@ -175,6 +273,17 @@ __device__ inline void finish_off_filters(const Conv2dParams& p, const ConvWork&
   }
 }
 
+// Zeros behind the outputs, up to a whole group, where no column stands for them.
+template <class T>
+__device__ inline void pad_outputs(const Conv2dParams& p, const ConvWork& work) {
+  T* out = static_cast<T*>(p.out.data) + work.sample * p.out.sample_stride + p.out_offset + p.out_channels;
+  for (int i = threadIdx.x; i < work.tile.pixels() * p.padding; i += blockDim.x) {
+    const int row = i / p.padding;
+    const int pixel = (work.tile.y + row / work.tile.columns) * p.out.width + work.tile.x + row % work.tile.columns;
+    out[static_cast<int64_t>(pixel) * p.out.channels + i % p.padding] = Numeric<T>::from(0.f);
+  }
+}
+
 // Bias, sum with the destination and ReLU of a warp's sums, stored where they belong.
 template <class T, int kNt>
 __device__ inline void write_conv(const Conv2dParams& p, const ConvWork& work, int first_row, int column, int tiles,
@@ -193,7 +302,9 @@ __device__ inline void write_conv(const Conv2dParams& p, const ConvWork& work, i
       float v[2] = {d[mt][nt][2 * r], d[mt][nt][2 * r + 1]};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (work.out_list) {
+        if (work.bias) {
+          v[i] += work.bias[local + i];
+        } else if (work.out_list) {
           if (n + i < work.filters) v[i] += p.bias[work.out_list[local + i]];
         } else {
           v[i] += p.bias[n + i];
@@ -245,6 +356,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
                   p.in_channels,
                   p.out_channels,
                   nullptr,
+                  nullptr,
+                  p.norm,
                   nullptr};
     if (p.filters.list) work.filters = p.filters.count[static_cast<int64_t>(sample) * p.filters.count_stride];
     if (p.inputs.list) work.inputs = p.inputs.count[static_cast<int64_t>(sample) * p.inputs.count_stride];
@@ -252,21 +365,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
     if (p.inputs.list && work.inputs < p.in_channels) work.in_list = lists;
     if (work.out_list) work.columns = (work.filters + 7) / 8 * 8 - first_column;
     if (p.mask && work.out_list && first_column == 0) finish_off_filters<T>(p, work);
+    if (p.padding && first_column == 0) pad_outputs<T>(p, work);
     work.columns = min(work.columns, p.block_columns);
     if (work.columns <= 0) continue;
-    if (work.gathers()) {
-      __syncthreads();  // the tile before may still read its lists
-      if (work.in_list) {
-        const uint16_t* list = p.inputs.list + static_cast<int64_t>(sample) * p.inputs.list_stride;
-        for (int i = threadIdx.x; i < work.inputs; i += blockDim.x) lists[i] = list[i];
-      }
-      if (work.out_list) {
-        const uint16_t* list = p.filters.list + static_cast<int64_t>(sample) * p.filters.list_stride + first_column;
-        for (int i = threadIdx.x; i < min(work.columns, work.filters - first_column); i += blockDim.x)
-          lists[p.in_groups * kGroup + i] = list[i];
-      }
-      __syncthreads();
-    }
+    if (work.gathers()) stage_lists<T>(p, work);
     const int first_row = warp % p.warps_down * kConvRows * 16, column = warp / p.warps_down * kNt * 8;
     const int tiles = min(kNt, (work.columns - column) / 8);
     Accumulator<kConvRows, kNt> d;

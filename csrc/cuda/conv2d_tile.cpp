@@ -9,19 +9,29 @@ namespace {
 constexpr int kResident = 2;
 constexpr int64_t kMostDepth = 16;  // groups of a pass
 
+// Pixels of the source that a tile's cells stand for.
+int64_t cells_of(const ConvTile& t, const Instruction& in) {
+  const Kernel kernel(in);
+  if (in.taps == 1) return int64_t{t.rows} * t.columns;
+  return ((t.rows - 1) * in.stride + kernel.rows) * ((t.columns - 1) * in.stride + kernel.columns);
+}
+
 // Where everything lies for passes of `depth` groups; false if it does not fit.
 bool place_conv(ConvTile& t, const Instruction& in, int64_t groups, int64_t depth, Element element, int64_t room) {
-  const int64_t size = bytes_of(element), reach = in.taps == 9 ? 3 : 1;
-  auto span = [&](int64_t n) { return in.taps == 9 ? (n - 1) * in.stride + reach : n; };
+  const int64_t size = bytes_of(element);
   const int64_t stages = depth < groups ? 2 : 1;
   t.depth = static_cast<int>(depth);
   t.cell_stride = cell_stride(depth * kGroup, element);
-  const int64_t cells = round_up(span(t.rows) * span(t.columns) * t.cell_stride * size, 16);
+  const int64_t cells = round_up(cells_of(t, in) * t.cell_stride * size, 16);
   const int64_t weights = round_up(in.taps * depth * (t.block_columns * kGroup + kConvPadding) * size, 16);
-  const bool masks = in.out_mask >= 0 || in.in_mask >= 0, pool = in.flags & kPool;
+  const bool lists = has_chosen(in), norm = lists && in.flags & kNormalise, pool = in.flags & kPool;
   int64_t at = kHeaderBytes;
   t.at_lists = static_cast<int>(at);
-  at += masks ? round_up((groups * kGroup + t.block_columns) * 2, 16) : 0;
+  at += lists ? round_up((groups * kGroup + t.block_columns) * 2, 16) : 0;
+  t.at_norm = static_cast<int>(at);
+  at += norm ? round_up(groups * kGroup * 2 * size, 16) : 0;
+  t.at_bias = static_cast<int>(at);
+  at += has_constants(in) ? kThreads * 4 : 0;
   t.at_sums = static_cast<int>(at);
   at += pool ? round_up(t.warps_down * t.block_columns * 4, 16) : 0;
   t.at_cells = static_cast<int>(at);
@@ -38,9 +48,7 @@ double block_clocks(const ConvTile& t, const Instruction& in, int64_t groups, El
   const int64_t pixels = int64_t{t.rows} * t.columns;
   const int64_t warps = ceil_div(pixels, 32) * ceil_div(t.block_columns, t.warp_tiles * 8);
   const double products = static_cast<double>(groups / 4 * in.taps * 2 * t.warp_tiles);  // of a warp
-  const int64_t stride = in.taps == 9 ? in.stride * in.stride : 1;
-  const int64_t halo = in.taps == 9 ? (t.rows + 2) * (t.columns + 2) : pixels;
-  const double copied = static_cast<double>((halo * stride + in.taps * t.block_columns) * groups) / 8;
+  const double copied = static_cast<double>((cells_of(t, in) + in.taps * t.block_columns) * groups) / 8;
   return std::max(products * rate * static_cast<double>(warps), products * 8) + copied + 1000;
 }
 

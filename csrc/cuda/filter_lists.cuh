@@ -1,11 +1,12 @@
-// The filters that each mask of a plan chose, as lists: the whole batch's, made once, when the masks are known.
+// Which filters each mask of a plan chose and which channels of a buffer hold data, as lists: the whole batch's, made
+// once, when the masks are known.
 #pragma once
 
 #include "cuda/routing.cuh"
 
 namespace dsn::cuda {
 
-// A block per sample, a warp per mask.
+// A block per sample, a warp per list.
 template <int kThreadCount>
 __global__ void __launch_bounds__(kThreadCount) filter_lists_kernel(const __grid_constant__ FilterListsParams p) {
   ptx::grid_dependency_wait();
@@ -17,18 +18,23 @@ __global__ void __launch_bounds__(kThreadCount) filter_lists_kernel(const __grid
     p.taken[row + i] = p.masks[row + i];
     p.score[row + i] = 0;
   }
-  for (int m = threadIdx.x / 32; m < p.count; m += kThreadCount / 32) {
-    const uint8_t* mask = p.masks + row + p.mask[m].first;
-    uint16_t* list = p.lists + row + p.mask[m].first;
-    int count = 0;
-    for (int first = 0; first < p.mask[m].length; first += 32) {
-      const int i = first + lane;
-      const bool chosen = i < p.mask[m].length && mask[i] != 0;
-      const unsigned chosen_lanes = __ballot_sync(kAllLanes, chosen);
-      if (chosen) list[count + __popc(chosen_lanes & ((1u << lane) - 1))] = static_cast<uint16_t>(i);
-      count += __popc(chosen_lanes);
+  const uint8_t* masks = p.masks + row;
+  for (int l = threadIdx.x / 32; l < p.count; l += kThreadCount / 32) {
+    uint16_t* list = p.lists + static_cast<int64_t>(sample) * p.list_stride + p.list[l].at;
+    int count = 0, channel = 0;
+    for (int r = p.list[l].first_run; r < p.list[l].first_run + p.list[l].runs; ++r) {
+      const ChannelRun& run = p.run[r];
+      for (int first = 0; first < run.channels; first += 32) {
+        const int i = first + lane;
+        const bool chosen = i < run.channels && (run.gate < 0 || masks[run.gate + i] != 0) &&
+                            (run.both < 0 || masks[run.both + i] != 0);
+        const unsigned chosen_lanes = __ballot_sync(kAllLanes, chosen);
+        if (chosen) list[count + __popc(chosen_lanes & ((1u << lane) - 1))] = static_cast<uint16_t>(channel + i);
+        count += __popc(chosen_lanes);
+      }
+      channel += run.channels;
+      if (lane == 0) p.counts[static_cast<int64_t>(sample) * p.count_stride + r] = count;
     }
-    if (lane == 0) p.counts[static_cast<int64_t>(sample) * p.count_stride + p.first_mask + m] = count;
   }
 }
 

@@ -69,8 +69,7 @@ __global__ void __launch_bounds__(kPointwiseThreads) stem_kernel(const __grid_co
       const int n = first_column + column_of(nt);
       if (nt >= tiles) continue;
       const float v0 = d[0][nt][2 * r], v1 = d[0][nt][2 * r + 1];
-      if (n < p.out_groups * kGroup)
-        store_pair<T>(out, static_cast<int64_t>(pixel) * p.out_groups * kGroup + n, v0, v1);
+      if (n < p.out_groups * kGroup) store_pair<T>(out, static_cast<int64_t>(pixel) * p.pixel_stride + n, v0, v1);
       total.sum[nt][0] += v0;
       total.sum[nt][1] += v1;
     }
@@ -105,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) load_kernel(const __grid_constant__ 
       if (lane == 0) sums[half * groups * kGroup + c] = total;
     }
     if (pixel < p.pixels)
-      store_quad<T>(p.out, sample * p.out_stride + (static_cast<int64_t>(pixel) * groups + g) * kGroup,
+      store_quad<T>(p.out, sample * p.out_stride + static_cast<int64_t>(pixel) * p.pixel_stride + g * kGroup,
                     Numeric<T>::narrow({v[0], v[1], v[2], v[3]}));
   }
   finish(p.pooling, sample, tile, sums, 2, groups * kGroup, 0, groups * kGroup, 0, header->scratch);

@@ -90,17 +90,32 @@ inline PackedLayout layout(const Channels& source, const Channels& guide, int64_
 }
 }  // namespace transition_unit
 
+// Of a map whose single channels may hold no data (`live`), each of them has constants.
 namespace head_unit {
 enum { kNorm, kWeight, kBias, kConstants };
-inline PackedLayout layout(const Channels& in, int64_t classes) {
+inline PackedLayout layout(const Channels& in, int64_t classes, bool live) {
   PackedLayout l;
   l.add("norm", {in.groups(), 2, kGroup}, true);
   l.add("weight", {classes, in.groups() * kGroup}, true);
   l.add("bias", {classes}, true);
-  l.add("constants", {in.slices, classes}, true);
+  l.add("constants", {live ? in.first : in.slices, classes}, true);
   return l;
 }
 }  // namespace head_unit
+
+// A head whose features the gates scale and shift: "path" holds gamma's and beta's column of each gate.
+namespace path_head_unit {
+enum { kNorm, kWeight, kBias, kPath, kPathBias };
+inline PackedLayout layout(const Channels& in, int64_t classes, int64_t gates) {
+  PackedLayout l;
+  l.add("norm", {in.groups(), 2, kGroup}, true);
+  l.add("weight", {classes, in.groups() * kGroup}, true);
+  l.add("bias", {classes}, true);
+  l.add("path", {gates, 2, in.groups() * kGroup}, true);
+  l.add("path_bias", {2, in.groups() * kGroup}, true);
+  return l;
+}
+}  // namespace path_head_unit
 
 // Channels and taps of the image count as one depth, tap fastest, padded to whole k-steps.
 namespace stem_unit {
@@ -112,19 +127,21 @@ inline PackedLayout layout(int64_t in, int64_t out, Element element) {
 }
 }  // namespace stem_unit
 
-// A convolution of a map from channel `front` of a group on, its batch norm folded in. With masks the weights are there
-// a second time, a filter's neighbour beside it, so that any inputs and filters can be gathered.
+// A convolution of a map from channel `front` of a group on, its batch norm folded in. Where inputs or filters are
+// chosen the weights are there a second time, a filter's neighbour beside it, so that any of them can be gathered; and
+// where inputs that hold no data are normalised, what each of them is, times its weights.
 namespace conv2d_unit {
-enum { kNorm, kWeight, kSelectable, kBias };
+enum { kNorm, kWeight, kSelectable, kBias, kConstants };
 inline int64_t groups(int64_t front, int64_t in) { return round_up(front + in, kStep) / kGroup; }
-inline PackedLayout layout(int64_t front, int64_t in, int64_t out, int64_t taps, bool normalise, bool masked,
-                           Element element) {
+inline PackedLayout layout(int64_t front, int64_t in, int64_t out, int64_t taps, bool normalise, bool chosen,
+                           bool constants, Element element) {
   PackedLayout l{element};
   const int64_t depth = groups(front, in);
   l.add("norm", normalise ? Shape{depth, 2, kGroup} : Shape{0});
   l.add("weight", {taps, depth, columns_of(out), kGroup});
-  l.add("selectable", masked ? Shape{taps, in, columns_of(out)} : Shape{0});
+  l.add("selectable", chosen ? Shape{taps, in, columns_of(out)} : Shape{0});
   l.add("bias", {columns_of(out)}, true);
+  l.add("constants", constants ? Shape{in, columns_of(out)} : Shape{0}, true);
   return l;
 }
 }  // namespace conv2d_unit

@@ -41,16 +41,20 @@ inline void bind_layouts(pybind11::module_& parent) {
     return describe(transition_unit::layout({first, slices, width}, {guide_first, guide_slices, guide_width}, out,
                                             static_cast<Element>(element)));
   });
-  m.def("head_layout", [](int64_t first, int64_t slices, int64_t width, int64_t classes) {
-    return describe(head_unit::layout({first, slices, width}, classes));
+  m.def("head_layout", [](int64_t first, int64_t slices, int64_t width, int64_t classes, bool live) {
+    return describe(head_unit::layout({first, slices, width}, classes, live));
+  });
+  m.def("path_head_layout", [](int64_t first, int64_t slices, int64_t width, int64_t classes, int64_t gates) {
+    return describe(path_head_unit::layout({first, slices, width}, classes, gates));
   });
   m.def("stem_layout", [](int64_t in, int64_t out, int64_t element) {
     return describe(stem_unit::layout(in, out, static_cast<Element>(element)));
   });
-  m.def("conv2d_layout",
-        [](int64_t front, int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, int64_t element) {
-          return describe(conv2d_unit::layout(front, in, out, taps, normalise, masked, static_cast<Element>(element)));
-        });
+  m.def("conv2d_layout", [](int64_t front, int64_t in, int64_t out, int64_t taps, bool normalise, bool chosen,
+                            bool constants, int64_t element) {
+    return describe(
+        conv2d_unit::layout(front, in, out, taps, normalise, chosen, constants, static_cast<Element>(element)));
+  });
   m.def("gate_layout", [](int64_t in, bool recurrent) { return describe(wide_unit(gate::layout(in, recurrent))); });
   m.def("recurrence_layout", [] { return describe(wide_unit(recurrence::layout())); });
   m.def("linear_layout", [](int64_t in, int64_t out) { return describe(wide_unit(linear::layout(in, out))); });

@@ -30,7 +30,7 @@ class NetworkRun {
     int begin = 0;
     keep(streams_.open(streams));
     if (error_ != cudaSuccess) return error_;
-    if (!s_.masks.empty()) filter_lists();
+    if (!s_.lists.empty()) filter_lists();
     if (streams > 1) keep(streams_.mark(0, &begin));
     for (int s = 1; s < streams && error_ == cudaSuccess; ++s) keep(streams_.wait(s, begin));
     for (bool left = true; left && error_ == cudaSuccess;) {
@@ -115,6 +115,7 @@ class NetworkRun {
       case Op::kTransition:
         return transition(index, in);
       case Op::kHead:
+      case Op::kPathHead:
         return head(index, in);
       case Op::kStore:
         return store(in);
@@ -125,14 +126,12 @@ class NetworkRun {
       case Op::kAvgPool:
       case Op::kPoolSums:
       case Op::kAdd:
+      case Op::kTanh:
         return resample(index, in);
       case Op::kGate:
         return gate(index, in);
       case Op::kLinear:
         return linear(index, in);
-      case Op::kTanh:
-      case Op::kPathHead:
-        return;  // the schedule has refused them
     }
   }
 
@@ -144,7 +143,7 @@ class NetworkRun {
   void gate(int index, const Instruction& in);
   void linear(int index, const Instruction& in);
   void gradual_layer(const GradualRun& run);
-  Chosen chosen(int64_t first_gate) const;
+  Chosen chosen(const Listed& listed) const;
   Map map_of(int64_t buffer) const;
   unsigned long long* gate_words(int64_t gate) const {
     return reinterpret_cast<unsigned long long*>(call_.workspace + s_.gate_words_at) + gate * s_.word_count;
@@ -255,6 +254,7 @@ class NetworkRun {
     p.image_is_float = call_.image_is_float;
     p.out = call_.workspace + state.at;
     p.out_stride = state.sample_stride;
+    p.pixel_stride = static_cast<int32_t>(groups_of(state.channels.first) * kGroup);
     return p;
   }
 
@@ -400,20 +400,30 @@ class NetworkRun {
     HeadParams p{};
     p.samples = every_sample();
     p.source = source(in.src);
+    p.inputs = chosen(s_.inputs[index]);
     p.macs = call_.macs;
     p.norm = weights<float>(index, 0, head_unit::kNorm);
     p.weight = weights<float>(index, 0, head_unit::kWeight);
     p.bias = weights<float>(index, 0, head_unit::kBias);
-    p.constants = weights<float>(index, 0, head_unit::kConstants);
+    if (in.op == Op::kPathHead) {
+      p.path = weights<float>(index, 0, path_head_unit::kPath);
+      p.path_bias = weights<float>(index, 0, path_head_unit::kPathBias);
+      p.taken = call_.taken + in.first_gate;
+      p.path_gates = static_cast<int32_t>(in.layers);
+    } else {
+      p.constants = weights<float>(index, 0, head_unit::kConstants);
+    }
+    p.gates = plan_.gates;
     p.logits = call_.logits + in.out_offset;
     p.row = plan_.logits;
     p.classes = static_cast<int32_t>(in.out_channels);
+    p.channels = static_cast<int32_t>(in.in_channels);
     p.total_groups = static_cast<int32_t>(s_.states[in.src].channels.groups());
     int64_t shared = kHeaderBytes;
     auto place = [&](int64_t bytes) {
       return static_cast<int32_t>(std::exchange(shared, round_up(shared + bytes, 16)));
     };
-    p.at_masks = place(ceil_div(p.source.slices, 32) * 4);
+    p.at_masks = place(ceil_div(std::max(p.source.slices, p.channels), 32) * 4);
     p.at_groups = place(round_up(p.total_groups, 4) * 8);
     p.at_features = place(round_up(p.total_groups, 4) * kGroup * 4);
     start<head_kernel<T>>(call_.batch, 1, kThreads, shared, p);

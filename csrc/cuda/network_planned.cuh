@@ -17,40 +17,43 @@ Map NetworkRun<T>::map_of(int64_t buffer) const {
 
 template <class T>
 void NetworkRun<T>::filter_lists() {
-  const auto masks = static_cast<int32_t>(s_.masks.size());
-  for (int32_t first = 0; first < masks; first += kMasksAtOnce) {
+  for (size_t first = 0; first < s_.lists.size();) {
     FilterListsParams p{};
     p.samples = every_sample();
     p.masks = call_.forced;
     if (first == 0) p.taken = call_.taken, p.score = call_.score;
     p.lists = reinterpret_cast<uint16_t*>(call_.workspace + s_.lists_at);
-    p.counts = reinterpret_cast<int32_t*>(call_.workspace + s_.counts_at);
+    p.counts = reinterpret_cast<int32_t*>(call_.workspace + s_.counts_at) + s_.lists[first].first_run;
     p.gates = static_cast<int32_t>(plan_.gates);
-    p.count_stride = masks;
-    p.first_mask = first;
-    p.count = std::min(masks - first, kMasksAtOnce);
-    for (int m = 0; m < p.count; ++m) {
-      const FilterMask& mask = s_.masks[static_cast<size_t>(first + m)];
-      p.mask[m] = {static_cast<int32_t>(mask.first), static_cast<int32_t>(mask.length)};
+    p.list_stride = static_cast<int32_t>(s_.list_stride);
+    p.count_stride = static_cast<int32_t>(s_.run_count);
+    size_t runs = 0;
+    for (; first < s_.lists.size() && p.count < kListsAtOnce; ++first) {
+      const ChannelList& list = s_.lists[first];
+      if (runs + list.runs.size() > kRunsAtOnce) break;
+      p.list[p.count++] = {static_cast<int32_t>(list.at), static_cast<int32_t>(runs),
+                           static_cast<int32_t>(list.runs.size())};
+      for (const ChannelRun& run : list.runs) p.run[runs++] = run;
     }
     start<filter_lists_kernel<kThreads>>(call_.batch, 1, kThreads, 0, p);
   }
 }
 
-// What the mask that begins at a gate chose; of -1, all.
 template <class T>
-Chosen NetworkRun<T>::chosen(int64_t first_gate) const {
-  if (first_gate < 0) return {};
-  return {reinterpret_cast<const uint16_t*>(call_.workspace + s_.lists_at) + first_gate,
-          reinterpret_cast<const int32_t*>(call_.workspace + s_.counts_at) + s_.mask_index(first_gate),
-          static_cast<int32_t>(plan_.gates), static_cast<int32_t>(s_.masks.size())};
+Chosen NetworkRun<T>::chosen(const Listed& listed) const {
+  if (listed.list < 0) return {};
+  const ChannelList& list = s_.lists[static_cast<size_t>(listed.list)];
+  return {reinterpret_cast<const uint16_t*>(call_.workspace + s_.lists_at) + list.at,
+          reinterpret_cast<const int32_t*>(call_.workspace + s_.counts_at) + list.first_run + listed.runs - 1,
+          static_cast<int32_t>(s_.list_stride), static_cast<int32_t>(s_.run_count)};
 }
 
 template <class T>
 void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   const ConvStep& step = s_.convs[index];
   const ConvTile& t = step.tile;
-  const int64_t front = in.src_offset % kGroup;
+  const Kernel kernel(in);
+  const int64_t front = in.src_offset % kGroup, end = in.out_offset + in.out_channels;
   const bool adds = in.flags & kAccumulate, whole_groups = !adds && in.out_offset == 0;
   Conv2dParams p{};
   p.samples = every_sample();
@@ -71,8 +74,9 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.weight = weights<T>(index, 0, conv2d_unit::kWeight);
   p.selectable = weights<T>(index, 0, conv2d_unit::kSelectable);
   p.bias = weights<float>(index, 0, conv2d_unit::kBias);
-  p.inputs = chosen(in.in_mask);
-  p.filters = chosen(in.out_mask);
+  if (has_constants(in)) p.constants = weights<float>(index, 0, conv2d_unit::kConstants);
+  p.inputs = chosen(s_.inputs[index]);
+  p.filters = chosen(s_.filters[index]);
   if (step.off_look) p.mask = call_.forced + in.out_mask;
   p.mask_stride = static_cast<int32_t>(plan_.gates);
   p.items = static_cast<int32_t>(call_.batch * t.blocks());
@@ -84,14 +88,21 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.out_offset = static_cast<int32_t>(in.out_offset);
   p.columns = static_cast<int32_t>(columns_of(in.out_channels));
   p.limit = static_cast<int32_t>(whole_groups ? groups_of(in.out_channels) * kGroup : in.out_channels);
+  p.padding = adds ? 0 : static_cast<int32_t>(std::max<int64_t>(0, round_up(end, kGroup) - in.out_offset - p.limit));
   if (in.flags & kRelu)
     p.relu_below = in.relu_channels ? static_cast<int32_t>(in.relu_channels) : std::numeric_limits<int32_t>::max();
   p.accumulate = adds;
   p.packed = step.packed;
+  p.scattered = step.scattered && p.inputs.list;
+  p.means = in.flags & kMeans;
   p.in_pairs = p.limit % 2 == 0 && in.out_offset % 2 == 0;
-  p.wide_groups = sizeof(T) == 2 && !p.norm && p.source.channels % 8 == 0 && p.first_group % 2 == 0;
+  p.wide_groups = sizeof(T) == 2 && !p.norm && !p.scattered && p.source.channels % 8 == 0 && p.first_group % 2 == 0;
   p.taps = static_cast<int32_t>(in.taps);
   p.stride = static_cast<int32_t>(in.stride);
+  p.kernel_rows = static_cast<int32_t>(kernel.rows);
+  p.kernel_columns = static_cast<int32_t>(kernel.columns);
+  p.pad_rows = static_cast<int32_t>(kernel.pad_rows);
+  p.pad_columns = static_cast<int32_t>(kernel.pad_columns);
   p.tile_rows = t.rows;
   p.tile_columns = t.columns;
   p.tiles_across = t.across;
@@ -100,6 +111,8 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.depth = t.depth;
   p.cell_stride = t.cell_stride;
   p.at_lists = t.at_lists;
+  p.at_norm = t.at_norm;
+  p.at_bias = t.at_bias;
   p.at_sums = t.at_sums;
   p.at_cells = t.at_cells;
   p.at_weights = t.at_weights;
@@ -113,7 +126,7 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
 
 template <class T>
 void NetworkRun<T>::resample(int index, const Instruction& in) {
-  const int64_t to = in.op == Op::kPoolSums ? in.src : in.dst;
+  const int64_t to = in.dst < 0 ? in.src : in.dst;
   const int64_t tiles = ceil_div(plan_.buffers[to].pixels(), kStripPixels);
   ResampleParams p{};
   p.samples = every_sample();
@@ -124,10 +137,17 @@ void NetworkRun<T>::resample(int index, const Instruction& in) {
   p.src_offset = static_cast<int32_t>(in.src_offset);
   p.out_offset = static_cast<int32_t>(in.out_offset);
   p.stride = static_cast<int32_t>(in.stride);
-  const int64_t written = in.op == Op::kSubsample ? in.out_channels : in.in_channels;
-  const int64_t first = in.op == Op::kAdd ? in.out_offset / kGroup : 0;
-  p.first_group = static_cast<int32_t>(first);
-  p.groups = static_cast<int32_t>(groups_of(written + (in.op == Op::kAdd ? in.out_offset : 0)) - first);
+  const Kernel window(in);
+  p.window_rows = static_cast<int32_t>(window.rows);
+  p.window_columns = static_cast<int32_t>(window.columns);
+  p.pad_rows = static_cast<int32_t>(window.pad_rows);
+  p.pad_columns = static_cast<int32_t>(window.pad_columns);
+  if (in.out_mask >= 0) p.mask = call_.forced + in.out_mask;
+  p.mask_stride = static_cast<int32_t>(plan_.gates);
+  const bool whole = in.op == Op::kSubsample;  // zeros around what it takes
+  const int64_t written = whole ? in.out_channels : in.in_channels, offset = whole ? 0 : in.out_offset;
+  p.first_group = static_cast<int32_t>(offset / kGroup);
+  p.groups = static_cast<int32_t>(groups_of(written + offset) - p.first_group);
   const bool pools = in.op == Op::kSubsample || in.op == Op::kPoolSums;
   if (pools) {
     p.pooling = pooling(index, 0, to, 0, written, tiles, tiles, 0);

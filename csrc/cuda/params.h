@@ -128,6 +128,7 @@ struct StemParams {
   bool image_is_float;
   void* out;
   int64_t out_stride;
+  int32_t pixel_stride;  // elements
   const void* weight;
   int32_t in_channels, height, width;
   int32_t depth_groups, columns, out_channels, out_groups;
@@ -140,6 +141,7 @@ struct LoadParams {
   bool image_is_float;
   void* out;
   int64_t out_stride;
+  int32_t pixel_stride;  // elements
   int32_t channels, pixels;
 };
 
@@ -151,9 +153,17 @@ struct StoreParams {
   int32_t channels;
 };
 
+// The channels that are live in a sample, by number, in order; of a mask, the filters that it chose.
+struct Chosen {
+  const uint16_t* list;  // [B][list_stride] from the list's first on, or null: all of them
+  const int32_t* count;  // [B][count_stride] at the last run of channels that counts
+  int32_t list_stride, count_stride;
+};
+
 struct HeadParams {
   Samples samples;
   Source source;
+  Chosen inputs;             // of a map
   unsigned long long* macs;  // [B]
   const float* norm;
   const float* weight;
@@ -161,7 +171,11 @@ struct HeadParams {
   const float* constants;
   float* logits;  // [B][row] from the head's first logit on
   int64_t row;
-  int32_t classes, total_groups;
+  const float *path, *path_bias;  // [gates][2][places], [2][places] or null
+  const uint8_t* taken;           // [B][gates] from the path's first on
+  int64_t gates;
+  int32_t path_gates;
+  int32_t classes, channels, total_groups;
   int32_t at_masks, at_groups, at_features;
 };
 
@@ -171,13 +185,6 @@ struct Map {
   int64_t sample_stride;  // elements
   int32_t channels;       // padded
   int32_t width, height;
-};
-
-// The channels that a sample's mask chose, by number, in order.
-struct Chosen {
-  const uint16_t* list;  // [B][list_stride] from the mask's first on, or null: all of them
-  const int32_t* count;  // [B][count_stride] at the mask
-  int32_t list_stride, count_stride;
 };
 
 // The LSTM that all recurrent gates of a plan share; fields of dsn::recurrence.
@@ -212,6 +219,7 @@ struct UnitGates {
 };
 
 // Chosen filters are computed side by side. `packed`: they are stored so, and their readers go by the same mask.
+// `scattered`: the source has all its channels in their places, and those of `inputs` are read.
 struct Conv2dParams {
   Samples samples;
   Pooling pooling;
@@ -221,6 +229,7 @@ struct Conv2dParams {
   const void* weight;      // [tap][group][column][4]
   const void* selectable;  // with a mask: [tap][in channel][column]
   const float* bias;       // [column]
+  const float* constants;  // [in channel][column] or null: what one without data adds
   Chosen inputs, filters;
   const uint8_t* mask;  // [B][mask_stride] at the first filter, if filters that are off need a look; else null
   int32_t mask_stride;
@@ -230,33 +239,47 @@ struct Conv2dParams {
   int32_t in_groups;  // padded to whole k-steps
   int32_t out_channels, out_offset, columns;
   int32_t limit;       // columns that are stored: out_channels, or the padding too
+  int32_t padding;     // channels behind the outputs that are set to zero
   int32_t relu_below;  // these outputs get the ReLU
   bool accumulate, packed, in_pairs;
+  bool scattered;
+  bool means;        // each pixel read is the mean of 2x2 of the normalised source
   bool wide_groups;  // two groups of the source are 16 bytes and aligned to them
   int32_t taps, stride;
+  int32_t kernel_rows, kernel_columns, pad_rows, pad_columns;
   int32_t tile_rows, tile_columns, tiles_across;
-  int32_t warps_down;                               // warps side by side over pixels; the others share the columns
-  int32_t block_columns;                            // of a block
-  int32_t depth;                                    // groups of one pass over the input
-  int32_t cell_stride;                              // elements from one pixel to the next in shared memory
-  int32_t at_lists, at_sums, at_cells, at_weights;  // offsets of shared memory, bytes
+  int32_t warps_down;     // warps side by side over pixels; the others share the columns
+  int32_t block_columns;  // of a block
+  int32_t depth;          // groups of one pass over the input
+  int32_t cell_stride;    // elements from one pixel to the next in shared memory
+  // offsets of shared memory, bytes
+  int32_t at_lists, at_norm, at_bias, at_sums, at_cells, at_weights;
   int32_t stage_bytes;  // from the first stage of cells or weights to the second; 0: there is one
 };
 
-constexpr int kMasksAtOnce = 224;  // fit a launch's parameters
+// Channels side by side that are live where the gates that begin at `gate` and `both` are open; -1: that one always is.
+struct ChannelRun {
+  int32_t channels;
+  int32_t gate = -1, both = -1;  // of the first channel
+  bool operator==(const ChannelRun&) const = default;
+};
+
+constexpr int kListsAtOnce = 96, kRunsAtOnce = 224;  // fit a launch's parameters
 struct FilterListsParams {
   Samples samples;
   const uint8_t* masks;  // [B][gates]
   uint8_t* taken;        // [B][gates], a copy of masks, or null: already made
   float* score;          // [B][gates], zeros
-  uint16_t* lists;       // [B][gates]
-  int32_t* counts;       // [B][all masks]
-  int32_t gates, count_stride;
-  int32_t first_mask, count;
+  uint16_t* lists;       // [B][list_stride]
+  int32_t* counts;       // [B][count_stride], from the first run's on: live channels of a list up to a run's end
+  int32_t gates, list_stride, count_stride;
+  int32_t count;  // lists
   struct {
-    int32_t first, length;
-  } mask[kMasksAtOnce];
+    int32_t at, first_run, runs;
+  } list[kListsAtOnce];
+  ChannelRun run[kRunsAtOnce];
 };
+static_assert(sizeof(FilterListsParams) <= 4096);
 
 struct UnitGateParams {
   Samples samples;
@@ -310,9 +333,12 @@ struct ResampleParams {
   UnitGates gates;  // that read what is pooled
   Map source, out;  // pool_sums: both the source
   Op op;
+  const uint8_t* mask;  // [B][mask_stride] at the first channel, or null: of a pool, the channels that it keeps
+  int32_t mask_stride;
   int32_t in_channels, src_offset, out_offset;
   int32_t first_group, groups;  // of the destination that are visited
   int32_t stride;
+  int32_t window_rows, window_columns, pad_rows, pad_columns;
 };
 
 }  // namespace dsn::cuda

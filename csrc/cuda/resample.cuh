@@ -1,5 +1,5 @@
-// subsample, max_pool, avg_pool, pool_sums, add: what has no weights. A block does 64 pixels of one sample; a thread
-// keeps to its group of channels, so neighbours read neighbours and sums need no shuffle.
+// subsample, max_pool, avg_pool, pool_sums, add, tanh: what has no weights. A block does 64 pixels of one sample; a
+// thread keeps to its group of channels, so neighbours read neighbours and sums need no shuffle.
 #pragma once
 
 #include "cuda/unit_gate.cuh"
@@ -18,8 +18,40 @@ __device__ inline float4 load_channels(const T* pixel, int first, int count, int
   return {v[0], v[1], v[2], v[3]};
 }
 
+// Maximum or mean over a window of pixels, those outside the map left out; zero where the mask is off.
 template <class T>
-__device__ inline float4 resample(const ResampleParams& p, const T* source, const T* out, int pixel, int group) {
+__device__ inline float4 pool_window(const ResampleParams& p, int sample, const T* source, int y, int x, int group) {
+  const Map& s = p.source;
+  const bool average = p.op == Op::kAvgPool;
+  const int top = y * p.stride - p.pad_rows, left = x * p.stride - p.pad_columns;
+  const int first_row = max(top, 0), last_row = min(top + p.window_rows, s.height);
+  const int first_column = max(left, 0), last_column = min(left + p.window_columns, s.width);
+  const int channel = group * kGroup - p.out_offset;  // of the source, the group's first
+  // The larger, or a NaN.
+  auto merge = [&](float v, float w) { return average ? v + w : v < w || w != w ? w : v; };
+  float4 total = {};
+  for (int i = 0, rows = last_row - first_row, columns = last_column - first_column; i < rows * columns; ++i) {
+    const int pixel = (first_row + i / columns) * s.width + first_column + i % columns;
+    const float4 v =
+        load_channels(source + static_cast<int64_t>(pixel) * s.channels, channel, p.in_channels, p.src_offset);
+    total = i == 0 ? v : float4{merge(total.x, v.x), merge(total.y, v.y), merge(total.z, v.z), merge(total.w, v.w)};
+  }
+  if (average) {
+    const float share = 1.f / static_cast<float>((last_row - first_row) * (last_column - first_column));
+    total = {total.x * share, total.y * share, total.z * share, total.w * share};
+  }
+  if (p.mask) {
+    const uint8_t* mask = p.mask + static_cast<int64_t>(sample) * p.mask_stride;
+    auto kept = [&](float v, int c) { return c < 0 || c >= p.in_channels || mask[c] != 0 ? v : 0.f; };
+    total = {kept(total.x, channel), kept(total.y, channel + 1), kept(total.z, channel + 2),
+             kept(total.w, channel + 3)};
+  }
+  return total;
+}
+
+template <class T>
+__device__ inline float4 resample(const ResampleParams& p, int sample, const T* source, const T* out, int pixel,
+                                  int group) {
   const Map& s = p.source;
   const int x = pixel % p.out.width, y = pixel / p.out.width;
   auto at = [&](int row, int column) { return source + static_cast<int64_t>(row * s.width + column) * s.channels; };
@@ -37,17 +69,12 @@ __device__ inline float4 resample(const ResampleParams& p, const T* source, cons
       const float4 b = channels(at(y, x));
       return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
     }
-    default: {
-      const bool average = p.op == Op::kAvgPool;
-      const float4 a = channels(at(2 * y, 2 * x)), b = channels(at(2 * y, 2 * x + 1));
-      const float4 c = channels(at(2 * y + 1, 2 * x)), d = channels(at(2 * y + 1, 2 * x + 1));
-      // The larger, or a NaN.
-      auto larger = [](float v, float w) { return v < w || w != w ? w : v; };
-      auto pool = [&](float v, float w, float t, float u) {
-        return average ? 0.25f * ((v + w) + (t + u)) : larger(larger(v, w), larger(t, u));
-      };
-      return {pool(a.x, b.x, c.x, d.x), pool(a.y, b.y, c.y, d.y), pool(a.z, b.z, c.z, d.z), pool(a.w, b.w, c.w, d.w)};
+    case Op::kTanh: {
+      const float4 v = channels(at(y, x));
+      return {tanhf(v.x), tanhf(v.y), tanhf(v.z), tanhf(v.w)};
     }
+    default:
+      return pool_window<T>(p, sample, source, y, x, group);
   }
 }
 
@@ -62,10 +89,17 @@ __global__ void __launch_bounds__(kThreads) resample_kernel(const __grid_constan
   T* out = static_cast<T*>(p.out.data) + sample * p.out.sample_stride;
   const int first = tile * kStripPixels, last = min(first + kStripPixels, p.out.width * p.out.height);
   const int rows = max(1, kThreads / p.groups), row = threadIdx.x / p.groups;
+  const bool keeps_front = (p.op == Op::kMaxPool || p.op == Op::kAvgPool) && p.out_offset % kGroup != 0;
   for (int group = threadIdx.x % p.groups; row < rows && group < p.groups; group += kThreads) {
     float4 total = {};
     for (int pixel = first + row; pixel < last; pixel += rows) {
-      const float4 v = resample<T>(p, source, out, pixel, p.first_group + group);
+      float4 v = resample<T>(p, sample, source, out, pixel, p.first_group + group);
+      if (keeps_front && group == 0) {  // channels of the group that belong to others
+        const float4 old =
+            Numeric<T>::widen(load_quad<T>(out, static_cast<int64_t>(pixel) * p.out.channels + p.first_group * kGroup));
+        const int front = p.out_offset % kGroup;
+        v.x = old.x, v.y = front > 1 ? old.y : v.y, v.z = front > 2 ? old.z : v.z;
+      }
       total.x += v.x, total.y += v.y, total.z += v.z, total.w += v.w;
       if (p.op != Op::kPoolSums)
         store_quad<T>(out, static_cast<int64_t>(pixel) * p.out.channels + (p.first_group + group) * kGroup,

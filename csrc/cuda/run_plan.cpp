@@ -97,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
   const std::string refused = probe_device(device, element, &limits);
   check(refused.empty(), "run_plan: ", refused);
   const auto schedule = schedule_of(compiled, element, batch, device, limits);
-  check(forced || schedule->masks.empty(), "run_plan: forced_gates must say which filters run, got none");
+  check(forced || schedule->lists.empty(), "run_plan: forced_gates must say which filters run, got none");
   check(schedule->weight_bytes <= weights.numel(), "run_plan: weights hold ", weights.numel(),
         " bytes, the plan needs ", schedule->weight_bytes, "; pack them anew");
   const Tensor workspace = empty("run_plan", {schedule->workspace_bytes}, aoti_torch_dtype_uint8(), device,

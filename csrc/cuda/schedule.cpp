@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <stdexcept>
 
 namespace dsn::cuda {
 namespace {
@@ -85,16 +84,6 @@ int64_t Schedule::reserve(int64_t bytes) {
   return at;
 }
 
-namespace {
-
-void require(const char* op, bool ok, const std::string& what) {
-  if (!ok) throw std::runtime_error(std::string(op) + ": " + what);
-}
-
-bool is_planned(Op op) { return op > Op::kStore; }
-
-}  // namespace
-
 void Schedule::place_states(const char* op, const Plan& plan, int64_t batch) {
   states.resize(plan.buffers.size());
   std::vector<int> writers(states.size(), 0);
@@ -129,74 +118,12 @@ void Schedule::place_states(const char* op, const Plan& plan, int64_t batch) {
   }
 }
 
-int64_t Schedule::mask_index(int64_t first) const {
-  int64_t i = 0;
-  while (masks[static_cast<size_t>(i)].first != first) ++i;
-  return i;
-}
-
-// Which masks there are, and how chosen filters are stored: side by side where every reader goes by the same mask.
-void Schedule::place_masks(const char* op, const Plan& plan, int64_t batch) {
-  convs.resize(plan.code.size());
-  std::vector<int64_t> packed_by(states.size(), -1);
-  std::vector<bool> rectified(states.size(), false);  // nothing below zero
-  auto read_by_mask = [&](size_t i) {
-    for (size_t j = i + 1; j < plan.code.size(); ++j) {
-      const Instruction& next = plan.code[j];
-      if (next.dst == plan.code[i].dst && !(next.flags & kAccumulate) && next.out_offset == 0) return true;
-      if (next.dst == plan.code[i].dst) return false;
-      if (next.src == plan.code[i].dst && (next.op != Op::kConv2d || next.in_mask != plan.code[i].out_mask))
-        return false;
-    }
-    return true;
-  };
-  auto note = [&](int64_t first, int64_t length) {
-    for (const FilterMask& m : masks) {
-      if (m.first != first) continue;
-      require(op, m.length == length, "two masks of the plan overlap");
-      return;
-    }
-    require(op, length < 65536, "a mask of the plan is longer than 65,535 filters");
-    masks.push_back({first, length});
-  };
-  for (size_t i = 0; i < plan.code.size(); ++i) {
-    const Instruction& in = plan.code[i];
-    if (in.op != Op::kConv2d) {
-      if (is_planned(in.op) && in.dst >= 0) rectified[in.dst] = in.op != Op::kAdd && rectified[in.src];
-      continue;
-    }
-    ConvStep& step = convs[i];
-    const bool adds = in.flags & kAccumulate, relu = in.flags & kRelu && in.relu_channels == 0;
-    const bool masked = in.out_mask >= 0 || in.in_mask >= 0;
-    require(op, packed_by[in.src] == in.in_mask,
-            "a convolution of the plan reads by another mask than its input was written by; GPU kernels do not");
-    require(op, !masked || (in.src_offset % kGroup == 0 && in.relu_channels == 0 && !(in.flags & kPool)),
-            "a convolution of the plan has a mask and pools, or parts of it; GPU kernels do not");
-    require(op, in.in_mask < 0 || !(in.flags & kNormalise),
-            "a convolution of the plan normalises chosen channels; GPU kernels do not");
-    if (in.out_mask >= 0) {
-      note(in.out_mask, in.out_channels);
-      step.packed = !adds && in.out_offset == 0 && read_by_mask(i);
-      step.off_look = !step.packed && (!adds || (relu && !rectified[in.dst]));
-    }
-    if (!adds && in.out_offset == 0) packed_by[in.dst] = step.packed ? in.out_mask : -1;
-    const bool whole = in.out_offset == 0 && in.out_channels == plan.buffers[in.dst].channels && in.only_if < 0;
-    rectified[in.dst] = relu && (whole || rectified[in.dst]);
-  }
-  if (masks.empty()) return;
-  lists_at = reserve(batch * plan.gates * 2);
-  counts_at = reserve(batch * static_cast<int64_t>(masks.size()) * 4);
-}
-
 Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams,
                    Element element, int64_t batch, const DeviceLimits& limits) {
   word_count = ceil_div(batch, 64);
   multiprocessors = limits.multiprocessors;
   place_states(op, plan, batch);
   for (const Instruction& in : plan.code) {
-    const bool pools = in.op == Op::kMaxPool || in.op == Op::kAvgPool;
-    require(op, in.op <= Op::kLinear && (pools ? in.taps == 4 && in.stride == 2 && in.out_mask < 0 : !in.columns),
-            "an instruction of the plan is for the CPU; GPU kernels do not serve it");
     arrived_at.emplace_back();
     const int64_t launches = in.op == Op::kDenseBlock ? in.layers : 1;
     for (int64_t l = 0; l < launches; ++l) arrived_at.back().push_back(reserve(batch * 4));
@@ -206,7 +133,7 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
     hidden_at = reserve(batch * 2 * gate::kEmbedding * 4);
   }
   zero_bytes = workspace_bytes;
-  place_masks(op, plan, batch);
+  place_lists(op, plan, batch);
   chains = chain_gates(plan);
   gradual = find_gradual_runs(plan, element, batch, limits);
 
@@ -230,7 +157,11 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
         written = in.out_channels, cuts = ceil_div(map->pixels(), kPointwisePixels);
         break;
       case Op::kHead:
-        layouts.back().push_back(head_unit::layout(states[in.src].channels, in.out_channels));
+        layouts.back().push_back(
+            head_unit::layout(states[in.src].channels, in.out_channels, inputs[layouts.size() - 1].list >= 0));
+        break;
+      case Op::kPathHead:
+        layouts.back().push_back(path_head_unit::layout(states[in.src].channels, in.out_channels, in.layers));
         break;
       case Op::kDenseBlock: {
         const State& state = states[in.dst];
@@ -254,9 +185,9 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
         break;
       }
       case Op::kConv2d: {
-        const bool masked = in.out_mask >= 0 || in.in_mask >= 0;
         layouts.back().push_back(conv2d_unit::layout(in.src_offset % kGroup, in.in_channels, in.out_channels, in.taps,
-                                                     in.flags & kNormalise, masked, element));
+                                                     in.flags & kNormalise, has_chosen(in), has_constants(in),
+                                                     element));
         ConvTile& tile = convs[layouts.size() - 1].tile;
         tile = choose_conv_tile(*map, in, element, batch, limits);
         require(op, tile.rows > 0,

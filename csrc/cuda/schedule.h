@@ -2,6 +2,7 @@
 // from the plan and the batch size alone, so that a captured graph fits every gate pattern.
 #pragma once
 
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -51,13 +52,32 @@ inline int cell_stride(int64_t channels, Element element) {
   return static_cast<int>((ceil_div(channels, unit) | 1) * unit);
 }
 
+// A convolution's or pool's window; pads: rows and columns of zeros before the map.
+struct Kernel {
+  explicit Kernel(const Instruction& in)
+      : columns(in.columns     ? in.columns
+                : in.taps == 9 ? 3
+                               : 1),
+        rows(in.taps / columns),
+        pad_rows(in.columns ? in.pad_rows : rows / 2),
+        pad_columns(in.columns ? in.pad_columns : columns / 2) {}
+  int64_t columns, rows, pad_rows, pad_columns;
+};
+
+// Whether a convolution's filters or inputs may be chosen; whether inputs without data are constants to it.
+inline bool has_chosen(const Instruction& conv) {
+  return conv.out_mask >= 0 || conv.in_mask >= 0 || conv.flags & kLive;
+}
+inline bool has_constants(const Instruction& conv) { return conv.flags & kLive && conv.flags & kNormalise; }
+
 // How a convolution's map and columns are cut, and the shared memory of a block.
 struct ConvTile {
   int rows = 0, columns = 0, down = 0, across = 0;
   int block_columns = 0, column_blocks = 0;
   int warp_tiles = 0, warps_down = 0;  // of 8 columns; warps over pixels
   int depth = 0, cell_stride = 0;
-  int at_lists = 0, at_sums = 0, at_cells = 0, at_weights = 0, stage_bytes = 0, shared_bytes = 0;
+  int at_lists = 0, at_norm = 0, at_bias = 0, at_sums = 0, at_cells = 0, at_weights = 0, stage_bytes = 0,
+      shared_bytes = 0;
   int resident = 1;  // blocks of a multiprocessor
   int tiles() const { return down * across; }
   int blocks() const { return tiles() * column_blocks; }
@@ -65,8 +85,25 @@ struct ConvTile {
 
 struct ConvStep {
   ConvTile tile;
-  bool packed = false;    // chosen filters are stored side by side
-  bool off_look = false;  // filters that are off need a look
+  bool packed = false;     // chosen filters are stored side by side
+  bool scattered = false;  // inputs that hold data are in their places
+  bool off_look = false;   // filters that are off need a look
+};
+
+// Channels of which some hold data in a sample, run by run.
+struct ChannelList {
+  std::vector<ChannelRun> runs;
+  int64_t at = 0;         // of a sample's lists
+  int64_t first_run = 0;  // of all
+  int64_t channels() const {
+    int64_t sum = 0;
+    for (const ChannelRun& run : runs) sum += run.channels;
+    return sum;
+  }
+};
+// The channels of a list's first `runs` runs; list -1: all channels there are.
+struct Listed {
+  int list = -1, runs = 0;
 };
 
 // A gate that is decided by the launch which writes what it reads.
@@ -88,10 +125,6 @@ struct GradualRun {
   int at_state = 0, at_mid = 0, at_inner = 0, at_add = 0, shared_bytes = 0;
 };
 
-struct FilterMask {
-  int64_t first, length;  // gates
-};
-
 struct Schedule {
   // Throws std::runtime_error of one line if the plan asks for what these kernels do not do.
   Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams, Element element,
@@ -105,8 +138,10 @@ struct Schedule {
   std::vector<ConvStep> convs;                     // of each instruction
   std::vector<GradualRun> gradual;                 // in order
   std::vector<std::vector<ChainedGate>> chains;    // of each instruction; empty: gates are launches of their own
-  std::vector<FilterMask> masks;
-  int64_t lists_at = 0, counts_at = 0;  // uint16 [B][gates], int32 [B][masks]
+  std::vector<ChannelList> lists;
+  std::vector<Listed> inputs, filters;  // of each instruction: channels that hold data, filters that are on
+  int64_t list_stride = 0, run_count = 0;
+  int64_t lists_at = 0, counts_at = 0;  // uint16 [B][list_stride], int32 [B][run_count]
   int64_t gate_words_at = 0;            // uint64 [gates][word_count], of gates that instructions decide
   int64_t hidden_at = 0;                // float [B][2 kEmbedding], of recurrent gates
   int64_t word_count = 0;
@@ -115,13 +150,18 @@ struct Schedule {
   int64_t workspace_bytes = 0;
   int64_t weight_bytes = 0;  // that the plan reads, at least
 
-  int64_t mask_index(int64_t first) const;  // of the mask that begins at a gate
-
  private:
   int64_t reserve(int64_t bytes);
   void place_states(const char* op, const Plan& plan, int64_t batch);
-  void place_masks(const char* op, const Plan& plan, int64_t batch);
+  void place_lists(const char* op, const Plan& plan, int64_t batch);
 };
+
+inline void require(const char* op, bool ok, const std::string& what) {
+  if (!ok) throw std::runtime_error(std::string(op) + ": " + what);
+}
+
+// Instructions on maps without slices.
+inline bool is_planned(Op op) { return op > Op::kStore && op != Op::kPathHead; }
 
 // Channels of a state as layer `layer` of its block reads them.
 inline Channels channels_before(const State& state, int64_t layer) {

@@ -5,47 +5,18 @@ The host runner counts the same instructions one by one; tests hold the two equa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from .. import _C
 from ..ops.network import Instruction, Plan
-
-_ROWS = 16  # pixels of an m16n8k16 instruction
-_GROUP: int = _C.cuda.GROUP
-
-# (rows, columns) of a layer's tiles, how many there are down and across, and 1 if one launch runs the whole block
-Tile = tuple[int, int, int, int, int]
-
-
-@dataclass
-class Launch:
-    """One kernel for a batch.
-
-    Attributes:
-        name: stem, layer, block, transition, head, load or store.
-        stream: of the plan.
-        blocks: of the grid; ``active`` of them have a sample.
-        mma: m16n8k16 instructions, of 2048 multiply-accumulates each; 0 of float32.
-        l1_bytes: what warps load in the loops around them, from shared memory or through the first-level cache.
-        dram_bytes: of states and images read and written; weights stay in the caches.
-        chains: of a block, for each sample: layers that ran, layers that did not, instructions of its longest tile.
-    """
-
-    name: str
-    stream: int
-    blocks: int = 0
-    active: int = 0
-    mma: int = 0
-    l1_bytes: int = 0
-    dram_bytes: int = 0
-    chains: list[tuple[int, int, int]] = field(default_factory=list)
+from . import gpu_map_work as maps
+from .gpu_map_work import GROUP, ROWS, Cuts, Launch, up
 
 
 def _groups(channels: int) -> int:
-    return -(-channels // _GROUP)
+    return -(-channels // GROUP)
 
 
 def _columns(channels: int) -> int:
@@ -53,38 +24,46 @@ def _columns(channels: int) -> int:
     return -(-channels // columns) * columns
 
 
-def _ceil(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
-def network_work(
-    plan: Plan, gates: Tensor, tiles: Sequence[Tile], streams: Sequence[int], element: int
-) -> list[Launch]:
-    """The launches of ``plan``.
+def network_work(plan: Plan, gates: Tensor, cuts: Cuts, element: int) -> list[Launch]:
+    """The launches of ``plan`` in order.
 
     Args:
-        plan: of the kernels; stems, dense blocks, transitions and heads.
+        plan: of the GPU kernels.
         gates: uint8 [B, L] of 0 and 1.
-        tiles: of each layer of each dense block, in order.
-        streams: of each buffer.
+        cuts: of its schedule.
         element: bytes of a weight and an activation.
     """
-    return _Counter(plan, gates.tolist(), iter(tiles), streams, element).run()
+    return _Counter(plan, gates, cuts, element).run()
 
 
 class _Counter:
-    def __init__(
-        self, plan: Plan, gates: list[list[int]], tiles: Iterator[Tile], streams: Sequence[int], element: int
-    ) -> None:
-        self.plan, self.gates, self.tiles, self.streams, self.element = plan, gates, tiles, streams, element
+    def __init__(self, plan: Plan, gates: Tensor, cuts: Cuts, element: int) -> None:
+        self.plan, self.gates, self.cuts, self.element = plan, gates.tolist(), cuts, element
+        self.tiles, self.convs, self.streams = iter(cuts.layers), iter(cuts.convs), cuts.streams
+        self.traced = {work.index: work for work in plan.trace(gates) if work.inputs is not None}
         self.blocks = {step.dst: step for step in plan.code if step.op == _C.OPS["dense_block"]}
         self.first: dict[int, int] = {}  # channels of each buffer that are always live
         self.launches: list[Launch] = []
 
     def run(self) -> list[Launch]:
         names = {code: name for name, code in _C.OPS.items()}
-        for step in self.plan.code:
+        for _ in range(self.cuts.lists):
+            self.launches.append(Launch("lists", 0, len(self.gates), len(self.gates)))
+        gradual = {run[0]: run for run in self.cuts.gradual}
+        within = {i for run in self.cuts.gradual for i in range(run[0], run[1])}
+        for index, step in enumerate(self.plan.code):
             name = names[step.op]
+            cut = next(self.convs) if name == "conv2d" else ()
+            if index in within:
+                if index in gradual:
+                    launch = Launch("gradual_layer", self.streams[step.src])
+                    maps.gradual_layer(self.plan, gradual[index], len(self.gates), self.element, launch)
+                    self.launches.append(launch)
+                continue
+            if name == "gate" and not self.cuts.gates_have_launches:
+                if self.launches and step.gate == _C.GATES["recurrent"]:
+                    self.launches[-1].gates += 1
+                continue
             if name == "dense_block":
                 tiles = [next(self.tiles) for _ in range(step.layers)]
                 if tiles[0][4]:
@@ -94,7 +73,10 @@ class _Counter:
                         self._layer(step, layer, tile)
                 continue
             launch = Launch(name, self.streams[step.dst if step.dst >= 0 else step.src])
-            getattr(self, "_" + name)(step, launch)
+            if name == "conv2d":
+                self._conv2d(step, index, cut, launch)
+            else:
+                getattr(self, "_" + name)(step, launch)
             self.launches.append(launch)
         return self.launches
 
@@ -112,15 +94,42 @@ class _Counter:
 
     def _pointwise(self, launch: Launch, pixels: int, columns: int, steps: int) -> None:
         """A product of a sample in tiles of 16 pixels."""
-        tiles = -(-pixels // _ROWS)
+        tiles = -(-pixels // ROWS)
         launch.mma += tiles * columns // 8 * steps
         launch.l1_bytes += tiles * steps * 32 * 4 * self.element * (2 + columns // 8)
 
+    def _conv2d(self, step: Instruction, index: int, cut: Sequence[int], launch: Launch) -> None:
+        work = self.traced[index]
+        assert work.inputs is not None and work.filters is not None
+        runs = [sample[step.only_if] if step.only_if >= 0 else 1 for sample in self.gates]
+        counts = runs, work.inputs.tolist(), work.filters.tolist()
+        maps.conv2d(self.plan, step, cut, self.cuts.multiprocessors, *counts, self.element, launch)
+        self.first[step.dst] = self.plan.buffers[step.dst][0]
+
+    def _without_weights(self, step: Instruction, launch: Launch) -> None:
+        maps.without_weights(self.plan, step, len(self.gates), self.element, launch)
+        if step.dst >= 0:
+            self.first[step.dst] = self.plan.buffers[step.dst][0]
+
+    _subsample = _max_pool = _avg_pool = _pool_sums = _add = _tanh = _without_weights
+
+    def _per_sample(self, step: Instruction, launch: Launch) -> None:
+        launch.blocks = launch.active = len(self.gates)
+
+    _gate = _linear = _per_sample
+
     def _load(self, step: Instruction, launch: Launch) -> None:
         self.first[step.dst] = step.in_channels
+        self._copy(step, step.dst, launch)
 
     def _store(self, step: Instruction, launch: Launch) -> None:
-        pass
+        self._copy(step, step.src, launch)
+
+    def _copy(self, step: Instruction, buffer: int, launch: Launch) -> None:
+        """A float32 map of the caller's to a buffer, or back."""
+        height, width = self._size(buffer)
+        launch.blocks = launch.active = len(self.gates) * -(-height * width // 64)
+        launch.dram_bytes = len(self.gates) * height * width * step.in_channels * (4 + self.element)
 
     def _stem(self, step: Instruction, launch: Launch) -> None:
         self.first[step.dst] = step.out_channels
@@ -129,7 +138,7 @@ class _Counter:
             len(self.gates) * -(-height * width // 64) * -(-_columns(step.out_channels) // 64)
         )
         for _ in self.gates:
-            self._pointwise(launch, height * width, _columns(step.out_channels), _ceil(step.in_channels * 9, 16) // 16)
+            self._pointwise(launch, height * width, _columns(step.out_channels), up(step.in_channels * 9, 16) // 16)
             launch.dram_bytes += height * width * (4 * step.in_channels + self.element * step.out_channels)
 
     def _transition(self, step: Instruction, launch: Launch) -> None:
@@ -143,16 +152,18 @@ class _Counter:
             if step.guide >= 0:
                 groups.append(self._live(step.guide, sample))
             self._pointwise(launch, height * width, columns, sum(-(-g // 4) for g in groups))
-            launch.dram_bytes += self.element * _GROUP * groups[0] * from_height * from_width
+            launch.dram_bytes += self.element * GROUP * groups[0] * from_height * from_width
             launch.dram_bytes += self.element * step.out_channels * height * width
 
     def _head(self, step: Instruction, launch: Launch) -> None:
         height, width = self._size(step.src)
         launch.blocks = launch.active = len(self.gates)
         for sample in self.gates:
-            launch.dram_bytes += self.element * _GROUP * self._live(step.src, sample) * height * width
+            launch.dram_bytes += self.element * GROUP * self._live(step.src, sample) * height * width
 
-    def _layer(self, step: Instruction, layer: int, tile: Tile) -> None:
+    _path_head = _head
+
+    def _layer(self, step: Instruction, layer: int, tile: Sequence[int]) -> None:
         launch = Launch("layer", self.streams[step.dst], blocks=len(self.gates) * tile[2] * tile[3])
         self.launches.append(launch)
         self.first[step.dst] = step.in_channels
@@ -161,7 +172,7 @@ class _Counter:
                 launch.active += tile[2] * tile[3]
                 self._run_layer(launch, step, layer, tile, sample)
 
-    def _resident(self, step: Instruction, tile: Tile) -> None:
+    def _resident(self, step: Instruction, tile: Sequence[int]) -> None:
         """All layers in one launch; a sample whose layers are all shut leaves its gates alone, by one block."""
         launch = Launch("block", self.streams[step.dst], blocks=len(self.gates) * tile[2] * tile[3])
         self.launches.append(launch)
@@ -173,7 +184,7 @@ class _Counter:
             longest = sum(self._run_layer(launch, step, layer, tile, sample) for layer in ran)
             launch.chains.append((sum(taken), step.layers - sum(taken), longest))
 
-    def _run_layer(self, launch: Launch, step: Instruction, layer: int, tile: Tile, sample: list[int]) -> int:
+    def _run_layer(self, launch: Launch, step: Instruction, layer: int, tile: Sequence[int], sample: list[int]) -> int:
         """Adds a layer of a sample; the instructions of its longest tile."""
         longest = 0
         for own, halo in self._tiles(step.dst, tile):
@@ -181,13 +192,13 @@ class _Counter:
             self._tile(launch, step, -(-self._live(step.dst, sample, layer) // 4), own, halo)
             longest = max(longest, launch.mma - before)
         height, width = self._size(step.dst)
-        live = self._live(step.dst, sample, layer) * _GROUP
+        live = self._live(step.dst, sample, layer) * GROUP
         rows = min(1 + 2 / tile[0], 2) if tile[2] > 1 else 1.0  # a row of halo is read by two tiles
         written = step.in_channels if step.merge == _C.MERGES["add"] else step.out_channels
         launch.dram_bytes += int(self.element * height * width * (live * rows + written))
         return longest
 
-    def _tiles(self, buffer: int, tile: Tile) -> list[tuple[int, int]]:
+    def _tiles(self, buffer: int, tile: Sequence[int]) -> list[tuple[int, int]]:
         """(own pixels, pixels with the halo inside the map) of each tile."""
         height, width = self._size(buffer)
         sizes = []
@@ -203,11 +214,11 @@ class _Counter:
         reduce = _columns(step.bottleneck)
 
         def product(pixels: int, rows: int, columns: int, count: int) -> None:
-            tiles = _ceil(pixels, rows) // _ROWS
+            tiles = up(pixels, rows) // ROWS
             launch.mma += tiles * columns // 8 * count
             # activations: two groups a lane for 16 pixels; weights: one for each 8 columns, shared by `rows` pixels
-            loads = 2 * tiles + tiles * _ROWS // rows * columns // 8
-            launch.l1_bytes += count * 32 * _GROUP * self.element * loads
+            loads = 2 * tiles + tiles * ROWS // rows * columns // 8
+            launch.l1_bytes += count * 32 * GROUP * self.element * loads
 
         if not step.bottleneck:
             product(own, 32, _columns(step.out_channels), 9 * steps)

@@ -2,13 +2,13 @@
 
 from .dense_block import DenseBlock
 from .head import Head
-from .network import NETWORKS, ON_GPU, Network, Target
+from .network import IN_TRITON, NETWORKS, Network, Target
 from .stage import STAGES, ResidualStage, SelectConv2d, Stage
 from .transition import Transition
 
 __all__ = [
+    "IN_TRITON",
     "NETWORKS",
-    "ON_GPU",
     "STAGES",
     "DenseBlock",
     "Head",

@@ -133,6 +133,7 @@ class _Repacker:
         self.element = ELEMENTS[dtype]
         self.states: dict[int, _Channels] = {}
         self.recurrences: dict[int, int] = {}  # places of the CPU's and of these
+        self.live: set[int] = set()  # buffers of which single channels may hold no data
 
     def run(self) -> tuple[Plan, Tensor]:
         names = {code: name for name, code in _C.OPS.items()}
@@ -140,9 +141,9 @@ class _Repacker:
         for step in self.plan.code:
             shared = self._recurrence(step) if names[step.op] == "gate" else 0
             offset = self.out.size
-            getattr(self, "_" + names[step.op])(step)
-            flags = step.flags & ~(_C.FLAGS["winograd"] | _C.FLAGS["live"])  # ways of the CPU's
-            code.append(dataclasses.replace(step, weights=offset, shared=shared, flags=flags))
+            made = getattr(self, "_" + names[step.op])(step) or step
+            flags = made.flags & ~_C.FLAGS["winograd"]  # a way of the CPU's
+            code.append(dataclasses.replace(made, weights=offset, shared=shared, flags=flags))
         return Plan(list(self.plan.buffers), code), self.out.tensor()
 
     def _unit(self, step: Instruction, layout: _CpuLayout, offset: int = 0) -> Unit:
@@ -150,6 +151,7 @@ class _Repacker:
 
     def _load(self, step: Instruction) -> None:
         self.states[step.dst] = _Channels(step.in_channels)
+        self._written(step, step.out_mask >= 0)
 
     def _store(self, step: Instruction) -> None:
         pass
@@ -211,7 +213,9 @@ class _Repacker:
             fields["expand"] = _conv(unit.conv("expand", step.in_channels), spread_columns)
         return fields
 
-    def _transition(self, step: Instruction) -> None:
+    def _transition(self, step: Instruction) -> Instruction | None:
+        if step.src in self.live:
+            return self._pooling_conv2d(step)
         source = self.states[step.src]
         guide = self.states[step.guide] if step.guide >= 0 else _Channels(0)
         sizes = [source.total, guide.total]
@@ -228,24 +232,63 @@ class _Repacker:
             constants=_columns(unit["constants"][:, : step.out_channels], 1),
         )
         self.states[step.dst] = _Channels(step.out_channels)
+        return None
+
+    def _pooling_conv2d(self, step: Instruction) -> Instruction:
+        """A transition whose input channels are chosen one by one is a convolution of means."""
+        unit = self._unit(step, _C.transition_layout(step.in_channels, step.out_channels, 0))
+        conv = dataclasses.replace(
+            step,
+            op=_C.OPS["conv2d"],
+            taps=1,
+            columns=1,
+            stride=2,
+            flags=_C.FLAGS["normalise"] | _C.FLAGS["live"] | _C.FLAGS["means"],
+        )
+        bias = torch.zeros(step.out_channels, dtype=torch.float64)
+        self._add_conv2d(conv, unit.conv("weight", step.out_channels), bias, (unit["scale"], unit["shift"]))
+        return conv
 
     def _head(self, step: Instruction) -> None:
-        source = self.states[step.src]
+        source, live = self.states[step.src], step.src in self.live
         unit = self._unit(step, _C.head_layout(source.total, step.out_channels, source.slices))
         self.out.add(
-            _C.cuda.head_layout(*source.args(), step.out_channels),
+            _C.cuda.head_layout(*source.args(), step.out_channels, live),
             norm=_norm(source.spread(unit["scale"], 0), source.spread(unit["shift"], 0)),
             weight=source.spread(unit["weight"].T, 1),
             bias=unit["bias"],
-            constants=unit["constants"],
+            constants=unit["shift"].relu()[:, None] * unit["weight"] if live else unit["constants"],
+        )
+
+    def _path_head(self, step: Instruction) -> None:
+        source = self.states[step.src]
+        unit = self._unit(step, _C.path_head_layout(source.total, step.out_channels, step.layers))
+        self.out.add(
+            _C.cuda.path_head_layout(*source.args(), step.out_channels, step.layers),
+            norm=_norm(source.spread(unit["scale"], 0), source.spread(unit["shift"], 0)),
+            weight=source.spread(unit["weight"].T, 1),
+            bias=unit["bias"],
+            path=source.spread(unit["path"], 2),
+            path_bias=source.spread(unit["path_bias"], 1),
         )
 
     def _fills(self, step: Instruction) -> None:
         """The step's buffer is one map, whatever part of it the step writes."""
         self.states[step.dst] = _Channels(self.plan.buffers[step.dst][0])
 
+    def _written(self, step: Instruction, live: bool) -> None:
+        """Notes what is known of the step's buffer: ``live`` of the channels that it writes."""
+        if live:
+            self.live.add(step.dst)
+        elif step.out_offset == 0:
+            self.live.discard(step.dst)
+
+    def _pool(self, step: Instruction) -> None:
+        self._fills(step)
+        self._written(step, step.out_mask >= 0 or step.src in self.live)
+
     def _conv2d(self, step: Instruction) -> None:
-        normalises, masked = bool(step.flags & _C.FLAGS["normalise"]), max(step.out_mask, step.in_mask) >= 0
+        normalises = bool(step.flags & _C.FLAGS["normalise"])
         layout = _C.conv2d_layout(
             step.in_channels,
             step.out_channels,
@@ -254,27 +297,37 @@ class _Repacker:
             step.out_mask >= 0,
             bool(step.flags & _C.FLAGS["winograd"]),
         )
-        unit, front = self._unit(step, layout), step.src_offset % _GROUP
+        unit = self._unit(step, layout)
         if step.out_mask >= 0:  # [in][tap][out]
             weight = unit["weight"].permute(2, 0, 1)[: step.out_channels]
         else:
             weight = unit.conv("weight", step.out_channels)
+        norm = (unit["scale"], unit["shift"]) if normalises else None
+        self._add_conv2d(step, weight, unit["bias"][: step.out_channels], norm)
+
+    def _add_conv2d(self, step: Instruction, weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor] | None) -> None:
+        """Adds the unit of a convolution, weight [O, I, taps], with scale and shift of the BN-ReLU before it."""
+        front, live = step.src_offset % _GROUP, bool(step.flags & _C.FLAGS["live"])
+        chosen = live or max(step.out_mask, step.in_mask) >= 0
 
         def spread(x: Tensor, dim: int) -> Tensor:
             shape = list(x.shape)
             shape[dim] = front
             return _pad(torch.cat([x.new_zeros(shape), x], dim), dim, _C.cuda.STEP)
 
-        fields = {"weight": _conv(weight, spread), "bias": _columns(unit["bias"][: step.out_channels], 0)}
-        if normalises:
-            fields["norm"] = _norm(spread(unit["scale"], 0), spread(unit["shift"], 0))
-        if masked:
+        fields = {"weight": _conv(weight, spread), "bias": _columns(bias, 0)}
+        if norm is not None:
+            fields["norm"] = _norm(*(spread(part, 0) for part in norm))
+            fields["constants"] = _columns((norm[1].relu() * weight.sum(2)).T, 1)
+        if chosen:
             fields["selectable"] = _columns(weight.permute(2, 1, 0), 2)
-        layout = _C.cuda.conv2d_layout(
-            front, step.in_channels, step.out_channels, step.taps, normalises, masked, self.element
+        sizes = front, step.in_channels, step.out_channels, step.taps
+        self.out.add(
+            _C.cuda.conv2d_layout(*sizes, norm is not None, chosen, live and norm is not None, self.element), **fields
         )
-        self.out.add(layout, **fields)
         self._fills(step)
+        if not step.flags & _C.FLAGS["accumulate"]:
+            self._written(step, step.out_mask >= 0)
 
     def _wide(self, layout: _GpuLayout, unit: Unit) -> None:
         self.out.add(layout, **{name: unit[name] for name, *_ in layout[0]})
@@ -299,4 +352,6 @@ class _Repacker:
     def _pool_sums(self, step: Instruction) -> None:
         pass
 
-    _subsample = _max_pool = _avg_pool = _add = _fills
+    _tanh = _pool_sums
+    _max_pool = _avg_pool = _pool
+    _subsample = _add = _fills

@@ -57,7 +57,8 @@ PLANNERS: dict[type[nn.Module], Planner] = {
     LeNet: plan_lenet,
 }
 NETWORKS = (*PLANNERS, GaterNet)
-ON_GPU = (DualSkippingNetwork, ResNet, SkipNet, GraduallyUpdatedNetwork)
+# Those that the Triton kernels serve, and a GaterNet with such a backbone; the CUDA kernels serve every network.
+IN_TRITON = (DualSkippingNetwork, ResNet, SkipNet, GraduallyUpdatedNetwork)
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Planned(nn.Module):
     def __init__(self, model: Any, target: Target, masks: Masks | None = None) -> None:
         super().__init__()
         config, self.target = model.config, target
-        if target.backend != "cpu" and type(model) not in ON_GPU:
-            served = ", ".join(kind.__name__ for kind in ON_GPU)
-            raise UserError(f"{config.name} is a {type(model).__name__}; GPU kernels serve {served}")
+        if target.backend == "triton" and type(model) not in IN_TRITON:
+            served = ", ".join(kind.__name__ for kind in IN_TRITON)
+            raise UserError(f"{config.name} is a {type(model).__name__}; the Triton kernels serve {served}")
         self.stem, side, self.stem_macs = None, config.image_size, 0
         if getattr(config, "stem", None) == "imagenet":
             # A gradually updated network's plan has the rest of its stem.

@@ -57,6 +57,7 @@ class Work(NamedTuple):
         ran: fraction of it that ran: 0 or 1, of a convolution whose filters are chosen anything between. [B].
         macs: executed, int64 [B].
         layer: of a dense block, -1 for its gates and for every other instruction.
+        inputs, filters: of a convolution: channels that it reads and filters that are on, int64 [B].
     """
 
     op: str
@@ -65,6 +66,8 @@ class Work(NamedTuple):
     ran: Tensor
     macs: Tensor
     layer: int = -1
+    inputs: Tensor | None = None
+    filters: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -143,9 +146,10 @@ class Plan:
             elif op == "conv2d":
                 filters = live.chosen(step.out_mask, step.out_channels)
                 inputs = live.count(step.src) if step.flags & _C.FLAGS["live"] else none + step.in_channels
-                runs = gates[:, step.only_if] if step.only_if >= 0 else all_
-                macs = runs * self._pixels(step.dst) * step.taps * filters.sum(1) * inputs
-                yield Work(op, index, max(step.only_if, step.out_mask), runs * filters.double().mean(1), macs)
+                runs, on = gates[:, step.only_if] if step.only_if >= 0 else all_, filters.sum(1)
+                macs = runs * self._pixels(step.dst) * step.taps * on * inputs
+                ran = runs * filters.double().mean(1)
+                yield Work(op, index, max(step.only_if, step.out_mask), ran, macs, inputs=inputs, filters=on)
                 if not step.flags & _C.FLAGS["accumulate"]:
                     live.write(step, filters)
             else:

@@ -6,10 +6,11 @@ from references import make_block, randomise
 from small_models import SMALL, make_images
 
 import dsn_models
+from dsn_kernels.measure.gpu_map_work import Cuts
 from dsn_kernels.measure.gpu_work import network_work
 from dsn_kernels.nn.gpu import GpuDenseBlock
 from dsn_kernels.nn.network import plan_network
-from dsn_kernels.nn.plan_runner import PlanRunner
+from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, PlanRunner
 
 DTYPE = torch.float16
 NETWORKS = ["concat-bc-100", "concat-40", "add-166", "dsn-navon"]
@@ -30,8 +31,7 @@ def run(simt, runner, x, gates):
 
 
 def expected(runner, gates):
-    network = runner.schedule(len(gates))
-    return network_work(runner.plan, gates, [tile[:5] for tile in network.tiles], network.stream_of_buffer, 2)
+    return network_work(runner.plan, gates, Cuts.of(runner.schedule(len(gates)), MULTIPROCESSORS), 2)
 
 
 @pytest.mark.parametrize(("name", "clusters"), [*((name, True) for name in NETWORKS), ("concat-bc-100", False)])

@@ -32,6 +32,17 @@ def test_equals_reference(place, name, dtype):
     check_network(place, model, accelerate(place, model, dtype), make_images(model, 3), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("density", [None, 0.0, 0.5, 1.0])
+def test_the_path_shapes_the_features(place, density, dtype):
+    place.seeded(3)
+    model = make_model("lsn-concat-bc-100")
+    fast = accelerate(place, model, dtype)
+    forced = None if density is None else random_gates(fast, 3, density)
+    moved = None if forced is None else {name: gates.to(place.device) for name, gates in forced.items()}
+    check(place, model, fast, make_images(model, 3), dtype, moved)
+
+
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
 def test_forced_gates(place, density):
     model = make_model("concat-bc-100")

@@ -1,4 +1,4 @@
-"""Residual networks, SkipNets, GaterNets and GUNNs on the CUDA kernels against the reference models in float64."""
+"""Networks without gated dense blocks on the CUDA kernels against the reference models in float64."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from small_planned import PLANNED, make_planned
 import dsn_kernels
 from dsn_kernels import _C
 from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
+from dsn_kernels.nn.plan_builder import PlanBuilder
 from dsn_kernels.nn.plan_runner import PlanRunner
 from dsn_kernels.ops.network import Plan
 
@@ -51,6 +52,81 @@ def test_convolution(place, channels, filters, side, taps, stride, dtype):
     images = torch.randn(2, channels, *side)
     actual = runner(images.to(place.device), torch.empty(0, device=place.device)).map.cpu()
     assert_as_exact_as_torch(actual, same_dtype(conv, images, dtype), same_dtype(conv, images, torch.float64))
+
+
+def windows():
+    """(kernel, stride, padding) beyond those that residual networks have."""
+    return [((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0)), (3, 1, 0), (3, 2, 0), (5, 1, 2), (7, 3, 3), (2, 2, 0), (1, 3, 0)]
+
+
+def run_map(place, plan, packer, image, dtype, forced=None):
+    runner = PlanRunner(plan, packer.tensor(), dtype, place.backend).to(place.device)
+    limits = torch.full((plan.gates,), 0.5, device=place.device)
+    out = runner(image.to(place.device), limits, None if forced is None else forced.to(place.device))
+    return out.map.cpu(), out.macs.cpu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "chosen"])
+@pytest.mark.parametrize("window", windows(), ids=str)
+def test_any_window(place, window, masked, dtype):
+    """Behind a 1x1 whose filters are chosen: the inputs that hold data are read, wherever they are."""
+    place.seeded(6)
+    torch.manual_seed(0)
+    kernel, stride, padding = window
+    first = torch.nn.Conv2d(5, 18, 1).requires_grad_(False)
+    conv = torch.nn.Conv2d(18, 10, kernel, stride, padding).requires_grad_(False)
+    image = torch.randn(3, 5, 11, 9)
+    filters, outputs = (torch.rand(3, n) < 0.5 for n in (18, 10))
+    outputs[0], filters[1] = True, False  # all filters; no inputs
+    if not masked:
+        filters[:], outputs[:] = True, True
+    builder = PlanBuilder({"first": 0, "conv": 18} if masked else {})
+    x = builder.load(5, 11)
+    builder.plan.buffers[x] = (5, 11, 9)
+    middle = builder.conv(first, None, x, builder.buffer(18, 11, 9), "relu", path="first")
+    builder.pool("max_pool", middle, builder.buffer(18, 11, 9), 1, 1)  # its filters stay in their places
+    y = builder.buffer(10, *conv(first(image)).shape[2:])
+    builder.conv(conv, None, middle, y, path="conv")
+    builder.plan.add("store", src=y, in_channels=10)
+    plan, _ = builder.result()
+
+    def reference(kind):
+        a, b = (copy.deepcopy(c).to(kind) for c in (first, conv))
+        inner = a(image.to(kind)).relu() * filters[:, :, None, None]
+        return b(inner) * outputs[:, :, None, None]
+
+    forced = torch.cat([filters, outputs], 1).byte() if masked else None
+    actual, macs = run_map(place, plan, builder.packer, image, dtype, forced)
+    assert_as_exact_as_torch(actual, reference(dtype), reference(torch.float64))
+    pixels = actual[0, 0].numel()
+    expected = 99 * 5 * filters.sum(1) + pixels * conv.weight[0, 0].numel() * filters.sum(1) * outputs.sum(1)
+    assert torch.equal(macs, expected)
+
+
+@pytest.mark.parametrize("offset", [3, 8])
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 0), (3, 1, 1), (5, 3, 2)], ids=str)
+@pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
+def test_pools(place, op, window, offset):
+    """Of any window, behind other channels of their buffer."""
+    place.seeded(7)
+    image = torch.randn(2, 6, 9, 7)
+    builder = PlanBuilder()
+    x = builder.load(6, 9)
+    builder.plan.buffers[x] = (6, 9, 7)
+    make = {
+        "max_pool": torch.nn.MaxPool2d(*window),
+        "avg_pool": torch.nn.AvgPool2d(*window, count_include_pad=False),
+    }[op]
+    pooled = make(image)
+    front = torch.nn.Conv2d(6, offset, window[0], window[1], window[2]).requires_grad_(False)
+    y = builder.buffer(offset + 6, *pooled.shape[2:])
+    builder.conv(front, None, x, y)
+    builder.pool(op, x, y, *window, offset=offset)
+    builder.plan.add("store", src=y, in_channels=offset + 6)
+    actual, _ = run_map(place, builder.plan, builder.packer, image, torch.float32)
+    expected = torch.cat([front(image), pooled], 1)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])

@@ -8,12 +8,14 @@ from torch import nn
 
 import dsn_kernels
 from dsn_kernels import _C
+from dsn_kernels.measure.gpu_map_work import Cuts
+from dsn_kernels.measure.gpu_work import network_work
 from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
 from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, SHARED_BYTES, PlanRunner
 from dsn_kernels.ops.network import Plan
 
 WARPS = 8
-CONV, GATE = _C.OPS["conv2d"], _C.OPS["gate"]
+GATE = _C.OPS["gate"]
 
 
 def up(n, multiple):
@@ -40,39 +42,41 @@ def conv_tiles(simt, plan, batch, element):
     return [Tile(fields) for fields in network.conv_tiles]
 
 
-def chosen(mask, channels, sample):
-    return sum(sample[mask : mask + channels]) if mask >= 0 else channels
+GENERAL = ["gaternet-shake", "gaternet-densenet", "gaternet-inception"]
+SOLID = ["shake-shake", "densenet-bc", "inception", "lenet", "gunn"]
 
 
-def mma_of(plan, tiles, gates):
-    """Tensor-core instructions: a warp has 2 x 16 pixels, columns come in eights, k-steps in sixteens."""
-    total = 0
-    for step, tile in zip((s for s in plan.code if s.op == CONV), tiles, strict=True):
-        _, height, width = plan.buffers[step.dst]
-        warps = sum(-(-rows * columns // 32) for _, _, rows, columns in tile.own(height, width))
-        for sample in gates.tolist():
-            if step.only_if >= 0 and not sample[step.only_if]:
-                continue
-            filters = chosen(step.out_mask, step.out_channels, sample)
-            inputs = chosen(step.in_mask, step.in_channels, sample)
-            columns = up(filters, 16) if filters == step.out_channels else up(filters, 8)
-            depth = up(inputs + (step.src_offset % 4 if inputs == step.in_channels else 0), 16)
-            total += warps * 2 * columns // 8 * step.taps * depth // 16
-    return total
+def work_of(runner, gates):
+    return network_work(runner.plan, gates, Cuts.of(runner.schedule(len(gates)), MULTIPROCESSORS), 2)
 
 
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("name", ["skipnet-rnn", "gaternet-all", "gaternet-preact"])
-def test_tensor_core_instructions(simt, name, density):
+@pytest.mark.parametrize(
+    ("name", "density"),
+    [
+        *(
+            (name, d)
+            for name in ("skipnet-rnn", "skipnet-ff-2", "gaternet-all", "gaternet-preact")
+            for d in (0.0, 0.5, 1.0)
+        ),
+        *((name, 0.5) for name in GENERAL),
+        *((name, 1.0) for name in SOLID),
+    ],
+)
+def test_tensor_core_instructions_launches_and_blocks(simt, name, density):
     model = make_planned(name)
     fast = dsn_kernels.accelerate(model, dtype=torch.float16, backend="simt")
     plan, batch = fast.runner.plan, 3
     gates = (torch.rand(batch, plan.gates, generator=torch.Generator().manual_seed(1)) < density).byte()
-    limits = torch.full((plan.gates,), 0.5)
+    limits, images = torch.full((plan.gates,), 0.5), make_images(model, batch)
+    images = images if fast.stem is None else fast.stem(images.half())
     simt.reset_counters()
-    out = fast.runner(make_images(model, batch), limits, gates)
-    assert torch.equal(out.gates, gates)
-    assert simt.counters()["mma_m16n8k16_f16"] == mma_of(plan, conv_tiles(simt, plan, batch, 1), gates)
+    out = fast.runner(images, limits, gates)
+    if gates.shape[1] == sum(fast.layers.values()):
+        assert torch.equal(out.gates, gates)
+    counts, work = simt.counters(), work_of(fast.runner, gates)
+    assert counts["mma_m16n8k16_f16"] == sum(launch.mma for launch in work) > 0
+    assert counts["launches"] == len(work)
+    assert counts["blocks"] == sum(launch.blocks for launch in work)
 
 
 def gated_conv(channels, side, taps, stride, with_conv=True):
@@ -163,7 +167,7 @@ def test_bytes_of_a_convolution(simt, shape):
     assert counts["global_load_bytes"] == 2 * loaded + looks * WARPS * 8
     assert counts["global_store_bytes"] == 2 * stored
     assert counts["global_atomics"] == active  # MACs
-    assert counts["mma_m16n8k16_f16"] == mma_of(plan, [tile], gates)
+    assert counts["mma_m16n8k16_f16"] == sum(launch.mma for launch in work_of(runner, gates))
 
 
 def test_a_block_does_several_tiles_and_reads_the_weights_once(simt):

@@ -79,6 +79,18 @@ def test_occupancy(resources):
     assert resources.Kernel("k", "75", 32, 0, 0).blocks == 4  # 1024 threads
 
 
+def test_threads_are_the_launchs_or_the_kernels_own(resources):
+    report = "\n".join(
+        f"Compiling entry function '{name}' for 'sm_90a'\n0 bytes stack frame, 0 bytes spill stores\nUsed 40 registers"
+        for name in ("_ZN3dsn4cuda16unit_gate_kernelILi128EEvNS0_14UnitGateParamsE",
+                     "_ZN3dsn4cuda11stem_kernelI6__halfEEvNS0_10StemParamsE",
+                     "_ZN3dsn4cuda11head_kernelI6__halfEEvNS0_10HeadParamsE")
+    )  # fmt: skip
+    kernels = resources.parse(report, {"90a": {"stem_kernel<half>": (128, 1024)}})
+    assert [(k.threads, k.shared) for k in kernels] == [(128, None), (128, 1024), (256, None)]
+    assert kernels[0].blocks == 2048 // 128 * 3 // 4  # 12 x 128 x 40 are nearly all registers
+
+
 def test_names(resources):
     mangled = "_ZN3dsn4cuda23bottleneck_layer_kernelI6__halfLi6ELi2ELb1EEEvNS0_16DenseLayerParamsE"
     assert resources.readable(mangled) == "bottleneck_layer_kernel<half, 6, 2, 1>"

@@ -85,3 +85,43 @@ def test_the_document_shows_the_committed_prediction(model):
     assert document["kind"].startswith("prediction, not a measurement")
     assert document["constants"] == model.constants(), "made with other constants; write it again"
     assert model.table(document) in (ROOT / "docs" / "gpu-model.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def families(model):
+    path = ROOT / "benchmarks"
+    sys.path.insert(0, str(path))
+    try:
+        return importlib.import_module("gpu_families")
+    finally:
+        sys.path.remove(str(path))
+
+
+def test_a_convolution_takes_longer_the_more_tiles_its_blocks_walk(model):
+    def latency(active, **more):
+        return model.latency(Launch("conv2d", 0, blocks=4, active=active, mma=100 * active, **more))
+
+    assert latency(0) == model.ROUND_TRIP
+    assert latency(4) == latency(3) < latency(5) == latency(8)
+    pooling = latency(4, pools=True)
+    assert pooling - latency(4) == pytest.approx(model.POOL_TRIPS * model.ROUND_TRIP)
+    assert latency(4, pools=True, gates=2) - pooling == pytest.approx(2 * model.GATE_TRIPS * model.ROUND_TRIP)
+
+
+def test_bars_of_a_family(families):
+    rows = [
+        {"batch": 8, "gates": kind, "ms": ms, "ratio": 1.6, "realised_fraction": 0.9}
+        for kind, ms in (("open", 2.0), ("different", 1.0), ("equal", 0.8))
+    ]
+    found = families.bars_of(families.Family("net", 0.5, 1.7, (8,)), rows)
+    assert [(bar["predicted"]["8"], bar["met"]) for bar in found] == [(1.6, []), (0.9, [8]), (0.8, [])]
+    rows = [{"batch": 1, "gates": "open", "ms": 2.0, "ratio": 1.6, "realised_fraction": None, "eager_ms": 7.0}]
+    found = families.bars_of(families.Family("net", 0.0, 1.0, (1,), against="other"), rows)
+    assert [(bar["predicted"]["1"], bar["met"]) for bar in found] == [(1.6, [1]), (3.5, [1])]
+
+
+def test_the_document_shows_the_committed_prediction_of_families(families):
+    document = json.loads((ROOT / "benchmarks" / "results" / "prediction-h200.families.json").read_text())
+    assert document["kind"].startswith("prediction, not a measurement")
+    assert document["constants"] == families.constants(), "made with other constants; write it again"
+    assert families.table(document) in (ROOT / "docs" / "gpu-model.md").read_text()

@@ -31,6 +31,7 @@ def small_model():
 
 @pytest.fixture
 def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     spec = importlib.util.spec_from_file_location("gpu_script", BENCHMARKS / "gpu.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
@@ -48,8 +49,17 @@ def dry(script, monkeypatch):
     except UserError as error:
         pytest.skip(str(error))
     monkeypatch.setattr(script, "BATCHES", (1, 2))
-    monkeypatch.setattr(script, "make_model", small_model)
-    monkeypatch.setattr(script, "images", lambda batch: torch.randn(batch, 3, 8, 8))
+    tiny = {"stage_units": (1, 1), "stage_widths": (8, 16), "stem_width": 8, "image_size": 8}
+    skipping = script.Family("skipnet-38-rnn", 0.5, 1.7, (1, 2), tiny)
+    updated = script.Family("gunn-15", 0.0, 1.0, (1,), {"widths": (8,), "segments": (2,), "image_size": 8}, "resnet-20")
+    monkeypatch.setattr(
+        script, "FAMILIES", (skipping, updated, script.Family("none", 0.5, 1.0, (1,), {"image_size": 8}))
+    )
+    real = script.make_model
+    monkeypatch.setattr(
+        script, "make_model", lambda name=None, **options: real(name, **options) if options else small_model()
+    )
+    monkeypatch.setattr(script, "images", lambda batch, config=None: torch.randn(batch, 3, 8, 8))
     monkeypatch.setattr(dsn_kernels, "accelerate", lambda model, dtype, **_: Network(model, Target("simt", dtype)))
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
@@ -79,6 +89,12 @@ def test_a_dry_run_writes_the_schema_of_dsn_bench(dry, tmp_path, monkeypatch):
     for row in found["rows"]:
         assert set(row["baselines_ms"]) == expected
         assert row["speedup_vs_best"] == 1
+    kinds = [(r["model"], r["batch"], r["gates"]) for r in found["families"]]
+    own = [("skipnet-38-rnn", b, s) for b in (1, 2) for s in ("open", "random:0.5", "equal:0.5")]
+    assert kinds == [*own, ("gunn-15", 1, "open")]
+    plain = {"eager", "channels_last", "channels_last graph", "compile default graph"}
+    assert [set(r["baselines_ms"]) for r in found["families"]] == [plain] * 6 + [plain | {"eager gunn-15"}]
+    assert found["families_missing"]["none"].startswith("UserError: unknown")
     settings = BenchSettings(batches=(1,), gates=(GateSetting("open"),), against=("eager",), seconds=0.01)
     like = bench(small_model(), "concat-bc-100", settings)
     times = [Latency.of([1.0])] * 2

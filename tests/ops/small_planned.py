@@ -1,10 +1,14 @@
-"""Small residual networks, SkipNets, GaterNets and GUNNs of every kind that plans serve."""
+"""Small networks of every kind that plans without gated dense blocks serve."""
+
+import dataclasses
 
 import torch
 from references import randomise
 from torch import nn
 
 import dsn_models
+from dsn_models.gaternet import find_gate_points
+from dsn_models.inception import Branches, ConvNorm
 
 _UNITS = {"stage_units": (2, 1, 1), "stage_widths": (8, 12, 20), "stem_width": 8}
 _GATER = {"stage_units": (1, 1), "stage_widths": (8, 12), "stem_width": 8, "stem": "conv3x3"}
@@ -52,13 +56,79 @@ PLANNED = {
     "sunn": ("sunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 6}),
     "gunn-stacked": ("gunn-24", {"widths": (12, 16), "segments": (2, (5, 11)), "image_size": 4}),
     "gunn-imagenet": ("gunn-18", {"widths": (12, 20), "segments": (2, 4), "image_size": 32, "classes": 10}),
+    "shake-shake": ("shake-shake-64d", {"stage_units": (2, 1), "width": 8, "stem_width": 6, "image_size": 9}),
+    "densenet": ("densenet-40", {"block_layers": (2, 1), "growth_rate": 8, "image_size": 9}),
+    "densenet-bc": ("densenet-bc-100", {"block_layers": (2, 2), "image_size": 8}),
+    "lenet": ("lenet", {"image_size": 16}),
+    "inception": ("inception-v4", {"blocks": (1, 1, 1), "image_size": 75}),
+    "gaternet-shake": (
+        "gaternet-shake-shake-64d",
+        {
+            "backbone_options": {"stage_units": (1, 1), "width": 8, "stem_width": 8},
+            "gater_options": _GATER,
+            "gated": "all",
+            "image_size": 9,
+        },
+    ),
+    "gaternet-densenet": (
+        "gaternet-densenet-100-12",
+        {
+            "backbone_options": {"block_layers": (3, 2), "growth_rate": 6},
+            "gater_options": _GATER,
+            "gated": "all",
+            "image_size": 9,
+        },
+    ),
+    "gaternet-densenet-last": (
+        "gaternet-densenet-100-12",
+        {"backbone_options": {"block_layers": (2, 2), "growth_rate": 8}, "gater_options": _GATER, "image_size": 8},
+    ),
+    "gaternet-inception": (
+        "gaternet-inception-v4",
+        {"backbone_options": {"blocks": (1, 1, 1)}, "gater_options": _GATER, "gated": "all", "image_size": 75},
+    ),
+    "gaternet-inception-last": (
+        "gaternet-inception-v4",
+        {"backbone_options": {"blocks": (1, 1, 1)}, "gater_options": _GATER, "image_size": 75},
+    ),
 }
+
+
+def _narrow(model: nn.Module) -> nn.Module:
+    """An Inception-v4 for images of 21 x 21, with every kind of branch in it but a few channels each."""
+    size = 21
+    model.stem = nn.Sequential(
+        ConvNorm(3, 6, 3, stride=2, valid=True),
+        Branches(6, nn.MaxPool2d(3, stride=2), ConvNorm(6, 10, 3, stride=2, valid=True)),
+    )
+    one_by_seven = nn.Sequential(ConvNorm(16, 5, 1), ConvNorm(5, 9, (1, 7)), ConvNorm(9, 6, (7, 1)))
+    average = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+    ends = Branches(6, ConvNorm(6, 5, (1, 3)), ConvNorm(6, 3, (3, 1)))
+    model.units = nn.Sequential(
+        Branches(16, ConvNorm(16, 7, 1), one_by_seven, nn.Sequential(average, ConvNorm(16, 4, 1))),
+        Branches(17, ConvNorm(17, 5, 1), nn.Sequential(ConvNorm(17, 6, 1), ends), nn.MaxPool2d(3, stride=1, padding=1)),
+    )
+    model.head = nn.Sequential(*list(model.head)[:-1], nn.Linear(30, model.config.classes))
+    model.config = dataclasses.replace(model.config, image_size=size)
+    return model
+
+
+def _narrow_gaternet(model: nn.Module) -> nn.Module:
+    _narrow(model.backbone)
+    model.config = dataclasses.replace(model.config, image_size=model.backbone.config.image_size)
+    model.gater.features.config = dataclasses.replace(model.gater.features.config, image_size=model.config.image_size)
+    model.gate_points = find_gate_points(model.backbone, model.config.gated)
+    model.gater.fc2 = nn.Linear(model.gater.fc2.in_features, model.num_gates)
+    return model
 
 
 def make_planned(name: str, **overrides) -> nn.Module:
     zoo_name, options = PLANNED[name]
     torch.manual_seed(0)
-    model = randomise(dsn_models.create(zoo_name, **{**options, **overrides}))
+    model = dsn_models.create(zoo_name, **{**options, **overrides})
+    if "inception" in name:
+        model = _narrow_gaternet(model) if name.startswith("gaternet") else _narrow(model)
+    randomise(model)
     for module in model.modules():  # scales that leave the activations of many layers of one size
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             module.weight.data.abs_().add_(0.3)

@@ -11,6 +11,7 @@
 #include "simt/streams.h"
 
 // The runner's module links nothing of the shipped library.
+#include "cuda/channel_lists.cpp"
 #include "cuda/conv2d_tile.cpp"
 #include "cuda/gate_chains.cpp"
 #include "cuda/gradual_runs.cpp"
@@ -72,7 +73,7 @@ class Network {
                                                int forgotten) {
     if (weights.size() < schedule_->weight_bytes || workspace.size() < schedule_->workspace_bytes)
       throw std::runtime_error("network: weights or workspace are too small");
-    if (!forced && !schedule_->masks.empty())
+    if (!forced && !schedule_->lists.empty())
       throw std::runtime_error("network: forced gates must say which filters run");
     cuda::NetworkCall call;
     call.image = image.data<void>();

@@ -70,6 +70,7 @@ void conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer pooled, Bu
   p.relu_below = 16;
   p.in_pairs = p.wide_groups = true;
   p.taps = 9, p.stride = 1;
+  p.kernel_rows = p.kernel_columns = 3, p.pad_rows = p.pad_columns = 1;
   p.tile_rows = 4, p.tile_columns = 8, p.tiles_across = 1;
   p.warps_down = 8;
   p.depth = 4;

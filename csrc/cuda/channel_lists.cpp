@@ -1,0 +1,138 @@
+// Which channels hold data and which filters are chosen, as lists that the kernels read, and how filters are stored.
+#include <algorithm>
+
+#include "cuda/schedule.h"
+
+namespace dsn::cuda {
+namespace {
+
+using Runs = std::vector<ChannelRun>;
+
+// Whether the chosen filters of convolution i may be stored side by side: every reader goes by the same mask.
+bool read_by_mask(const Plan& plan, size_t i) {
+  const Instruction& conv = plan.code[i];
+  for (size_t j = i + 1; j < plan.code.size(); ++j) {
+    const Instruction& next = plan.code[j];
+    if (next.dst == conv.dst && !(next.flags & kAccumulate) && next.out_offset == 0) return true;
+    if (next.dst == conv.dst) return false;
+    if ((next.src == conv.dst || next.guide == conv.dst) && (next.op != Op::kConv2d || next.in_mask != conv.out_mask))
+      return false;
+  }
+  return true;
+}
+
+// Replaces what lies behind the first `offset` channels.
+void write(Runs& runs, int64_t offset, const Runs& written) {
+  int64_t kept = 0;
+  size_t count = 0;
+  for (; count < runs.size() && kept < offset; ++count) {
+    runs[count].channels = static_cast<int32_t>(std::min<int64_t>(runs[count].channels, offset - kept));
+    kept += runs[count].channels;
+  }
+  runs.resize(count);
+  if (kept < offset) runs.push_back({static_cast<int32_t>(offset - kept)});
+  runs.insert(runs.end(), written.begin(), written.end());
+}
+
+ChannelRun run_of(int64_t channels, int64_t gate) {
+  return {static_cast<int32_t>(channels), static_cast<int32_t>(gate)};
+}
+
+bool begins_with(const Runs& all, const Runs& first) {
+  return all.size() >= first.size() && std::equal(first.begin(), first.end(), all.begin());
+}
+
+// The list that begins with these runs, a new one if there is none; of channels that are always live, none.
+Listed find_list(std::vector<ChannelList>& lists, const Runs& runs) {
+  const auto gated = [](const ChannelRun& run) { return run.gate >= 0; };
+  if (std::none_of(runs.begin(), runs.end(), gated)) return {};
+  for (size_t l = 0; l < lists.size(); ++l) {
+    if (begins_with(runs, lists[l].runs)) lists[l].runs = runs;
+    if (begins_with(lists[l].runs, runs)) return {static_cast<int>(l), static_cast<int>(runs.size())};
+  }
+  lists.push_back({runs});
+  return {static_cast<int>(lists.size()) - 1, static_cast<int>(runs.size())};
+}
+
+}  // namespace
+
+void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
+  convs.resize(plan.code.size());
+  inputs.resize(plan.code.size());
+  filters.resize(plan.code.size());
+  std::vector<Runs> live(states.size());
+  std::vector<int64_t> packed_by(states.size(), -1);
+  std::vector<bool> rectified(states.size(), false);  // nothing below zero
+  for (size_t i = 0; i < plan.code.size(); ++i) {
+    const Instruction& in = plan.code[i];
+    switch (in.op) {
+      case Op::kLoad:
+        write(live[in.dst], 0, {run_of(in.in_channels, in.out_mask)});
+        break;
+      case Op::kStem:
+      case Op::kTransition:
+      case Op::kSubsample:
+        write(live[in.dst], 0, {run_of(in.out_channels, -1)});
+        break;
+      case Op::kMaxPool:
+      case Op::kAvgPool: {
+        Runs pooled = live[in.src];  // a channel holds data if its source does and its own mask is on
+        int64_t gate = in.out_mask;
+        for (ChannelRun& run : pooled) {
+          if (gate < 0) break;
+          require(op, run.both < 0, "pools of the plan put more than two masks on a channel; GPU kernels do not");
+          (run.gate < 0 ? run.gate : run.both) = static_cast<int32_t>(gate);
+          gate += run.channels;
+        }
+        write(live[in.dst], in.out_offset, pooled);
+        break;
+      }
+      case Op::kHead:
+        inputs[i] = find_list(lists, live[in.src]);
+        break;
+      default:
+        break;
+    }
+    if (in.op == Op::kTanh) rectified[in.src] = false;
+    if (in.op != Op::kConv2d) {
+      if (is_planned(in.op) && in.dst >= 0) rectified[in.dst] = in.op != Op::kAdd && rectified[in.src];
+      continue;
+    }
+    ConvStep& step = convs[i];
+    const bool adds = in.flags & kAccumulate, relu = in.flags & kRelu && in.relu_channels == 0;
+    require(op, !has_chosen(in) || (in.src_offset % kGroup == 0 && in.relu_channels == 0 && !(in.flags & kPool)),
+            "a convolution of the plan has a mask and pools, or parts of it; GPU kernels do not");
+    require(op, packed_by[in.src] < 0 || packed_by[in.src] == in.in_mask,
+            "a convolution of the plan reads by another mask than its input was written by; GPU kernels do not");
+    if (packed_by[in.src] >= 0) {
+      inputs[i] = find_list(lists, {run_of(in.in_channels, in.in_mask)});
+    } else if (in.flags & kLive) {
+      inputs[i] = find_list(lists, live[in.src]);
+      step.scattered = true;
+    }
+    if (in.out_mask >= 0) {
+      filters[i] = find_list(lists, {run_of(in.out_channels, in.out_mask)});
+      step.packed = !adds && in.out_offset == 0 && read_by_mask(plan, i);
+      step.off_look = !step.packed && (!adds || (relu && !rectified[in.dst]));
+    }
+    if (!adds) {
+      if (in.out_offset == 0) packed_by[in.dst] = step.packed ? in.out_mask : -1;
+      write(live[in.dst], in.out_offset, {run_of(in.out_channels, in.out_mask)});
+    }
+    const bool whole = in.out_offset == 0 && in.out_channels == plan.buffers[in.dst].channels && in.only_if < 0;
+    rectified[in.dst] = relu && (whole || rectified[in.dst]);
+  }
+  if (lists.empty()) return;
+  for (ChannelList& list : lists) {
+    const auto runs = static_cast<int64_t>(list.runs.size());
+    require(op, list.channels() < 65536 && runs <= kRunsAtOnce,
+            "a map of the plan has more than 65,535 channels, or more than " + std::to_string(kRunsAtOnce) +
+                " convolutions wrote it by masks");
+    list.at = list_stride, list.first_run = run_count;
+    list_stride += list.channels(), run_count += runs;
+  }
+  lists_at = reserve(batch * list_stride * 2);
+  counts_at = reserve(batch * run_count * 4);
+}
+
+}  // namespace dsn::cuda

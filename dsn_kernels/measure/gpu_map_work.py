@@ -1,0 +1,166 @@
+"""What the GPU kernels do for the instructions on maps: convolutions, pools, gates of units, gradual layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import _C
+from ..ops.network import Instruction, Plan
+
+ROWS = 16  # pixels of an m16n8k16 instruction
+GROUP: int = _C.cuda.GROUP
+_STEP: int = _C.cuda.STEP
+_STRIP = 64  # pixels of a block of the kernels without weights
+_WARP_ROWS = 32  # pixels that a warp of a convolution multiplies
+
+
+@dataclass
+class Launch:
+    """One kernel for a batch.
+
+    Attributes:
+        name: stem, layer, block, transition, head, load, store, conv2d, gradual_layer, lists, or the instruction's.
+        stream: of the plan.
+        blocks: of the grid.
+        active: blocks that have a sample; of a convolution, whose blocks walk them: tiles of the samples that run.
+        mma: m16n8k16 instructions, of 2048 multiply-accumulates each; 0 of float32.
+        l1_bytes: what warps load in the loops around them, from shared memory or through the first-level cache.
+        l2_bytes: weights that blocks of a convolution copy into their shared memory.
+        dram_bytes: of states and images read and written; weights stay in the caches.
+        chains: of a block, for each sample: layers that ran, layers that did not, instructions of its longest tile; of
+            a gradual layer: phases of a segment, 0, instructions of a block.
+        gates: that the last block of a sample decides behind a sum over its channels; recurrent ones only.
+        pools: leaves a pooled vector.
+    """
+
+    name: str
+    stream: int
+    blocks: int = 0
+    active: int = 0
+    mma: int = 0
+    l1_bytes: int = 0
+    l2_bytes: int = 0
+    dram_bytes: int = 0
+    chains: list[tuple[int, int, int]] = field(default_factory=list)
+    gates: int = 0
+    pools: bool = False
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How the schedule cuts a plan's instructions.
+
+    Attributes:
+        layers: of each layer of each dense block: (rows, columns) of its tiles, how many there are down and across, and
+            1 if one launch runs the whole block.
+        convs: of each convolution: rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down,
+            depth, blocks of a multiprocessor.
+        gradual: of each gradual layer: first instruction, one past its last, rows of a block, blocks of a sample.
+        streams: of each buffer.
+        multiprocessors: of the device.
+        lists: launches that list what masks chose.
+        gates_have_launches: gates of units are not decided by what writes their input.
+    """
+
+    layers: Sequence[Sequence[int]]
+    convs: Sequence[Sequence[int]]
+    gradual: Sequence[Sequence[int]]
+    streams: Sequence[int]
+    multiprocessors: int
+    lists: int = 0
+    gates_have_launches: bool = False
+
+    @staticmethod
+    def of(network: Any, multiprocessors: int) -> Cuts:
+        """Of a schedule of the host runner."""
+        kernels = [entry[0] for stream in network.timeline() for entry in stream]
+        return Cuts(
+            [tile[:5] for tile in network.tiles],
+            network.conv_tiles,
+            network.gradual_runs,
+            network.stream_of_buffer,
+            multiprocessors,
+            sum("filter_lists_kernel" in kernel for kernel in kernels),
+            any("unit_gate_kernel" in kernel for kernel in kernels),
+        )
+
+
+def up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def conv2d(
+    plan: Plan,
+    step: Instruction,
+    cut: Sequence[int],
+    multiprocessors: int,
+    runs: list[int],
+    inputs: list[int],
+    filters: list[int],
+    element: int,
+    launch: Launch,
+) -> None:
+    """Adds a convolution of samples that run (0 or 1), read ``inputs`` channels and have ``filters`` on.
+
+    A warp has 2 x 16 pixels, columns come in eights, k-steps in sixteens.
+    """
+    rows, width, down, across, block_columns, column_blocks, warp_tiles, _, _, resident = cut
+    _, height, columns = plan.buffers[step.dst]
+    _, from_height, from_width = plan.buffers[step.src]
+    tiles = [
+        (min(rows, height - y), min(width, columns - x))
+        for y in range(0, height, rows)
+        for x in range(0, columns, width)
+    ]
+    warps = sum(-(-r * c // _WARP_ROWS) for r, c in tiles)
+    items = down * across * column_blocks
+    launch.blocks = min(len(runs) * items, multiprocessors * resident)
+    launch.pools = bool(step.flags & _C.FLAGS["pool"])
+    for run, live, on in zip(runs, inputs, filters, strict=True):
+        if not run:
+            continue
+        used = up(on, 16) if on == step.out_channels else up(on, 8)
+        depth = up(live + (step.src_offset % GROUP if live == step.in_channels else 0), _STEP)
+        launch.active += down * across * -(-used // block_columns)
+        steps = step.taps * depth // _STEP
+        launch.mma += warps * 2 * used // 8 * steps
+        # activations once for each warp beside the others, weights once for each warp above
+        launch.l1_bytes += warps * steps * 32 * GROUP * element * (4 * -(-used // (8 * warp_tiles)) + used // 8)
+        launch.l2_bytes += len(tiles) * step.taps * depth * used * element
+        moved = live * min(from_height * from_width, height * columns * max(step.taps, step.stride**2))
+        moved += on * height * columns * (2 if step.flags & _C.FLAGS["accumulate"] else 1)
+        launch.dram_bytes += moved * element
+
+
+def without_weights(plan: Plan, step: Instruction, batch: int, element: int, launch: Launch) -> None:
+    """Adds a subsampling, pool, sum or pooling of channel sums."""
+    to = step.dst if step.dst >= 0 else step.src
+    channels, height, width = plan.buffers[to]
+    launch.blocks = launch.active = batch * -(-height * width // _STRIP)
+    _, from_height, from_width = plan.buffers[step.src]
+    launch.pools = step.op in (_C.OPS["subsample"], _C.OPS["pool_sums"])
+    written = 0 if step.op == _C.OPS["pool_sums"] else min(step.out_channels or step.in_channels, channels)
+    launch.dram_bytes = batch * element * (step.in_channels * from_height * from_width + written * height * width)
+
+
+def gradual_layer(plan: Plan, cut: Sequence[int], batch: int, element: int, launch: Launch) -> None:
+    """Adds update units that a cluster of blocks does for each sample: the state is read and written once."""
+    begin, end, rows, blocks = cut[:4]
+    channels, height, width = plan.buffers[plan.code[begin].src]
+    launch.blocks = launch.active = batch * blocks
+    longest = phases = 0
+    for step in plan.code[begin:end]:
+        if step.op != _C.OPS["conv2d"]:
+            continue
+        phases += 1
+        products = step.taps * up(step.out_channels, 16) // 8 * up(step.in_channels, _STEP) // _STEP
+        for y in range(0, height, rows):
+            tiles = -(-min(rows, height - y) * width // ROWS)
+            launch.mma += batch * tiles * products
+            # weights are read by instruction, a fragment of 256 bytes for each; pixels once for four columns of eight
+            launch.l1_bytes += batch * tiles * products * 32 * GROUP * element * 3 // 2
+        longest += -(-min(rows, height) * width // ROWS) * products
+    launch.chains = [(phases, 0, longest)]
+    launch.dram_bytes = 2 * batch * up(channels, GROUP) * height * width * element
