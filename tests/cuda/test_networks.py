@@ -39,8 +39,7 @@ def test_the_path_shapes_the_features(place, density, dtype):
     model = make_model("lsn-concat-bc-100")
     fast = accelerate(place, model, dtype)
     forced = None if density is None else random_gates(fast, 3, density)
-    moved = None if forced is None else {name: gates.to(place.device) for name, gates in forced.items()}
-    check(place, model, fast, make_images(model, 3), dtype, moved)
+    check_network(place, model, fast, make_images(model, 3), dtype, forced)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])

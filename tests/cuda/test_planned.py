@@ -1,5 +1,7 @@
 """Networks without gated dense blocks on the CUDA kernels against the reference models in float64."""
 
+import copy
+
 import pytest
 import torch
 from device_checks import accelerate, check_network, check_samples_alone, same_dtype
