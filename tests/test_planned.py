@@ -22,6 +22,10 @@ MODELS = {
     "resnet-projection": ("resnet-20", {**SMALL, "shortcut": "projection", "image_size": 13}),
     "resnet-preact": ("resnet-164", {**SMALL, "image_size": 9}),
     "resnet-bottleneck": ("resnet-50", {"stage_units": (1, 2), "stage_widths": (64, 128), "image_size": 56}),
+    # Rows of 28, 14 and 7 pixels, then of 30, 15 and 8; weights that threads share.
+    "resnet-28": ("resnet-20", {**SMALL, "image_size": 28}),
+    "resnet-30": ("resnet-20", {**SMALL, "image_size": 30}),
+    "resnet-heavy": ("resnet-50", {"stage_units": (1, 1), "stage_widths": (256, 512), "image_size": 56}),
     "skipnet-rnn": ("skipnet-38-rnn", SMALL),
     "skipnet-32": ("skipnet-38-rnn", {"stage_units": (2, 2, 2)}),
     "skipnet-pad": ("skipnet-32-rnn", {**SMALL, "image_size": 15}),

@@ -124,13 +124,25 @@ inline Layout layout(int64_t in, int64_t classes, int64_t slices) {
 }
 }  // namespace head
 
-// Winograd's F(2x2, 3x3) on the CPU: outputs and 2x2 patches that are worked on at a time.
+// Winograd's F(2x2, 3x3) on the CPU: outputs that are worked on at a time, and 2x2 patches at most; a vector of
+// patches.
 constexpr int kWinogradRows = 8;
-constexpr int kWinogradPatches = 32;
+constexpr int kWinogradPatches = 64;
+constexpr int kWinogradVector = 16;
 
-// Whether a 3x3 convolution of such a map can go that way, and gains by it.
+// Pixels that a row takes there: 8, 16 or 32, so that whole rows of patches make a vector; 0: it is too wide.
+inline int64_t winograd_row(int64_t width) { return width <= 8 ? 8 : width <= 16 ? 16 : width <= 32 ? 32 : 0; }
+
+// Patches of a map, those behind its edges too, in whole vectors.
+inline int64_t winograd_patches(int64_t height, int64_t width) {
+  return round_up(ceil_div(height, 2) * winograd_row(width) / 2, kWinogradVector);
+}
+
+// Whether a 3x3 convolution of such a map can go that way, and gains by it: 16 products for a patch instead of nine for
+// a pixel of whole tiles, and a fifth of them is spent on the way there and back.
 inline bool winograd_pays(int64_t in, int64_t out, int64_t height, int64_t width) {
-  return (width == 8 || width == 16 || width == 32) && height * width % 64 == 0 && in >= 8 && out >= kWinogradRows;
+  return in >= 8 && out >= kWinogradRows && winograd_row(width) &&
+         winograd_patches(height, width) * 16 * 5 <= round_up(height * width, kTile) * 9 * 4;
 }
 
 // A convolution with its batch norm folded in, perhaps after another BN-ReLU (scale, shift). With a filter mask the

@@ -19,7 +19,8 @@ class Conv2d {
         to(w.plan.buffers[in.dst]),
         p(w.packed(in)),
         planes(in.taps == 9 && in.stride == 2 && !in.columns ? 4 : 1),
-        patches(to, in.in_channels * planes, w.team().size()) {
+        patches(Patches::of(in, to, w.team().size())),
+        shares(Patches::has_heavy_weights(in) ? w.team().size() : 1) {
     const Live& held = w.live[in.src];
     some = in.flags & kLive && held.count() < in.in_channels;
     sources = some ? held.channels.data() : w.compiled.every_channel.data();
@@ -38,32 +39,53 @@ class Conv2d {
     if (in.out_mask >= 0 && w.selection.filters.empty() && off.empty()) return;
     const bool pool = in.flags & kPool;
     w.team().phase(
-        patches.count, [&](int64_t i) { convolve(i); },
+        patches.count * shares, [&](int64_t i) { convolve(i / shares, i % shares); },
         [&] {
           if (pool) w.pool(in.dst, in.out_offset, in.out_offset + in.out_channels);
         });
   }
 
  private:
-  void convolve(int64_t i) {
+  // A share of the filters in a patch.
+  void convolve(int64_t i, int64_t share) {
     const int64_t first = i * patches.tiles, last = std::min<int64_t>(first + patches.tiles, to.tiles());
     if (in.out_mask >= 0) select();
     const bool patchwise = in.taps == 9 && !in.columns;
+    const bool reads_state = in.taps == 1 && !in.columns && in.stride == 1 && !(in.flags & kNormalise);
     if (patchwise) fill(first * kTile - patches.halo);
-    for (int64_t t = first; t < last; ++t) {
-      c.valid = w.valid(to, t);
+    c.tiles = patchwise || reads_state ? static_cast<int>(last - first) : 1;
+    for (int64_t t = first; t < last; t += c.tiles) {
+      c.valid = w.valid(to, t + c.tiles - 1);
       c.edge = w.compiled.edges[in.dst][t].bits;
       c.dst = w.state(in.dst) + (t * to.channels + in.out_offset) * kTile;
       if (in.flags & kPool) c.sums = w.sums(in.dst) + t * to.channels + in.out_offset;
       if (in.columns)
         unfold(t);
       else if (patchwise)
-        c.src = w.patch() + patches.halo + (t - first) * kTile;
+        c.src = w.patch() + patches.halo;
       else
         gather(t);
-      if (c.out_channels > 0) w.conv(c, patchwise ? 9 : 1);
-      if (!off.empty()) finish_off_filters(t);
+      const ConvTile mine = shares > 1 ? share_of(c, share) : c;
+      if (mine.out_channels > 0) w.conv(mine, patchwise ? 9 : 1);
     }
+    if (!off.empty())
+      for (int64_t t = first; t < last; ++t) finish_off_filters(t);
+  }
+
+  // Whole blocks of filters.
+  ConvTile share_of(ConvTile c, int64_t share) const {
+    const int64_t blocks = ceil_div(in.out_channels, c.row_block);
+    const int64_t begin = blocks * share / shares, end = blocks * (share + 1) / shares, row = begin * c.row_block;
+    c.weight += begin * c.block_stride;
+    c.out_channels = static_cast<int>(std::min(end * c.row_block, in.out_channels) - row);
+    c.bias += row;
+    c.dst += row * c.dst_stride;
+    if (c.sums) c.sums += row;
+    if (c.relu_channels) {
+      c.relu = c.relu && c.relu_channels > row;
+      c.relu_channels = static_cast<int>(std::max<int64_t>(c.relu_channels - row, 0));
+    }
+    return c;
   }
 
   // The filters that the mask chose, unless the sample before chose the same.
@@ -125,12 +147,17 @@ class Conv2d {
     c.relu = in.flags & kRelu;
     c.relu_channels = static_cast<int>(in.relu_channels);
     c.dst_stride = kTile;
+    c.dst_tile = to.channels * kTile;
+    c.sums_tile = to.channels;
+    c.cached = Patches::has_heavy_weights(in);
     if (in.columns || in.taps == 1) {
       c.src = w.scratch();
       c.src_stride = kTile;
+      c.src_tile = from.channels * kTile;
       if (in.columns || in.stride == 2) offset.resize(kTile);
     } else {
       c.src_stride = patches.stride * planes;
+      c.src_tile = kTile;
       c.plane_stride = planes == 4 ? patches.stride : 0;
       if (planes == 4) offset.resize(patches.stride);
     }
@@ -235,9 +262,10 @@ class Conv2d {
   const BufferSpec &from, &to;
   const Packed p;
   const int planes;
-  Patches patches;
-  bool some;           // not all input channels are read
-  const int* sources;  // those that are
+  const Patches patches;
+  const int64_t shares;  // that the filters are split into, one for a thread
+  bool some;             // not all input channels are read
+  const int* sources;    // those that are
   int source_count;
   std::vector<int> unfolded;           // of a kernel that is unfolded, where not all are read: their taps
   const float* all_biases = p[kBias];  // of all filters

@@ -13,16 +13,19 @@ struct Taps {
   const float* weight;
 };
 
-// One tile of a convolution with 1 or 9 taps:
+// Some tiles of a convolution with 1 or 9 taps, one after another; a block of weights is read once for all of them:
 //   dst[m][p] = relu?(init + sum over live channels c, taps t of w[m][c][t] * src[c][p + shift(t)])
 // src holds live channels only, one after another; weights are addressed by channel. One loop over a list of live
 // channels: a loop over ranges of them costs a mispredicted branch for each.
 struct ConvTile {
-  float* src;  // [live][src_stride], at the tile's first pixel
+  float* src;  // [live][src_stride], at the first tile's first pixel
   int64_t src_stride;
-  const int* src_rows;   // taps = 1: where in src each live channel is; null: one after another
+  int tiles = 1;
+  bool cached;                            // the sum is taken in parts whose inputs the first cache holds
+  int64_t src_tile, dst_tile, sums_tile;  // floats from one tile to the next
+  const int* src_rows;                    // taps = 1: where in src each live channel is; null: one after another
   int64_t plane_stride;  // stride 2: from plane to plane of [even, odd rows][even, odd columns] of a channel
-  // Taps = 1: if set, src is first filled with relu(scale * state + shift); state is [channels][kTile].
+  // One tile of 1 tap: if set, src is first filled with relu(scale * state + shift); state is [channels][kTile].
   const float* state;
   const float *scale, *shift;
   // Of row m of block b, input channel c and tap t: weight[b * block_stride + (c * taps + t) * tap_stride + m].
@@ -32,9 +35,9 @@ struct ConvTile {
   int live_count;
   int out_channels;
   int row_block;
-  int valid;             // pixels of the tile that exist; the others are stored as zero
+  int valid;             // pixels of the last tile that exist; the others are stored as zero
   int width;             // of the map; taps = 9 only
-  const uint32_t* edge;  // [2] bit p set: pixel p has a left / right neighbour; taps = 9 only
+  const uint32_t* edge;  // [tiles][2] bit p set: pixel p has a left / right neighbour; taps = 9 only
   const float* bias;     // [out_channels, padded] or null
   bool accumulate;       // add to dst
   bool relu;
@@ -42,16 +45,16 @@ struct ConvTile {
   float* dst;         // [out_channels][dst_stride]
   int64_t dst_stride;
   const int* rows;  // the row of dst and sums that each output channel goes to; null: its own
-  float* sums;      // [out_channels] sums over the tile's pixels, or null
+  float* sums;      // [out_channels] sums over a tile's pixels, or null
 };
 
-// Some patches of 2x2 outputs of a 3x3 convolution, by Winograd's F(2x2, 3x3): a map's rows of 32 / width patches, 64
-// or 128 pixels that are whole tiles.
+// Some patches of 2x2 outputs of a 3x3 convolution, by Winograd's F(2x2, 3x3). A row has winograd_row(width) / 2 of
+// them; what lies behind the map's edges is zero and not stored.
 struct WinogradGroup {
   const float* src;  // the map, [tiles][src_tile_stride]
   int64_t src_tile_stride;
   int height, width;
-  int first, patches;  // 16 or kWinogradPatches of them, counted row by row
+  int first, patches;  // whole vectors of them, counted row by row
   int in_channels, out_channels;
   const float* weight;    // [4 rows of positions][weight_stride], in each [block of outputs][4][in][kWinogradRows]
   int64_t weight_stride;  // blocks of other outputs may lie between

@@ -41,15 +41,13 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
       tile_channels = std::max(tile_channels, in.in_channels + guide);
     }
     if (in.op == Op::kConv2d) {
-      const int64_t planes = in.taps == 9 && in.stride == 2 ? 4 : 1;
       if (in.flags & kWinograd) {
         const WinogradSize size(plan.buffers[in.dst], in.in_channels, in.out_channels);
         patch_stride = std::max(patch_stride, round_up(size.transformed + size.partial, kAlign) + kAlign);
       } else if (in.columns) {
         tile_channels = std::max(tile_channels, in.in_channels * in.taps);
       } else if (in.taps == 9) {
-        patch_stride =
-            std::max(patch_stride, Patches(plan.buffers[in.dst], in.in_channels * planes, team_size).size + kAlign);
+        patch_stride = std::max(patch_stride, Patches::of(in, plan.buffers[in.dst], team_size).size + kAlign);
       }
       if (in.out_mask >= 0)  // rows end in room for a whole vector
         selected_stride =

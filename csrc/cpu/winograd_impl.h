@@ -10,7 +10,7 @@ typedef float wide_unaligned __attribute__((vector_size(64), aligned(4)));
 typedef float half __attribute__((vector_size(32)));
 typedef float half_unaligned __attribute__((vector_size(32), aligned(4)));
 typedef int32_t wide_index __attribute__((vector_size(64)));
-constexpr int kPatches = 16;  // lanes of a wide vector
+constexpr int kPatches = kWinogradVector;  // lanes of a wide vector
 
 static inline wide load_wide(const float* p) { return *reinterpret_cast<const wide_unaligned*>(p); }
 static inline void store_wide(float* p, wide x) { *reinterpret_cast<wide_unaligned*>(p) = x; }
@@ -24,12 +24,13 @@ static inline void store_half(float* p, half x) { *reinterpret_cast<half_unalign
 
 // 32 pixels, every second row of a map `32 / Rows` wide: where its rows are, in one channel; channels follow.
 template <int Rows>
-struct PixelRows {
+struct WholeRows {
+  static constexpr int kRows = Rows;
   float* row[Rows];
   int64_t step[Rows];
 
   // From row `first` on; rows outside of the map are zero.
-  PixelRows(const WinogradGroup& g, float* map, int64_t tile_stride, int first) {
+  WholeRows(const WinogradGroup& g, float* map, int64_t tile_stride, int first) {
     static float zeros[kTile] = {};
     for (int k = 0; k < Rows; ++k) {
       const int y = first + 2 * k, pixel = y * g.width;
@@ -60,16 +61,92 @@ struct PixelRows {
       store_wide(Rows == 2 ? row[Rows - 1] : row[0] + 16, high);
     }
   }
+  wide kept(wide low, wide high) const { return low + high; }
   void next_channel() {
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) row[k] += step[k];
   }
 };
 
-// transformed[column][channel][lane] = the `position_row`-th row of B^T d B.
+// As WholeRows, of a map that is not as wide: its rows lie across tiles, and what they leave of a vector is zero.
 template <int Rows>
+struct RaggedRows {
+  static constexpr int kRows = Rows, kPieces = Rows == 4 ? 4 : 2;
+  struct Piece {
+    float* at;  // of the vector's first lane
+    uint32_t lanes;
+  };
+  Piece piece[2][kPieces];
+  uint32_t lanes[2];
+
+  RaggedRows(const WinogradGroup& g, float* map, int64_t tile_stride, int first) {
+    for (int half = 0; half < 2; ++half) {
+      lanes[half] = 0;
+      for (int i = 0; i < kPieces; i += 2) {
+        const int slot = Rows == 1 ? 0 : half * Rows / 2 + i / 2, begin = Rows == 1 ? half * kPatches : 0;
+        const int y = first + 2 * slot, lane = i / 2 * (kPatches / 2);
+        const bool inside = y >= 0 && y < g.height && begin < g.width;
+        const int pixel = inside ? y * g.width + begin : 0, in_tile = pixel % kTile;
+        const int rest = g.width - begin < kPatches ? g.width - begin : kPatches, count = inside ? rest : 0;
+        const int here = count < kTile - in_tile ? count : kTile - in_tile;
+        float* tile = map + pixel / kTile * tile_stride;
+        piece[half][i] = {tile + in_tile - lane, ((1u << here) - 1) << lane};
+        piece[half][i + 1] = {tile + tile_stride - here - lane, ((1u << count) - (1u << here)) << lane};
+        lanes[half] |= piece[half][i].lanes | piece[half][i + 1].lanes;
+      }
+    }
+  }
+#if DSN_VECTOR_BYTES == 64
+  static wide keep(wide x, uint32_t lanes) { return (wide)_mm512_maskz_mov_ps((__mmask16)lanes, (__m512)x); }
+  static wide load(const Piece (&from)[kPieces]) {
+    __m512 x = _mm512_setzero_ps();
+#pragma GCC unroll 4
+    for (const Piece& p : from) x = _mm512_mask_loadu_ps(x, (__mmask16)p.lanes, p.at);
+    return (wide)x;
+  }
+  static void store(const Piece (&to)[kPieces], wide x) {
+#pragma GCC unroll 4
+    for (const Piece& p : to) _mm512_mask_storeu_ps(p.at, (__mmask16)p.lanes, (__m512)x);
+  }
+#else
+  static wide keep(wide x, uint32_t lanes) {
+    for (int i = 0; i < kPatches; ++i)
+      if (!(lanes >> i & 1)) x[i] = 0;
+    return x;
+  }
+  static wide load(const Piece (&from)[kPieces]) {
+    wide x{};
+    for (const Piece& p : from)
+      for (int i = 0; i < kPatches; ++i)
+        if (p.lanes >> i & 1) x[i] = p.at[i];
+    return x;
+  }
+  static void store(const Piece (&to)[kPieces], wide x) {
+    for (const Piece& p : to)
+      for (int i = 0; i < kPatches; ++i)
+        if (p.lanes >> i & 1) p.at[i] = x[i];
+  }
+#endif
+  void load(wide& low, wide& high) const {
+    low = load(piece[0]);
+    high = load(piece[1]);
+  }
+  void store(wide low, wide high) const {
+    store(piece[0], low);
+    store(piece[1], high);
+  }
+  wide kept(wide low, wide high) const { return keep(low, lanes[0]) + keep(high, lanes[1]); }
+  void next_channel() {
+    for (auto& half : piece)
+#pragma GCC unroll 4
+      for (Piece& p : half) p.at += kTile;
+  }
+};
+
+// transformed[column][channel][lane] = the `position_row`-th row of B^T d B.
+template <class PixelRows>
 static void winograd_input(const WinogradGroup& g, int position_row) {
-  constexpr int kAcross = kPatches / Rows;  // patches of a row
+  constexpr int kAcross = kPatches / PixelRows::kRows;  // patches of a row
   constexpr struct {
     int minuend, other;
   } kPair[4] = {{0, 2}, {1, 2}, {2, 1}, {1, 3}};
@@ -81,8 +158,8 @@ static void winograd_input(const WinogradGroup& g, int position_row) {
   for (int v = 0; v < g.patches; v += kPatches) {
     const int above = (g.first + v) / kAcross * 2 - 1;
     float* map = const_cast<float*>(g.src);  // NOLINT: only loads go through it
-    PixelRows<Rows> a(g, map, g.src_tile_stride, above + kPair[position_row].minuend);
-    PixelRows<Rows> b(g, map, g.src_tile_stride, above + kPair[position_row].other);
+    PixelRows a(g, map, g.src_tile_stride, above + kPair[position_row].minuend);
+    PixelRows b(g, map, g.src_tile_stride, above + kPair[position_row].other);
     float* to = g.transformed + v;
     for (int c = 0; c < g.in_channels; ++c, to += g.patches, a.next_channel(), b.next_channel()) {
       wide low, high, low_b, high_b;
@@ -101,17 +178,17 @@ static void winograd_input(const WinogradGroup& g, int position_row) {
 }
 
 // Adds a row of positions of one block of output channels to A^T m A; the rows of outputs that it completes leave.
-template <int Rows>
+template <class PixelRows>
 static void winograd_output(const WinogradGroup& g, int position_row, int first_channel, const float* products,
                             int64_t position_stride) {
   const int channels = g.out_channels - first_channel < kWinogradRows ? g.out_channels - first_channel : kWinogradRows;
   for (int v = 0; v < g.patches; v += kPatches) {
-    const int top = (g.first + v) / (kPatches / Rows) * 2;
+    const int top = (g.first + v) / (kPatches / PixelRows::kRows) * 2;
     float* map = g.dst + first_channel * kTile;
-    PixelRows<Rows> upper(g, map, g.dst_tile_stride, top), lower(g, map, g.dst_tile_stride, top + 1);
+    PixelRows upper(g, map, g.dst_tile_stride, top), lower(g, map, g.dst_tile_stride, top + 1);
     // Of a channel's lanes: even and odd pixels of the upper row, then of the lower one.
     float* sums = g.partial + (first_channel * g.patches + v) * 4;
-    auto finish = [&](const PixelRows<Rows>& to, wide even, wide odd) {
+    auto finish = [&](const PixelRows& to, wide even, wide odd) {
       wide low = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
       wide high = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
       if (g.accumulate) {
@@ -125,7 +202,7 @@ static void winograd_output(const WinogradGroup& g, int position_row, int first_
         high = high < 0.f ? wide{} : high;
       }
       to.store(low, high);
-      return low + high;
+      return to.kept(low, high);
     };
     for (int m = 0; m < channels; ++m, sums += 4 * g.patches, upper.next_channel(), lower.next_channel()) {
       const float* p = products + m * g.patches + v;
@@ -186,7 +263,7 @@ static void winograd_products(const WinogradGroup& g, const float* weight, const
     }
 }
 
-template <int Rows>
+template <class PixelRows>
 static void winograd_group(const WinogradGroup& g) {
   constexpr int kVectors = DSN_VECTOR_BYTES == 64 ? 2 : 1;
   // Columns begin a cache line further on, or all four would fall into the same sets.
@@ -195,7 +272,7 @@ static void winograd_group(const WinogradGroup& g) {
   if (g.sums)
     for (int m = 0; m < g.out_channels; ++m) g.sums[m] = 0;
   for (int row = 0; row < 4; ++row) {
-    winograd_input<Rows>(g, row);
+    winograd_input<PixelRows>(g, row);
     const float* weight = g.weight + row * g.weight_stride;
     for (int first = 0; first < g.out_channels; first += kWinogradRows) {
       const float* bias = row == 1 ? g.bias + first : nullptr;
@@ -203,19 +280,25 @@ static void winograd_group(const WinogradGroup& g) {
         winograd_products<kVectors>(g, weight, bias, products, products_stride);
       else
         winograd_products<1>(g, weight, bias, products, products_stride);
-      winograd_output<Rows>(g, row, first, products, products_stride);
+      winograd_output<PixelRows>(g, row, first, products, products_stride);
       weight += int64_t{4} * g.in_channels * kWinogradRows;
     }
   }
 }
 
+template <int Rows>
+static void winograd_rows(const WinogradGroup& g) {
+  const bool whole = g.width == 32 / Rows && g.height * g.width % (4 * kPatches) == 0;
+  return whole ? winograd_group<WholeRows<Rows>>(g) : winograd_group<RaggedRows<Rows>>(g);
+}
+
 static void winograd3x3(const WinogradGroup& g) {
-  switch (g.width) {
+  switch (winograd_row(g.width)) {
     case 32:
-      return winograd_group<1>(g);
+      return winograd_rows<1>(g);
     case 16:
-      return winograd_group<2>(g);
+      return winograd_rows<2>(g);
     default:
-      return winograd_group<4>(g);
+      return winograd_rows<4>(g);
   }
 }

@@ -102,12 +102,12 @@ class Worker {
     return static_cast<int>(std::min<int64_t>(kTile, b.pixels() - tile * kTile));
   }
 
-  // Runs a tile and counts its multiply-accumulates, here and nowhere else. A long sum is taken in parts, each of them
+  // Runs tiles and counts their multiply-accumulates, here and nowhere else. A long sum is taken in parts, each of them
   // added to the others: its rounding error grows with the longest.
   void conv(const ConvTile& tile, int taps) {
-    macs += int64_t{tile.live_count} * taps * tile.out_channels * tile.valid;
+    macs += int64_t{tile.live_count} * taps * tile.out_channels * ((tile.tiles - 1) * kTile + tile.valid);
     auto* run = taps == 1 ? kernel.pointwise : tile.plane_stride ? kernel.conv3x3_stride2 : kernel.conv3x3;
-    const int part = kLongestSum / taps;
+    const int part = tile.cached ? (taps == 1 ? kCachedPixels : kCachedPatches) : kLongestSum / taps;
     if (tile.live_count <= part) return run(tile);
     ConvTile t = tile;
     for (int first = 0; first < tile.live_count; first += part) {
@@ -158,7 +158,7 @@ class Worker {
   int64_t macs = 0;
 
  private:
-  static constexpr int kLongestSum = 1152;
+  static constexpr int kLongestSum = 1152, kCachedPixels = 128, kCachedPatches = 32;
   void walk(int stream);
 
   std::vector<Team> teams_;
@@ -196,18 +196,35 @@ class Span {
 // convolution reads one contiguous patch. The halo is a row and, unless patches end where rows do, the
 // next row's first pixel.
 struct Patches {
-  // parts: that a map is cut into at least, where it has so many. Within that a patch grows up to half of an L1 cache.
-  Patches(const BufferSpec& map, int64_t channels, int parts = 0) {
-    constexpr int64_t kFloats = 4096;
+  Patches(const BufferSpec& map, int64_t channels) : Patches(map, channels, 1, 0) {}
+
+  // Of a convolution for so many threads: half of an L1 cache at most; where the weights are more than a second cache
+  // holds beside the map, a quarter of that, and the threads share the filters instead of the patches.
+  static Patches of(const Instruction& in, const BufferSpec& map, int team_size) {
+    const int64_t planes = in.taps == 9 && in.stride == 2 && !in.columns ? 4 : 1;
+    const bool heavy = has_heavy_weights(in);
+    return {map, in.in_channels * planes, heavy ? 1 : team_size, heavy ? 65536 : 4096};
+  }
+  static bool has_heavy_weights(const Instruction& in) {
+    return in.out_mask < 0 && in.in_channels * in.taps * in.out_channels > 65536;
+  }
+
+ private:
+  // parts: that a map is cut into at least, where it has so many; floats: that a patch grows to
+  Patches(const BufferSpec& map, int64_t channels, int parts, int64_t floats) {
     const int64_t rows = round_up(map.width, kTile);
     halo = static_cast<int>(rows % map.width == 0 ? map.width : map.width + 1);
-    tiles = static_cast<int>(ceil_div(halo, kTile));
-    while (parts && 2 * tiles * parts <= map.tiles() && channels * (2 * tiles * kTile + 2 * halo) <= kFloats)
-      tiles *= 2;
+    const int least = static_cast<int>(ceil_div(halo, kTile));
+    tiles = least;
+    while ((tiles + 1) * parts <= map.tiles() && channels * ((tiles + 1) * kTile + 2 * halo) <= floats) ++tiles;
+    tiles =
+        std::max(least, static_cast<int>(ceil_div(map.tiles(), ceil_div(map.tiles(), tiles))));  // as even as can be
     count = static_cast<int>(ceil_div(map.tiles(), tiles));
     stride = round_up(tiles * kTile + 2 * halo, kAlign);
     size = channels * stride;
   }
+
+ public:
   int halo, tiles, count;
   int64_t stride, size;
   int64_t floats(int team_size) const { return size * (team_size == 1 ? std::min(count, 3) : count); }
@@ -216,13 +233,16 @@ struct Patches {
 
 // A 3x3 convolution's map in groups of 2x2 patches, and what one needs of a thread's memory, in floats.
 struct WinogradSize {
-  WinogradSize(const BufferSpec& map, int64_t in, int64_t out)
-      : patches(map.pixels() / 4 % kWinogradPatches ? kWinogradPatches / 2 : kWinogradPatches),
-        groups(map.pixels() / 4 / patches),
-        position_stride(in * patches + kAlign),  // positions begin a line further on, or they share a set of the cache
-        transformed(4 * position_stride),
-        partial(4 * round_up(out, kWinogradRows) * patches) {}
-  int64_t patches, groups, position_stride, transformed, partial;
+  // A group's transformed inputs stay in the first cache, or its weights, where they are many, serve twice as many.
+  WinogradSize(const BufferSpec& map, int64_t in, int64_t out) : all(winograd_patches(map.height, map.width)) {
+    const int64_t most = in * out < 128 * 128 ? kWinogradPatches / 2 : kWinogradPatches;
+    patches = round_up(ceil_div(all, ceil_div(all, most)), kWinogradVector);
+    groups = ceil_div(all, patches);
+    position_stride = in * patches + kAlign;  // positions begin a line further on, or they share a set of the cache
+    transformed = 4 * position_stride;
+    partial = 4 * round_up(out, kWinogradRows) * patches;
+  }
+  int64_t all, patches, groups, position_stride, transformed, partial;
 };
 
 // Phases a team goes through for a stream, at most.

@@ -94,12 +94,14 @@ class Planned(nn.Module):
         self.stem, side, self.stem_macs = None, config.image_size, 0
         if getattr(config, "stem", None) == "imagenet":
             # A gradually updated network's plan has the rest of its stem.
-            stem = model.stem[:-3] if isinstance(model, GraduallyUpdatedNetwork) else model.stem
-            self.stem = copy.deepcopy(stem).eval()
+            stem: Any = model.stem[:-3] if isinstance(model, GraduallyUpdatedNetwork) else model.stem
+            stem = copy.deepcopy(stem).eval()
             image = torch.zeros(1, config.in_channels, side, side, device="meta")
-            side = copy.deepcopy(self.stem).to("meta")(image).shape[-1]
-            self.stem_macs = count_macs(self.stem, config)
-            self.stem.to(target.dtype)
+            side = copy.deepcopy(stem).to("meta")(image).shape[-1]
+            self.stem_macs = count_macs(stem, config)
+            # torch's max pool on the CPU takes a tenth of the time channels last.
+            layout = torch.channels_last if target.backend == "cpu" else torch.preserve_format
+            self.stem = stem.to(dtype=target.dtype, memory_format=layout)
         self.plan, weights = PLANNERS[type(model)](model, side, **({} if masks is None else {"masks": masks}))
         if target.backend == "cpu":
             self._sizes = {"gates": self.plan.gates, "logits": self.plan.logits}
