@@ -68,6 +68,7 @@ py::dict build_info() {
   info["cuda_archs"] = "";
 #endif
   info["isa"] = dsn::cpu::kernels().name;
+  info["bfloat16"] = dsn::cpu::bfloat16_kernels() ? dsn::cpu::bfloat16_kernels()->name : "";
 #ifdef NDEBUG
   info["debug"] = false;
 #else
@@ -119,11 +120,11 @@ PYBIND11_MODULE(_C, m) {
       py::arg("pool_sums") = static_cast<int>(dsn::Op::kPoolSums), py::arg("add") = static_cast<int>(dsn::Op::kAdd),
       py::arg("gate") = static_cast<int>(dsn::Op::kGate), py::arg("linear") = static_cast<int>(dsn::Op::kLinear),
       py::arg("tanh") = static_cast<int>(dsn::Op::kTanh), py::arg("path_head") = static_cast<int>(dsn::Op::kPathHead));
-  m.attr("FLAGS") =
-      py::dict(py::arg("normalise") = static_cast<int>(dsn::kNormalise), py::arg("relu") = static_cast<int>(dsn::kRelu),
-               py::arg("accumulate") = static_cast<int>(dsn::kAccumulate),
-               py::arg("pool") = static_cast<int>(dsn::kPool), py::arg("winograd") = static_cast<int>(dsn::kWinograd),
-               py::arg("live") = static_cast<int>(dsn::kLive), py::arg("means") = static_cast<int>(dsn::kMeans));
+  m.attr("FLAGS") = py::dict(
+      py::arg("normalise") = static_cast<int>(dsn::kNormalise), py::arg("relu") = static_cast<int>(dsn::kRelu),
+      py::arg("accumulate") = static_cast<int>(dsn::kAccumulate), py::arg("pool") = static_cast<int>(dsn::kPool),
+      py::arg("winograd") = static_cast<int>(dsn::kWinograd), py::arg("live") = static_cast<int>(dsn::kLive),
+      py::arg("means") = static_cast<int>(dsn::kMeans), py::arg("bfloat16") = static_cast<int>(dsn::kBfloat16));
   m.attr("GATES") = py::dict(py::arg("none") = static_cast<int>(dsn::GateKind::kNone),
                              py::arg("hard") = static_cast<int>(dsn::GateKind::kHard),
                              py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft),
@@ -141,13 +142,19 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "set_costs", [](double fetch, double pack, double reload) { dsn::cpu::set_costs({fetch, pack, reload}); },
       py::arg("fetch"), py::arg("pack"), py::arg("reload"));
-  m.def("row_block", &dsn::row_block, py::arg("out_channels"));
+  m.def("row_block", [](int64_t out) { return dsn::row_block(out); }, py::arg("out_channels"));
+  m.def(
+      "dot_bfloat16", [](float sum, uint32_t a, uint32_t b) { return dsn::cpu::bfloat16_kernels()->dot(sum, a, b); },
+      py::arg("sum"), py::arg("a"), py::arg("b"),
+      "sum + the products of two pairs of bfloat16, as the convolutions take it; where build_info()['bfloat16'].");
   m.def(
       "dense_layer_layout",
-      [](int64_t in, int64_t growth, int64_t bottleneck, int64_t skippable, int64_t merge) {
-        return describe(dsn::dense_layer::layout(in, growth, bottleneck, skippable, static_cast<Merge>(merge)));
+      [](int64_t in, int64_t growth, int64_t bottleneck, int64_t skippable, int64_t merge, bool bfloat16) {
+        return describe(
+            dsn::dense_layer::layout(in, growth, bottleneck, skippable, static_cast<Merge>(merge), bfloat16));
       },
-      py::arg("in_channels"), py::arg("growth"), py::arg("bottleneck"), py::arg("skippable"), py::arg("merge"));
+      py::arg("in_channels"), py::arg("growth"), py::arg("bottleneck"), py::arg("skippable"), py::arg("merge"),
+      py::arg("bfloat16") = false);
   m.def(
       "transition_layout",
       [](int64_t in, int64_t out, int64_t slices) { return describe(dsn::transition::layout(in, out, slices)); },

@@ -29,6 +29,7 @@ _TWINS: _Twins = {
 }
 _BACKENDS = ("auto", "cpu", "cuda", "triton", "simt", "reference")
 _GPU_BACKENDS = ("cuda", "triton", "simt", "auto")  # "auto" once it is resolved: a choice on a GPU
+_CPU_DTYPES = (torch.float32, torch.bfloat16)
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -48,8 +49,10 @@ def accelerate(
 
     Args:
         model: trained; weights on the CPU.
-        dtype: of weights and activations: float32; on a GPU also float16 and bfloat16. Images may be float32 all the
-            same.
+        dtype: of weights and activations: float32; on a GPU also float16 and bfloat16. On a CPU with AVX-512 bfloat16
+            too, for dual skipping and layer-skippable networks and DenseNets as a whole: the convolutions of dense
+            layers multiply bfloat16 and sum in float32, all else is float32; fast where the CPU has AVX512_BF16 (`dsn
+            info`), elsewhere right and slower than float32. Images may be float32 all the same.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` (NVIDIA and AMD GPUs, without nvcc; with TRITON_INTERPRET=1 in the
             environment also the CPU, for tests: slow), ``"simt"`` (the CUDA kernels, played on the host for tests:
             slow), ``"reference"`` (the model itself, in eval mode) or ``"auto"``: the CPU's, and on a GPU the one that
@@ -66,8 +69,10 @@ def accelerate(
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")
     backend, device = _resolve(backend, device, dtype)
     gpu = backend in _GPU_BACKENDS
-    if dtype != torch.float32 and not (gpu and dtype in _GPU_DTYPES):
+    if dtype not in (_GPU_DTYPES if gpu else _CPU_DTYPES if backend == "cpu" else _CPU_DTYPES[:1]):
         raise UserError(f"dtype is {dtype}; the {'GPU' if gpu else 'CPU'} kernels serve {_served(gpu)}")
+    if backend == "cpu" and dtype == torch.bfloat16:
+        _check_bfloat16(model)
     if graph and device.type != "cuda":
         raise UserError(f"graph is for a GPU; the device is '{device}'")
     if not isinstance(graph, bool) and not (graph and all(isinstance(n, int) and n > 0 for n in graph)):
@@ -82,6 +87,8 @@ def accelerate(
     if backend == "reference":
         return copy.deepcopy(model).eval()
     twin_of = _TWINS
+    if backend == "cpu" and dtype == torch.bfloat16:
+        twin_of = {type(model): partial(twins.Network, target=twins.Target("cpu", dtype))}
     if gpu:
         chosen = backend == "auto"
         twin_of = _chosen_twins(model, dtype, device, graph) if chosen else _gpu_twins(dtype, backend, graph)
@@ -145,8 +152,18 @@ def _gpu_twins(dtype: torch.dtype, backend: str, graph: bool | Sequence[int]) ->
     }
 
 
+def _check_bfloat16(model: nn.Module) -> None:
+    if not _C.build_info()["bfloat16"]:
+        raise UserError(
+            f"dtype is {torch.bfloat16}; on the CPU it needs AVX-512, this one has {_C.build_info()['isa']}"
+        )
+    if type(model) not in twins.IN_BFLOAT16:
+        served = ", ".join(kind.__name__ for kind in twins.IN_BFLOAT16)
+        raise UserError(f"dtype is {torch.bfloat16}; on the CPU it serves {served}, not a {type(model).__name__}")
+
+
 def _served(gpu: bool) -> str:
-    return ", ".join(map(str, _GPU_DTYPES)) if gpu else "torch.float32"
+    return ", ".join(map(str, _GPU_DTYPES if gpu else _CPU_DTYPES))
 
 
 def _resolve(backend: str, device: torch.device | str | None, dtype: torch.dtype) -> tuple[str, torch.device]:

@@ -16,8 +16,9 @@ constexpr int kAlign = 16;  // floats; every packed field starts on a cache line
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
-// Output channels are computed `row_block` at a time: the least padding, larger blocks preferred.
-inline int row_block(int64_t out_channels) {
+// Output channels are computed `row_block` at a time: the least padding, larger blocks preferred. Packed weights have
+// even blocks, so that two outputs can be a pair; filters that a sample chooses may have odd ones.
+inline int row_block(int64_t out_channels, bool odd = false) {
   constexpr struct {
     int rows;
     double cost;  // relative time of one row, measured
@@ -26,11 +27,15 @@ inline int row_block(int64_t out_channels) {
   double best_cost = 1e30;
   for (auto choice : kChoices) {
     double cost = choice.cost * static_cast<double>(round_up(out_channels, choice.rows));
-    if (cost < best_cost) best = choice.rows, best_cost = cost;
+    if (cost < best_cost && (odd || choice.rows % 2 == 0)) best = choice.rows, best_cost = cost;
   }
   return best;
 }
 inline int64_t padded_rows(int64_t out_channels) { return round_up(out_channels, row_block(out_channels)); }
+
+// bfloat16: two channels of a slice, the first in the lower half of a word, stand in the place of one channel. A slice
+// of an odd number ends in a pair whose second weight is zero.
+inline int64_t pairs(int64_t channels) { return ceil_div(channels, 2); }
 
 // Plain data, built anew for each sample: no allocation.
 struct Shape {
@@ -74,24 +79,28 @@ enum class Merge : int64_t { kConcat = 0, kAdd = 1 };
 // One gated layer of a dense block with `in` input channels, of which the last `skippable * growth`
 // come from earlier layers of the block. BN1 is (scale, shift); BN2 is folded into the convolution
 // before it and leaves `bias`. A skipped slice is the constant relu(shift) for its consumers:
-// `constants` holds, per slice, its product with the consumer's weights (per tap for a 3x3).
+// `constants` holds, per slice, its product with the consumer's weights (per tap for a 3x3). bfloat16: the weights of
+// the convolutions are words of two.
 namespace dense_layer {
 enum { kGate, kGateBias, kScale, kShift, kReduce, kReduceBias, kConstants, kConv, kConvBias, kExpand };
-inline Layout layout(int64_t in, int64_t growth, int64_t bottleneck, int64_t skippable, Merge merge) {
+inline Layout layout(int64_t in, int64_t growth, int64_t bottleneck, int64_t skippable, Merge merge,
+                     bool bfloat16 = false) {
   bool add = merge == Merge::kAdd;
   int64_t slices = add ? 0 : skippable;
+  int64_t depth = bfloat16 ? pairs(in - slices * growth) + slices * pairs(growth) : in;
+  int64_t inner = bfloat16 ? pairs(bottleneck) : bottleneck;
   Layout l;
   l.add("gate", {in});
   l.add("gate_bias", {1});
   l.add("scale", {in});
   l.add("shift", {in});
-  l.add("reduce", bottleneck ? conv_shape(bottleneck, in, 1) : Shape{0});
+  l.add("reduce", bottleneck ? conv_shape(bottleneck, depth, 1) : Shape{0});
   l.add("reduce_bias", {bottleneck ? padded_rows(bottleneck) : 0});
   l.add("constants", bottleneck ? Shape{slices, padded_rows(bottleneck)} : Shape{slices, 9, padded_rows(growth)});
   int64_t conv_out = add ? bottleneck : growth;
-  l.add("conv", conv_shape(conv_out, bottleneck ? bottleneck : in, 9));
+  l.add("conv", conv_shape(conv_out, bottleneck ? inner : depth, 9));
   l.add("conv_bias", {add ? padded_rows(conv_out) : 0});
-  l.add("expand", add ? conv_shape(in, bottleneck, 1) : Shape{0});
+  l.add("expand", add ? conv_shape(in, inner, 1) : Shape{0});
   return l;
 }
 }  // namespace dense_layer

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "../common/streams.h"
+#include "kernels.h"
 
 namespace dsn::cpu {
 namespace {
@@ -21,7 +22,8 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
       std::vector<Layout> layers;
       for (int64_t l = 0; l < in.layers; ++l) {
         const int64_t channels = in.in_channels + (in.merge == Merge::kAdd ? 0 : l * in.out_channels);
-        layers.push_back(dense_layer::layout(channels, in.out_channels, in.bottleneck, l, in.merge));
+        layers.push_back(
+            dense_layer::layout(channels, in.out_channels, in.bottleneck, l, in.merge, in.flags & kBfloat16));
       }
       return layers;
     }
@@ -188,6 +190,7 @@ void CompiledPlan::check(const char* op) {
         fits(contents[in.dst].channels >= in.in_channels && in.out_channels > 0 && (!add || in.bottleneck > 0) &&
                  in.in_channels + (add ? 0 : in.layers * in.out_channels) <= dst.channels,
              i);
+        dsn::check(!(in.flags & kBfloat16) || bfloat16_kernels(), op, ": bfloat16 on the CPU needs AVX-512");
         contents[in.dst] = {in.in_channels + (add ? 0 : in.layers * in.out_channels), add ? 0 : in.layers};
         plan.gates = std::max(plan.gates, in.first_gate + in.layers);
         break;

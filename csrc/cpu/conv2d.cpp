@@ -134,7 +134,7 @@ class Conv2d {
     } else {
       const Selection& s = w.selection;
       c.out_channels = static_cast<int>(s.filters.size());
-      c.row_block = row_block(c.out_channels);
+      c.row_block = row_block(c.out_channels, true);
       c.weight = w.selected_weights();
       c.live = w.compiled.every_channel.data();
       c.tap_stride = stride_of_selected();

@@ -18,7 +18,8 @@ class DenseBlock {
         state(w.state(in.dst)),
         live(w.live[in.dst]),
         patches(map, in.bottleneck ? in.bottleneck : map.channels),
-        add(in.merge == Merge::kAdd) {
+        add(in.merge == Merge::kAdd),
+        pair(in.flags & kBfloat16) {
     const float* weights = w.weights + in.weights;
     for (const Layout& layout : w.compiled.layouts[&in - w.plan.code.data()]) {
       packed.push_back({weights, layout});
@@ -26,6 +27,7 @@ class DenseBlock {
     }
     live.reset(static_cast<int>(in.in_channels));
     live.slices = add ? 0 : static_cast<int>(in.layers);
+    if (pair) append_pairs(0, in.in_channels, 0);
   }
 
   void run() {
@@ -36,12 +38,32 @@ class DenseBlock {
         continue;
       }
       layer(l);
-      if (!add) live.append(static_cast<int>(channels(l)), static_cast<int>(in.out_channels));
+      if (add) continue;
+      live.append(static_cast<int>(channels(l)), static_cast<int>(in.out_channels));
+      if (pair) append_pairs(channels(l), in.out_channels, pairs(in.in_channels) + l * pairs(in.out_channels));
     }
   }
 
  private:
   int64_t channels(int64_t l) const { return channels_of(packed[l]); }
+
+  // bfloat16: a slice of `count` channels from `begin` on; its first pair is number `first` of the weights.
+  void append_pairs(int64_t begin, int64_t count, int64_t first) {
+    for (int64_t c = 0; c < count; c += 2) {
+      live_pairs.push_back(static_cast<int>(first + c / 2));
+      for (int64_t row : {c, std::min(c + 1, count - 1)}) pair_rows.push_back(static_cast<int>(begin + row));
+    }
+  }
+
+  // What weights and products count: channels, or pairs of them.
+  int64_t depth(int64_t channels) const { return pair ? pairs(channels) : channels; }
+  const std::vector<int>& sources() const { return pair ? live_pairs : live.channels; }
+  int source_count() const { return static_cast<int>(sources().size()); }
+  // Of the state, before layer l.
+  int64_t state_depth(const Packed& p) const {
+    if (!pair || add) return depth(channels_of(p));
+    return pairs(in.in_channels) + (channels_of(p) - in.in_channels) / in.out_channels * pairs(in.out_channels);
+  }
 
   // Gates from layer l on, up to the first that opens; one thread decides for the team.
   void decide(int64_t l) {
@@ -96,12 +118,16 @@ class DenseBlock {
 
   // The 3x3's input in patch i: the bottleneck's output, or the normalised state.
   void fill(const Packed& p, float* base, int i, bool ring) {
-    const int64_t depth = in.bottleneck ? in.bottleneck : live.count();
+    const int64_t rows = in.bottleneck ? depth(in.bottleneck) : source_count();
     const int64_t first = int64_t{i} * patches.tiles, last = std::min<int64_t>(first + patches.tiles, map.tiles());
     float* patch = patches.at(base, i, ring);
     for (int64_t t = first; t < last; ++t) {
       const float* src = state + t * map.channels * kTile;
       float* dst = patch + patches.halo + (t - first) * kTile;
+      if (!in.bottleneck && pair) {
+        w.bfloat16->normalise(src, pair_rows.data(), source_count(), p[kScale], p[kShift], dst, patches.stride);
+        continue;
+      }
       if (!in.bottleneck) {
         w.kernel.normalise(src, live.channels.data(), live.count(), p[kScale], p[kShift], dst, patches.stride);
         continue;
@@ -112,17 +138,19 @@ class DenseBlock {
       c.shift = p[kShift];
       c.src = w.scratch();
       c.src_stride = kTile;
-      w.set_weights(c, p[kReduce], channels_of(p), in.bottleneck, 1);
-      c.live = live.channels.data();
-      c.live_count = live.count();
+      w.set_weights(c, p[kReduce], state_depth(p), in.bottleneck, 1);
+      c.live = sources().data();
+      c.live_count = source_count();
+      c.pairs = c.dst_pairs = pair;
+      c.state_rows = pair_rows.data();
       c.valid = w.valid(map, t);
       c.bias = bias.data();
       c.relu = true;
       c.dst = dst;
       c.dst_stride = patches.stride;
-      w.conv(c, 1);
+      w.conv(c, 1, live.count());
     }
-    share_halo(base, i, ring, depth, first);
+    share_halo(base, i, ring, rows, first);
   }
 
   // Copies a patch's ends into its neighbours' halos and writes the zeros above and below the map.
@@ -146,10 +174,12 @@ class DenseBlock {
       ConvTile c{};
       c.src = patch + patches.halo + (t - first) * kTile;
       c.src_stride = patches.stride;
-      w.set_weights(c, p[kConv], in.bottleneck ? in.bottleneck : channels_of(p), add ? in.bottleneck : in.out_channels,
-                    9);
-      c.live = in.bottleneck ? w.compiled.every_channel.data() : live.channels.data();
-      c.live_count = in.bottleneck ? static_cast<int>(in.bottleneck) : live.count();
+      w.set_weights(c, p[kConv], in.bottleneck ? depth(in.bottleneck) : state_depth(p),
+                    add ? in.bottleneck : in.out_channels, 9);
+      c.live = in.bottleneck ? w.compiled.every_channel.data() : sources().data();
+      c.live_count = in.bottleneck ? static_cast<int>(depth(in.bottleneck)) : source_count();
+      c.pairs = pair;
+      const int64_t channels_read = in.bottleneck ? in.bottleneck : live.count();
       c.valid = w.valid(map, t);
       c.width = static_cast<int>(map.width);
       c.edge = w.compiled.edges[in.dst][t].bits;
@@ -159,7 +189,8 @@ class DenseBlock {
         c.bias = p[kConvBias];
         c.relu = true;
         c.dst = w.scratch();
-        w.conv(c, 9);
+        c.dst_pairs = pair;
+        w.conv(c, 9, channels_read);
         expand(p, t, c.dst, sums);
         continue;
       }
@@ -169,7 +200,7 @@ class DenseBlock {
         start_from_constants(c.dst, t, c.valid);
         c.accumulate = true;
       }
-      w.conv(c, 9);
+      w.conv(c, 9, channels_read);
     }
   }
 
@@ -178,15 +209,16 @@ class DenseBlock {
     ConvTile c{};
     c.src = src;
     c.src_stride = kTile;
-    w.set_weights(c, p[kExpand], in.bottleneck, in.in_channels, 1);
+    w.set_weights(c, p[kExpand], depth(in.bottleneck), in.in_channels, 1);
     c.live = w.compiled.every_channel.data();
-    c.live_count = static_cast<int>(in.bottleneck);
+    c.live_count = static_cast<int>(depth(in.bottleneck));
+    c.pairs = pair;
     c.valid = w.valid(map, t);
     c.accumulate = true;
     c.dst = state + t * map.channels * kTile;
     c.dst_stride = kTile;
     c.sums = sums;
-    w.conv(c, 1);
+    w.conv(c, 1, in.bottleneck);
   }
 
   // A constant slice under zero padding: each pixel gets the taps that lie inside the map.
@@ -232,6 +264,8 @@ class DenseBlock {
   Live& live;
   Patches patches;
   bool add;
+  bool pair;                               // bfloat16
+  std::vector<int> live_pairs, pair_rows;  // then those that hold data, and the two channels of each
   std::vector<Packed> packed;
   std::vector<float> bias, borders;
 };

@@ -33,6 +33,10 @@ struct ConvTile {
   int64_t block_stride, tap_stride;
   const int* live;
   int live_count;
+  // bfloat16: src, weight and live are of pairs of channels; those of live pair i are state_rows[2 i] and [2 i + 1].
+  bool pairs;
+  const int* state_rows;
+  bool dst_pairs;  // dst is of pairs too: [pairs of out_channels][dst_stride]
   int out_channels;
   int row_block;
   int valid;             // pixels of the last tile that exist; the others are stored as zero
@@ -102,13 +106,28 @@ struct Kernels {
   float (*dot)(const float* a, const float* b, int n);
 };
 
+// The products of pairs of bfloat16, summed in float32.
+struct Bfloat16Kernels {
+  const char* name;
+  void (*pointwise)(const ConvTile&);
+  void (*conv3x3)(const ConvTile&);
+  // dst[live][kTile] = pairs of relu(scale * src[channel][kTile] + shift), the channels rows[2 l] and rows[2 l + 1]
+  void (*normalise)(const float* src, const int* rows, int live_count, const float* scale, const float* shift,
+                    float* dst, int64_t dst_stride);
+  float (*dot)(float sum, uint32_t a, uint32_t b);  // sum + the products of two pairs
+};
+
 extern const Kernels kGeneric;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
+extern const Bfloat16Kernels kBfloat16Twin, kBfloat16Native;
 #endif
 
-// The best table this machine can run; DSN_ISA=generic|avx2|avx512 lowers it.
+// The best table this machine can run; DSN_ISA=generic|avx2|avx512|avx512_bf16 lowers it.
 const Kernels& kernels();
+
+// With the instruction vdpbf16ps where the CPU has it, with a twin of it on any other with AVX-512, else null.
+const Bfloat16Kernels* bfloat16_kernels();
 
 }  // namespace dsn::cpu

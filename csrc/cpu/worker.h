@@ -104,11 +104,16 @@ class Worker {
 
   // Runs tiles and counts their multiply-accumulates, here and nowhere else. A long sum is taken in parts, each of them
   // added to the others: its rounding error grows with the longest.
-  void conv(const ConvTile& tile, int taps) {
-    macs += int64_t{tile.live_count} * taps * tile.out_channels * ((tile.tiles - 1) * kTile + tile.valid);
-    auto* run = taps == 1 ? kernel.pointwise : tile.plane_stride ? kernel.conv3x3_stride2 : kernel.conv3x3;
+  void conv(const ConvTile& tile, int taps) { conv(tile, taps, tile.live_count); }
+  // live_channels: of tiles of pairs
+  void conv(const ConvTile& tile, int taps, int64_t live_channels) {
+    macs += live_channels * taps * tile.out_channels * ((tile.tiles - 1) * kTile + tile.valid);
+    auto* run = tile.pairs          ? (taps == 1 ? bfloat16->pointwise : bfloat16->conv3x3)
+                : taps == 1         ? kernel.pointwise
+                : tile.plane_stride ? kernel.conv3x3_stride2
+                                    : kernel.conv3x3;
     const int part = tile.cached ? (taps == 1 ? kCachedPixels : kCachedPatches) : kLongestSum / taps;
-    if (tile.live_count <= part) return run(tile);
+    if (tile.live_count <= part || tile.dst_pairs) return run(tile);
     ConvTile t = tile;
     for (int first = 0; first < tile.live_count; first += part) {
       const bool last = first + part >= tile.live_count;
@@ -154,6 +159,7 @@ class Worker {
   Selection& selection;  // the thread's
   Sample sample;
   const Kernels& kernel = kernels();
+  const Bfloat16Kernels* bfloat16 = bfloat16_kernels();
   std::vector<Live> live;  // per buffer; every thread of a team keeps its own
   int64_t macs = 0;
 

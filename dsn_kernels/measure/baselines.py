@@ -19,7 +19,8 @@ from .networks import Outputs, as_outputs
 Call = Callable[[Tensor], Outputs]
 Made = Callable[[Tensor], "Tensor | Outputs"]
 
-TOLERANCE = 1e-3  # largest difference to eager, relative to eager's largest output
+# Largest difference to eager float32, relative to its largest output; products of 8 bits go through a hundred layers.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class BaselineUnavailable(Exception):
@@ -87,7 +88,7 @@ def _onnxruntime(dense: nn.Module, images: Tensor) -> Made:
     return lambda x: tuple(torch.from_numpy(y) for y in session.run(None, {"images": x.numpy()}))
 
 
-def _openvino(dense: nn.Module, images: Tensor) -> Made:
+def _openvino(dense: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Made:
     """By way of ONNX: it compiles to the graph that openvino.convert_model's does, and sends no telemetry."""
     import openvino
 
@@ -95,8 +96,8 @@ def _openvino(dense: nn.Module, images: Tensor) -> Made:
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        # Where the processor has bf16 units OpenVINO would use them; this is the float32 comparison.
-        "INFERENCE_PRECISION_HINT": "f32",
+        # Where the processor has bf16 units OpenVINO would use them; it is compared at what ours computes in.
+        "INFERENCE_PRECISION_HINT": "f32" if dtype == torch.float32 else "bf16",
     }
     compiled = core.compile_model(core.read_model(_onnx_bytes(dense, images)), "CPU", settings)
     request = compiled.create_infer_request()
@@ -129,13 +130,14 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}"[:300]
 
 
-def build(name: str, dense: nn.Module, images: Tensor) -> Call:
+def build(name: str, dense: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Call:
     """One of :data:`BASELINES` of ``dense``, made for the shape of ``images``, run once and checked against eager.
 
     Args:
         name: key of :data:`BASELINES`.
         dense: network without gates in ``eval()`` mode, float32 on the CPU; images to outputs.
         images: [B, C, H, W], contiguous.
+        dtype: of OpenVINO's inference, float32 or bfloat16; the others know float32 alone.
 
     Returns:
         images to outputs; call it under ``torch.inference_mode()``.
@@ -147,7 +149,11 @@ def build(name: str, dense: nn.Module, images: Tensor) -> Call:
         warnings.simplefilter("ignore")
         expected = as_outputs(dense(images))
         try:
-            made = BASELINES[name](dense, images)
+            made = (
+                _openvino(dense, images, dtype)
+                if name == "openvino" and dtype != torch.float32
+                else BASELINES[name](dense, images)
+            )
 
             def call(x: Tensor) -> Outputs:
                 return as_outputs(made(x))
@@ -159,13 +165,17 @@ def build(name: str, dense: nn.Module, images: Tensor) -> Call:
             raise BaselineUnavailable(f"not installed: pip install {missing.name or name}") from missing
         except Exception as failure:  # a baseline that fails is reported, not fatal
             raise BaselineUnavailable(_reason(failure)) from failure
-    if not error <= TOLERANCE:
+    if not error <= TOLERANCE[dtype]:
         raise BaselineUnavailable(f"wrong answer: relative difference to eager is {error:.1e}")
     return call
 
 
 def build_all(
-    names: Iterable[str], dense: nn.Module, images: Tensor, on_start: Callable[[str], None] | None = None
+    names: Iterable[str],
+    dense: nn.Module,
+    images: Tensor,
+    on_start: Callable[[str], None] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[dict[str, Call], dict[str, str]]:
     """Builds each of ``names``: those that work, and of the others the reason. ``on_start`` is told each name first."""
     calls, missing = {}, {}
@@ -173,7 +183,7 @@ def build_all(
         if on_start is not None:
             on_start(name)
         try:
-            calls[name] = build(name, dense, images)
+            calls[name] = build(name, dense, images, dtype)
         except BaselineUnavailable as error:
             missing[name] = str(error)
     return calls, missing

@@ -76,7 +76,7 @@ class _Contestant:
     def calls(self) -> list[Callable[[], object]]:
         return [partial(run, self.fast, images, gates) for images, gates in self.inputs]
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Any, dtype: torch.dtype) -> None:
         """Compares some samples of the first input with the reference: outputs, and the scores that decided on them."""
         images, gates = self.inputs[0]
         images = images[:_SAMPLES_CHECKED]
@@ -90,7 +90,7 @@ class _Contestant:
                 scores = tuple(self.fast.last_scores.values())
                 run(model, images, decided)
                 error = max(error, relative_error(scores, tuple(model.last_scores.values())))
-        if not error <= TOLERANCE:
+        if not error <= TOLERANCE[dtype]:
             raise WrongAnswer(f"the accelerated network differs from the reference by {error:.1e}; nothing was timed")
 
 
@@ -212,10 +212,14 @@ def _bench_batch(
             for n in range(draws(setting, batch))
         ]
         contestants[setting.text] = _Contestant(fast, inputs)
-        contestants[setting.text].check(model)
+        contestants[setting.text].check(model, settings.dtype)
     data = images(batch, 0)
     baselines, missing = build_all(
-        settings.against, dense, data, lambda name: on_step(f"batch {batch}: building {name}", 0.0)
+        settings.against,
+        dense,
+        data,
+        lambda name: on_step(f"batch {batch}: building {name}", 0.0),
+        settings.dtype,
     )
     document["missing"].update({name: f"batch {batch}: {reason}" for name, reason in missing.items()})
     calls = {f"ours {text}": contestant.calls() for text, contestant in contestants.items()}

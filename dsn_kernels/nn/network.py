@@ -59,6 +59,8 @@ PLANNERS: dict[type[nn.Module], Planner] = {
 NETWORKS = (*PLANNERS, GaterNet)
 # Those that the Triton kernels serve, and a GaterNet with such a backbone; the CUDA kernels serve every network.
 IN_TRITON = (DualSkippingNetwork, ResNet, SkipNet, GraduallyUpdatedNetwork)
+# With weights and normalised inputs of dense layers in bfloat16, on the CPU.
+IN_BFLOAT16 = (DualSkippingNetwork, LayerSkippableNetwork, DenseNet)
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,18 @@ class Target:
 
     Attributes:
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"simt"``, the host runner of csrc/simt.
-        dtype: of weights and activations; on the CPU float32.
+        dtype: of weights and activations. On the CPU float32, or bfloat16: of the convolutions of dense layers alone.
         graph: replay the launches as CUDA graphs: True, or the batch sizes to capture.
     """
 
     backend: str = "cpu"
     dtype: torch.dtype = torch.float32
     graph: bool | Sequence[int] = False
+
+    @property
+    def map_dtype(self) -> torch.dtype:
+        """Of the maps between the parts of a network, and of what enters its plan."""
+        return torch.float32 if self.backend == "cpu" else self.dtype
 
 
 CPU = Target()
@@ -101,8 +108,11 @@ class Planned(nn.Module):
             self.stem_macs = count_macs(stem, config)
             # torch's max pool on the CPU takes a tenth of the time channels last.
             layout = torch.channels_last if target.backend == "cpu" else torch.preserve_format
-            self.stem = stem.to(dtype=target.dtype, memory_format=layout)
-        self.plan, weights = PLANNERS[type(model)](model, side, **({} if masks is None else {"masks": masks}))
+            self.stem = stem.to(dtype=target.map_dtype, memory_format=layout)
+        options: dict[str, Any] = {} if masks is None else {"masks": masks}
+        if target.backend == "cpu" and target.dtype == torch.bfloat16:
+            options["bfloat16"] = True
+        self.plan, weights = PLANNERS[type(model)](model, side, **options)
         if target.backend == "cpu":
             self._sizes = {"gates": self.plan.gates, "logits": self.plan.logits}
             self.register_buffer("weights", weights)
@@ -113,11 +123,11 @@ class Planned(nn.Module):
 
     def _run(self, images: Tensor, limits: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits, gates, scores and MACs."""
-        x = images if self.stem is None else self.stem(images.to(self.target.dtype))
+        x = images if self.stem is None else self.stem(images.to(self.target.map_dtype))
         if self.target.backend != "cpu":
             out = (self._graphs or self.runner)(x, limits, forced)
             return out.logits, out.gates, out.scores, out.macs
-        return ops.network(x, self.weights, limits, forced, self.plan_words, **self._sizes)
+        return ops.network(x.float(), self.weights, limits, forced, self.plan_words, **self._sizes)
 
 
 def plan_network(model: nn.Module) -> tuple[Plan, Tensor]:

@@ -23,6 +23,7 @@ class Packer:
     def __init__(self) -> None:
         self.size = 0
         self._chunks: list[Tensor] = []
+        self._words: list[tuple[int, Tensor]] = []  # pairs of bfloat16 and where they lie
 
     def add(self, layout: tuple[list[tuple[str, int, list[int]]], int], **values: Tensor) -> int:
         """Appends one unit with its fields by name, missing ones zero; returns its offset in floats."""
@@ -34,6 +35,9 @@ class Packer:
                 count = value.numel()
                 if list(value.shape) != shape:
                     raise ValueError(f"packing {name}: got shape {list(value.shape)}, the layout says {shape}")
+                if value.dtype == torch.int32:
+                    self._words.append((self.size + offset, value.flatten()))
+                    continue
                 chunk[offset : offset + count] = value.detach().double().flatten()
         if values:
             raise ValueError(f"packing: the layout has no field {', '.join(values)}")
@@ -42,8 +46,11 @@ class Packer:
         return self.size - size
 
     def tensor(self) -> Tensor:
-        """All units, float32 [size]."""
-        return torch.cat(self._chunks).float()
+        """All units, float32 [size]; words of pairs by their bits."""
+        packed = torch.cat(self._chunks).float()
+        for offset, words in self._words:
+            packed.view(torch.int32)[offset : offset + len(words)] = words
+        return packed
 
 
 def fold(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -71,6 +78,19 @@ def block_conv(weight: Tensor) -> Tensor:
     block = _C.row_block(weight.shape[0])
     padded = pad_rows(weight.flatten(2))
     return padded.unflatten(0, (-1, block)).permute(0, 2, 3, 1)
+
+
+def pair_conv(weight: Tensor, slices: Sequence[int]) -> Tensor:
+    """As :func:`block_conv`, in bfloat16: int32 [blocks, pairs, kh * kw, rows of a block], two channels in a word.
+
+    Args:
+        weight: [O, I, kh, kw].
+        slices: channels of each slice of the input; one of an odd number ends in a pair with a zero.
+    """
+    parts = [nn.functional.pad(part, (0, 0, 0, 0, 0, len(part[0]) % 2)) for part in weight.split(list(slices), 1)]
+    halves = block_conv(torch.cat(parts, 1)).to(torch.bfloat16).contiguous().view(torch.int16).int()
+    low, high = halves.unflatten(1, (-1, 2)).unbind(2)
+    return (high << 16) | (low & 0xFFFF)
 
 
 def winograd_conv(weight: Tensor) -> Tensor:
@@ -143,16 +163,16 @@ def _conv_out(layer: DenseLayer | PreActivationUnit) -> int:
     return (layer.conv2 if layer.bottleneck else layer.conv1).out_channels
 
 
-def pack_dense_block(packer: Packer, block: AnyDenseBlock) -> dict[str, int]:
-    """Packs a block, gated or not; returns the fields of its instruction."""
+def pack_dense_block(packer: Packer, block: AnyDenseBlock, bfloat16: bool = False) -> dict[str, int]:
+    """Packs a block, gated or not; returns the fields of its instruction. ``bfloat16``: its weights are in pairs."""
     first, gates = _layers(block)[0], list[Any](block.gates) if isinstance(block, SkipDenseBlock) else []
     growth, merge = _conv_out(first), _C.MERGES[_merge(block)]
     bottleneck = first.conv1.out_channels if isinstance(first, PreActivationUnit) or first.bottleneck else 0
     slices = skippable_slices(block)
     offsets = []
     for i, layer in enumerate(_layers(block)):
-        layout = _C.dense_layer_layout(layer.norm1.num_features, growth, bottleneck, i, merge)
-        fields = _layer_fields(layer, slices[:i])
+        layout = _C.dense_layer_layout(layer.norm1.num_features, growth, bottleneck, i, merge, bfloat16)
+        fields = _layer_fields(layer, slices[:i], bfloat16)
         if gates:
             fields |= {"gate": gates[i].linear.weight.flatten(), "gate_bias": gates[i].linear.bias}
         offsets.append(packer.add(layout, **fields))
@@ -164,26 +184,35 @@ def pack_dense_block(packer: Packer, block: AnyDenseBlock) -> dict[str, int]:
         "gate": _C.GATES[gates[0].kind if gates else "none"],
         "merge": merge,
         "weights": offsets[0],
+        "flags": _C.FLAGS["bfloat16"] if bfloat16 else 0,
     }
 
 
-def _layer_fields(layer: DenseLayer | PreActivationUnit, slices: list[range]) -> dict[str, Tensor]:
+def _layer_fields(
+    layer: DenseLayer | PreActivationUnit, slices: list[range], bfloat16: bool = False
+) -> dict[str, Tensor]:
     """A layer's weights, each batch norm but the first folded into the convolution before it."""
+
+    def packed(weight: Tensor, parts: Sequence[int]) -> Tensor:
+        return pair_conv(weight, parts) if bfloat16 else block_conv(weight)
+
     scale, shift = fold(layer.norm1)
     first = layer.conv1.weight.double()
+    widths = [len(part) for part in slices] if isinstance(layer, DenseLayer) else []
+    state = [first.shape[1] - sum(widths), *widths]
     fields = {"scale": scale, "shift": shift}
     if isinstance(layer, DenseLayer) and not layer.bottleneck:
-        return fields | {"conv": block_conv(first), "constants": slice_constants(first, shift, slices)}
+        return fields | {"conv": packed(first, state), "constants": slice_constants(first, shift, slices)}
     scale2, shift2 = fold(layer.norm2)
     first = first * scale2[:, None, None, None]
-    second = layer.conv2.weight.double()
-    fields |= {"reduce": block_conv(first), "reduce_bias": pad_rows(shift2)}
+    second, inner = layer.conv2.weight.double(), [first.shape[0]]
+    fields |= {"reduce": packed(first, state), "reduce_bias": pad_rows(shift2)}
     if isinstance(layer, DenseLayer):
-        return fields | {"conv": block_conv(second), "constants": slice_constants(first, shift, slices)}
+        return fields | {"conv": packed(second, inner), "constants": slice_constants(first, shift, slices)}
     scale3, shift3 = fold(layer.norm3)
     second = second * scale3[:, None, None, None]
-    expand = block_conv(layer.conv3.weight.double())
-    return fields | {"conv": block_conv(second), "conv_bias": pad_rows(shift3), "expand": expand}
+    expand = packed(layer.conv3.weight.double(), [second.shape[0]])
+    return fields | {"conv": packed(second, inner), "conv_bias": pad_rows(shift3), "expand": expand}
 
 
 def pack_transition(packer: Packer, module: Transition, slices: list[range]) -> int:

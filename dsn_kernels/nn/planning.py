@@ -16,7 +16,9 @@ from .packing import block_width, pack_dense_block, pack_path_head, pack_stem, p
 from .plan_builder import Masks, PlanBuilder
 
 
-def plan_dense(model: DualSkippingNetwork | DenseNet, side: int, masks: Masks | None = None) -> tuple[Plan, Tensor]:
+def plan_dense(
+    model: DualSkippingNetwork | DenseNet, side: int, masks: Masks | None = None, bfloat16: bool = False
+) -> tuple[Plan, Tensor]:
     """The plan of ``model`` and the packed weights it names, float32.
 
     Each branch has its own buffers and, from the stem on, shares nothing with the other but the guide, so that two
@@ -26,15 +28,17 @@ def plan_dense(model: DualSkippingNetwork | DenseNet, side: int, masks: Masks | 
         model: the reference network.
         side: of the maps that enter the plan: of the images, or of an ImageNet stem's output.
         masks: path of a convolution of a DenseNet to the first of the gates that choose its filters.
+        bfloat16: of the weights and normalised inputs of dense layers.
     """
-    planner = _Planner(model, side, masks)
+    planner = _Planner(model, side, masks, bfloat16)
     planner.plan_network()
     return planner.result()
 
 
 class _Planner(PlanBuilder):
-    def __init__(self, model: Any, side: int, masks: Masks | None) -> None:
+    def __init__(self, model: Any, side: int, masks: Masks | None, bfloat16: bool) -> None:
         super().__init__(masks)
+        self.bfloat16 = bfloat16
         self.model, self.config, self.first_side = model, model.config, side
         self.stem_weights = pack_stem(self.packer, model.stem) if isinstance(model.stem, nn.Conv2d) else 0
         self.guide = -1
@@ -61,7 +65,7 @@ class _Planner(PlanBuilder):
             if self.masks:
                 self._plan_chosen(f"blocks.{i}", block, x)
             else:
-                fields = pack_dense_block(self.packer, block)
+                fields = pack_dense_block(self.packer, block, self.bfloat16)
                 self.plan.add("dense_block", dst=x, first_gate=self.plan.gates, **fields)
                 self.slices[x] = skippable_slices(block)
         if isinstance(branch.head, PathHead):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dsn_kernels
 import dsn_models
 
 
@@ -160,6 +161,16 @@ def test_interrupted_bench_writes_what_it_has(dsn, checkpoint, tmp_path, monkeyp
     document = json.loads((tmp_path / "b.json").read_text())
     assert status == 130 and err.endswith("dsn: interrupted\n")
     assert document["interrupted"] and [row["batch"] for row in document["rows"]] == [1]
+
+
+@pytest.mark.skipif(not dsn_kernels._C.build_info()["bfloat16"], reason="bfloat16 on the CPU needs AVX-512")
+def test_bench_in_bfloat16(dsn, checkpoint, tmp_path):
+    options = ("--batch", "1", "--gates", "open", "--against", "", "--seconds", 0, "--json", "b.json")
+    status, _, _ = dsn("bench", checkpoint, "--dtype", "bfloat16", *options)
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert status == 0 and [row["dtype"] for row in rows] == ["bfloat16"]
+    status, _, err = dsn("bench", checkpoint, "--dtype", "float16", *options)
+    assert status == 2 and "dtype is torch.float16; the CPU kernels serve torch.float32, torch.bfloat16" in err
 
 
 def test_info(dsn):
