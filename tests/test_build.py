@@ -48,8 +48,9 @@ def clean(monkeypatch):
 
 def test_build_info():
     info = dsn_kernels._C.build_info()
-    assert set(info) == {"compiler", "torch_target", "torch_build", "cuda", "cuda_archs", "isa", "debug"}
+    assert set(info) == {"compiler", "torch_target", "torch_build", "cuda", "cuda_archs", "isa", "bfloat16", "debug"}
     assert info["isa"] in ("generic", "avx2", "avx512")
+    assert (info["bfloat16"] != "") == (info["isa"] == "avx512")
     assert info["torch_target"] == "2.11"
     assert bool(info["cuda_archs"]) == info["cuda"]
 
