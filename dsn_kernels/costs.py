@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
+
+from dsn_models.checkpoints import write_atomically
+from dsn_models.errors import UserError
 
 from . import _C
 
@@ -42,8 +44,9 @@ def costs() -> dict[str, float]:
     known = _read(path)
     if machine not in known:
         known = {**known, machine: _C.measure_costs()}
-        with contextlib.suppress(OSError):  # without a cache the next process measures again
-            _write(path, known)
+        document = {"schema": SCHEMA, "unit": "seconds per byte", "machines": known}
+        with contextlib.suppress(UserError):  # without a cache the next process measures again
+            write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
     found = known[machine]
     _C.set_costs(**found)
     return found
@@ -62,12 +65,3 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _write(path: Path, machines: dict[str, dict[str, float]]) -> None:
-    """In one step, so that another process reads the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"schema": SCHEMA, "unit": "seconds per byte", "machines": machines}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
-        file.write(json.dumps(document, indent=2) + "\n")
-    os.replace(file.name, path)
