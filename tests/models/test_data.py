@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from dsn_models import UserError
 from dsn_models.data import cifar, idx, navon, open_dataset
-from dsn_models.data.base import RandomFlipCrop, RandomScaleCrop
+from dsn_models.data.augmentation import RandomFlipCrop, RandomScaleCrop
 from dsn_models.data.folder import ImageFolder
 
 
@@ -234,19 +235,20 @@ def test_scaled_crops_are_a_function_of_epoch_and_index(tmp_path, augment):
 
 def test_a_scaled_crop_is_part_of_the_image_and_may_be_mirrored():
     """On a picture of its own coordinates: columns rise or fall, rows rise; narrow crops and wide ones."""
-    from PIL import Image
-
-    columns, rows = np.meshgrid(np.arange(60), np.arange(40))
-    image = Image.fromarray(np.stack([columns * 4, rows * 4, columns * 0], 2).astype(np.uint8))
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(60.0), indexing="ij")
+    image = torch.stack([columns / 59, rows / 39, columns * 0])
     crop, mirrored, widths = RandomScaleCrop(16, False, 0), 0, []
+    state = torch.get_rng_state()
     for index in range(64):
-        seen = np.asarray(crop(image, index)).astype(int)
-        across, down = np.diff(seen[8, :, 0]), np.diff(seen[:, 8, 1])
+        seen = crop(image, index)
+        across, down = seen[0, 8].diff(), seen[1, :, 8].diff()
         assert (down >= 0).all() and ((across >= 0).all() or (across <= 0).all())
-        mirrored += across.sum() < 0
-        widths.append(abs(across.sum()) / (59 * 4))
+        mirrored += int(across.sum() < 0)
+        widths.append(float(across.sum().abs()))
     assert 16 < mirrored < 48
     assert min(widths) < 0.35 and max(widths) > 0.8
+    assert torch.equal(torch.get_rng_state(), state)  # a model's own draws stay as they were
+    assert torch.equal(crop(image, 63), seen)
 
 
 def test_unknown_kind_and_missing_folder(tmp_path):
@@ -260,16 +262,22 @@ def test_unknown_kind_and_missing_folder(tmp_path):
 
 def test_augmentation_is_the_same_in_any_order_of_reading():
     images = torch.randn(6, 3, 8, 8)
-    augment, index = RandomFlipCrop(6, 2, seed=3), torch.tensor([4, 1, 3])
+    state = torch.get_rng_state()
+    augment, index = RandomFlipCrop(6, 8, 2, seed=3), torch.tensor([4, 1, 3])
     augment.set_epoch(2)
     together = augment(images[index], index)
+    assert torch.equal(torch.get_rng_state(), state)  # a model's own draws stay as they were
     alone = torch.cat([augment(images[i : i + 1], torch.tensor([i])) for i in (4, 1, 3)])
     assert torch.equal(together, alone)
-    padded = torch.nn.functional.pad(images, (2,) * 4)
-    top, left = augment.shift[:, 4]
-    expected = padded[4, :, top : top + 8, left : left + 8]
-    if augment.flip[4]:
-        expected = torch.nn.functional.pad(images.flip(3), (2,) * 4)[4, :, top : top + 8, left : left + 8]
-    assert torch.equal(together[0], expected)
+    for image, changed in zip(images[index], together, strict=True):
+        padded = [torch.nn.functional.pad(side, (2,) * 4) for side in (image, image.flip(2))]
+        crops = [side[:, y : y + 8, x : x + 8] for side in padded for y in range(5) for x in range(5)]
+        assert any(torch.equal(changed, crop) for crop in crops)
     augment.set_epoch(3)
     assert not torch.equal(augment(images[index], index), together)
+
+
+def test_without_kornia_a_training_set_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
+    with pytest.raises(UserError, match=r"augmentation needs kornia .*; pip install 'dsn-kernels\[train\]'"):
+        RandomFlipCrop(6, 8, 2, seed=3)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Batch, CoarseFineDataset, RandomFlipCrop
+from .augmentation import RandomFlipCrop
+from .base import Batch, CoarseFineDataset
 
 CIFAR10_NAMES = {
     "coarse": ("vehicle", "animal"),
@@ -83,7 +84,7 @@ class CIFAR(CoarseFineDataset):
     """CIFAR-10 or CIFAR-100: images float32 [3, 32, 32], normalised by channel.
 
     CIFAR-100 has 20 coarse and 100 fine classes; CIFAR-10's coarse task is vehicles (0) against animals (1). Training
-    images are mirrored and cropped at random (:class:`RandomFlipCrop`).
+    images are mirrored and cropped at random (:class:`~.augmentation.RandomFlipCrop`).
 
     Args:
         root: the unpacked folder, or the folder that holds it.
@@ -91,7 +92,8 @@ class CIFAR(CoarseFineDataset):
         classes: 10 or 100.
 
     Raises:
-        UserError: ``classes`` is neither, or files are missing, foreign or cut short.
+        UserError: ``classes`` is neither, files are missing, foreign or cut short, or kornia, which augments, is not
+            installed.
     """
 
     def __init__(self, root: str | Path, train: bool, classes: int = 100, *, seed: int = 0) -> None:
@@ -121,7 +123,7 @@ class CIFAR(CoarseFineDataset):
         if self.fine_classes == 10:
             self.class_names = CIFAR10_NAMES
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
-        self.augment = RandomFlipCrop(len(images), 4, seed) if train else None
+        self.augment = RandomFlipCrop(len(images), 32, 4, seed) if train else None
 
     def set_epoch(self, epoch: int) -> None:
         if self.augment is not None:

@@ -69,7 +69,7 @@ class CIFAR10Jpeg(CIFAR):
         seed: of the augmentation.
 
     Raises:
-        UserError: the archive is missing, foreign or damaged.
+        UserError: the archive is missing, foreign or damaged, or kornia, which augments, is not installed.
     """
 
     def __init__(

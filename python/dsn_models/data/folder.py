@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Batch, CoarseFineDataset, RandomFlipCrop, RandomScaleCrop
+from .augmentation import RandomFlipCrop, RandomScaleCrop
+from .base import Batch, CoarseFineDataset
 
 Augment = Literal["shift", "scale", "scale-colour"]
 
@@ -51,8 +52,8 @@ class ImageFolder(CoarseFineDataset):
         augment: how.
 
     Raises:
-        UserError: ``augment`` is none of these, there is no image, a class is missing from the map, or (on reading) an
-            image is damaged.
+        UserError: ``augment`` is none of these or kornia, which does it, is not installed, there is no image, a class
+            is missing from the map, or (on reading) an image is damaged.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class ImageFolder(CoarseFineDataset):
         self.class_names = {"coarse": coarse_names, "fine": classes}
         self.image_size = image_size
         shifted, scaled = train and augment == "shift", train and augment != "shift"
-        self.shift = RandomFlipCrop(len(self.files), image_size // 8, seed) if shifted else None
+        self.shift = RandomFlipCrop(len(self.files), image_size, image_size // 8, seed) if shifted else None
         self.scale = RandomScaleCrop(image_size, augment == "scale-colour", seed) if scaled else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -103,13 +104,12 @@ class ImageFolder(CoarseFineDataset):
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-                if self.scale is not None:
-                    fitted = self.scale(image, index)
-                else:
-                    fitted = ImageOps.fit(image, (self.image_size, self.image_size))
+                if self.scale is None:
+                    image = ImageOps.fit(image, (self.image_size, self.image_size))
         except OSError as error:
             raise UserError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
-        return torch.from_numpy(np.asarray(fitted, np.float32)).permute(2, 0, 1) / 255
+        pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 255
+        return pixels if self.scale is None else self.scale(pixels, index)
 
     def batch(self, indices: Tensor) -> Batch:
         chosen = [self.files[i] for i in indices.tolist()]
