@@ -1,4 +1,4 @@
-"""What grouping samples by their filter masks saves and costs here: measured once, kept in the user's cache."""
+"""What a thread saves and pays by taking samples side by side here: measured once, kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from . import _C
 
 SCHEMA = 1
 _NAMES = ("fetch", "pack", "reload")
+_FORCED = {"resident": (0.0, 0.0, 1.0), "compacted": (1.0, 1.0, 0.0)}
 
 
 def cache_folder() -> Path:
@@ -31,15 +32,29 @@ def costs_path() -> Path:
 def costs() -> dict[str, float]:
     """The constants of the cost model, in seconds per byte; measured, in a fiftieth of a second, if not known yet.
 
-    A thread takes the group of samples side by side that makes
+    A thread takes the group of samples side by side, a layer at a time, that makes
 
-        W (fetch / group + pack / min(group, run)) + reload * M(group)
+        W fetch / group + C pack / min(group, run) + reload M(group)
 
-    least, with W the bytes of weights that masks choose from, ``run`` the samples of equal masks in a row and M the
-    bytes of maps that leave the second cache for as many samples. Results do not depend on it. The kernels are told.
+    least, with W the bytes of all weights, C of those that masks choose from, ``run`` the samples of equal masks in a
+    row and M the bytes of maps that leave the second cache for as many samples: the *compacted* strategy. Where no mask
+    chooses and the second cache holds a sample's state, it takes one sample at a time, the *resident* strategy. Results
+    do not depend on it. The kernels are told.
+
+    ``DSN_STRATEGY=resident`` or ``compacted`` puts constants in place of the measured ones that lead to one sample at a
+    time, or to as many as 64 MiB hold and threads leave.
+
+    Raises:
+        UserError: ``DSN_STRATEGY`` is neither.
     """
     from .measure.machine import cpu_model
 
+    if strategy := os.environ.get("DSN_STRATEGY"):
+        if strategy not in _FORCED:
+            raise UserError(f"DSN_STRATEGY is {strategy!r}; expected one of {', '.join(_FORCED)}, or none")
+        forced = dict(zip(_NAMES, _FORCED[strategy], strict=True))
+        _C.set_costs(**forced)
+        return forced
     path, machine = costs_path(), f"{cpu_model()}, {_C.build_info()['isa']}"
     known = _read(path)
     if machine not in known:

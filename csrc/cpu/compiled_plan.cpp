@@ -64,6 +64,7 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, 
   }
   check(op);
   find_streams(op);
+  weight_bytes = 4 * weight_count;
   int64_t most = 0;
   normalised.resize(plan.buffers.size());
   for (const Instruction& in : plan.code) {
@@ -71,9 +72,10 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, 
     first_step.push_back(steps);
     steps += 1 + (in.op == Op::kDenseBlock ? in.layers : 0);
     if (in.op == Op::kConv2d && in.out_mask >= 0) chosen_bytes += 4 * in.in_channels * in.taps * in.out_channels;
-    map_bytes.push_back(0);
+    int64_t maps = 0;
     for (int64_t b : {in.src, in.dst})
-      if (b >= 0) map_bytes.back() += 4 * plan.buffers[b].channels * plan.buffers[b].pixels();
+      if (b >= 0) maps += 4 * plan.buffers[b].channels * plan.buffers[b].pixels();
+    map_bytes.insert(map_bytes.end(), in.op == Op::kDenseBlock ? in.layers : 1, maps);
     const bool normalises = in.op == Op::kTransition || in.op == Op::kHead || in.flags & kNormalise;
     for (int64_t b : {in.src, in.guide})
       if (normalises && b >= 0) normalised[b] = true;

@@ -37,8 +37,9 @@ class CompiledPlan {
   std::vector<int> stream_of;             // of each buffer, see streams_of
   BufferSpec map{0, 1, 1};                // what is stored; no channels if nothing is
   bool needs_masks = false;               // filters are chosen by gates that no instruction decides
+  int64_t weight_bytes = 0;               // of all weights
   int64_t chosen_bytes = 0;               // of the weights of the filters that may be chosen
-  std::vector<int64_t> map_bytes;         // of each instruction: of the maps that it reads and writes
+  std::vector<int64_t> map_bytes;         // of each step: of the maps that it reads and writes
   std::vector<int> every_channel;         // 0, 1, 2, ...: where none can be missing
   std::vector<bool> normalised;           // buffer -> a BN-ReLU reads it, so that its channels without data matter
   // What a timed run tells apart: an instruction, and after it the layers of a dense block.

@@ -30,18 +30,20 @@ class DenseBlock {
     if (pair) append_pairs(0, in.in_channels, 0);
   }
 
-  void run() {
+  void begin() {
     w.team().phase(0, [](int64_t) {}, [&] { decide(0); });
-    for (int64_t l = 0; l < in.layers; ++l) {
-      if (!w.sample.taken[in.first_gate + l]) {
-        if (!add) live.skipped.push_back(static_cast<int>(l));
-        continue;
-      }
-      layer(l);
-      if (add) continue;
-      live.append(static_cast<int>(channels(l)), static_cast<int>(in.out_channels));
-      if (pair) append_pairs(channels(l), in.out_channels, pairs(in.in_channels) + l * pairs(in.out_channels));
+  }
+
+  // After the layers before it.
+  void run(int64_t l) {
+    if (!w.sample.taken[in.first_gate + l]) {
+      if (!add) live.skipped.push_back(static_cast<int>(l));
+      return;
     }
+    layer(l);
+    if (add) return;
+    live.append(static_cast<int>(channels(l)), static_cast<int>(in.out_channels));
+    if (pair) append_pairs(channels(l), in.out_channels, pairs(in.in_channels) + l * pairs(in.out_channels));
   }
 
  private:
@@ -272,6 +274,12 @@ class DenseBlock {
 
 }  // namespace
 
-void run_dense_block(Worker& w, const Instruction& in) { DenseBlock(w, in).run(); }
+void run_dense_block(Worker* samples, int count, const Instruction& in) {
+  std::vector<DenseBlock> blocks;
+  for (int i = 0; i < count; ++i) blocks.emplace_back(samples[i], in);
+  for (DenseBlock& block : blocks) block.begin();
+  for (int64_t l = 0; l < in.layers; ++l)
+    for (DenseBlock& block : blocks) block.run(l);
+}
 
 }  // namespace dsn::cpu

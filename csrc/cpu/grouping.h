@@ -1,5 +1,5 @@
-// Which samples of a batch a thread takes side by side where masks choose filters: a convolution's weights are fetched
-// once for all of them, and packed once for those that choose alike; but their maps may leave the second cache.
+// Which samples of a batch a thread takes side by side, a layer at a time: its weights are fetched once for all of
+// them, and packed once for those whose masks choose the same filters; but their maps may leave the second cache.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,8 @@ struct ByPattern {
   int64_t patterns = 0;  // different ones
 };
 
-// How many samples a thread does best to take side by side, where `run` neighbours have equal gates on average.
-// sample_bytes: working memory of one.
+// How many samples a thread does best to take side by side, where `run` neighbours have equal gates on average; one if
+// that keeps a sample's state in the second cache. sample_bytes: working memory of one.
 int group_size(const CompiledPlan& plan, int64_t sample_bytes, double run);
 
 }  // namespace dsn::cpu

@@ -131,7 +131,7 @@ void Worker::step(const Instruction& in) {
     case Op::kStem:
       return run_stem(*this, in);
     case Op::kDenseBlock:
-      return run_dense_block(*this, in);
+      return run_dense_block(this, 1, in);
     case Op::kTransition:
       return run_transition(*this, in);
     case Op::kHead:
@@ -197,7 +197,7 @@ struct Batch {
   }
 };
 
-// Several samples, an instruction at a time: its weights are read once for all of them.
+// Several samples, a layer at a time: its weights are read once for all of them.
 void run_group(Batch& batch, const MemoryMap& memory, float* arena, int thread, int64_t first, int count) {
   float* shared = arena + count * memory.sample;
   Selection selection;
@@ -205,8 +205,13 @@ void run_group(Batch& batch, const MemoryMap& memory, float* arena, int thread, 
   for (int i = 0; i < count; ++i)
     workers.emplace_back(batch.compiled, memory, batch.weights, arena + i * memory.sample, shared, selection,
                          batch.sample(first + i, thread));
-  for (const Instruction& in : batch.plan.code)
-    for (Worker& worker : workers) worker.step(in);
+  for (const Instruction& in : batch.plan.code) {
+    if (in.op == Op::kDenseBlock && !batch.spans) {
+      run_dense_block(workers.data(), count, in);
+      continue;
+    }
+    for (Worker& worker : workers) worker.step(in);  // dense blocks one after another where each is timed
+  }
   for (const Worker& worker : workers) worker.count_macs();
 }
 
@@ -219,11 +224,14 @@ void run_batch(Batch& batch) {
   const int64_t shared = threads == 1 ? 0 : left_over ? left_over : 1;
   const int64_t singles = batch.size - shared;
   const MemoryMap alone(batch.compiled, 1), together(batch.compiled, threads);
-  if (batch.compiled.needs_masks && singles > 1) {  // all gates are known by now
-    ByPattern sorted(batch.first.taken, batch.size, batch.plan.gates);
-    const double run = static_cast<double>(batch.size) / static_cast<double>(sorted.patterns);
+  if (singles > 1) {
+    double run = 1;
+    if (batch.compiled.needs_masks) {  // all gates are known by now
+      ByPattern sorted(batch.first.taken, batch.size, batch.plan.gates);
+      run = static_cast<double>(batch.size) / static_cast<double>(sorted.patterns);
+      batch.order = std::move(sorted.order);
+    }
     batch.group = group_size(batch.compiled, alone.sample * 4, run);
-    batch.order = std::move(sorted.order);
   }
   const int group = batch.group;
 

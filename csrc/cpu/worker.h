@@ -257,7 +257,7 @@ int64_t phase_count(const CompiledPlan& plan, int stream);
 void run_load(Worker&, const Instruction&);
 void run_store(Worker&, const Instruction&);
 void run_stem(Worker&, const Instruction&);
-void run_dense_block(Worker&, const Instruction&);
+void run_dense_block(Worker* samples, int count, const Instruction&);
 void run_transition(Worker&, const Instruction&);
 void run_head(Worker&, const Instruction&);
 void run_conv2d(Worker&, const Instruction&);

@@ -33,8 +33,7 @@ class PlanBuilder:
         self.slices: dict[int, list[range]] = {}
         self._mask_of: dict[int, int] = {}  # of buffers that one convolution wrote
         self._scratch: dict[tuple[int, ...], int] = {}
-        if masks:
-            costs()  # by these the CPU kernels group samples that choose alike
+        costs()  # by these the CPU kernels take samples side by side
 
     def result(self) -> tuple[Plan, Tensor]:
         return self.plan, self.packer.tensor()

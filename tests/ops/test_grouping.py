@@ -1,14 +1,15 @@
-"""Samples that choose the same filters go side by side, and the constants by which so many do."""
+"""Samples that a thread takes side by side, and the constants by which it takes so many."""
 
 import json
 
 import pytest
 import torch
-from small_models import make_images
+from small_models import make_images, make_small, random_gates
 from small_planned import make_planned
 
 import dsn_kernels
 from dsn_kernels import _C, costs
+from dsn_models import UserError
 
 ALONE = {"fetch": 0.0, "pack": 0.0, "reload": 1.0}
 TOGETHER = {"fetch": 1.0, "pack": 1.0, "reload": 0.0}
@@ -40,6 +41,27 @@ def test_results_do_not_depend_on_grouping(name, grouping, threads, cache):
     assert torch.equal(fast(images, forced_gates=gates), torch.cat([logits for logits, _ in each]))
     assert torch.equal(fast.last_macs, torch.cat([macs for _, macs in each]))
     assert torch.equal(fast.last_gates["filters"], drawn)
+
+
+@pytest.mark.parametrize("name", ["concat-bc-100", "add-166", "skipnet-38-rnn"])
+def test_results_do_not_depend_on_the_strategy(name, threads, cache, monkeypatch):
+    """Maps that the second cache does not hold, a layer at a time over the samples that run it."""
+    fast = dsn_kernels.accelerate(make_small(name, image_size=80))
+    images, gates = make_images(fast, 7), random_gates(fast, 7)
+    found = []
+    for strategy in ("resident", "compacted"):
+        monkeypatch.setenv("DSN_STRATEGY", strategy)
+        costs.costs.cache_clear()
+        costs.costs()
+        logits = fast(images, forced_gates=gates)
+        found.append([*(logits if isinstance(logits, tuple) else [logits]), fast.last_macs, *fast.last_scores.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_another_strategy_is_refused(monkeypatch, cache):
+    monkeypatch.setenv("DSN_STRATEGY", "fast")
+    with pytest.raises(UserError, match="DSN_STRATEGY is 'fast'; expected one of resident, compacted, or none"):
+        costs.costs()
 
 
 def test_measured_once_and_kept(cache, monkeypatch):
