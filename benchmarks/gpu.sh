@@ -3,7 +3,7 @@
 # and ends inside 9 minutes:
 #     bash benchmarks/gpu.sh OUT_DIR
 # OUT_DIR receives gpu.json (the schema of `dsn bench --json` and the environment), written as it goes, and the logs of the
-# build, the tests and compute-sanitizer. PYTHON chooses the interpreter that has torch.
+# build, the tests and compute-sanitizer. PYTHON chooses the interpreter that has torch, GPU_SECONDS another time.
 set -uo pipefail
 
 if [ $# -ne 1 ]; then
@@ -14,7 +14,7 @@ mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
 start=$SECONDS
-budget=525
+budget=${GPU_SECONDS:-525}
 left() { echo $((budget - SECONDS + start)); }
 # within SECONDS COMMAND...: the command, ended when that or the script's own time is over
 within() {

@@ -15,8 +15,8 @@ bool read_by_mask(const Plan& plan, size_t i) {
     const Instruction& next = plan.code[j];
     if (next.dst == conv.dst && !(next.flags & kAccumulate) && next.out_offset == 0) return true;
     if (next.dst == conv.dst) return false;
-    if ((next.src == conv.dst || next.guide == conv.dst) && (next.op != Op::kConv2d || next.in_mask != conv.out_mask))
-      return false;
+    const bool alike = next.op == Op::kConv2d && next.in_mask == conv.out_mask && next.in_channels == conv.out_channels;
+    if ((next.src == conv.dst || next.guide == conv.dst) && !alike) return false;
   }
   return true;
 }
@@ -133,6 +133,27 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
   }
   lists_at = reserve(batch * list_stride * 2);
   counts_at = reserve(batch * run_count * 4);
+}
+
+// Samples with equal masks behind one another let a block gather a convolution's weights once for all that it walks.
+// That is worth its two launches, and the comparison of each sample with those before it, where even half of it saves
+// more.
+void Schedule::place_groups(const Plan& plan, Element element, int64_t batch, double l2_rate) {
+  constexpr double kLaunch = 1.3e-6, kCompare = 6e-8;  // seconds: each, for each sample
+  double saved = 0;
+  for (size_t i = 0; i < plan.code.size(); ++i) {
+    const Instruction& in = plan.code[i];
+    const ConvTile& t = convs[i].tile;
+    if (!convs[i].walk || t.stage_bytes) continue;
+    const double samples = static_cast<double>(convs[i].walk) / t.tiles();  // of a block
+    const double weights = static_cast<double>(in.taps * in.in_channels * t.block_columns * bytes_of(element));
+    const double blocks = static_cast<double>(batch * t.blocks()) / convs[i].walk;
+    saved += std::max(0.0, samples - 1) * weights * blocks / l2_rate;
+  }
+  grouped = saved / 2 > 2 * kLaunch + kCompare * static_cast<double>(batch);
+  if (!grouped) return;
+  order_at = reserve(batch * 8);
+  alike_at = reserve(batch * 4);
 }
 
 }  // namespace dsn::cuda

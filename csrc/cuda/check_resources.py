@@ -89,12 +89,11 @@ class Kernel:
         )
 
 
-def compile_report(source: Path, arch: str) -> str:
-    """What ptxas says of one file and architecture."""
-    number = arch.replace(".", "")
+def compile_report(source: Path, number: str) -> str:
+    """What ptxas says of one file and architecture, "90a" for example."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", "-std=c++20", "-O3", f"-I{CUDA.parent}", "-Xptxas=-v", "-c", str(source)]
-        command += [f"-gencode=arch=compute_{number},code=sm_{number}", "-o", f"{folder}/out.o"]
+        command = ["nvcc", "-std=c++20", "-O3", f"-I{CUDA.parent}", "-Xptxas=-v", "-cubin", str(source)]
+        command += [f"-arch=sm_{number}", "-o", f"{folder}/out.cubin"]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"nvcc failed for {source.name}, sm_{number}:\n{done.stderr}")
@@ -119,13 +118,19 @@ def parse(report: str, launches: dict[str, dict[str, tuple[int, int]]]) -> list[
 
 def readable(mangled: str) -> str:
     """bottleneck_layer_kernel<half, 6, 2, 1> of a mangled name."""
-    match = re.search(r"\d+([a-z_]+_kernel)(?:I(.*?)EEv)?", mangled)
-    if not match:
+    for length in re.finditer(r"\d+", mangled):  # of the name behind it
+        end = length.end() + int(length[0])
+        name = mangled[length.end() : end]
+        if name.endswith("_kernel"):
+            break
+    else:
         return mangled
+    match = re.match(r"I(.*?)EEv", mangled[end:])
+    arguments = match[1] if match else ""
     types = {"f": "float", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
-    numbers = re.findall(r"L[ib](\d+)E", match[2] or "")
-    element = next((text for mark, text in types.items() if (match[2] or "").startswith(mark)), "")
-    return f"{match[1]}<{', '.join([element, *numbers])}>" if element else match[1]
+    numbers = re.findall(r"L[ib](\d+)E", arguments)
+    element = next((text for mark, text in types.items() if arguments.startswith(mark)), "")
+    return f"{name}<{', '.join([element, *numbers])}>" if element else name
 
 
 def launches_of(archs: list[str]) -> dict[str, dict[str, tuple[int, int]]]:
@@ -160,33 +165,44 @@ def launches_of(archs: list[str]) -> dict[str, dict[str, tuple[int, int]]]:
     return found
 
 
+def write(path: Path, arch: str, kernels: list[Kernel]) -> None:
+    """Replaces an architecture's kernels in a report; those of the others stay."""
+    rows = json.loads(path.read_text())["kernels"] if path.is_file() else []
+    rows = [row for row in rows if row["arch"] != arch]
+    rows += [asdict(k) | {"blocks": k.blocks, "occupancy": round(k.occupancy, 3)} for k in kernels]
+    rows.sort(key=lambda row: (row["name"], int(row["arch"].rstrip("af"))))
+    nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"release ([\d.]+)", nvcc)
+    document = {"schema": 1, "nvcc": version[1] if version else "?", "kernels": rows}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", default=ARCHS, help="as in TORCH_CUDA_ARCH_LIST")
-    parser.add_argument("--json", type=Path, help="write the report there too")
+    parser.add_argument("--json", type=Path, help="write the report there too, after each architecture")
     parser.add_argument("sources", nargs="*", type=Path)
     arguments = parser.parse_args()
     if not shutil.which("nvcc"):
         sys.exit("no nvcc on PATH; install a CUDA toolkit")
-    archs = [arch.split("+")[0] for arch in arguments.archs.split(";")]
-    launches = {} if arguments.sources else launches_of([arch.replace(".", "") for arch in archs])
-    jobs = [(source, arch) for source in arguments.sources or sorted(CUDA.glob("*.cu")) for arch in archs]
+    archs = [arch.split("+")[0].replace(".", "") for arch in arguments.archs.split(";")]
+    launches = {} if arguments.sources else launches_of(archs)
+    sources = arguments.sources or sorted(CUDA.glob("*.cu"))
+    kernels: list[Kernel] = []
     with ThreadPoolExecutor(2) as pool:
-        reports = pool.map(lambda job: compile_report(*job), jobs)
-        kernels = sorted({k for report in reports for k in parse(report, launches)}, key=lambda k: (k.name, k.arch))
+        for arch in archs:
+            reports = pool.map(compile_report, sources, [arch] * len(sources))
+            found = sorted({k for report in reports for k in parse(report, launches)}, key=lambda k: k.name)
+            width = max((len(k.name) for k in found), default=0)
+            for k in found:
+                print(k.line(width), flush=True)
+            if arguments.json:
+                write(arguments.json, arch, found)
+            kernels += found
     if not kernels:
         sys.exit("the assembler's report names no kernel: nothing was checked")
-    width = max(len(k.name) for k in kernels)
-    for k in kernels:
-        print(k.line(width))
     flawed = [k for k in kernels if k.flawed]
     print(f"{len(kernels)} kernels, {len(flawed)} with a stack frame or spills")
-    if arguments.json:
-        nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
-        version = re.search(r"release ([\d.]+)", nvcc)
-        rows = [asdict(k) | {"blocks": k.blocks, "occupancy": round(k.occupancy, 3)} for k in kernels]
-        document = {"schema": 1, "nvcc": version[1] if version else "?", "kernels": rows}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(1 if flawed else 0)
 
 

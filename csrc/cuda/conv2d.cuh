@@ -3,7 +3,7 @@
 // filters that a sample's mask chose and the input channels that hold data. An implicit product: a block of threads
 // does one tile of one sample and some of the columns; input and weights pass through shared memory, p.depth groups at
 // a time, the next pass landing while this one is multiplied. Blocks walk the tiles of the samples that run, however
-// many those are.
+// many those are; where weights are gathered, tiles of samples with equal masks behind one another, and gather once.
 #pragma once
 
 #include "cuda/tile.cuh"
@@ -13,12 +13,17 @@ namespace dsn::cuda {
 
 constexpr int kConvRows = 2;  // of 16 pixels that a warp multiplies
 
+// How many channels of a mask are on before all are computed as they lie and those that are off dropped: that
+// multiplies up to an eighth more and gathers nothing.
+__device__ inline int nearly_all(int channels) { return channels - channels / 8; }
+
 // What a block works on.
 struct ConvWork {
   int sample, first_column, columns;  // columns: of this block
   MapTile tile;
   int inputs, filters;                 // that are chosen
-  const uint16_t *in_list, *out_list;  // in shared memory, the block's columns of the latter; null: all
+  const uint16_t *in_list, *out_list;  // in shared memory, the block's columns of the latter; null: all are computed
+  const uint8_t* mask;                 // of filters that are all computed, which of them are on; null: all
   const void* norm;                    // of the inputs as they are read
   const float* bias;                   // of the block's columns in shared memory, or null
   __device__ bool gathers() const { return in_list || out_list; }
@@ -38,10 +43,18 @@ struct ConvWindow {
   __device__ int cells() const { return rows * columns; }
 };
 
+// Points to what stage_lists prepares.
+template <class T>
+__device__ inline void use_lists(const Conv2dParams& p, ConvWork& work) {
+  if (!work.in_list || !p.norm) return;
+  work.norm = shared_memory<T>(p.at_norm);
+  if (p.constants) work.bias = shared_memory<float>(p.at_bias);
+}
+
 // Prepares what a block reads of chosen channels: their lists, and of inputs that are normalised scale and shift, side
 // by side, and what the inputs without data add to the bias.
 template <class T>
-__device__ inline void stage_lists(const Conv2dParams& p, ConvWork& work) {
+__device__ inline void stage_lists(const Conv2dParams& p, const ConvWork& work) {
   __syncthreads();  // the tile before may still read its own
   uint16_t* lists = shared_memory<uint16_t>(p.at_lists);
   if (work.in_list) {
@@ -64,7 +77,6 @@ __device__ inline void stage_lists(const Conv2dParams& p, ConvWork& work) {
     norm[to] = i < work.inputs ? from[at] : Numeric<T>::from(0.f);
     norm[to + kGroup] = i < work.inputs ? from[at + kGroup] : Numeric<T>::from(0.f);
   }
-  work.norm = norm;
   if (p.constants) {
     // Threads side by side have a column each; behind one another they share the channels out.
     float* sums = shared_memory<float>(p.at_bias);
@@ -97,7 +109,6 @@ __device__ inline void stage_lists(const Conv2dParams& p, ConvWork& work) {
       for (int i = 0; i < parts; ++i) total += sums[i * work.columns + n];
       sums[n] = total;
     }
-    work.bias = sums;
   }
   __syncthreads();
 }
@@ -179,14 +190,14 @@ __device__ inline void stage_weights(const Conv2dParams& p, const ConvWork& work
   const T* weight = static_cast<const T*>(p.selectable);
   for (int i = threadIdx.x; i < p.taps * count * columns; i += blockDim.x) {
     const int n = i % columns, group = i / columns % count, tap = i / columns / count;
-    const bool chosen = work.first_column + n < work.filters;
+    const bool chosen = work.first_column + n < (work.out_list ? work.filters : p.out_channels);
     const int filter = work.out_list ? work.out_list[n] : work.first_column + n;
     T v[kGroup];
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
       const int k = (first + group) * kGroup + j;
       v[j] = Numeric<T>::from(0.f);
-      if (chosen && k < work.inputs) {
+      if (chosen && k < (work.in_list ? work.inputs : p.in_channels)) {
         const int channel = work.in_list ? work.in_list[k] : k;
         v[j] = weight[static_cast<int64_t>(tap * p.in_channels + channel) * p.columns + filter];
       }
@@ -195,6 +206,11 @@ __device__ inline void stage_weights(const Conv2dParams& p, const ConvWork& work
     memcpy(&quad, v, sizeof(quad));
     store_quad<T>(staged, (tap * p.depth + group) * pitch + n * kGroup, quad);
   }
+}
+
+// Groups of the input that are multiplied, in whole k-steps.
+__device__ inline int conv_groups(const Conv2dParams& p, const ConvWork& work) {
+  return work.in_list ? (work.inputs + 15) / 16 * 4 : p.in_groups;
 }
 
 // Sums of products for a warp's pixels and columns. `keeps_weights`: shared memory holds them from the tile before.
@@ -216,7 +232,7 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
       operands.offset[mt][r] =
           (row / work.tile.columns * hop * window.columns + row % work.tile.columns * hop) * p.cell_stride;
     }
-  const int groups = work.in_list ? (work.inputs + 15) / 16 * 4 : p.in_groups;
+  const int groups = conv_groups(p, work);
   auto stage = [&](int first) {
     const int count = min(p.depth, groups - first), at = first / p.depth % 2 * second;
     stage_cells<T>(p, work, first, count, cells + at);
@@ -309,6 +325,7 @@ __device__ inline void write_conv(const Conv2dParams& p, const ConvWork& work, i
         } else {
           v[i] += p.bias[n + i];
         }
+        if (work.mask && n + i < p.out_channels && !work.mask[n + i]) v[i] = 0;
       }
       if (in_pairs) {
         if (n >= limit) continue;
@@ -341,14 +358,21 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
     conv2d_kernel(const __grid_constant__ Conv2dParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  const int warp = threadIdx.x / 32, across = p.pooling.blocks / p.pooling.tiles;
+  const int warp = threadIdx.x / 32, tiles_of_map = p.pooling.tiles, across = p.pooling.blocks / tiles_of_map;
+  const int batch_tiles = p.items / across;
   uint16_t* lists = shared_memory<uint16_t>(p.at_lists);
   float* sums = shared_memory<float>(p.at_sums);
-  int staged_column = -1;
-  for (int item = blockIdx.x; item < p.items; item += gridDim.x) {
-    const int sample = pick_sample(p.samples, item / p.pooling.blocks);
+  constexpr int kNothing = -2, kAllWeights = -1;
+  int staged_column = 0, staged_lists = kNothing, staged_weights = kNothing;  // of the sample that had them first
+  const int end = p.walk ? min(p.items, static_cast<int>(blockIdx.x + 1) * p.walk) : p.items;
+  for (int item = blockIdx.x * max(p.walk, 1); item < end; item += p.walk ? 1 : gridDim.x) {
+    const int place = p.walk ? item % batch_tiles / tiles_of_map : item / p.pooling.blocks;
+    int sample = p.order ? static_cast<int>(p.order[place]) : pick_sample(p.samples, place);
+    if (p.order && p.samples.count && sample >= *p.samples.count) sample = -1;
+    if (sample < 0 && p.walk) continue;
     if (sample < 0) return;
-    const int tile = item % p.pooling.blocks / across, first_column = item % across * p.block_columns;
+    const int tile = p.walk ? item % tiles_of_map : item % p.pooling.blocks / across;
+    const int first_column = (p.walk ? item / batch_tiles : item % across) * p.block_columns;
     ConvWork work{sample,
                   first_column,
                   p.columns - first_column,
@@ -357,28 +381,37 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
                   p.out_channels,
                   nullptr,
                   nullptr,
+                  nullptr,
                   p.norm,
                   nullptr};
     if (p.filters.list) work.filters = p.filters.count[static_cast<int64_t>(sample) * p.filters.count_stride];
     if (p.inputs.list) work.inputs = p.inputs.count[static_cast<int64_t>(sample) * p.inputs.count_stride];
-    if (p.filters.list && work.filters < p.out_channels) work.out_list = lists + p.in_groups * kGroup;
-    if (p.inputs.list && work.inputs < p.in_channels) work.in_list = lists;
+    if (p.filters.list && work.filters < nearly_all(p.out_channels))
+      work.out_list = lists + p.in_groups * kGroup;
+    else if (work.filters < p.out_channels)
+      work.mask = p.mask + static_cast<int64_t>(sample) * p.mask_stride;
+    if (p.inputs.list && work.inputs < (p.scattered ? p.in_channels : nearly_all(p.in_channels))) work.in_list = lists;
     if (work.out_list) work.columns = (work.filters + 7) / 8 * 8 - first_column;
-    if (p.mask && work.out_list && first_column == 0) finish_off_filters<T>(p, work);
+    if (p.off_look && work.out_list && first_column == 0) finish_off_filters<T>(p, work);
     if (p.padding && first_column == 0) pad_outputs<T>(p, work);
     work.columns = min(work.columns, p.block_columns);
     if (work.columns <= 0) continue;
-    if (work.gathers()) stage_lists<T>(p, work);
+    const int own_weights = !work.gathers() ? kAllWeights : p.alike ? p.alike[sample] : sample;
+    if (staged_column != first_column) staged_column = first_column, staged_lists = staged_weights = kNothing;
+    if (work.gathers()) {
+      if (staged_lists != own_weights) stage_lists<T>(p, work);
+      use_lists<T>(p, work);
+      staged_lists = own_weights;
+    }
     const int first_row = warp % p.warps_down * kConvRows * 16, column = warp / p.warps_down * kNt * 8;
     const int tiles = min(kNt, (work.columns - column) / 8);
     Accumulator<kConvRows, kNt> d;
-    const bool keeps_weights = p.stage_bytes == 0 && !work.gathers() && staged_column == first_column;
-    convolve<T, kNt>(p, work, first_row, column, tiles, keeps_weights, d);
-    staged_column = work.gathers() ? -1 : first_column;
+    convolve<T, kNt>(p, work, first_row, column, tiles, staged_weights == own_weights, d);
+    staged_weights = conv_groups(p, work) <= p.depth ? own_weights : kNothing;
     ColumnSums<kNt> total;
     if (tiles > 0) write_conv<T, kNt>(p, work, first_row, column, tiles, d, total);
     if (p.pooling.pooled && tiles > 0) total.store(sums + warp % p.warps_down * p.block_columns + column, tiles);
-    const int own = min(work.columns, work.filters - first_column);
+    const int own = max(0, min(work.columns, work.filters - first_column));
     const float* pooled = pool_tile(
         p.pooling, sample, tile, sums, p.warps_down, p.block_columns, first_column, work.columns,
         static_cast<unsigned long long>(work.tile.pixels()) * p.taps * work.inputs * own, shared_memory<int>());

@@ -9,14 +9,16 @@ struct GroupParams {
   const uint8_t* gates;  // [B][L]; 0 and anything else
   int32_t* first;        // [B] scratch: the first sample with equal gates
   int64_t* order;        // [B] samples, group after group
-  int64_t* group;        // [B] of each sample
-  int64_t* offsets;      // [B + 1] where a group begins in `order`; B beyond the last
+  int64_t* group;        // [B] of each sample, or null
+  int64_t* offsets;      // [B + 1] where a group begins in `order`; B beyond the last; or null
   int32_t batch, layers;
 };
 
 // Every thread compares its row with those before it: rows that differ do so within a few bytes, and the rows of a
 // batch stay in the nearest cache.
 static __global__ void __launch_bounds__(kThreads) first_equal_kernel(const __grid_constant__ GroupParams p) {
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= p.batch) return;
   const uint8_t* own = p.gates + static_cast<int64_t>(i) * p.layers;
@@ -32,6 +34,8 @@ static __global__ void __launch_bounds__(kThreads) first_equal_kernel(const __gr
 
 // A group is smaller than another if its first member is, so all ranks are counts over `first`.
 static __global__ void __launch_bounds__(kThreads) place_kernel(const __grid_constant__ GroupParams p) {
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
   int32_t* staged = shared_memory<int32_t>();  // [kThreads]
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   const int own = i < p.batch ? p.first[i] : -1;
@@ -53,11 +57,14 @@ static __global__ void __launch_bounds__(kThreads) place_kernel(const __grid_con
   }
   if (i >= p.batch) return;
   p.order[begin + before] = i;
+  if (!p.group) return;
   p.group[i] = group;
   if (own == i) p.offsets[group] = begin;
   if (i >= groups) p.offsets[i] = p.batch;
   if (i == 0) p.offsets[p.batch] = p.batch;
 }
+
+constexpr int kGroupBytes = kThreads * sizeof(int32_t);  // shared memory of place_kernel
 
 inline cudaError_t launch_group_by_pattern(const GroupParams& p, cudaStream_t stream) {
   LaunchConfig config;
@@ -66,7 +73,7 @@ inline cudaError_t launch_group_by_pattern(const GroupParams& p, cudaStream_t st
   config.stream = stream;
   const cudaError_t status = launch<first_equal_kernel>(config, p);
   if (status != cudaSuccess) return status;
-  config.shared_bytes = kThreads * sizeof(int32_t);
+  config.shared_bytes = kGroupBytes;
   return launch<place_kernel>(config, p);
 }
 

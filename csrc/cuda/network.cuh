@@ -4,6 +4,7 @@
 #include "cuda/conv2d.cuh"
 #include "cuda/filter_lists.cuh"
 #include "cuda/gradual_layer.cuh"
+#include "cuda/group_by_pattern.cuh"
 #include "cuda/head.cuh"
 #include "cuda/image.cuh"
 #include "cuda/network.h"
@@ -145,6 +146,8 @@ class NetworkRun {
   void gradual_layer(const GradualRun& run);
   Chosen chosen(const Listed& listed) const;
   Map map_of(int64_t buffer) const;
+  int64_t* order() const { return reinterpret_cast<int64_t*>(call_.workspace + s_.order_at); }
+  int32_t* alike() const { return reinterpret_cast<int32_t*>(call_.workspace + s_.alike_at); }
   unsigned long long* gate_words(int64_t gate) const {
     return reinterpret_cast<unsigned long long*>(call_.workspace + s_.gate_words_at) + gate * s_.word_count;
   }

@@ -37,6 +37,16 @@ void NetworkRun<T>::filter_lists() {
     }
     start<filter_lists_kernel<kThreads>>(call_.batch, 1, kThreads, 0, p);
   }
+  if (!s_.grouped) return;
+  const GroupParams p{call_.forced,
+                      alike(),
+                      order(),
+                      nullptr,
+                      nullptr,
+                      static_cast<int32_t>(call_.batch),
+                      static_cast<int32_t>(plan_.gates)};
+  start<first_equal_kernel>(ceil_div(call_.batch, kThreads), 1, kThreads, 0, p);
+  start<place_kernel>(ceil_div(call_.batch, kThreads), 1, kThreads, kGroupBytes, p);
 }
 
 template <class T>
@@ -77,7 +87,10 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   if (has_constants(in)) p.constants = weights<float>(index, 0, conv2d_unit::kConstants);
   p.inputs = chosen(s_.inputs[index]);
   p.filters = chosen(s_.filters[index]);
-  if (step.off_look) p.mask = call_.forced + in.out_mask;
+  if (p.filters.list) p.mask = call_.forced + in.out_mask;
+  p.off_look = step.off_look;
+  p.walk = step.walk;
+  if (s_.grouped && step.walk) p.order = order(), p.alike = alike();
   p.mask_stride = static_cast<int32_t>(plan_.gates);
   p.items = static_cast<int32_t>(call_.batch * t.blocks());
   p.first_group = static_cast<int32_t>(in.src_offset / kGroup);
@@ -117,7 +130,8 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.at_cells = t.at_cells;
   p.at_weights = t.at_weights;
   p.stage_bytes = t.stage_bytes;
-  const int64_t blocks = std::min<int64_t>(p.items, int64_t{s_.multiprocessors} * t.resident);
+  const int64_t blocks =
+      step.walk ? ceil_div(p.items, step.walk) : std::min<int64_t>(p.items, int64_t{s_.multiprocessors} * t.resident);
   if (t.warp_tiles == 2)
     start<conv2d_kernel<T, 2>>(blocks, 1, kThreads, t.shared_bytes, p);
   else

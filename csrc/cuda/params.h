@@ -231,10 +231,14 @@ struct Conv2dParams {
   const float* bias;       // [column]
   const float* constants;  // [in channel][column] or null: what one without data adds
   Chosen inputs, filters;
-  const uint8_t* mask;  // [B][mask_stride] at the first filter, if filters that are off need a look; else null
+  const uint8_t* mask;  // [B][mask_stride] at the first filter, or null
   int32_t mask_stride;
-  int32_t items;        // tiles of all samples and columns
-  int32_t first_group;  // of the source
+  bool off_look;         // filters that are off need a look where they are not computed
+  const int64_t* order;  // [B] samples with equal masks side by side, or null
+  const int32_t* alike;  // [B] the first sample with equal masks, or null
+  int32_t items;         // tiles of all samples and columns
+  int32_t walk;          // side by side that a block does: columns outermost, then samples; 0: every gridDim.x-th
+  int32_t first_group;   // of the source
   int32_t in_channels, live_groups;
   int32_t in_groups;  // padded to whole k-steps
   int32_t out_channels, out_offset, columns;

@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "cuda/device_info.cuh"
+#include "cuda/refusals.h"
 
 namespace dsn::cuda {
 namespace {
@@ -21,6 +22,7 @@ std::string message(cudaError_t status) {
 struct Facts {
   std::string error;
   int arch = 0;
+  bool has_code = false;
   DeviceLimits limits;
 };
 
@@ -36,12 +38,11 @@ Facts find_facts(int device) {
   facts.arch = 10 * major + minor;
   if (major < 9) facts.limits.cluster = 1;
   cudaFuncAttributes attributes;
-  if (status == cudaSuccess && cudaFuncGetAttributes(&attributes, probe_kernel) != cudaSuccess) {
-    facts.error = "device " + std::to_string(device) + " is sm_" + std::to_string(facts.arch) +
-                  ", which this build has no code for; dsn info lists what it has, TORCH_CUDA_ARCH_LIST chooses";
+  if (status == cudaSuccess) {
+    facts.has_code = cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess;
     cudaGetLastError();
   }
-  if (status != cudaSuccess) facts.error = message(status);
+  facts.error = message(status);
   return facts;
 }
 
@@ -90,11 +91,9 @@ std::string probe_device(int device, Element element, DeviceLimits* limits) {
   std::lock_guard lock(mutex);
   auto found = known->find(device);
   if (found == known->end()) found = known->emplace(device, find_facts(device)).first;
-  *limits = found->second.limits;
-  if (found->second.error.empty() && element == Element::kBfloat16 && found->second.arch < 80)
-    return "device " + std::to_string(device) + " is sm_" + std::to_string(found->second.arch) +
-           "; bfloat16 needs sm_80 or later: choose torch.float16";
-  return found->second.error;
+  const Facts& facts = found->second;
+  *limits = facts.limits;
+  return facts.error.empty() ? refuse_device(device, facts.arch, facts.has_code, element) : facts.error;
 }
 
 std::unique_ptr<Streams> make_streams(int device, CUstream_st* main) {

@@ -194,6 +194,9 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
                 "a convolution of " + std::to_string(in.in_channels) + " channels does not fit the " +
                     std::to_string(limits.shared_bytes) + " bytes of a block's shared memory");
         if (in.flags & kPool) written = in.out_channels, cuts = tile.tiles();
+        const int64_t items = batch * tile.blocks(), blocks = int64_t{multiprocessors} * tile.resident;
+        if (has_chosen(in) && in.only_if < 0 && items > blocks)
+          convs[layouts.size() - 1].walk = static_cast<int>(ceil_div(items, blocks));
         break;
       }
       case Op::kSubsample:
@@ -222,6 +225,7 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
     for (const PackedLayout& l : layouts.back()) end += l.size;
     weight_bytes = std::max(weight_bytes, end);
   }
+  place_groups(plan, element, batch, limits.l2_rate);
   for (int64_t bytes : partial) partial_at.push_back(reserve(bytes));
   for (size_t b = 0; b < states.size(); ++b) {
     State& s = states[b];

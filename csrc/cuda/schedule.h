@@ -16,6 +16,7 @@ struct DeviceLimits {
   int multiprocessors = 132;
   int shared_bytes = 227 * 1024;  // of a block
   int cluster = 8;                // blocks
+  double l2_rate = 5.5e12;        // bytes/s that blocks copy from the second-level cache
 };
 
 // A buffer of the plan: its channels and what decides on them.
@@ -88,6 +89,7 @@ struct ConvStep {
   bool packed = false;     // chosen filters are stored side by side
   bool scattered = false;  // inputs that hold data are in their places
   bool off_look = false;   // filters that are off need a look
+  int walk = 0;            // tiles side by side that a block does; 0: any
 };
 
 // Channels of which some hold data in a sample, run by run.
@@ -144,6 +146,8 @@ struct Schedule {
   int64_t lists_at = 0, counts_at = 0;  // uint16 [B][list_stride], int32 [B][run_count]
   int64_t gate_words_at = 0;            // uint64 [gates][word_count], of gates that instructions decide
   int64_t hidden_at = 0;                // float [B][2 kEmbedding], of recurrent gates
+  bool grouped = false;                 // samples with equal masks are taken behind one another
+  int64_t order_at = 0, alike_at = 0;   // int64 [B], int32 [B], where grouped
   int64_t word_count = 0;
   int multiprocessors = 0;
   int64_t zero_bytes = 0;  // the workspace's first bytes, zero before a run
@@ -154,6 +158,7 @@ struct Schedule {
   int64_t reserve(int64_t bytes);
   void place_states(const char* op, const Plan& plan, int64_t batch);
   void place_lists(const char* op, const Plan& plan, int64_t batch);
+  void place_groups(const Plan& plan, Element element, int64_t batch, double l2_rate);
 };
 
 inline void require(const char* op, bool ok, const std::string& what) {

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "common/checks.h"
+#include "cuda/refusals.h"
 
 struct CUstream_st;
 
@@ -33,15 +34,14 @@ inline Tensor empty(const char* op, const std::vector<int64_t>& sizes, int32_t d
   const AOTITorchError status =
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
                                aoti_torch_device_type_cuda(), device, &handle);
-  check(status == AOTI_TORCH_SUCCESS, op, ": out of memory on cuda:", device, " for ", what, "; use smaller batches");
+  check(status == AOTI_TORCH_SUCCESS, op, ": ", no_memory(device, what));
   return Tensor(handle);
 }
 
 inline void check_gpu_tensor(const char* op, const char* name, const Tensor& t, int device, ScalarType dtype,
                              const std::vector<int64_t>& shape) {
-  check(t.is_cuda(), op, ": ", name, " is not on a GPU, but the image is; move both to one device");
-  check(t.get_device_index() == device, op, ": ", name, " is on cuda:", static_cast<int>(t.get_device_index()),
-        ", the image on cuda:", device, "; move both to one device");
+  const std::string refused = refuse_place(name, t.is_cuda() ? static_cast<int>(t.get_device_index()) : -1, device);
+  check(refused.empty(), op, ": ", refused);
   check_type_and_shape(op, name, t, dtype, shape);
 }
 

@@ -21,7 +21,8 @@ class Launch:
     """One kernel for a batch.
 
     Attributes:
-        name: stem, layer, block, transition, head, load, store, conv2d, gradual_layer, lists, or the instruction's.
+        name: stem, layer, block, transition, head, load, store, conv2d, gradual_layer, lists, groups, or the
+            instruction's.
         stream: of the plan.
         blocks: of the grid.
         active: blocks that have a sample; of a convolution, whose blocks walk them: tiles of the samples that run.
@@ -56,11 +57,13 @@ class Cuts:
         layers: of each layer of each dense block: (rows, columns) of its tiles, how many there are down and across, and
             1 if one launch runs the whole block.
         convs: of each convolution: rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down,
-            depth, blocks of a multiprocessor.
+            depth, blocks of a multiprocessor, tiles side by side that a block walks (0: any), 1 if chosen inputs are
+            read in their places.
         gradual: of each gradual layer: first instruction, one past its last, rows of a block, blocks of a sample.
         streams: of each buffer.
         multiprocessors: of the device.
         lists: launches that list what masks chose.
+        groups: launches that put samples with equal masks side by side.
         gates_have_launches: gates of units are not decided by what writes their input.
     """
 
@@ -70,6 +73,7 @@ class Cuts:
     streams: Sequence[int]
     multiprocessors: int
     lists: int = 0
+    groups: int = 0
     gates_have_launches: bool = False
 
     @staticmethod
@@ -83,12 +87,18 @@ class Cuts:
             network.stream_of_buffer,
             multiprocessors,
             sum("filter_lists_kernel" in kernel for kernel in kernels),
+            sum("first_equal_kernel" in kernel or "place_kernel" in kernel for kernel in kernels),
             any("unit_gate_kernel" in kernel for kernel in kernels),
         )
 
 
 def up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def nearly_all(channels: int) -> int:
+    """As many of a mask's channels as make a convolution compute all of them."""
+    return channels - channels // 8
 
 
 def conv2d(
@@ -104,9 +114,10 @@ def conv2d(
 ) -> None:
     """Adds a convolution of samples that run (0 or 1), read ``inputs`` channels and have ``filters`` on.
 
-    A warp has 2 x 16 pixels, columns come in eights, k-steps in sixteens.
+    A warp has 2 x 16 pixels, columns come in eights, k-steps in sixteens. Where nearly all channels of a mask are on,
+    all are multiplied.
     """
-    rows, width, down, across, block_columns, column_blocks, warp_tiles, _, _, resident = cut
+    rows, width, down, across, block_columns, column_blocks, warp_tiles, _, stage, resident, walk, scattered = cut
     _, height, columns = plan.buffers[step.dst]
     _, from_height, from_width = plan.buffers[step.src]
     tiles = [
@@ -116,19 +127,30 @@ def conv2d(
     ]
     warps = sum(-(-r * c // _WARP_ROWS) for r, c in tiles)
     items = down * across * column_blocks
-    launch.blocks = min(len(runs) * items, multiprocessors * resident)
+    launch.blocks = -(-len(runs) * items // walk) if walk else min(len(runs) * items, multiprocessors * resident)
     launch.pools = bool(step.flags & _C.FLAGS["pool"])
-    for run, live, on in zip(runs, inputs, filters, strict=True):
+    gathered_before = False
+    for sample, (run, live, on) in enumerate(zip(runs, inputs, filters, strict=True)):
         if not run:
             continue
-        used = up(on, 16) if on == step.out_channels else up(on, 8)
-        depth = up(live + (step.src_offset % GROUP if live == step.in_channels else 0), _STEP)
+        all_filters = on >= nearly_all(step.out_channels)
+        all_inputs = live >= (step.in_channels if scattered else nearly_all(step.in_channels))
+        used = up(step.out_channels, 16) if all_filters else up(on, 8)
+        depth = up(step.in_channels + step.src_offset % GROUP if all_inputs else live, _STEP)
         launch.active += down * across * -(-used // block_columns)
         steps = step.taps * depth // _STEP
         launch.mma += warps * 2 * used // 8 * steps
         # activations once for each warp beside the others, weights once for each warp above
         launch.l1_bytes += warps * steps * 32 * GROUP * element * (4 * -(-used // (8 * warp_tiles)) + used // 8)
-        launch.l2_bytes += len(tiles) * step.taps * depth * used * element
+        copies = float(len(tiles))
+        if walk and depth <= stage * GROUP:  # once for the tiles that a block walks; on average over the columns
+            first = sample * len(tiles)
+            firsts = range(first, len(runs) * items, len(runs) * len(tiles))
+            copies = sum((at + len(tiles) - 1) // walk - at // walk + 1 for at in firsts) / len(firsts)
+            if sample and all_filters and all_inputs and not gathered_before:
+                copies -= sum(at % walk > 0 for at in firsts) / len(firsts)
+        gathered_before = not (all_filters and all_inputs)
+        launch.l2_bytes += int(copies * step.taps * depth * used * element)
         moved = live * min(from_height * from_width, height * columns * max(step.taps, step.stride**2))
         moved += on * height * columns * (2 if step.flags & _C.FLAGS["accumulate"] else 1)
         launch.dram_bytes += moved * element

@@ -49,6 +49,9 @@ class _Counter:
         names = {code: name for name, code in _C.OPS.items()}
         for _ in range(self.cuts.lists):
             self.launches.append(Launch("lists", 0, len(self.gates), len(self.gates)))
+        for _ in range(self.cuts.groups):
+            blocks = -(-len(self.gates) // 256)
+            self.launches.append(Launch("groups", 0, blocks, blocks))
         gradual = {run[0]: run for run in self.cuts.gradual}
         within = {i for run in self.cuts.gradual for i in range(run[0], run[1])}
         for index, step in enumerate(self.plan.code):

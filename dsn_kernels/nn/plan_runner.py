@@ -89,7 +89,8 @@ class PlanRunner(nn.Module):
         plan = plan or self.plan
         code = [tuple(vars(step).values()) for step in plan.code]
         shape = (plan.gates, plan.logits, ELEMENTS[self.dtype], batch)
-        return load_simt().Network(plan.buffers, code, *shape, MULTIPROCESSORS, SHARED_BYTES, self.clusters)
+        device = (MULTIPROCESSORS, SHARED_BYTES, self.clusters, L2_RATE)
+        return load_simt().Network(plan.buffers, code, *shape, *device)
 
     def _run_on_host(
         self, plan: Plan, image: Tensor, thresholds: Tensor, forced: Tensor | None, count: Tensor | None
@@ -145,6 +146,7 @@ def make_runner(plan: Plan, weights: Tensor, dtype: torch.dtype, backend: str) -
 # Of the device that the host runner plays: an H200.
 MULTIPROCESSORS = 132
 SHARED_BYTES = 227 * 1024
+L2_RATE = 5.5e12  # bytes/s
 
 
 def _poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

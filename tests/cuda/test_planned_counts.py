@@ -59,6 +59,7 @@ def work_of(runner, gates):
             for d in (0.0, 0.5, 1.0)
         ),
         *((name, 0.5) for name in GENERAL),
+        *((name, 0.93) for name in ("gaternet-all", "gaternet-preact")),
         *((name, 1.0) for name in SOLID),
     ],
 )

@@ -76,3 +76,22 @@ def test_a_twin_that_left_the_gpu():
     model = randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]))
     twin = Network(model, Target("cuda", torch.float16))
     refused(lambda: twin(make_images(twin, 2)), "images are on cpu, the weights on cpu; expected one GPU")
+
+
+def test_a_device_that_the_build_does_not_serve(runner_module):
+    """Of a device that is only named here: which code there is for it is what the CUDA runtime says elsewhere."""
+    refuse, (single, half, bfloat16) = runner_module.refuse_device, range(3)
+    assert refuse(1, 90, True, bfloat16) == refuse(0, 75, True, half) == refuse(0, 75, True, single) == ""
+    no_code = "device 1 is sm_103, which this build has no code for; dsn info lists what it has"
+    assert refuse(1, 103, False, half) == no_code + ", TORCH_CUDA_ARCH_LIST chooses"
+    assert refuse(0, 75, True, bfloat16) == "device 0 is sm_75; bfloat16 needs sm_80 or later: choose torch.float16"
+
+
+def test_memory_and_tensors_of_another_device(runner_module):
+    """What a GPU's operators say; tests/cuda/test_graphs.py has them said."""
+    memory = runner_module.no_memory(0, "the 9 MiB that a batch of 3 works in")
+    assert memory == "out of memory on cuda:0 for the 9 MiB that a batch of 3 works in; use smaller batches"
+    place = runner_module.refuse_place
+    assert place("weights", 1, 1) == ""
+    assert place("weights", -1, 0) == "weights is not on a GPU, but the image is; move both to one device"
+    assert place("count", 1, 0) == "count is on cuda:1, the image on cuda:0; move both to one device"

@@ -157,3 +157,106 @@ def test_no_gpu_is_one_line(tmp_path):
     done = shell(str(tmp_path))
     assert done.returncode == 2
     assert done.stderr == f"no GPU that torch {torch.__version__} can use; run this on a machine with one\n"
+
+
+class FakeEvents:
+    """A device on which a call takes as long as it says, and whose second-level cache has 40 bytes."""
+
+    def __init__(self, script, monkeypatch):
+        self.clock, self.log = 0.0, []
+        fake = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = fake.clock
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, end):
+                return end.at - self.at
+
+        class Graph:
+            def replay(self):
+                fake.run("replay", 2.0)
+
+        class Flush:
+            def zero_(self):
+                fake.run("flush", 100.0)
+
+        def empty(size, dtype, device):
+            assert (size, dtype, device) == (80, torch.uint8, "cuda"), "twice the cache"
+            return Flush()
+
+        cache = type("Properties", (), {"L2_cache_size": 40})
+        for name, value in {"Event": Event, "CUDAGraph": Graph, "get_device_properties": lambda i: cache}.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(script.torch, "empty", empty)
+        self.graph = Graph()
+
+    def run(self, name, ms):
+        self.clock += ms
+        self.log.append(name)
+
+
+def test_calls_that_are_no_replays_find_the_cache_flushed(script, monkeypatch):
+    fake = FakeEvents(script, monkeypatch)
+    monkeypatch.setattr(script, "TURN_MS", 10.0)
+    monkeypatch.setattr(script, "ROUNDS", 2)
+    found = script.interleave({"eager": lambda: fake.run("eager", 5.0), "graph": fake.graph.replay}, float("inf"))
+    assert {name: latency.median for name, latency in found.items()} == {"eager": 5.0, "graph": 2.0}, "without flushes"
+    timed = ["flush", "eager"]
+    first = ["eager", *timed * 3, "replay", *["replay"] * 3]
+    assert fake.log == first + 2 * ["eager", *timed * 2, "replay", *["replay"] * 5]
+
+
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  -) echo 9.0a ;;
+  *) echo "$*" >>"$LOG"; case "$*" in *"$FAILS"*) exit 1 ;; esac ;;
+esac
+"""
+
+
+@pytest.fixture
+def dry_shell(tmp_path):
+    """gpu.sh with an interpreter that only logs: exit code, standard error, calls of gpu.py without --out."""
+    python = tmp_path / "python"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+
+    def run(seconds="525", fails="nothing"):
+        log = tmp_path / "calls"
+        log.unlink(missing_ok=True)
+        environment = {"PYTHON": str(python), "LOG": str(log), "FAILS": fails, "GPU_SECONDS": seconds}
+        done = shell(str(tmp_path / "out"), **environment)
+        calls = log.read_text().splitlines() if log.exists() else []
+        return done.returncode, done.stderr, [call.split("gpu.json ")[-1] for call in calls]
+
+    return run
+
+
+def test_the_script_measures_between_tests_and_sanitizer(dry_shell):
+    code, error, calls = dry_shell()
+    assert (code, error) == (0, "")
+    assert calls[:3] == ["setup.py build_ext --inplace", "environment", "-m pytest -q -x tests/cuda"]
+    assert calls[3].startswith("note tests")
+    seconds = int(calls[4].removeprefix("measure --seconds "))
+    assert 420 <= seconds <= 525 - 80 - 15, "the sanitizer's time and some more is kept"
+    assert calls[5].startswith("note sanitizer")
+
+
+def test_a_script_whose_time_is_over_says_what_it_left_out(dry_shell):
+    code, _, calls = dry_shell(seconds="60")
+    assert code == 0
+    assert "note measure cut short" in calls and not any(call.startswith("measure") for call in calls)
+
+
+def test_a_build_or_a_measurement_that_fails(dry_shell):
+    code, error, calls = dry_shell(fails="setup.py")
+    assert code == 1 and error.startswith("the build failed or took too long") and len(calls) == 1
+    code, _, calls = dry_shell(fails="measure --seconds")
+    assert code == 1 and calls[-1].startswith("note sanitizer"), "what is there is kept"

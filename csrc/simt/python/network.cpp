@@ -6,6 +6,7 @@
 
 #include "common/streams.h"
 #include "cuda/network.h"
+#include "cuda/refusals.h"
 #include "simt/options.h"
 #include "simt/python.h"
 #include "simt/streams.h"
@@ -48,7 +49,7 @@ class Network {
   // buffers: (channels, height, width); code: the fields of Instruction, in order
   Network(const std::vector<std::array<int64_t, kBufferFields>>& buffers, const std::vector<std::vector<int64_t>>& code,
           int64_t gates, int64_t logits, int64_t element, int64_t batch, int multiprocessors, int shared_bytes,
-          bool clusters)
+          bool clusters, double l2_rate)
       : element_(static_cast<cuda::Element>(element)), batch_(batch) {
     plan_.gates = gates;
     plan_.logits = logits;
@@ -61,8 +62,9 @@ class Network {
     }
     stream_of_ = streams_of(plan_);
     streams_ = 1 + *std::max_element(stream_of_.begin(), stream_of_.end());
-    schedule_.emplace("network", plan_, stream_of_, streams_, element_, batch,
-                      cuda::DeviceLimits{multiprocessors, shared_bytes, clusters ? cuda::DeviceLimits{}.cluster : 1});
+    schedule_.emplace(
+        "network", plan_, stream_of_, streams_, element_, batch,
+        cuda::DeviceLimits{multiprocessors, shared_bytes, clusters ? cuda::DeviceLimits{}.cluster : 1, l2_rate});
   }
 
   // Returns the launches in the order in which they ran: (stream, kernel).
@@ -115,16 +117,17 @@ class Network {
     return all;
   }
 
+  bool grouped() const { return schedule_->grouped; }
   int64_t workspace_bytes() const { return schedule_->workspace_bytes; }
   const std::vector<int>& stream_of_buffer() const { return stream_of_; }
-  // (rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down, depth, resident) of each
-  // convolution
-  std::vector<std::array<int, 10>> conv_tiles() const {
-    std::vector<std::array<int, 10>> all;
+  // (rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down, depth, resident, walk,
+  // scattered) of each convolution
+  std::vector<std::array<int, 12>> conv_tiles() const {
+    std::vector<std::array<int, 12>> all;
     for (const auto& step : schedule_->convs)
       if (const cuda::ConvTile& t = step.tile; t.rows)
         all.push_back({t.rows, t.columns, t.down, t.across, t.block_columns, t.column_blocks, t.warp_tiles,
-                       t.warps_down, t.depth, t.resident});
+                       t.warps_down, t.depth, t.resident, step.walk, step.scattered});
     return all;
   }
   // (first instruction, one past the last, rows, blocks of a cluster, shared_bytes) of each gradual layer
@@ -171,15 +174,22 @@ class Network {
 }  // namespace
 
 DSN_SIMT_BINDINGS(network) {
+  m.def("refuse_device", [](int device, int arch, bool has_code, int64_t element) {
+    return cuda::refuse_device(device, arch, has_code, static_cast<cuda::Element>(element));
+  });
+  m.def("no_memory", &cuda::no_memory);
+  m.def("refuse_place", &cuda::refuse_place);
   py::class_<Network>(m, "Network")
       .def(py::init<const std::vector<std::array<int64_t, kBufferFields>>&, const std::vector<std::vector<int64_t>>&,
-                    int64_t, int64_t, int64_t, int64_t, int, int, bool>(),
+                    int64_t, int64_t, int64_t, int64_t, int, int, bool, double>(),
            py::arg("buffers"), py::arg("code"), py::arg("gates"), py::arg("logits"), py::arg("element"),
-           py::arg("batch"), py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("clusters") = true)
+           py::arg("batch"), py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("clusters") = true,
+           py::arg("l2_rate") = cuda::DeviceLimits{}.l2_rate)
       .def("run", &Network::run, py::arg("image"), py::arg("image_is_float"), py::arg("weights"), py::arg("thresholds"),
            py::arg("forced").none(true), py::arg("count").none(true), py::arg("logits"), py::arg("taken"),
            py::arg("scores"), py::arg("macs"), py::arg("map"), py::arg("workspace"), py::arg("forgotten_wait") = -1)
       .def_property_readonly("workspace_bytes", &Network::workspace_bytes)
+      .def_property_readonly("grouped", &Network::grouped)
       .def_property_readonly("gradual_runs", &Network::gradual_runs)
       .def_property_readonly("conv_tiles", &Network::conv_tiles)
       .def("timeline", &Network::timeline)

@@ -1,0 +1,150 @@
+"""Convolutions whose filters are chosen: samples with equal masks side by side, weights gathered once for what a block
+walks, all filters computed where nearly all are on."""
+
+import copy
+
+import pytest
+import torch
+from references import assert_as_exact_as_torch
+
+from dsn_kernels.nn import plan_runner
+from dsn_kernels.nn.plan_builder import PlanBuilder
+
+MIDDLE, LAST = 40, 24
+
+
+def two_convolutions(side=6):
+    """load, 1x1 whose chosen filters are stored side by side, 3x3 that reads them by the same mask, store."""
+    torch.manual_seed(0)
+    first = torch.nn.Conv2d(6, MIDDLE, 1).requires_grad_(False)
+    last = torch.nn.Conv2d(MIDDLE, LAST, 3, padding=1).requires_grad_(False)
+    builder = PlanBuilder({"first": 0, "last": MIDDLE})
+    x = builder.load(6, side)
+    middle = builder.conv(first, None, x, builder.buffer(MIDDLE, side, side), "relu", path="first")
+    y = builder.conv(last, None, middle, builder.buffer(LAST, side, side), path="last")
+    builder.plan.add("store", src=y, in_channels=LAST)
+    plan, weights = builder.result()
+
+    def reference(image, masks, kind):
+        one, two = (copy.deepcopy(conv).to(kind) for conv in (first, last))
+        inner = one(image.to(kind)).relu() * masks[:, :MIDDLE, None, None]
+        return two(inner) * masks[:, MIDDLE:, None, None]
+
+    return plan, weights, reference
+
+
+def masks_of(patterns, of_sample, on=0.5):
+    """[B, 64]: every pattern has the same number of filters on in each convolution."""
+    generator = torch.Generator().manual_seed(3)
+    rows = []
+    for _ in range(patterns):
+        parts = [torch.randperm(n, generator=generator) < int(n * on) for n in (MIDDLE, LAST)]
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)[torch.tensor(of_sample)].byte()
+
+
+@pytest.fixture
+def small_device(runner_module, monkeypatch):
+    """One multiprocessor, so that blocks walk many tiles, and a cache so slow that equal masks are worth grouping."""
+    monkeypatch.setattr(plan_runner, "MULTIPROCESSORS", 1)
+    monkeypatch.setattr(plan_runner, "L2_RATE", 1.0)
+    return runner_module
+
+
+def run(runner, image, masks, count=None):
+    return runner(image, torch.full((masks.shape[1],), 0.5), masks, count)
+
+
+@pytest.mark.parametrize(
+    ("side", "dtype"), [(6, torch.float32), (6, torch.float16), (17, torch.float16), (6, torch.bfloat16)], ids=str
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_groups_of_equal_masks(small_device, side, dtype, seed):
+    """Patterns in any order beside nearly all filters, all of them, none."""
+    small_device.configure(seed=seed)
+    plan, weights, reference = two_convolutions(side)
+    masks = masks_of(3, [0, 1, 0, 2, 1, 0, 2, 0, 1])
+    masks[3], masks[6], masks[7, 2:] = 0, 1, 1
+    image = torch.randn(9, 6, side, side, generator=torch.Generator().manual_seed(1))
+    runner = plan_runner.PlanRunner(plan, weights, dtype, "simt")
+    network = runner.schedule(9)
+    assert network.grouped and all(tile[10] > 1 for tile in network.conv_tiles)
+    out = run(runner, image, masks)
+    exact = reference(image, masks, torch.float64)
+    assert_as_exact_as_torch(out.map, reference(image, masks, dtype), exact)
+    on = masks[:, :MIDDLE].sum(1), masks[:, MIDDLE:].sum(1)
+    assert torch.equal(out.macs, side * side * (6 * on[0] + 9 * on[0] * on[1]))
+
+    padded = run(runner, image, masks, torch.tensor([7], dtype=torch.int32))
+    assert torch.equal(padded.map[:7], out.map[:7]), "whatever samples are beside them"
+    assert padded.map[7:].isnan().all() and (padded.macs[7:] == 0).all(), "padding is not computed"
+
+
+def weight_bytes(simt, runner, image, masks):
+    """Loads of a run but for those of the kernels that compare masks."""
+    simt.reset_counters()
+    run(runner, image, masks)
+    whole = simt.counters()["global_load_bytes"]
+    batch, gates = masks.shape
+    outputs = [torch.empty(batch, dtype=torch.int32), *(torch.empty(n).long() for n in (batch, batch, batch + 1))]
+    simt.reset_counters()
+    simt.group_by_pattern(simt.input(masks), *map(simt.output, outputs), batch, gates)
+    return whole - simt.counters()["global_load_bytes"]
+
+
+def test_weights_are_gathered_once_for_equal_masks(small_device):
+    """Exactly the gathers that are left out are not read: of weights and lists, by the blocks that walk the samples."""
+    simt, (plan, weights, _) = small_device, two_convolutions()
+    simt.configure(seed=0)
+    image = torch.randn(8, 6, 6, 6)
+    runner = plan_runner.PlanRunner(plan, weights, torch.float16, "simt")
+    (one, two), batch = runner.schedule(8).conv_tiles, 8
+    assert one[2] * one[3] == two[2] * two[3] == 1, "a sample is a tile"
+
+    def gathers(tile, of_sample):
+        """(samples, columns) that are gathered: a block walks columns outermost."""
+        order = sorted(range(batch), key=lambda s: (of_sample.index(of_sample[s]), s))
+        items = [(c, of_sample[s]) for c in range(tile[5]) for s in order]
+        return [items[i] for i in range(len(items)) if i % tile[10] == 0 or items[i] != items[i - 1]]
+
+    def expected(of_sample):
+        on, last_on, total = MIDDLE // 2, LAST // 2, 0
+        for tile, filters, each in ((one, on, 6 * 2 + 2), (two, last_on, 9 * on * 2 + 2)):
+            for column, _ in gathers(tile, of_sample):
+                here = min(tile[4], filters - column * tile[4])
+                total += max(0, here) * each + (on * 2 if tile is two and here > 0 else 0)
+        return total
+
+    kinds = {"different": list(range(8)), "two": [0, 1] * 4, "equal": [0] * 8}
+    loaded = {name: weight_bytes(simt, runner, image, masks_of(8, kind)) for name, kind in kinds.items()}
+    for name in ("two", "equal"):
+        saved = expected(kinds["different"]) - expected(kinds[name])
+        assert saved > 0 and loaded["different"] - loaded[name] == saved, name
+
+
+def test_nearly_all_filters_are_not_gathered(runner_module):
+    """Seven eighths on: the weights come by asynchronous copies, as for all of them, and off filters are zero."""
+    simt, (plan, weights, reference) = runner_module, two_convolutions()
+    simt.configure(seed=0)
+    image, runner = torch.randn(2, 6, 6, 6), plan_runner.PlanRunner(plan, weights, torch.float16, "simt")
+
+    def copies(on):
+        simt.reset_counters()
+        masks = masks_of(1, [0, 0], on)
+        out = run(runner, image, masks)
+        assert_as_exact_as_torch(
+            out.map, reference(image, masks, torch.float16), reference(image, masks, torch.float64)
+        )
+        assert (out.map[:, ~masks[0, MIDDLE:].bool()] == 0).all()
+        return simt.counters()["cp_async"], simt.counters()["mma_m16n8k16_f16"]
+
+    assert copies(7 / 8) == copies(1) > copies(6 / 8)
+
+
+def test_grouping_must_pay(runner_module):
+    """Its launches and comparisons cost more than the gathers of a few samples, and less than those of many."""
+    plan, weights, _ = two_convolutions()
+    runner = plan_runner.PlanRunner(plan, weights, torch.float16, "simt")
+    assert not runner.schedule(3).grouped
+    assert not any(tile[10] for tile in runner.schedule(3).conv_tiles), "a block has a tile at most"
+    assert not runner.schedule(4096).grouped
