@@ -27,8 +27,14 @@ def landed(sweeper: Sweeper, points: list[Any], share: float, own_ms: float) -> 
     budget = Budget(f"latency={share * own_ms:.4f}ms")
     found = picked(sweeper, points, budget)
     fresh = found["check"]["cost"]
-    row = {"share_of_own": share, "limit_ms": budget.limit, "picked_ms": found["pick"]["cost"], "fresh_ms": fresh}
+    row: dict[str, Any] = {
+        "share_of_own": share,
+        "limit_ms": budget.limit,
+        "picked_ms": found["pick"]["cost"],
+        "fresh_ms": fresh,
+    }
     row |= {"over_budget": fresh / budget.limit - 1, "kept": found["kept"], "thresholds": found["thresholds"]}
+    row |= {"layer_thresholds": found["layer_thresholds"], "next_better": found["next_better"]}
     row |= {"macs_picked": found["pick"]["macs"]["mean"], "macs_fresh": found["check"]["macs"]["mean"]}
     return row | {"mean_error_fresh": found["check"]["mean_error"], "mean_error_open": found["check_open_error"]}
 

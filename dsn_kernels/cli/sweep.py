@@ -13,7 +13,7 @@ import dsn_models
 from dsn_models import UserError
 from dsn_models.checkpoints import write_atomically
 
-from ..measure.budget import Budget
+from ..measure.budget import TOLERANCE, Budget
 from ..measure.operating_point import set_operating_point
 from ..measure.plots import check_picture, picture, sweep_figure
 from ..measure.sweep import SweepSettings
@@ -71,13 +71,18 @@ def pick_lines(picked: dict[str, Any]) -> list[str]:
     check, limit = picked["check"], scale * picked["limit"]
     found, fresh = scale * picked["pick"]["cost"], scale * check["cost"]
     layers = picked["layer_thresholds"] is not None
-    return [
+    lines = [
         f"budget {picked['budget']}: {'a threshold per layer' if layers else _thresholds(picked['thresholds'])}",
         f"{picked['kind']} {found:.3g}{unit} where it was picked, {fresh:.3g}{unit} on fresh images, "
         f"of {limit:.3g}{unit}: {'kept' if picked['kept'] else 'NOT KEPT'}",
         f"mean error on fresh images {percent(check['mean_error'])}, "
         f"{percent(picked['check_open_error'])} with all gates open",
     ]
+    if picked["pick"]["cost"] < (1 - TOLERANCE) * picked["limit"] and picked["kind"] != "error":
+        beyond = picked["next_better"]
+        nearer = f"the nearest that makes fewer errors is {picked['kind']}={beyond}" if beyond else "no more is needed"
+        lines.append(f"no thresholds are better between {found:.3g}{unit} and the budget; {nearer}")
+    return lines
 
 
 def sweep(
@@ -91,7 +96,7 @@ def sweep(
     budget: Annotated[
         str | None, typer.Option(help="latency=2ms, macs=0.6 (of dense) or error=+0.5pt: picks thresholds.")
     ] = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="Search a threshold of each layer too.")] = False,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Search a threshold of each layer anyway.")] = False,
     out: Annotated[Path | None, typer.Option(help="Checkpoint for the picked thresholds; CKPT if not given.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Curves, as .svg, .png or .pdf.")] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Of timing per point.")] = 0.5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import dsn_kernels
 from dsn_models import UserError
@@ -21,9 +22,9 @@ from . import machine
 from .budget import Budget, picked
 from .latency import InterleavedTimer
 from .networks import count_dense, gate_counts
-from .operating_point import own_thresholds, per_gate
+from .operating_point import GateScale, own_thresholds, per_gate
 from .points import Point, pareto, summarise
-from .records import Z95, Labelled, counted, record
+from .records import Z95, Labelled, Record, counted, record
 
 _INPUTS_TIMED = (8, 128)  # least and most batches of images per point, so many as a tenth of a second takes
 _TIMED_POINTS = 9
@@ -34,7 +35,8 @@ class SweepSettings:
     """What :func:`sweep` measures.
 
     Attributes:
-        steps: thresholds per branch, quantiles of its gates' scores; 0, 1 and the network's own are added.
+        steps: thresholds per branch, quantiles of its gates' scores; its own, and ends that all exceed or none, are
+            added.
         batch: of the latency.
         seconds: of timing per point.
         budget: thresholds are picked for it, if given.
@@ -56,36 +58,55 @@ class Sweeper:
     def __init__(self, model: Any, data: Labelled, settings: SweepSettings, on_step: Callable[[str, float], None]):
         self.model, self.settings, self.on_step = model.eval(), settings, on_step
         self.names = list(gate_counts(model))
-        self.own = own_thresholds(model)
-        self.fast: Any = dsn_kernels.accelerate(model)
+        self.scale_of_gates = GateScale(model)
+        self.own = self.scale_of_gates.own(model)
+        self.fast: Any = dsn_kernels.accelerate(self.scale_of_gates.network(model))
         self.dense = count_dense(model)
         order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(settings.seed))
         half = len(order) // 2
         self.pick, self.check = data.part(order[:half]), data.part(order[half:])
-        self.opened = Point(None, record(self.fast, self.pick, all_open=True))
+        self.opened = Point(None, self.open(self.pick))
+        self.ends = {name: self._ends(scores) for name, scores in self.opened.record.scores.items()}
         self.ms_per_mac, self.base_ms, self.deviation_ms, self.open_ms = 0.0, 0.0, 0.0, 0.0
 
+    def _record(self, data: Labelled, **options: Any) -> Record:
+        kept = record(self.fast, data, **options)
+        return dataclasses.replace(kept, scores={k: self.scale_of_gates.outer(s) for k, s in kept.scores.items()})
+
+    def _inner(self, thresholds: Mapping[str, float]) -> dict[str, float]:
+        return {name: self.scale_of_gates.inner(threshold) for name, threshold in thresholds.items()}
+
+    def _ends(self, scores: Tensor) -> tuple[float, float]:
+        """A threshold that every score exceeds and one that none does; of probabilities 0 and 1."""
+        low, high = scores.min().item(), scores.max().item()
+        if not self.scale_of_gates.hard and low >= 0 and high <= 1:
+            return 0.0, 1.0
+        span = high - low  # a gate's score may be another where layers before it are skipped
+        return float(math.floor(low - span)), float(math.ceil(high + span))
+
+    def open(self, data: Labelled) -> Record:
+        """What the network does with every gate forced open."""
+        return self._record(data, all_open=True)
+
     def at(self, thresholds: Mapping[str, float], data: Labelled | None = None) -> Point:
-        return Point(dict(thresholds), record(self.fast, data or self.pick, thresholds=thresholds))
+        return Point(dict(thresholds), self._record(data or self.pick, thresholds=self._inner(thresholds)))
 
     def at_layers(self, layers: Mapping[str, list[float]], like: Point, data: Labelled | None = None) -> Point:
         """With a threshold per layer. They become the accelerated network's own."""
-        self.fast.thresholds.copy_(per_gate(self.model, layers))
-        return Point(like.thresholds, record(self.fast, data or self.pick), dict(layers))
+        inner = {name: [self.scale_of_gates.inner(limit) for limit in limits] for name, limits in layers.items()}
+        self.fast.thresholds.copy_(per_gate(self.model, inner))
+        return Point(like.thresholds, self._record(data or self.pick), dict(layers))
 
     def grid(self) -> list[Point]:
         """Every combination of the branches' thresholds."""
-        base = record(self.fast, self.pick, thresholds=self.own)
+        base = self.at(self.own).record
         choices = []
         for name in self.names:
             scores = base.scores[name].double().numpy()
-            low, high = scores.min(), scores.max()
-            # A hard gate's scores lie on 0 and 1 for the most part; a threshold tells apart only those between.
-            inside = scores[(scores > low) & (scores < high)]
+            # Scores that are clipped lie on the ends for the most part; a threshold tells apart only those between.
+            inside = scores[(scores > scores.min()) & (scores < scores.max())]
             quantiles = np.quantile(inside if inside.size else scores, np.linspace(0, 1, self.settings.steps + 2)[1:-1])
-            # Where scores are no probabilities: ends that every gate exceeds and none.
-            ends = (0.0, 1.0) if low >= 0 and high <= 1 else (np.floor(low - 1e-3), np.ceil(high))
-            choices.append(sorted({*map(float, ends), self.own[name], *(round(float(q), 4) for q in quantiles)}))
+            choices.append(sorted({*self.ends[name], self.own[name], *(round(float(q), 4) for q in quantiles)}))
         points = []
         total = int(np.prod([len(choice) for choice in choices]))
         for n, values in enumerate(itertools.product(*choices)):
@@ -103,7 +124,7 @@ class Sweeper:
         for i, point in enumerate(points):
             options: dict[str, Any] = {"forced_gates": opened} if point.thresholds is None else {}
             if point.thresholds is not None and point.layers is None:
-                options = {"thresholds": point.thresholds}
+                options = {"thresholds": self._inner(point.thresholds)}
             calls[str(i)] = [partial(self.fast, images, **options) for images in inputs]
             with torch.inference_mode():
                 macs.append(torch.cat([counted(self.fast, images, options)[1] for images in inputs]))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import dsn_models
+from dsn_kernels.measure.operating_point import set_operating_point
 from dsn_models import checkpoints
 
 QUICK = ("--images", 40, "--seconds", 0, "--threads", 1)
@@ -29,8 +30,11 @@ def test_budget_writes_the_operating_point(dsn, checkpoint, tmp_path):
     document = json.loads(out)
     picked = document["pick"]
     assert status == 0 and document["checkpoint"] == "small.safetensors" and picked["pick"]["macs_fraction"] <= 0.9
-    small = dsn_models.load("small.safetensors")
-    assert dict(zip(("coarse", "fine"), small.config.thresholds, strict=True)) == picked["thresholds"]
+    small, expected = dsn_models.load("small.safetensors"), dsn_models.load(checkpoint)
+    set_operating_point(expected, picked["thresholds"], picked["layer_thresholds"])
+    assert small.config == expected.config
+    for ours, theirs in zip(small.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     facts = checkpoints.read_metadata("small.safetensors")
     assert facts["operating_point"]["budget"] == "macs=0.9" and facts["recipe"]["name"] == "tiny"
     shutil.copy(checkpoint, tmp_path / "own.safetensors")

@@ -1,5 +1,6 @@
 """Sweeps, budgets and operating points, on a network whose gates depend on the image."""
 
+import copy
 import json
 
 import pytest
@@ -9,13 +10,20 @@ import dsn_kernels
 import dsn_models
 from dsn_kernels.measure.budget import Budget
 from dsn_kernels.measure.networks import count_dense
-from dsn_kernels.measure.operating_point import gates_per_layer, own_thresholds, per_gate, set_operating_point
+from dsn_kernels.measure.operating_point import (
+    GateScale,
+    gates_per_layer,
+    own_thresholds,
+    per_gate,
+    set_operating_point,
+)
 from dsn_kernels.measure.plots import check_picture, picture, sweep_figure
 from dsn_kernels.measure.points import Point, pareto
 from dsn_kernels.measure.records import Labelled, Record, fraction_interval, mean_interval, read, record
 from dsn_kernels.measure.sweep import Sweeper, SweepSettings, sweep
 from dsn_models import UserError
 from dsn_models.data import open_dataset
+from dsn_models.gates import PooledGate
 
 
 def make(name="dsn-navon", **options):
@@ -93,10 +101,10 @@ def test_sweep_document(model, data):
         "fine": 0.5,
     }
     thresholds = [row["thresholds"] for row in document["points"]]
-    assert {"coarse": 0.5, "fine": 0.5} in thresholds and {"coarse": 1.0, "fine": 1.0} in thresholds
+    assert {"coarse": 0.5, "fine": 0.5} in thresholds
     assert len({tuple(t.values()) for t in thresholds}) == len(thresholds)
     fast = dsn_kernels.accelerate(model)
-    shut = document["points"][thresholds.index({"coarse": 1.0, "fine": 1.0})]
+    shut = max(document["points"], key=lambda row: sum(row["thresholds"].values()))
     none = {name: torch.zeros(1, 4, dtype=torch.uint8) for name in ("coarse", "fine")}
     assert shut["macs"]["mean"] == fast.macs(none).item() and shut["skipped"]["fine"]["mean"] == 1.0
     assert shut["macs_fraction"] == pytest.approx(shut["macs"]["mean"] / document["macs_dense"])
@@ -208,16 +216,17 @@ def test_layer_thresholds_become_the_networks_own(name, options, tmp_path):
     model = make(name, **SMALL[name], **options)
     counts = gates_per_layer(model)
     images = images_for(model, 16)
-    fast = dsn_kernels.accelerate(model)
+    scale = GateScale(model)
+    fast = dsn_kernels.accelerate(scale.network(model))
     with torch.inference_mode():
         fast(images)
         layers, first = {}, next(iter(counts))
         for key, sizes in counts.items():
-            units = fast.last_scores[key].double().split(sizes, 1)
-            layers[key] = [unit.flatten().quantile(0.4).item() for unit in units]
-            never = fast.last_scores[key][:, : sizes[0]].max().item() + 1
-            layers[key][0] = never if "gater" in name else 1.0
-        fast.thresholds.copy_(per_gate(model, layers))
+            scores = scale.outer(fast.last_scores[key]).double()
+            layers[key] = [unit.flatten().quantile(0.4).item() for unit in scores.split(sizes, 1)]
+            never = scores[:, : sizes[0]].max().item() + 1
+            layers[key][0] = never if scale.hard or "gater" in name else 1.0
+        fast.thresholds.copy_(per_gate(model, {key: [*map(scale.inner, limits)] for key, limits in layers.items()}))
         fast(images)
         expected = {key: rows.clone() for key, rows in fast.last_gates.items()}
         set_operating_point(model, dict.fromkeys(counts, 0.3), layers)
@@ -237,13 +246,54 @@ def test_every_gated_family_is_swept_and_keeps_what_was_picked(name, tmp_path):
     data = Labelled(images_for(model, 24), {task: torch.arange(24) % 10 for task in tasks})
     document = sweep(model, name, data, quick(steps=1, budget=Budget("macs=100"), per_layer=True))
     shares = [list(point["skipped"].values())[0]["mean"] for point in document["points"]]
-    assert max(shares) == 1.0 and (min(shares) == 0.0 or "sn-" in name)  # a hard gate's score may be 0, never above
+    assert max(shares) == 1.0 and min(shares) == 0.0
     picked = document["pick"]
     set_operating_point(model, picked["thresholds"], picked["layer_thresholds"])
     again = dsn_kernels.accelerate(dsn_models.load(dsn_models.save(model, tmp_path / "net.safetensors")))
     macs = record(again, data).macs.mean().item()
     means = [picked[part]["macs"]["mean"] for part in ("pick", "check")]
     assert macs == pytest.approx(sum(means) / 2, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def settled():
+    """A dual network whose gates are all far beyond 1, so that thresholds within [0, 1) skip nothing; and images."""
+    model = make(image_size=16, block_layers=(3, 3))
+    with torch.no_grad():
+        for gate in [module for module in model.modules() if isinstance(module, PooledGate)]:
+            gate.linear.bias += 6
+    images = images_for(model, 240)
+    every = {name: torch.ones(240, 6, dtype=torch.uint8) for name in ("coarse", "fine")}
+    with torch.inference_mode():
+        answers = dsn_kernels.accelerate(model)(images, forced_gates=every)
+    labels = [logits.argmax(1) for logits in answers]
+    return model, Labelled(images, dict(zip(("coarse", "fine"), labels, strict=True)))
+
+
+def test_settled_gates_land_on_a_budget_too(settled):
+    model, data = settled
+    assert record(dsn_kernels.accelerate(model), data).gates["fine"].all()
+    picked = sweep(model, "settled", data, quick(budget=Budget("macs=0.85"), per_layer=True))["pick"]
+    alike, best = picked["one_per_branch"], picked["pick"]
+    assert best["mean_error"] <= alike["mean_error"] and best["cost"] == pytest.approx(0.85, rel=0.03)
+    assert picked["kept"] and picked["check"]["cost"] == pytest.approx(0.85, rel=0.03)
+    model = copy.deepcopy(model)
+    set_operating_point(model, picked["thresholds"], picked["layer_thresholds"])
+    assert 0 <= min(model.config.thresholds) and max(model.config.thresholds) < 1
+    macs = record(dsn_kernels.accelerate(model), data).macs.mean().item()
+    assert macs == pytest.approx((best["macs"]["mean"] + picked["check"]["macs"]["mean"]) / 2, rel=1e-3)
+
+
+def test_where_gates_tell_no_images_apart_the_search_of_layers_begins_by_itself(settled):
+    model, data = settled
+    model = copy.deepcopy(model)
+    for gate in [module for module in model.modules() if isinstance(module, PooledGate)]:
+        torch.nn.init.zeros_(gate.linear.weight)
+    picked = sweep(model, "alike", data, quick(budget=Budget("macs=0.8")))["pick"]
+    assert picked["layer_thresholds"] is not None
+    alike, best = picked["one_per_branch"], picked["pick"]
+    assert alike["macs_fraction"] < best["cost"] <= 0.8
+    assert (best["mean_error"], best["loss"]) < (alike["mean_error"], alike["loss"])
 
 
 def test_thresholds_per_branch_become_the_networks_own(model):
