@@ -14,7 +14,6 @@ import dsn_models
 from dsn_models.densenet import Head, Transition
 from dsn_models.dual_skipping import SkipDenseBlock
 from dsn_models.errors import UserError
-from dsn_models.gaternet import GaterNet
 
 from . import _C
 from . import nn as twins
@@ -143,9 +142,8 @@ def _chosen_twins(model: nn.Module, dtype: torch.dtype, device: torch.device, gr
 def _gpu_twins(dtype: torch.dtype, backend: str, graph: bool | Sequence[int]) -> _Twins:
     from .nn import gpu
 
-    networks = (*twins.IN_TRITON, GaterNet) if backend == "triton" else twins.NETWORKS
     return {
-        **dict.fromkeys(networks, partial(twins.Network, target=twins.Target(backend, dtype, graph))),
+        **dict.fromkeys(twins.NETWORKS, partial(twins.Network, target=twins.Target(backend, dtype, graph))),
         SkipDenseBlock: partial(gpu.GpuDenseBlock, dtype=dtype, backend=backend),
         Transition: partial(gpu.GpuTransition, dtype=dtype, backend=backend),
         Head: partial(gpu.GpuHead, dtype=dtype, backend=backend),

@@ -19,8 +19,8 @@ from .costs import cache_folder
 SCHEMA = 1
 # Classes of `dsn_models` that become an operator.
 OPERATORS = (
-    "DualSkippingNetwork", "SkipNet", "GaterNet", "ResNet", "GraduallyUpdatedNetwork", "SkipDenseBlock", "Transition",
-    "Head",
+    "DualSkippingNetwork", "LayerSkippableNetwork", "SkipNet", "GaterNet", "GraduallyUpdatedNetwork", "DenseNet",
+    "ResNet", "ShakeShake", "InceptionV4", "LeNet", "SkipDenseBlock", "Transition", "Head",
 )  # fmt: skip
 
 # device name -> dtype -> operator -> backend -> milliseconds

@@ -19,10 +19,15 @@ from .latency import InterleavedTimer
 _BATCH = 32
 _MODELS = {
     "DualSkippingNetwork": "concat-bc-100",
+    "LayerSkippableNetwork": "lsn-concat-bc-100",
     "SkipNet": "skipnet-38-rnn",
     "GaterNet": "gaternet-resnet-20",
-    "ResNet": "resnet-110",
     "GraduallyUpdatedNetwork": "gunn-15",
+    "DenseNet": "densenet-bc-100",
+    "ResNet": "resnet-110",
+    "ShakeShake": "shake-shake-64d",
+    "InceptionV4": "inception-v4",
+    "LeNet": "lenet",
 }
 
 

@@ -2,13 +2,12 @@
 
 from .dense_block import DenseBlock
 from .head import Head
-from .network import IN_BFLOAT16, IN_TRITON, NETWORKS, Network, Target
+from .network import IN_BFLOAT16, NETWORKS, Network, Target
 from .stage import STAGES, ResidualStage, SelectConv2d, Stage
 from .transition import Transition
 
 __all__ = [
     "IN_BFLOAT16",
-    "IN_TRITON",
     "NETWORKS",
     "STAGES",
     "DenseBlock",

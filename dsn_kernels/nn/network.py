@@ -57,8 +57,6 @@ PLANNERS: dict[type[nn.Module], Planner] = {
     LeNet: plan_lenet,
 }
 NETWORKS = (*PLANNERS, GaterNet)
-# Those that the Triton kernels serve, and a GaterNet with such a backbone; the CUDA kernels serve every network.
-IN_TRITON = (DualSkippingNetwork, ResNet, SkipNet, GraduallyUpdatedNetwork)
 # With weights and normalised inputs of dense layers in bfloat16, on the CPU.
 IN_BFLOAT16 = (DualSkippingNetwork, LayerSkippableNetwork, DenseNet)
 
@@ -95,9 +93,6 @@ class Planned(nn.Module):
     def __init__(self, model: Any, target: Target, masks: Masks | None = None) -> None:
         super().__init__()
         config, self.target = model.config, target
-        if target.backend == "triton" and type(model) not in IN_TRITON:
-            served = ", ".join(kind.__name__ for kind in IN_TRITON)
-            raise UserError(f"{config.name} is a {type(model).__name__}; the Triton kernels serve {served}")
         self.stem, side, self.stem_macs = None, config.image_size, 0
         if getattr(config, "stem", None) == "imagenet":
             # A gradually updated network's plan has the rest of its stem.

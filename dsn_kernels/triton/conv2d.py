@@ -1,4 +1,4 @@
-"""A 1x1 or 3x3 convolution as an implicit GEMM over the samples that a gate opened.
+"""A convolution as an implicit GEMM over the samples that a gate opened.
 
 Rows are pixels, sixteen of one sample to a *unit*; columns are filters; the depth is taps times channels. What
 surrounds a convolution in the networks is in its prologue (BN-ReLU, 2x2 average pool) and its epilogue (bias, sum with
@@ -7,7 +7,8 @@ the destination, ReLU, channel sums for the next gate). Channels are the innermo
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -18,6 +19,25 @@ from .support import autotuned, launch, precision, register
 
 # Pixels of a sample that are neighbours in a tile, and whose channel sums are kept together.
 UNIT = 16
+
+
+# Depth of a step at most.
+_WIDEST = 64
+
+
+class Window(NamedTuple):
+    """Taps of a convolution, how many of them lie side by side, stride, and rows and columns of zeros before the map;
+    if negative, so many of the map's own are passed over."""
+
+    taps: int
+    columns: int
+    stride: int = 1
+    top: int = 0
+    left: int = 0
+
+
+ONE = Window(1, 1)
+THREE = Window(9, 3, 1, 1, 1)
 
 
 def units_of(pixels: int) -> int:
@@ -54,7 +74,7 @@ def _prune(configs: list[triton.Config], named_args: dict[str, Any], **meta: Any
 @autotuned(
     _configs(),
     triton.Config({"UNITS": 8, "BLOCK_N": 64}),
-    key=["batch_class", "HEIGHT", "WIDTH", "STRIDE", "TAPS", "DEPTH", "FILTERS", "PER_SAMPLE", "BLOCK_K"],
+    key=["batch_class", "HEIGHT", "WIDTH", "STRIDE", "TAPS", "ACROSS", "DEPTH", "FILTERS", "PER_SAMPLE", "BLOCK_K"],
     changes=["dst", "macs"],
     prune=_prune,
 )
@@ -90,7 +110,11 @@ def conv2d_kernel(
     OUT_PIXELS: tl.constexpr,
     UNIT_COUNT: tl.constexpr,
     STRIDE: tl.constexpr,
-    TAPS: tl.constexpr,  # 1 or 9
+    TAPS: tl.constexpr,
+    ACROSS: tl.constexpr,  # taps side by side
+    TOP: tl.constexpr,  # rows and columns of zeros before the map
+    LEFT: tl.constexpr,
+    EDGES: tl.constexpr,  # a tap may lie outside the map
     DEPTH: tl.constexpr,  # channels, without padding
     PLACES: tl.constexpr,  # with padding
     FILTERS: tl.constexpr,
@@ -135,8 +159,8 @@ def conv2d_kernel(
     row_unit = tl.reshape(tl.broadcast_to(unit[:, None], (UNITS, 16)), (UNITS * 16,))
     pixel = row_unit * 16 + tl.arange(0, UNITS * 16) % 16
     valid = (row_sample >= 0) & (pixel < OUT_PIXELS)
-    y = pixel // OUT_WIDTH * STRIDE
-    x = pixel % OUT_WIDTH * STRIDE
+    y = pixel // OUT_WIDTH * STRIDE - TOP
+    x = pixel % OUT_WIDTH * STRIDE - LEFT
     rows = src + row_sample.to(tl.int64) * (HEIGHT * WIDTH) * src_row
 
     n = column0 + tl.arange(0, BLOCK_N)
@@ -180,23 +204,33 @@ def conv2d_kernel(
         for tap in range(TAPS):
             per_slice = tl.load(constants + (s[:, None] * TAPS + tap) * COLUMNS + n[None, :], mask=skipped, other=0.0)
             constant = tl.sum(per_slice, 0)
-            if TAPS == 1:
-                acc += constant[None, :]
-            else:
-                ty = y + tap // 3 - 1
-                tx = x + tap % 3 - 1
+            if EDGES:
+                ty = y + tap // ACROSS
+                tx = x + tap % ACROSS
                 inside = (ty >= 0) & (ty < HEIGHT) & (tx >= 0) & (tx < WIDTH)
                 acc += tl.where(inside[:, None], constant[None, :], 0.0)
+            else:
+                acc += constant[None, :]
 
     k = tl.arange(0, BLOCK_K)
+    if norm is not None:
+        if inputs is not None and not GROUPED:
+            # Of one tap: what the channels without data are behind their ReLU.
+            for start in range(count, DEPTH, BLOCK_K):
+                off = start + k < DEPTH
+                channel = tl.load(own_inputs + start + k, mask=off, other=0)
+                shift = tl.maximum(tl.load(norm + PLACES + channel, mask=off, other=0.0), 0.0)
+                at = channel[:, None] * COLUMNS + column[None, :]
+                b = tl.load(weight + at, mask=off[:, None] & on[None, :], other=0.0).to(tl.float32)
+                acc += tl.sum(shift[:, None] * b, 0)[None, :]
     for step in range(total):
         if FLAT:
             weight_row = step * BLOCK_K + k
             known = weight_row < TAPS * DEPTH
             channel = weight_row % DEPTH
             taps = weight_row // DEPTH
-            sy = y[:, None] + (taps // 3 - 1)[None, :]
-            sx = x[:, None] + (taps % 3 - 1)[None, :]
+            sy = y[:, None] + (taps // ACROSS)[None, :]
+            sx = x[:, None] + (taps % ACROSS)[None, :]
         else:
             tap = step // steps
             i = step % steps
@@ -210,19 +244,16 @@ def conv2d_kernel(
                 known = i * BLOCK_K + k < count
                 channel = tl.load(own_inputs + i * BLOCK_K + k, mask=known, other=0)
             weight_row = tap * PLACES + channel
-            sy = y[:, None]
-            sx = x[:, None]
-            if TAPS == 9:
-                sy += tap // 3 - 1
-                sx += tap % 3 - 1
+            sy = y[:, None] + tap // ACROSS
+            sx = x[:, None] + tap % ACROSS
         inside = valid[:, None]
-        if TAPS == 9:
+        if EDGES:
             inside = inside & (sy >= 0) & (sy < HEIGHT) & (sx >= 0) & (sx < WIDTH)
         if MASKED:
             inside = inside & known[None, :]
         if POOL:
-            scale = tl.load(norm + channel)
-            shift = tl.load(norm + PLACES + channel)
+            scale = tl.load(norm + channel, mask=known, other=0.0)
+            shift = tl.load(norm + PLACES + channel, mask=known, other=0.0)
             mean = tl.zeros([UNITS * 16, BLOCK_K], tl.float32)
             for quarter in tl.static_range(4):
                 at = ((sy + quarter // 2) * WIDTH + sx + quarter % 2) * src_row + channel[None, :]
@@ -280,10 +311,9 @@ def launch_conv2d(
     dst: Tensor,
     macs: Tensor,
     *,
-    height: int,
-    width: int,
-    stride: int,
-    taps: int,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    window: Window,
     depth: int,
     filters: int,
     stored: int,
@@ -307,15 +337,16 @@ def launch_conv2d(
     """Convolves maps [B, pixels, channels]; arguments as :func:`conv2d`'s."""
     batch = src.shape[0]
     columns = weight.shape[1]
-    out_width = width // 2 if pool else triton.cdiv(width, stride)
-    out_pixels = out_width * (height // 2 if pool else triton.cdiv(height, stride))
-    units = units_of(out_pixels)
+    (height, width), (out_height, out_width) = size, out_size
+    taps, across, stride, top, left = window
+    bottom, right = (out_height - 1) * stride - top + taps // across, (out_width - 1) * stride - left + across
+    units = units_of(out_height * out_width)
     per_sample = inputs is not None or chosen is not None
-    flat = taps == 9 and weight.shape[0] < 9 * 16  # its channels are not padded
+    flat = taps > 1 and weight.shape[0] < taps * UNIT  # its channels are not padded
     places = depth if flat else weight.shape[0] // taps
     block_k = group or next((k for k in (64, 32) if depth % k == 0), 16)
     if flat:
-        block_k = triton.next_power_of_2(taps * depth)
+        block_k = min(_WIDEST, max(UNIT, triton.next_power_of_2(taps * depth)))
     slices = 0 if constants is None else constants.shape[0]
     counts = input_counts if chosen_counts is None else chosen_counts
     if batch == 0:
@@ -355,10 +386,14 @@ def launch_conv2d(
         HEIGHT=height,
         WIDTH=width,
         OUT_WIDTH=out_width,
-        OUT_PIXELS=out_pixels,
+        OUT_PIXELS=out_height * out_width,
         UNIT_COUNT=units,
-        STRIDE=2 if pool else stride,
+        STRIDE=stride,
         TAPS=taps,
+        ACROSS=across,
+        TOP=top,
+        LEFT=left,
+        EDGES=min(top, left) < 0 or max(top, left) > 0 or bottom > height or right > width,
         DEPTH=depth,
         PLACES=places,
         FILTERS=filters,
@@ -397,37 +432,42 @@ def conv2d(
     input_counts: Tensor | None,
     chosen: Tensor | None,
     chosen_counts: Tensor | None,
-    height: int,
-    width: int,
-    stride: int,
-    taps: int,
+    size: Sequence[int],
+    out_size: Sequence[int],
+    window: Sequence[int],
     depth: int,
     filters: int,
     stored: int,
     relu_filters: int,
     accumulate: bool,
     finish_off: bool,
+    pool: bool,
 ) -> None:
     """``dst = relu(conv(relu(s * src + t)) + bias [+ dst])`` for the samples of ``words``; each part but the
     convolution is optional.
 
     Args:
         src: [B, height * width, channels], the channels innermost.
-        weight: [taps * places, columns], tap by tap, of src's dtype; places a multiple of 16, or below 16 for few
-            channels, whose taps then share the steps of the product.
+        weight: [taps * places, columns], tap by tap, of src's dtype; places a multiple of 16, or, of several taps,
+            below 16 for few channels, whose taps then share the steps of the product.
         bias: float32 [columns].
-        norm: float32 [2, places], scale s and shift t.
+        norm: float32 [2, places], scale s and shift t; of a 1x1 alone where ``inputs`` are given, whose other channels
+            then stand for relu(t).
         dst: [B, out pixels, channels], written.
         sums: float32 [B, units of 16 pixels, channels], written: channel sums of what dst got.
         macs: int64 [B], the multiply-accumulates done are added.
         words: int64 [W], bit i of word w: sample 64 w + i runs. None: all.
-        inputs, input_counts: int32 [B, channels] and [B], the channels of src that hold data, for each sample.
+        inputs, input_counts: int32 [B, depth] and [B], the channels of src that hold data, then the others, for each
+            sample.
         chosen, chosen_counts: int32 [B, filters] and [B], the filters that run, then the others, for each sample.
-        height, width: of src; stride, taps: 1 or 2, 1 or 9; depth: channels of src that are read.
+        size, out_size: height and width of src and of dst.
+        window: as :class:`Window`.
+        depth: channels of src that are read.
         filters: of the convolution; stored: columns that are written, padding included.
         relu_filters: so many of them get the ReLU.
         accumulate: add what dst holds.
         finish_off: filters that are not chosen get sum and ReLU all the same.
+        pool: a pixel is the mean of 2x2 normalised ones, the window 1x1 of stride 2.
     """
     launch_conv2d(
         src,
@@ -442,14 +482,14 @@ def conv2d(
         input_counts=input_counts,
         chosen=chosen,
         chosen_counts=chosen_counts,
-        height=height,
-        width=width,
-        stride=stride,
-        taps=taps,
+        size=(size[0], size[1]),
+        out_size=(out_size[0], out_size[1]),
+        window=Window(*window),
         depth=depth,
         filters=filters,
         stored=stored,
         relu_filters=relu_filters,
         accumulate=accumulate,
         finish_off=finish_off,
+        pool=pool,
     )

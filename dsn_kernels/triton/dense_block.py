@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .conv2d import launch_conv2d
+from .conv2d import ONE, THREE, launch_conv2d
 from .gate import launch_gate
 from .layout import Channels
 from .support import register
@@ -70,7 +70,7 @@ def dense_block(
     group, pixels = whole.group, height * width
     middle = x.new_empty(x.shape[0], pixels, reduces[0].shape[1] if bottleneck else 0)
     inner = x.new_empty(x.shape[0], pixels, middle.shape[2] if not concat else 0)
-    map_size: dict[str, Any] = {"height": height, "width": width, "stride": 1}
+    map_size: dict[str, Any] = {"size": (height, width), "out_size": (height, width)}
 
     def decide(layer: int) -> None:
         first = 0 if layer == 0 or not concat else whole.place(layer - 1)
@@ -124,7 +124,7 @@ def dense_block(
                 reduce_biases[layer],
                 middle,
                 macs,
-                taps=1,
+                window=ONE,
                 filters=bottleneck,
                 stored=middle.shape[2],
                 relu_filters=bottleneck,
@@ -141,7 +141,7 @@ def dense_block(
                 x[:, :, at:],
                 macs,
                 sums=sums[:, :, at:],
-                taps=9,
+                window=THREE,
                 filters=growth,
                 stored=whole.slice_places,
                 **map_size,
@@ -154,7 +154,7 @@ def dense_block(
             conv_biases[layer],
             inner,
             macs,
-            taps=9,
+            window=THREE,
             filters=bottleneck,
             stored=inner.shape[2],
             relu_filters=bottleneck,
@@ -168,7 +168,7 @@ def dense_block(
             x,
             macs,
             sums=sums,
-            taps=1,
+            window=ONE,
             filters=channels,
             stored=x.shape[2],
             accumulate=True,

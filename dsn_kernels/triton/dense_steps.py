@@ -9,17 +9,18 @@ from .. import _C
 from ..nn.cuda_packing import Unit
 from ..ops.network import Instruction
 from . import resample
-from .conv2d import conv2d
+from .conv2d import THREE, conv2d
 from .dense_block import dense_block
-from .head import head
+from .head import head, path_features
 from .layout import Channels, pad, padded
 from .preact_conv2d import preact_conv2d
 from .step import KINDS, Facts, Map, Run, Step
 
 
 class Stem(Step):
-    def __init__(self, step: Instruction, facts: Facts) -> None:
-        super().__init__(step, facts)
+    def __init__(self, index: int, facts: Facts) -> None:
+        super().__init__(index, facts)
+        step = self.step
         unit = facts.unit(step, _C.stem_layout(step.in_channels, step.out_channels))
         weight = unit.conv("weight", step.out_channels)
         flat = step.in_channels < 16
@@ -44,22 +45,23 @@ class Stem(Step):
             None,
             None,
             None,
-            height,
-            width,
-            1,
-            9,
+            (height, width),
+            (height, width),
+            THREE,
             step.in_channels,
             step.out_channels,
             run.layouts[step.dst].first_places,
             0,
             False,
             False,
+            False,
         )
 
 
 class DenseBlock(Step):
-    def __init__(self, step: Instruction, facts: Facts) -> None:
-        super().__init__(step, facts)
+    def __init__(self, index: int, facts: Facts) -> None:
+        super().__init__(index, facts)
+        step = self.step
         self.kind, self.concat = KINDS[step.gate], step.merge == _C.MERGES["concat"]
         self.layout = facts.layouts[step.dst]
         lists: dict[str, list[Tensor]] = {name: [] for name in ("norm", "reduce", "reduce_bias", "constants")}
@@ -144,8 +146,9 @@ class DenseBlock(Step):
 
 
 class Transition(Step):
-    def __init__(self, step: Instruction, facts: Facts) -> None:
-        super().__init__(step, facts)
+    def __init__(self, index: int, facts: Facts) -> None:
+        super().__init__(index, facts)
+        step = self.step
         layouts = [facts.layouts[step.src], *([facts.layouts[step.guide]] if step.guide >= 0 else [])]
         slices = sum(c.slices for c in layouts)
         unit = facts.unit(step, _C.transition_layout(sum(c.total for c in layouts), step.out_channels, slices))
@@ -188,6 +191,7 @@ class Transition(Step):
         accumulate: bool,
     ) -> None:
         layout, skippable = run.layouts[buffer], source.taken is not None
+        inputs, counts, group = self._inputs(run, source, layout)
         preact_conv2d(
             data,
             getattr(self, f"norm{part}"),
@@ -199,12 +203,12 @@ class Transition(Step):
             run.macs,
             run.enabled,
             source.taken,
-            source.live,
-            source.live_counts,
+            inputs,
+            counts,
             *run.sizes[self.step.src],
             layout.total,
             self.step.out_channels,
-            layout.group,
+            group,
             layout.first,
             layout.width,
             accumulate,
@@ -212,8 +216,9 @@ class Transition(Step):
 
 
 class Head(Step):
-    def __init__(self, step: Instruction, facts: Facts) -> None:
-        super().__init__(step, facts)
+    def __init__(self, index: int, facts: Facts) -> None:
+        super().__init__(index, facts)
+        step = self.step
         layout = facts.layouts[step.src]
         unit = facts.unit(step, _C.head_layout(layout.total, step.out_channels, layout.slices))
         self._keep("norm", torch.stack([layout.spread(unit[name], 0) for name in ("scale", "shift")]))
@@ -223,6 +228,7 @@ class Head(Step):
 
     def forward(self, run: Run) -> None:
         step, m, layout = self.step, run.maps[self.step.src], run.layouts[self.step.src]
+        inputs, counts, group = self._inputs(run, m, layout)
         head(
             m.data,
             self.norm,
@@ -233,12 +239,64 @@ class Head(Step):
             run.macs,
             run.enabled,
             m.taken,
-            m.live,
-            m.live_counts,
+            inputs,
+            counts,
             run.pixels(step.src),
             layout.total,
             step.out_channels,
+            group,
+            layout.first,
+            layout.width,
+        )
+
+
+class PathHead(Step):
+    def __init__(self, index: int, facts: Facts) -> None:
+        super().__init__(index, facts)
+        step = self.step
+        layout = facts.layouts[step.src]
+        unit = facts.unit(step, _C.path_head_layout(layout.total, step.out_channels, step.layers))
+        self._keep("norm", torch.stack([layout.spread(unit[name], 0) for name in ("scale", "shift")]))
+        self._keep("path", layout.spread(unit["path"], 2))
+        self._keep("path_bias", layout.spread(unit["path_bias"], 1))
+        self._keep("weight", pad(pad(unit["weight"], 0), 1))
+        self._keep("bias", pad(unit["bias"], 0))
+
+    def forward(self, run: Run) -> None:
+        step, m, layout = self.step, run.maps[self.step.src], run.layouts[self.step.src]
+        features = run.logits.new_empty(run.batch, 1, layout.places)
+        path_gates = run.taken[:, step.first_gate : step.first_gate + step.layers]
+        path_features(
+            m.data,
+            self.norm,
+            self.path,
+            self.path_bias,
+            features,
+            run.macs,
+            run.enabled,
+            path_gates,
+            m.taken,
+            layout.total,
             layout.group,
             layout.first,
             layout.width,
+        )
+        head(
+            layout.gather(features),
+            None,
+            self.weight,
+            self.bias,
+            None,
+            run.logits[:, step.out_offset :],
+            run.macs,
+            run.enabled,
+            None,
+            None,
+            None,
+            1,
+            layout.total,
+            step.out_channels,
+            16,
+            layout.total,
+            0,
         )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
 
 from .. import _C
 from ..nn.cuda_packing import Unit
 from ..ops.network import Instruction
 from . import resample
-from .conv2d import conv2d
+from .conv2d import UNIT, Window, conv2d
 from .gate import EMBEDDING, gate, recurrent_gate
 from .head import head
 from .layout import Channels, pad
@@ -30,13 +31,14 @@ class Store(Step):
             alive = torch.cat([first, (m.taken != 0).repeat_interleave(layout.width, 1)], 1)
             x = torch.where(alive[:, None], layout.gather(x), 0)
         else:
-            x = x[..., : layout.first]
+            x = run.filled(x, self.inputs)[..., : layout.first]
         run.map = resample.as_image(x, *run.sizes[self.step.src]).to(run.image.dtype).contiguous()
 
 
 class Linear(Step):
-    def __init__(self, step: Instruction, facts: Facts) -> None:
-        super().__init__(step, facts)
+    def __init__(self, index: int, facts: Facts) -> None:
+        super().__init__(index, facts)
+        step = self.step
         unit = facts.unit(step, _C.linear_layout(step.in_channels, step.out_channels))
         self._keep("weight", pad(pad(unit["weight"].T, 0), 1))
         self._keep("bias", pad(unit["bias"], 0))
@@ -66,8 +68,9 @@ class Linear(Step):
 
 
 class Conv2d(Step):
-    def __init__(self, step: Instruction, facts: Facts) -> None:
-        super().__init__(step, facts)
+    def __init__(self, index: int, facts: Facts) -> None:
+        super().__init__(index, facts)
+        step = self.step
         normalise, masked = has(step, "normalise"), step.out_mask >= 0
         sizes = (step.in_channels, step.out_channels, step.taps)
         unit = facts.unit(step, _C.conv2d_layout(*sizes, normalise, masked, has(step, "winograd")))
@@ -75,23 +78,22 @@ class Conv2d(Step):
             weight = unit["weight"][..., : step.out_channels].permute(2, 0, 1)
         else:
             weight = unit.conv("weight", step.out_channels)
-        self.flat = step.taps == 9 and step.in_channels < 16 and step.in_mask < 0
+        self.window = _window(step)
+        self.flat = step.taps > 1 and step.in_channels < UNIT and self.inputs < 0
         layout = Channels(step.in_channels)
         self._keep("weight", facts.matrix(weight, None if self.flat else layout), None)
         self._keep("bias", pad(unit["bias"][: step.out_channels], 0))
         self.normalise = normalise
         if normalise:
             self._keep("norm", torch.stack([layout.spread(unit[name], 0) for name in ("scale", "shift")]))
-        starts = {first: i for i, (first, _) in enumerate(facts.masks)}
-        self.in_list, self.out_list = starts.get(step.in_mask, -1), starts.get(step.out_mask, -1)
 
     def forward(self, run: Run) -> None:
         step = self.step
         source, to = run.maps[step.src], run.into(step.dst, self.pool)
         whole = step.out_offset == 0 and step.out_channels == run.layouts[step.dst].total
         accumulate, relu, pool = (has(step, name) for name in ("accumulate", "relu", "pool"))
-        inputs, input_counts = self._listed(run, self.in_list, step.in_mask, step.in_channels)
-        chosen, chosen_counts = self._listed(run, self.out_list, step.out_mask, step.out_channels)
+        inputs, input_counts = run.chosen(self.inputs)
+        chosen, chosen_counts = run.chosen(self.filters)
         conv2d(
             source.data[:, :, step.src_offset :],
             self.weight,
@@ -105,29 +107,30 @@ class Conv2d(Step):
             input_counts,
             chosen,
             chosen_counts,
-            *run.sizes[step.src],
-            step.stride,
-            step.taps,
+            run.sizes[step.src],
+            run.sizes[step.dst],
+            self.window,
             step.in_channels,
             step.out_channels,
             run.layouts[step.dst].places if whole else step.out_channels,
             (step.relu_channels or step.out_channels) if relu else 0,
             accumulate,
             (accumulate and relu) or pool,
+            False,
         )
 
-    @staticmethod
-    def _listed(run: Run, index: int, first: int, count: int) -> tuple[Tensor | None, Tensor | None]:
-        if index < 0:
-            return None, None
-        assert run.lists is not None and run.list_counts is not None
-        return run.lists[:, first : first + count], run.list_counts[:, index]
+
+def _window(step: Instruction) -> Window:
+    if step.columns:
+        return Window(step.taps, step.columns, step.stride, step.pad_rows, step.pad_columns)
+    columns = math.isqrt(step.taps)
+    return Window(step.taps, columns, step.stride, columns // 2, columns // 2)
 
 
 class Subsample(Step):
     def forward(self, run: Run) -> None:
         step = self.step
-        data = run.maps[step.src].data[:, :, : step.in_channels]
+        data = run.filled(run.maps[step.src].data, self.inputs)[:, :, : step.in_channels]
         places = run.layouts[step.dst].places
         y = resample.subsample(data, *run.sizes[step.src], step.stride, step.out_offset, places)
         run.put(step.dst, y, self.pool)
@@ -136,29 +139,40 @@ class Subsample(Step):
 class Pool(Step):
     def forward(self, run: Run) -> None:
         step = self.step
+        to, data = run.into(step.dst, self.pool), run.maps[step.src].data[:, :, : step.in_channels]
         window = (step.taps // step.columns, step.columns)
         average = OPS[step.op] == "avg_pool"
-        source = run.maps[step.src].data
-        run.put(step.dst, resample.pool(source, *run.sizes[step.src], window, step.stride, average), self.pool)
+        padding = (step.pad_rows, step.pad_columns)
+        small = resample.pool(data, *run.sizes[step.src], window, step.stride, padding, average)
+        part = slice(step.out_offset, step.out_offset + step.in_channels)
+        to.data[:, :, part] = small
+        if to.sums is not None:
+            to.sums[:, :, part] = resample.unit_sums(small)
 
 
 class PoolSums(Step):
     def forward(self, run: Run) -> None:
         m = run.maps[self.step.src]
-        m.sums = resample.unit_sums(m.data)
+        m.sums = resample.unit_sums(run.filled(m.data, self.inputs))
+
+
+class Tanh(Step):
+    def forward(self, run: Run) -> None:
+        run.maps[self.step.src].data.tanh_()
 
 
 class Add(Step):
     def forward(self, run: Run) -> None:
         step = self.step
         source, to = run.maps[step.src].data, run.maps[step.dst].data
-        part = source[:, :, step.src_offset : step.src_offset + step.in_channels]
+        part = run.filled(source[:, :, step.src_offset :], self.inputs)[:, :, : step.in_channels]
         to[:, :, step.out_offset : step.out_offset + step.in_channels] += part
 
 
 class Gate(Step):
-    def __init__(self, step: Instruction, facts: Facts) -> None:
-        super().__init__(step, facts)
+    def __init__(self, index: int, facts: Facts) -> None:
+        super().__init__(index, facts)
+        step = self.step
         self.recurrent = KINDS[step.gate] == "recurrent"
         unit = facts.unit(step, _C.gate_layout(step.in_channels, self.recurrent))
         self._keep("weight", unit["weight"] if self.recurrent else unit["weight"][0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .conv2d import launch_conv2d
+from .conv2d import Window, launch_conv2d
 from .support import register
 
 
@@ -41,7 +41,8 @@ def preact_conv2d(
         dst: [B, height // 2 * (width // 2), columns], written; sums: float32 [B, units, columns], its channel sums.
         macs: int64 [B], added to.
         enabled: int64 [W], the samples that are real, or None.
-        inputs, input_counts: int32 [B, groups] and [B], the groups of channels that hold data, or None for all.
+        inputs, input_counts: int32 [B, groups] and [B], the groups of channels that hold data, or None for all; with a
+            group of 1 channels, then the others.
         depth, filters: channels of src and filters, without padding.
         group, first_channels, slice_channels: of the channels, as :class:`dsn_kernels.triton.layout.Channels` says.
         accumulate: add what dst holds.
@@ -52,10 +53,9 @@ def preact_conv2d(
         bias,
         dst,
         macs,
-        height=height,
-        width=width,
-        stride=1,
-        taps=1,
+        size=(height, width),
+        out_size=(height // 2, width // 2),
+        window=Window(1, 1, 2),
         depth=depth,
         filters=filters,
         stored=weight.shape[1],
@@ -66,7 +66,7 @@ def preact_conv2d(
         taken=taken,
         inputs=inputs,
         input_counts=input_counts,
-        group=group if inputs is not None else 0,
+        group=group if inputs is not None and group > 1 else 0,
         first_channels=first_channels,
         slice_channels=slice_channels,
         accumulate=accumulate,

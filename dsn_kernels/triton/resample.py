@@ -32,11 +32,22 @@ def subsample(rows: Tensor, height: int, width: int, stride: int, first: int, pl
     return F.pad(picked, (first, places - first - picked.shape[2]))
 
 
-def pool(rows: Tensor, height: int, width: int, window: tuple[int, int], stride: int, average: bool) -> Tensor:
-    """Average or maximum of windows that lie inside the map."""
+def pool(
+    rows: Tensor,
+    height: int,
+    width: int,
+    window: tuple[int, int],
+    stride: int,
+    padding: tuple[int, int],
+    average: bool,
+) -> Tensor:
+    """Average or maximum of windows; pixels outside the map do not count."""
     image = as_image(rows, height, width)
-    small = F.avg_pool2d(image, window, stride) if average else F.max_pool2d(image, window, stride)
-    return small.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+    if average:
+        small = F.avg_pool2d(image, window, stride, padding, count_include_pad=False)
+    else:
+        small = F.max_pool2d(image, window, stride, padding)
+    return small.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def upsample(rows: Tensor, height: int, width: int, to_height: int, to_width: int) -> Tensor:

@@ -27,19 +27,15 @@ class TritonRunner(nn.Module):
         dtype: of weights and maps: float32, float16 or bfloat16; gates, heads, biases and constants stay float32.
     """
 
-    segments: Tensor
-
     def __init__(self, plan: Plan, weights: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.plan, self.dtype = plan, dtype
         self.gates, self.logits = plan.gates, plan.logits
         self.sizes = [(height, width) for _, height, width in plan.buffers]
         facts = Facts(plan, weights.detach().cpu().double(), dtype)
-        self.steps = nn.ModuleList(steps.make(step, facts) for step in plan.code)
+        self.steps = nn.ModuleList(steps.make(index, facts) for index in range(len(plan.code)))
         self.layouts: list[Channels] = facts.layouts
-        self.masks = bool(facts.masks)
-        segments = torch.tensor([list(segment) for segment in facts.masks], dtype=torch.int32).view(-1, 2)
-        self.register_buffer("segments", segments, persistent=False)
+        self.lists = facts.lists
         self._done = _last_readers(plan)
 
     def at(self, height: int, width: int) -> Callable[..., Outputs]:
@@ -75,9 +71,10 @@ class TritonRunner(nn.Module):
             words=torch.zeros(gates, words_of(batch), dtype=torch.int64, device=device),
             macs=torch.zeros(batch, dtype=torch.int64, device=device),
             map=image.new_empty(batch, 0, 1, 1),
+            lists=self.lists,
         )
-        if self.masks:
-            run.choose(self.segments)
+        if len(self.lists):
+            run.choose()
         for step, done in zip(self.steps, self._done, strict=True):
             step(run)
             for buffer in done:

@@ -12,9 +12,9 @@ from .. import _C
 from ..nn.cuda_packing import Unit
 from ..ops.network import Instruction, Plan
 from . import resample
+from .channel_lists import ChannelLists
 from .conv2d import units_of
 from .layout import Channels, pad
-from .routing import partition
 
 OPS = {code: name for name, code in _C.OPS.items()}
 KINDS = {code: name for name, code in _C.GATES.items()}
@@ -37,7 +37,7 @@ class Facts:
         self.plan, self.weights, self.dtype = plan, weights, dtype
         self.layouts = [Channels(channels) for channels, _, _ in plan.buffers]
         self.pooled = {step.src for step in plan.code if OPS[step.op] in ("gate", "linear")}
-        masks = set()
+        self.lists = ChannelLists(plan)
         for step in plan.code:
             if OPS[step.op] == "dense_block":
                 concat = step.merge == _C.MERGES["concat"]
@@ -45,9 +45,6 @@ class Facts:
                     step.in_channels, *((step.layers, step.out_channels) if concat else ())
                 )
                 self.pooled.add(step.dst)
-            if step.out_mask >= 0:
-                masks.add((step.out_mask, step.out_channels))
-        self.masks = sorted(masks)
 
     def unit(self, step: Instruction, layout: Any, offset: int = 0) -> Unit:
         return Unit(self.weights, step.weights + offset, layout)
@@ -88,9 +85,9 @@ class Run:
     words: Tensor
     macs: Tensor
     map: Tensor
+    lists: ChannelLists
     maps: dict[int, Map] = field(default_factory=dict)
-    lists: Tensor | None = None
-    list_counts: Tensor | None = None
+    listed: tuple[Tensor, Tensor, Tensor] | None = None
     state: Tensor | None = None
 
     @property
@@ -115,28 +112,49 @@ class Run:
             self.maps[buffer] = Map(data, sums)
         return self.maps[buffer]
 
-    def choose(self, segments: Tensor) -> None:
-        """Takes the forced gates as masks and lists each one's chosen filters."""
+    def choose(self) -> None:
+        """Takes the forced gates as masks and lists what they choose."""
         assert self.forced is not None
         self.taken = (self.forced != 0).to(torch.uint8)
-        self.lists = torch.empty_like(self.taken, dtype=torch.int32)
-        self.list_counts = self.lists.new_empty(self.batch, len(segments))
-        partition(self.taken, segments, self.lists, self.list_counts)
+        self.listed = self.lists.make(self.taken)
+
+    def chosen(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """Entries and count of a list; nothing for -1."""
+        if index < 0:
+            return None, None
+        assert self.listed is not None
+        return self.listed[1][:, self.lists.slices[index]], self.listed[2][:, index]
+
+    def filled(self, data: Tensor, index: int) -> Tensor:
+        """A map's rows [B, ..., at least channels], zeros in the channels that hold no data."""
+        if index < 0:
+            return data
+        assert self.listed is not None
+        on = self.listed[0][:, self.lists.slices[index]]
+        return torch.where(on[:, None] != 0, data[..., : on.shape[1]], 0)
 
 
 class Step(nn.Module):
     """An instruction of a plan.
 
     Args:
-        step: the instruction.
+        index: of the instruction.
         facts: of its plan.
     """
 
-    def __init__(self, step: Instruction, facts: Facts) -> None:
+    def __init__(self, index: int, facts: Facts) -> None:
         super().__init__()
-        self.step = step
-        self.pool = step.dst in facts.pooled
+        self.step = facts.plan.code[index]
+        self.pool = self.step.dst in facts.pooled
+        self.inputs, self.filters = facts.lists.inputs[index], facts.lists.filters[index]
         self._lists: dict[str, int] = {}
+
+    def _inputs(self, run: Run, m: Map, layout: Channels) -> tuple[Tensor | None, Tensor | None, int]:
+        """What of a map holds data: groups that a dense block listed or channels that masks chose, their count, and the
+        channels of a group."""
+        if self.inputs < 0:
+            return m.live, m.live_counts, layout.group
+        return *run.chosen(self.inputs), 1
 
     def _keep(self, name: str, value: Tensor, dtype: torch.dtype | None = torch.float32) -> None:
         value = value if dtype is None else value.to(dtype)

@@ -24,10 +24,13 @@ POINTERS = {
     "live": "*i32", "live_counts": "*i32", "logits": "*fp32", "embed": "*fp32", "embed_bias": "*fp32",
     "input_weight": "*fp32", "hidden_weight": "*fp32", "cell_bias": "*fp32", "projection": "*fp32",
     "projection_bias": "*fp32", "state": "*fp32", "mask": "*u8", "segments": "*i32", "lists": "*i32",
-    "counts": "*i32", "patterns": "*u8", "first": "*i32", "order": "*i64", "group": "*i64", "offsets": "*i64",
+    "counts": "*i32", "path": "*fp32", "path_bias": "*fp32", "features": "*fp32", "path_gates": "*u8",
+    "patterns": "*u8", "first": "*i32", "order": "*i64", "group": "*i64", "offsets": "*i64",
 }  # fmt: skip
+THREE = {"TAPS": 9, "ACROSS": 3, "TOP": 1, "LEFT": 1, "EDGES": True}
+ONE = {"TAPS": 1, "ACROSS": 1, "TOP": 0, "LEFT": 0, "EDGES": False}
 CONV = {
-    "HEIGHT": 32, "WIDTH": 32, "OUT_WIDTH": 32, "OUT_PIXELS": 1024, "UNIT_COUNT": 64, "STRIDE": 1, "TAPS": 9,
+    **THREE, "HEIGHT": 32, "WIDTH": 32, "OUT_WIDTH": 32, "OUT_PIXELS": 1024, "UNIT_COUNT": 64, "STRIDE": 1,
     "DEPTH": 64, "PLACES": 64, "FILTERS": 64, "COLUMNS": 64, "STORED": 64, "RELU_FILTERS": 64, "SLICES": 0,
     "SLICE_BLOCK": 1, "FIRST_CHANNELS": 0, "FIRST_GROUPS": 0, "SLICE_CHANNELS": 0, "SLICE_GROUPS": 0,
     "PER_SAMPLE": False, "GROUPED": False, "MASKED": False, "FLAT": False, "POOL": False, "ACCUMULATE": False,
@@ -35,7 +38,7 @@ CONV = {
 }  # fmt: skip
 NONE = dict.fromkeys(("norm", "constants", "sums", "taken", "inputs", "input_counts", "filters", "filter_counts"))
 BLOCK = {
-    "inputs": 1, "input_counts": 1, "constants": 1, "taken": 1, "norm": 1, "TAPS": 1, "DEPTH": 24, "PLACES": 96,
+    **ONE, "inputs": 1, "input_counts": 1, "constants": 1, "taken": 1, "norm": 1, "DEPTH": 24, "PLACES": 96,
     "FILTERS": 48, "COLUMNS": 48, "STORED": 48, "RELU_FILTERS": 48, "SLICES": 4, "SLICE_BLOCK": 4,
     "FIRST_CHANNELS": 24, "FIRST_GROUPS": 2, "SLICE_CHANNELS": 12, "SLICE_GROUPS": 1, "PER_SAMPLE": True,
     "GROUPED": True, "BLOCK_K": 16,
@@ -47,17 +50,35 @@ MASKS = {
 # What stands where in the networks: a convolution's name says what it is.
 CONVS = {
     "residual 3x3": {"sums": 1, "ACCUMULATE": True},
-    "residual 1x1, stride 2": {"TAPS": 1, "STRIDE": 2, "OUT_WIDTH": 16, "OUT_PIXELS": 256, "UNIT_COUNT": 16},
+    "residual 1x1, stride 2": {**ONE, "STRIDE": 2, "OUT_WIDTH": 16, "OUT_PIXELS": 256, "UNIT_COUNT": 16},
     "dense 1x1": BLOCK,
     "dense 3x3": {"sums": 1, "DEPTH": 48, "PLACES": 48, "FILTERS": 12, "COLUMNS": 16, "STORED": 16, "RELU_FILTERS": 0,
                   "BLOCK_K": 16, "BLOCK_N": 16},
-    "plain dense 3x3": {**BLOCK, "sums": 1, "TAPS": 9, "FILTERS": 12, "COLUMNS": 16, "STORED": 16, "RELU_FILTERS": 0,
+    "plain dense 3x3": {**BLOCK, **THREE, "sums": 1, "FILTERS": 12, "COLUMNS": 16, "STORED": 16, "RELU_FILTERS": 0,
                         "BLOCK_N": 16},
     "transition": {**BLOCK, "sums": 1, "POOL": True, "STRIDE": 2, "OUT_WIDTH": 16, "OUT_PIXELS": 256, "UNIT_COUNT": 16,
                    "RELU_FILTERS": 0},
     "chosen filters": MASKS,
+    "chosen filters of a concatenation": {**MASKS, **ONE, "norm": 1, "ACCUMULATE": False, "FINISH_OFF": False},
+    "transition of a concatenation": {**ONE, "inputs": 1, "input_counts": 1, "norm": 1, "PER_SAMPLE": True,
+                                      "MASKED": True, "POOL": True, "STRIDE": 2, "OUT_WIDTH": 16, "OUT_PIXELS": 256,
+                                      "UNIT_COUNT": 16, "RELU_FILTERS": 0},
+    "1x7": {"TAPS": 7, "ACROSS": 7, "TOP": 0, "LEFT": 3},
+    "5x5 of few channels": {"TAPS": 25, "ACROSS": 5, "TOP": 0, "LEFT": 0, "EDGES": False, "FLAT": True, "DEPTH": 6,
+                            "PLACES": 6, "OUT_WIDTH": 28, "OUT_PIXELS": 784, "UNIT_COUNT": 49, "MASKED": True,
+                            "BLOCK_K": 64},
+    "every other pixel": {**ONE, "norm": 1, "TOP": -1, "LEFT": -1, "EDGES": True, "STRIDE": 2, "OUT_WIDTH": 16,
+                          "OUT_PIXELS": 256, "UNIT_COUNT": 16},
     "stem": {"FLAT": True, "DEPTH": 3, "PLACES": 3, "RELU_FILTERS": 0, "MASKED": True},
 }  # fmt: skip
+
+HEAD = {
+    "GROUPED": True, "DEPTH": 342, "PLACES": 352, "CLASSES": 100, "COLUMNS": 112, "ROWS": 64, "MEAN": 64, "SLICES": 16,
+    "SLICE_BLOCK": 16, "SLICE_CHANNELS": 12, "SLICE_GROUPS": 1, "FIRST_CHANNELS": 150, "FIRST_GROUPS": 10,
+    "BLOCK_K": 16, "BLOCK_N": 64, "BLOCK_P": 32, "enabled": None,
+}  # fmt: skip
+# Those that a gate's words may shut.
+GATED = ("residual 3x3", "residual 1x1, stride 2", "dense 1x1", "dense 3x3", "plain dense 3x3")
 
 
 def pointer_size(name, dtype):
@@ -120,10 +141,10 @@ def others():
         "recurrent gate": (gate.recurrent_gate_kernel, {"CHANNELS": 64, "PIXELS": 256, "UNIT_COUNT": 16, "FIRST": False,
                                                         "TEN": 10, "WIDE": 16, "BLOCK": 64, "forced": None,
                                                         "enabled": None}),
-        "head": (head.head_kernel, {"DEPTH": 342, "PLACES": 352, "CLASSES": 100, "COLUMNS": 112, "ROWS": 64, "MEAN": 64,
-                                    "SLICES": 16, "SLICE_BLOCK": 16, "SLICE_CHANNELS": 12, "SLICE_GROUPS": 1,
-                                    "FIRST_CHANNELS": 150, "FIRST_GROUPS": 10, "BLOCK_K": 16, "BLOCK_N": 64,
-                                    "BLOCK_P": 32, "enabled": None}),
+        "head": (head.head_kernel, HEAD),
+        "head of a concatenation": (head.head_kernel, {**HEAD, "taken": None, "constants": None, "GROUPED": False}),
+        "path features": (head.path_features_kernel, {"LAYERS": 16, "PLACES": 416, "PIXELS": 64, "FIRST_GROUPS": 10,
+                                                      "SLICE_GROUPS": 1, "GROUP": 16, "BLOCK_P": 32, "enabled": None}),
         "partition": (routing.partition_kernel, {"BLOCK": 128}),
         "first of a pattern": (group_by_pattern.first_kernel, {"ROWS": 64, "COLUMNS": 64}),
         "place in a group": (group_by_pattern.place_kernel, {"ROWS": 64}),
@@ -135,9 +156,9 @@ def report(name):
     target, found = target_of(name), {}
     for what, changes in CONVS.items():
         values = {**CONV, **NONE, **changes}
-        values |= {"words": None} if what in ("transition", "stem", "chosen filters") else {}
+        values |= {"words": None} if what not in GATED else {}
         values = {k: v for k, v in values.items() if k.isupper() or v is None}
-        for dtype in ("fp16", "bf16") if what == "dense 1x1" else ("fp16",):
+        for dtype in ("fp16", "bf16"):
             compiled = compile_kernel(conv2d.conv2d_kernel, target, values, dtype)
             found[f"{what} {dtype}"] = {"convolution": True, **facts(compiled, target)}
     for what, (kernel, values) in others().items():

@@ -15,6 +15,7 @@ from references import randomise
 from small_models import make_images, random_gates
 
 import dsn_models
+from dsn_models.layer_skippable import PathHead
 
 SHAPES = {  # small: each step of a product takes the interpreter milliseconds
     "dsn-navon": {"image_size": 8, "block_layers": (2, 1)},
@@ -22,12 +23,17 @@ SHAPES = {  # small: each step of a product takes the interpreter milliseconds
     "concat-bc-100": {"image_size": 8, "block_layers": (2, 2)},
     "add-166": {"image_size": 8, "block_layers": (2, 2), "growth_rate": 4, "stage_widths": (8, 16)},
     "dsn-121": {"image_size": 32, "block_layers": (1, 2), "growth_rate": 8},
+    "lsn-concat-bc-100": {"image_size": 4, "block_layers": (1, 2)},
 }
 
 
 def make_model(name, **overrides):
     torch.manual_seed(0)
-    return randomise(dsn_models.create(name, **{**SHAPES[name], **overrides}))
+    model = randomise(dsn_models.create(name, **{**SHAPES[name], **overrides}))
+    for module in model.modules():
+        if isinstance(module, PathHead):  # its path begins at zero
+            torch.nn.init.normal_(module.path.weight)
+    return model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -37,9 +43,12 @@ def test_equals_reference(place, name, dtype):
     check_network(place, model, accelerate(place, model, dtype), make_images(model, 2), dtype)
 
 
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-def test_forced_gates(place, density):
-    model = make_model("concat-bc-100")
+@pytest.mark.parametrize(
+    "name, density",
+    [("concat-bc-100", 0.0), ("concat-bc-100", 0.5), ("concat-bc-100", 1.0), ("lsn-concat-bc-100", 0.5)],
+)
+def test_forced_gates(place, name, density):
+    model = make_model(name)
     fast = accelerate(place, model, torch.float16)
     check_network(place, model, fast, make_images(model, 2), torch.float16, random_gates(fast, 2, density))
 

@@ -1,11 +1,13 @@
-"""Accelerated residual networks, SkipNets, GaterNets and GUNNs on the Triton kernels, against float64."""
+"""Accelerated networks that are not dual skipping ones on the Triton kernels, against float64."""
 
 import pytest
 import torch
 from device_checks import accelerate, check_network
 from small_models import SMALL, make_images, random_gates
+from small_planned import make_planned
 
 import dsn_models
+from dsn_kernels import _C
 
 TINY = {"stage_units": (1, 2), "stage_widths": (8, 16), "stem_width": 8, "image_size": 8}
 MODELS = {
@@ -24,6 +26,18 @@ MODELS = {
     "gunn-24": {"widths": (8,), "segments": (2,), "image_size": 6},
     "gunn-18": {"widths": (8, 12), "segments": (2, 3), "image_size": 32, "classes": 5},
 }
+# Any window and pool, concatenations, heads and transitions whose input masks chose.
+GENERAL = [
+    ("lenet", torch.float32),
+    ("densenet", torch.float16),
+    ("shake-shake", torch.float32),
+    ("inception", torch.float16),
+    ("gaternet-shake", torch.float16),
+    ("gaternet-densenet", torch.float32),
+    ("gaternet-densenet-last", torch.float16),
+    ("gaternet-inception", torch.float32),
+    ("gaternet-inception-last", torch.float16),
+]
 
 
 def make(name):
@@ -44,6 +58,27 @@ def test_equals_the_reference(place, name, dtype):
     fast = accelerate(place, model, dtype)
     forced = random_gates(fast, 3) if dtype == torch.float16 else None
     check_network(place, model, fast, make_images(model, 3), dtype, forced or None)
+
+
+@pytest.mark.parametrize("name, dtype", GENERAL, ids=lambda value: str(value))
+def test_any_window_and_concatenation(place, name, dtype):
+    model = make_planned(name)
+    fast = accelerate(place, model, dtype)
+    forced = random_gates(fast, 2) if dtype == torch.float16 else None
+    check_network(place, model, fast, make_images(model, 2), dtype, forced or None)
+
+
+@pytest.mark.parametrize("name", ["gaternet-densenet", "gaternet-inception-last"])
+def test_channels_that_all_lack_data(place, name):
+    model = make_planned(name)
+    fast = accelerate(place, model)
+    check_network(place, model, fast, make_images(model, 1), torch.float32, random_gates(fast, 1, 0))
+
+
+def test_every_instruction_of_a_plan_is_served(place):
+    from dsn_kernels.triton.steps import STEPS
+
+    assert set(STEPS) == set(_C.OPS)
 
 
 @pytest.mark.parametrize("density", [0, 1])
