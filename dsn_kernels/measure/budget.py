@@ -111,6 +111,8 @@ def picked(sweeper: Sweeper, points: Sequence[Point], budget: Budget) -> dict[st
     if sweeper.settings.per_layer or far:
         best, nearer = LayerSearch(sweeper, best, budget).run()
         beyond = nearer or beyond
+    if beyond is not None and sweeper.cost(beyond, kind) <= budget.limit:  # by a line that was corrected since
+        beyond = None
     assert best.thresholds is not None
     if best.layers is None:
         checked = sweeper.at(best.thresholds, sweeper.check)

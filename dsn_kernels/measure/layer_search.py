@@ -23,6 +23,8 @@ CLOSE = 0.003  # so little below a budget no threshold is refined further
 TIMINGS = 4
 LINE_OFF = 0.01  # a line of latencies so far off is as good as can be timed
 _IMAGES = 256
+_FILLS = 5
+_LEFT = 0.2  # of a budget: where more of it is left, more would not be better
 _STEP = 0.25  # of the images, by which a move changes for how many a layer runs
 
 Layers = dict[str, list[float]]
@@ -81,7 +83,7 @@ class LayerSearch:
         self.allowed = max(self.limit, self._cost(alike))  # these images may be a little harder than all of them
         best = self._descend(min(self._from_open(), alike, key=self._merit))
         assert best.layers is not None
-        return self._land(best.layers)
+        return self._fill(self._land(best.layers))
 
     def _from_open(self) -> Point:
         """From all gates open: whatever move costs the least loss for the MACs that it saves, until within the budget.
@@ -146,6 +148,31 @@ class LayerSearch:
             if cost > (1 - CLOSE) * self.limit:
                 break
         return whole if best is None else best
+
+    def _fill(self, best: Point) -> Point:
+        """What is left of the budget goes to one layer after the other, each run for as many images more as it takes."""
+        worth = partial(self.sweeper.value, kind=self.kind)
+        for name, layer in self.order:
+            assert best.layers is not None
+            cost = self.sweeper.cost(best, self.kind)
+            if self.kind == "error" or not 0 < self.limit - cost < _LEFT * self.limit:
+                break
+            limit = best.layers[name][layer]
+            scores = best.record.scores[name][:, self.columns[name][layer]]
+            few, many = (scores > limit).double().mean().item(), 1.0
+            for _ in range(_FILLS if few < 1 and self.limit - cost > CLOSE * self.limit else 0):
+                share = (few + many) / 2
+                layers = {**best.layers, name: list(best.layers[name])}
+                layers[name][layer] = self._threshold(name, scores, share)
+                if layers == best.layers:
+                    break
+                more = self.sweeper.at_layers(layers, self.start)
+                if self.sweeper.cost(more, self.kind) > self.limit:
+                    many = share
+                    self.beyond.append(more)
+                else:
+                    few, best = share, min(best, more, key=worth)
+        return best
 
     def _shifted(self, layers: Layers, shift: float) -> Layers:
         def moved(limit: float, low: float, high: float) -> float:

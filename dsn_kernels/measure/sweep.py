@@ -93,9 +93,12 @@ class Sweeper:
 
     def at_layers(self, layers: Mapping[str, list[float]], like: Point, data: Labelled | None = None) -> Point:
         """With a threshold per layer. They become the accelerated network's own."""
+        self._use(layers)
+        return Point(like.thresholds, self._record(data or self.pick), dict(layers))
+
+    def _use(self, layers: Mapping[str, list[float]]) -> None:
         inner = {name: [self.scale_of_gates.inner(limit) for limit in limits] for name, limits in layers.items()}
         self.fast.thresholds.copy_(per_gate(self.model, inner))
-        return Point(like.thresholds, self._record(data or self.pick), dict(layers))
 
     def grid(self) -> list[Point]:
         """Every combination of the branches' thresholds."""
@@ -151,6 +154,8 @@ class Sweeper:
         Timed on some of the images, and by the line from the MACs of these to those of all; in turns with every gate
         open, so that a machine that has become slower or faster since changes nothing.
         """
+        if point.layers is not None:
+            self._use(point.layers)
         row, opened = self.time([point, self.opened], data)
         ms = row["median"] + self.ms_per_mac * (point.macs - row["macs"])
         return ms * self.open_ms / opened["median"]
