@@ -150,7 +150,7 @@ class LayerSearch:
         return whole if best is None else best
 
     def _fill(self, best: Point) -> Point:
-        """What is left of the budget goes to one layer after the other, each run for as many images more as it takes."""
+        """What is left of the budget goes to one layer after the other, run for as many images more as it takes."""
         worth = partial(self.sweeper.value, kind=self.kind)
         for name, layer in self.order:
             assert best.layers is not None
