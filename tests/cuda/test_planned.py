@@ -185,6 +185,20 @@ def test_graphs_give_what_single_launches_give(gpu, name):
         assert torch.equal(graphed.last_macs, plain.last_macs)
 
 
+@pytest.mark.parametrize("name", ["skipnet-rnn", "skipnet-ff-1", "gaternet-preact", "gunn"])
+def test_any_order_of_threads(host, name):
+    """Pooled vectors, gates and lists come from whichever block is last: no sum depends on which that is."""
+    model = make_planned(name)
+    fast = accelerate(host, model, torch.float16)
+    x, forced = make_images(model, 2), random_gates(fast, 2, 0.5) if name in MASKED else None
+    found = []
+    for seed in (11, 12, 13):
+        host.seeded(seed)
+        found.append((fast(x, forced_gates=forced) if forced else fast(x), fast.last_macs))
+    for logits, macs in found[1:]:
+        assert torch.equal(logits, found[0][0]) and torch.equal(macs, found[0][1])
+
+
 @pytest.mark.parametrize("name", ["skipnet-rnn", "gaternet-all"])
 def test_a_sample_does_not_depend_on_its_batch(place, name):
     check_samples_alone(place, make_planned(name), 3)

@@ -72,13 +72,63 @@ class Case:
         exact = torch.cat([state, torch.stack(scores), torch.tensor([0.0, 1, 0, 1, 2 * 970])])
         return torch.cat([hidden.double(), score, taken, words, macs]), exact
 
+    def dense(self, kernel, variant):
+        state, macs = torch.full((48 * 64,), torch.nan, dtype=HALF), torch.zeros(1).long()
+        first = tensor(8, 8, 16)
+        state[: 16 * 64] = first.flatten()
+        exact, fields = first.double().permute(2, 0, 1)[None], []
+        for layer in range(2):
+            channels, seed = 16 + 16 * layer, 10 * layer
+            norm = torch.stack([tensor(channels, seed=seed + 1), tensor(channels, seed=seed + 2)])  # scale, shift
+            reduce, bias = tensor(48, channels, 1, seed=seed + 3), tensor(48, seed=seed + 4, dtype=torch.float32)
+            conv = tensor(16, 48, 9, seed=seed + 5)
+            constants = torch.full((layer, 48), torch.nan)  # of a slice that is skipped: none is
+            fields += [norm.unflatten(1, (-1, 4)).transpose(0, 1), packed(reduce), bias, constants, packed(conv)]
+            scale, shift = norm.double()[..., None, None]
+            y = F.conv2d((scale * exact + shift).relu(), reduce.double()[..., None], bias.double()).relu()
+            exact = torch.cat([exact, F.conv2d(y, conv.double().reshape(16, 48, 3, 3), padding=1)], 1)
+        words = torch.cat([field.contiguous().flatten().view(torch.uint8) for field in fields])
+        pooled = torch.full((48,), torch.nan)
+        pooled[:16] = first.float().mean((0, 1))
+        taken, score = torch.ones(2, dtype=torch.uint8), torch.zeros(2)
+        self.call(f"{kernel}_{variant}", state, words, pooled, taken, score, torch.zeros(34), macs)
+        slices = state.double().reshape(3, 64, 16)
+        return slices, exact[0].reshape(3, 16, 64).transpose(1, 2)
+
+    def dense_layer(self, variant):
+        return self.dense("dense_layer", variant)
+
+    def dense_block(self, variant):
+        return self.dense("dense_block", variant)
+
+    def head(self, variant):
+        x, weight, bias = tensor(64, 16), tensor(10, 16, seed=1).float(), tensor(10, seed=2).float()
+        scale, shift = tensor(16, seed=3).float(), tensor(16, seed=4).float()
+        norm = torch.stack([scale.reshape(4, 4), shift.reshape(4, 4)], 1)
+        logits = torch.full((10,), torch.nan)
+        self.call(f"head_{variant}", logits, x, norm, weight, bias, torch.zeros(1).long())
+        return logits.double(), ((scale * x + shift).relu().mean(0) @ weight.T + bias).double()
+
+    def filter_lists(self, variant):
+        patterns = (torch.rand(3, 70, generator=torch.Generator().manual_seed(0)) < 0.5).byte()
+        masks = patterns[torch.tensor([0, 1, 0, 2, 1])]
+        lists, counts = torch.full((5, 70), -1, dtype=torch.int16), torch.full((5,), -1, dtype=torch.int32)
+        first, order = torch.full((5,), -1, dtype=torch.int32), torch.full((5,), -1)
+        arrays = [self.simt.output(a, f"argument {i}") for i, a in enumerate((masks, lists, counts, first, order))]
+        getattr(self.simt, f"filter_lists_{variant}")(*arrays, 5)
+        for row, mask in zip(lists, masks, strict=True):
+            on = mask.nonzero()[:, 0]
+            torch.testing.assert_close(row[: len(on)].long(), on)
+        found = torch.cat([counts, first, order]).double()
+        return found, torch.cat([masks.sum(1), torch.tensor([0, 1, 0, 3, 1]), torch.tensor([0, 2, 1, 4, 3])]).double()
+
     def pool_sums(self, variant):
         x, pooled, scratch = tensor(70, 8), torch.full((8,), torch.nan), torch.zeros(1 + 2 * 8)
         self.call(f"pool_sums_{variant}", x, pooled, scratch, torch.zeros(1).long())
         return pooled.double(), x.double().mean(0)
 
 
-KERNELS = ["conv2d", "gradual_layer", "unit_gate", "pool_sums"]
+KERNELS = ["conv2d", "gradual_layer", "unit_gate", "pool_sums", "dense_layer", "dense_block", "head", "filter_lists"]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -92,8 +142,8 @@ COPY = "where an asynchronous copy started at .* has not been waited"
 FAULTS = [
     *((kernel, "without_barriers", f"{RACE}|{COPY}") for kernel in KERNELS),
     ("conv2d", "without_copy_waits", COPY),
-    ("gradual_layer", "without_copy_waits", COPY),
-    ("gradual_layer", "without_cluster_waits", RACE),
+    *((kernel, "without_copy_waits", COPY) for kernel in ("gradual_layer", "dense_layer", "dense_block")),
+    *((kernel, "without_cluster_waits", f"{RACE}|which has ended") for kernel in ("gradual_layer", "dense_block")),
     *((kernel, "without_dependency_waits", "grid_dependency_wait") for kernel in KERNELS),
 ]
 

@@ -20,6 +20,7 @@ inline void no_wait() {}
 #ifdef DSN_NO_CLUSTER_WAIT
 #define cluster_arrive no_wait
 #define cluster_wait __syncthreads_of_block
+#define cluster_sync __syncthreads_of_block
 namespace dsn::ptx {
 inline void __syncthreads_of_block() { ::__syncthreads(); }
 }  // namespace dsn::ptx
@@ -32,7 +33,11 @@ inline void __syncthreads_of_block() { ::__syncthreads(); }
 #include "cuda/conv2d.cuh"
 #include "cuda/filter_lists.cuh"
 #include "cuda/gradual_layer.cuh"
+#include "cuda/group_by_pattern.cuh"
+#include "cuda/head.cuh"
+#include "cuda/layout.h"
 #include "cuda/resample.cuh"
+#include "cuda/resident_block.cuh"
 #include "cuda/unit_gate.cuh"
 
 namespace dsn::simt::bindings::DSN_VARIANT {
@@ -152,12 +157,126 @@ void pool_sums(Buffer in, Buffer pooled, Buffer scratch, Buffer macs) {
   start<resample_kernel<__half>>(p, 2, kThreads, kHeaderBytes + 128 * 8 * 4);
 }
 
+// Two layers of 16 channels behind 16 of an 8 x 8 map, bottlenecks of 48, in two tiles. `weights`: the fields of
+// layer_unit, layer after layer; pooled [48], of which the first 16 are there; scratch [34], its first two words zero.
+DenseLayerParams dense_layers(Buffer state, Buffer pooled, Buffer taken, Buffer score, Buffer scratch, Buffer macs) {
+  DenseLayerParams p{};
+  p.samples = {nullptr, 0, 1, nullptr};
+  p.source = {state.address, 64 * 48, 0, taken.data<uint8_t>(), 2, 64, 8, 8, 4, 16, 4, 16, 0};
+  p.out = state.address;
+  p.pooling.partial = scratch.data<float>() + 2;
+  p.pooling.pooled = pooled.data<float>();
+  p.pooling.arrived = scratch.data<unsigned>();
+  p.pooling.macs = macs.data<unsigned long long>();
+  p.pooling.tiles = p.pooling.blocks = 2;
+  p.pooling.channels = 16;
+  p.pooling.pixels = 64;
+  Gates& g = p.pooling.gates;
+  g.taken = taken.data<uint8_t>();
+  g.score = score.data<float>();
+  g.gates = g.layers = 2;
+  g.positions = 48;
+  g.first_groups = g.slice_groups = 4;
+  g.first_channels = g.slice_channels = 16;
+  g.kind = GateKind::kNone;
+  p.bottleneck = p.reduce_columns = 48;
+  p.growth = p.conv_columns = 16;
+  p.tile_rows = 4, p.tile_columns = 8, p.tiles_across = 1;
+  p.mid_stride = 48;
+  p.at_masks = kHeaderBytes;
+  p.at_groups = p.at_masks + 16;
+  p.at_bias = p.at_groups + 12 * 8;
+  p.at_sums = p.at_bias + 48 * 4;
+  p.at_mid = p.at_sums + kWarps * 16 * 4;
+  p.at_conv = p.at_mid + 60 * 48 * 2;
+  return p;
+}
+constexpr int kConvBytes = 9 * 12 * (16 * kGroup + kConvPadding) * 2;
+
+ResidentLayer dense_weights(int layer) {
+  int at = layer ? static_cast<int>(layer_unit::layout({16, 0, 16}, 16, 48, Merge::kConcat, Element::kHalf).size) : 0;
+  const PackedLayout own = layer_unit::layout({16, layer, 16}, 16, 48, Merge::kConcat, Element::kHalf);
+  auto place = [&](int field) { return at + static_cast<int>(own.fields[field].offset); };
+  return {place(layer_unit::kNorm), place(layer_unit::kReduce), place(layer_unit::kReduceBias),
+          place(layer_unit::kConstants), place(layer_unit::kConv)};
+}
+
+// The two layers as launches of their own, then
+void dense_layer(Buffer state, Buffer weights, Buffer pooled, Buffer taken, Buffer score, Buffer scratch, Buffer macs) {
+  for (int layer = 0; layer < 2; ++layer) {
+    DenseLayerParams p = dense_layers(state, pooled, taken, score, scratch, macs);
+    const ResidentLayer at = dense_weights(layer);
+    const auto* from = weights.data<unsigned char>();
+    p.layer = p.source.slices = layer;
+    p.total_groups = 4 + 4 * layer;
+    p.norm = from + at.norm;
+    p.reduce = from + at.reduce;
+    p.reduce_bias = reinterpret_cast<const float*>(from + at.reduce_bias);
+    p.constants = reinterpret_cast<const float*>(from + at.constants);
+    p.conv = from + at.conv;
+    p.pooling.arrived += layer;
+    p.pooling.first_channel = 16 + 16 * layer;
+    p.pooling.gates.first_layer = 2;  // none is left to decide
+    start<bottleneck_layer_kernel<__half, 6, 2, true>>(p, 2, kThreads, p.at_conv + kConvBytes);
+  }
+}
+
+// as a cluster of two that walks them.
+void dense_block(Buffer state, Buffer weights, Buffer pooled, Buffer taken, Buffer score, Buffer scratch, Buffer macs) {
+  ResidentBlockParams p{};
+  p.layer = dense_layers(state, pooled, taken, score, scratch, macs);
+  p.weights = weights.data<unsigned char>();
+  for (int layer = 0; layer < 2; ++layer) p.layers[layer] = dense_weights(layer);
+  p.at_pooled = p.layer.at_conv + kConvBytes;
+  p.at_received = p.at_pooled + 48 * 4;
+  start<resident_block_kernel<__half, 6, 2>>(p, 2, kThreads, p.at_received + 2 * 2 * 16 * 4, 2);
+}
+
+// Ten classes of an 8 x 8 map of 16 channels.
+void head(Buffer logits, Buffer map, Buffer norm, Buffer weight, Buffer bias, Buffer macs) {
+  HeadParams p{};
+  p.samples = {nullptr, 0, 1, nullptr};
+  p.source = {map.address, 64 * 16, 0, nullptr, 0, 64, 8, 8, 4, 16, 0, 0, 0};
+  p.macs = macs.data<unsigned long long>();
+  p.norm = norm.data<float>();
+  p.weight = weight.data<float>();
+  p.bias = bias.data<float>();
+  p.logits = logits.data<float>();
+  p.row = p.classes = 10;
+  p.channels = 16, p.total_groups = 4;
+  p.at_masks = kHeaderBytes;
+  p.at_groups = p.at_masks + 16;
+  p.at_features = p.at_groups + 32;
+  start<head_kernel<__half>>(p, 1, kThreads, p.at_features + 64);
+}
+
+// The lists of one mask of 70 filters, then samples with equal masks side by side.
+void filter_lists(Buffer masks, Buffer lists, Buffer counts, Buffer first, Buffer order, int batch) {
+  FilterListsParams p{};
+  p.samples = {nullptr, 0, batch, nullptr};
+  p.masks = masks.data<uint8_t>();
+  p.lists = lists.data<uint16_t>();
+  p.counts = counts.data<int32_t>();
+  p.gates = p.list_stride = 70;
+  p.count_stride = p.count = 1;
+  p.list[0] = {0, 0, 1};
+  p.run[0] = {70, 0};
+  start<filter_lists_kernel<kThreads>>(p, batch, kThreads, 0);
+  const GroupParams g{masks.data<uint8_t>(), first.data<int32_t>(), order.data<int64_t>(), nullptr, nullptr, batch, 70};
+  start<first_equal_kernel>(g, 1, kThreads, 0);
+  start<place_kernel>(g, 1, kThreads, kGroupBytes);
+}
+
 #define DSN_NAME(function, variant) #function "_" variant
 #define DSN_TEXT_OF(x) #x
 #define DSN_TEXT(x) DSN_TEXT_OF(x)
 static const Binder bind_conv2d(DSN_NAME(conv2d, DSN_TEXT(DSN_VARIANT)), conv2d);
 static const Binder bind_gradual_layer(DSN_NAME(gradual_layer, DSN_TEXT(DSN_VARIANT)), gradual_layer);
 static const Binder bind_unit_gate(DSN_NAME(unit_gate, DSN_TEXT(DSN_VARIANT)), unit_gate);
+static const Binder bind_dense_layer(DSN_NAME(dense_layer, DSN_TEXT(DSN_VARIANT)), dense_layer);
+static const Binder bind_dense_block(DSN_NAME(dense_block, DSN_TEXT(DSN_VARIANT)), dense_block);
+static const Binder bind_head(DSN_NAME(head, DSN_TEXT(DSN_VARIANT)), head);
+static const Binder bind_filter_lists(DSN_NAME(filter_lists, DSN_TEXT(DSN_VARIANT)), filter_lists);
 static const Binder bind_pool_sums(DSN_NAME(pool_sums, DSN_TEXT(DSN_VARIANT)), pool_sums);
 
 }  // namespace dsn::simt::bindings::DSN_VARIANT
