@@ -168,11 +168,12 @@ PYBIND11_MODULE(_C, m) {
       py::arg("in_channels"), py::arg("out_channels"));
   m.def(
       "conv2d_layout",
-      [](int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd, int64_t slices) {
-        return describe(dsn::conv2d::layout(in, out, taps, normalise, masked, winograd, slices));
+      [](int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd, int64_t slices,
+         bool bfloat16) {
+        return describe(dsn::conv2d::layout(in, out, taps, normalise, masked, winograd, slices, bfloat16));
       },
       py::arg("in_channels"), py::arg("out_channels"), py::arg("taps"), py::arg("normalise"), py::arg("masked"),
-      py::arg("winograd") = false, py::arg("slices") = 0);
+      py::arg("winograd") = false, py::arg("slices") = 0, py::arg("bfloat16") = false);
   m.def(
       "path_head_layout",
       [](int64_t in, int64_t classes, int64_t gates) { return describe(dsn::path_head::layout(in, classes, gates)); },

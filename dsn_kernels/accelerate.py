@@ -49,9 +49,9 @@ def accelerate(
     Args:
         model: trained; weights on the CPU.
         dtype: of weights and activations: float32; on a GPU also float16 and bfloat16. On a CPU with AVX-512 bfloat16
-            too, for dual skipping and layer-skippable networks and DenseNets as a whole: the convolutions of dense
-            layers multiply bfloat16 and sum in float32, all else is float32; fast where the CPU has AVX512_BF16 (`dsn
-            info`), elsewhere right and slower than float32. Images may be float32 all the same.
+            too, for networks of `dsn_models` as a whole: convolutions multiply bfloat16 and sum in float32; gates,
+            gaters, stems, transitions and heads of dense networks and all else are float32. Fast where the CPU has
+            AVX512_BF16 (`dsn info`), elsewhere right and slower than float32. Images may be float32 all the same.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` (NVIDIA and AMD GPUs, without nvcc; with TRITON_INTERPRET=1 in the
             environment also the CPU, for tests: slow), ``"simt"`` (the CUDA kernels, played on the host for tests:
             slow), ``"reference"`` (the model itself, in eval mode) or ``"auto"``: the CPU's, and on a GPU the one that
@@ -155,8 +155,8 @@ def _check_bfloat16(model: nn.Module) -> None:
         raise UserError(
             f"dtype is {torch.bfloat16}; on the CPU it needs AVX-512, this one has {_C.build_info()['isa']}"
         )
-    if type(model) not in twins.IN_BFLOAT16:
-        served = ", ".join(kind.__name__ for kind in twins.IN_BFLOAT16)
+    if type(model) not in twins.NETWORKS:
+        served = ", ".join(kind.__name__ for kind in twins.NETWORKS)
         raise UserError(f"dtype is {torch.bfloat16}; on the CPU it serves {served}, not a {type(model).__name__}")
 
 

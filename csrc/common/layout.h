@@ -160,12 +160,13 @@ inline bool winograd_pays(int64_t in, int64_t out, int64_t height, int64_t width
 // [row of positions][block of outputs][column, in][output].
 namespace conv2d {
 enum { kScale, kShift, kWeight, kBias, kWinogradWeight, kConstants };
-inline Layout layout(int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd,
-                     int64_t slices) {
+// Weights that a mask chooses from become pairs of bfloat16 when they are chosen.
+inline Layout layout(int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd, int64_t slices,
+                     bool bfloat16 = false) {
   Layout l;
   l.add("scale", {normalise ? in : 0});
   l.add("shift", {normalise ? in : 0});
-  l.add("weight", masked ? Shape{in, taps, round_up(out, kTile)} : conv_shape(out, in, taps));
+  l.add("weight", masked ? Shape{in, taps, round_up(out, kTile)} : conv_shape(out, bfloat16 ? pairs(in) : in, taps));
   l.add("bias", {winograd ? round_up(padded_rows(out), kWinogradRows) : padded_rows(out)});
   l.add("winograd", winograd ? Shape{4, ceil_div(out, kWinogradRows), 4 * in, kWinogradRows} : Shape{0});
   l.add("constants", {slices, padded_rows(out)});

@@ -45,7 +45,7 @@ enum Flags : int64_t {
   kWinograd = 16,   // a 3x3 on the CPU by Winograd's F(2x2, 3x3); its weights are packed for both ways
   kLive = 32,       // read only the channels of src that hold data; BN-ReLU makes the others constants
   kMeans = 64,      // on a GPU, with kNormalise: a 1x1 of stride 2 of the means of 2x2 pixels, as a transition
-  kBfloat16 = 128,  // a dense block on the CPU: weights and normalised maps in pairs of bfloat16, the state float32
+  kBfloat16 = 128,  // a dense block or conv2d on the CPU: weights and inputs in pairs of bfloat16, the state float32
 };
 
 // One record of the plan; what an instruction does not use is zero (buffers: -1).

@@ -35,7 +35,7 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
       return {head::layout(in.in_channels, in.out_channels, slices)};
     case Op::kConv2d:
       return {conv2d::layout(in.in_channels, in.out_channels, in.taps, in.flags & kNormalise, in.out_mask >= 0,
-                             in.flags & kWinograd, slices)};
+                             in.flags & kWinograd, slices, in.flags & kBfloat16)};
     case Op::kPathHead:
       return {path_head::layout(in.in_channels, in.out_channels, in.layers)};
     case Op::kGate:
@@ -172,6 +172,7 @@ void CompiledPlan::check(const char* op) {
     const bool maps = in.op == Op::kTransition || in.op == Op::kConv2d || in.op == Op::kSubsample ||
                       in.op == Op::kMaxPool || in.op == Op::kAvgPool || in.op == Op::kAdd;
     fits((in.src >= 0) == !fills && (in.dst >= 0) == (fills || maps) && (in.guide < 0 || in.op == Op::kTransition), i);
+    dsn::check(!(in.flags & kBfloat16) || bfloat16_kernels(), op, ": bfloat16 on the CPU needs AVX-512");
     int64_t slices = 0;
     switch (in.op) {
       case Op::kLoad:
@@ -192,7 +193,6 @@ void CompiledPlan::check(const char* op) {
         fits(contents[in.dst].channels >= in.in_channels && in.out_channels > 0 && (!add || in.bottleneck > 0) &&
                  in.in_channels + (add ? 0 : in.layers * in.out_channels) <= dst.channels,
              i);
-        dsn::check(!(in.flags & kBfloat16) || bfloat16_kernels(), op, ": bfloat16 on the CPU needs AVX-512");
         contents[in.dst] = {in.in_channels + (add ? 0 : in.layers * in.out_channels), add ? 0 : in.layers};
         plan.gates = std::max(plan.gates, in.first_gate + in.layers);
         break;
@@ -241,7 +241,7 @@ void CompiledPlan::check(const char* op) {
                  (!live || (contents[in.src].channels == in.in_channels && in.src_offset == 0)),
              i);
         fits(!(in.flags & kWinograd) ||
-                 (in.taps == 9 && in.stride == 1 && !in.columns && !(in.flags & (kNormalise | kLive)) &&
+                 (in.taps == 9 && in.stride == 1 && !in.columns && !(in.flags & (kNormalise | kLive | kBfloat16)) &&
                   in.out_mask < 0 && in.relu_channels == 0 &&
                   winograd_pays(in.in_channels, in.out_channels, dst.height, dst.width)),
              i);

@@ -20,12 +20,15 @@ class Conv2d {
         p(w.packed(in)),
         planes(in.taps == 9 && in.stride == 2 && !in.columns ? 4 : 1),
         patches(Patches::of(in, to, w.team().size())),
-        shares(Patches::has_heavy_weights(in) ? w.team().size() : 1) {
+        shares(Patches::has_heavy_weights(in) ? w.team().size() : 1),
+        pair(in.flags & kBfloat16) {
     const Live& held = w.live[in.src];
     some = in.flags & kLive && held.count() < in.in_channels;
     sources = some ? held.channels.data() : w.compiled.every_channel.data();
-    source_count = some ? held.count() : static_cast<int>(in.in_channels);
-    if (in.columns && some)
+    source_count = live_count = some ? held.count() : static_cast<int>(in.in_channels);
+    if (pair)
+      pair_up();
+    else if (in.columns && some)
       for (int s = 0; s < source_count; ++s)
         for (int k = 0; k < in.taps; ++k) unfolded.push_back(sources[s] * static_cast<int>(in.taps) + k);
     if (in.out_mask >= 0)
@@ -51,8 +54,11 @@ class Conv2d {
     const int64_t first = i * patches.tiles, last = std::min<int64_t>(first + patches.tiles, to.tiles());
     if (in.out_mask >= 0) select();
     const bool patchwise = in.taps == 9 && !in.columns;
-    const bool reads_state = in.taps == 1 && !in.columns && in.stride == 1 && !(in.flags & kNormalise);
-    if (patchwise) fill(first * kTile - patches.halo);
+    const bool reads_state = in.taps == 1 && !in.columns && in.stride == 1 && !(in.flags & kNormalise) && !pair;
+    if (patchwise) {
+      fill(first * kTile - patches.halo);
+      if (pair) pack_pairs(w.patch());
+    }
     c.tiles = patchwise || reads_state ? static_cast<int>(last - first) : 1;
     for (int64_t t = first; t < last; t += c.tiles) {
       c.valid = w.valid(to, t + c.tiles - 1);
@@ -65,8 +71,9 @@ class Conv2d {
         c.src = w.patch() + patches.halo;
       else
         gather(t);
+      if (pair && !patchwise) pack_pairs(c.src);
       const ConvTile mine = shares > 1 ? share_of(c, share) : c;
-      if (mine.out_channels > 0) w.conv(mine, patchwise ? 9 : 1);
+      if (mine.out_channels > 0) w.conv(mine, patchwise ? 9 : 1, int64_t{live_count} * rows_of_source());
     }
     if (!off.empty())
       for (int64_t t = first; t < last; ++t) finish_off_filters(t);
@@ -121,15 +128,49 @@ class Conv2d {
     w.kernel.select(p[kWeight], round_up(in.out_channels, kTile), sources, source_count, static_cast<int>(in.taps),
                     w.sample.taken + in.out_mask, static_cast<int>(in.out_channels), w.selected_weights(),
                     stride_of_selected());
+    if (pair) w.bfloat16->pack(w.selected_weights(), in.taps * stride_of_selected(), source_count / 2);
+  }
+
+  // bfloat16: what is read in pairs of channels, as the weights are or, where they are chosen anew, as they come.
+  // Another channel stands in for one without data, and is then set to zero.
+  void pair_up() {
+    std::vector<int> list;
+    for (int i = 0; i < source_count;) {
+      const int c = sources[i], first = in.out_mask < 0 ? c & ~1 : c;
+      const int second = in.out_mask < 0 ? first + 1 : i + 1 < source_count ? sources[i + 1] : -1;
+      for (int channel : {first, second}) {
+        const bool holds = i < source_count && sources[i] == channel;
+        if (!holds) zeroed.push_back(static_cast<int>(list.size()));
+        list.push_back(holds ? channel : c);
+        i += holds;
+      }
+      if (some && in.out_mask < 0)
+        for (int k = 0; k < rows_of_source(); ++k) unfolded.push_back(first / 2 * rows_of_source() + k);
+    }
+    paired = std::move(list);
+    sources = paired.data();
+    source_count = static_cast<int>(paired.size());
+  }
+
+  // Rows of the input that a source becomes, and where one of them lies: those of a pair next to each other.
+  int rows_of_source() const { return in.columns ? static_cast<int>(in.taps) : 1; }
+  int row_of(int s, int k) const {
+    return pair ? (s / 2 * rows_of_source() + k) * 2 + s % 2 : s * rows_of_source() + k;
+  }
+  void pack_pairs(float* rows) {
+    for (int s : zeroed)
+      for (int k = 0; k < rows_of_source(); ++k) std::fill_n(rows + row_of(s, k) * c.src_stride, c.src_stride, 0.f);
+    w.bfloat16->pack(rows, c.src_stride, source_count * rows_of_source() / 2);
   }
   int64_t stride_of_selected() const { return round_up(c.out_channels, kAlign) + kAlign; }
 
   // What all tiles have in common.
   void set_tile() {
-    c.live_count = source_count * static_cast<int>(in.columns ? in.taps : 1);
+    c.pairs = pair;
+    c.live_count = source_count * rows_of_source() / (pair ? 2 : 1);
     if (in.out_mask < 0) {
-      w.set_weights(c, p[kWeight], in.in_channels, in.out_channels, in.taps);
-      c.live = unfolded.empty() ? sources : unfolded.data();
+      w.set_weights(c, p[kWeight], pair ? pairs(in.in_channels) : in.in_channels, in.out_channels, in.taps);
+      c.live = !some ? w.compiled.every_channel.data() : unfolded.empty() ? sources : unfolded.data();
       c.bias = all_biases;
     } else {
       const Selection& s = w.selection;
@@ -173,6 +214,10 @@ class Conv2d {
         if (++x == to.width) x = 0, ++y;
       }
       for (int s = 0; s < source_count; ++s) pick(sources[s], c.src + s * kTile);
+    } else if (pair) {
+      w.kernel.gather(source(), from.channels * kTile, sources, source_count, static_cast<int>(t * kTile),
+                      static_cast<int>((t + 1) * kTile), in.flags & kNormalise ? p[kScale] : nullptr, p[kShift], c.src,
+                      kTile);
     } else if (in.flags & kNormalise && !some) {
       c.state = state;
       c.scale = p[kScale];
@@ -194,7 +239,7 @@ class Conv2d {
                       x = (t * kTile + q) % to.width * in.stride + k % in.columns - in.pad_columns;
         if (y >= 0 && x >= 0) offset[q] = offset_of(y, x);
       }
-      for (int s = 0; s < source_count; ++s) pick(sources[s], c.src + (s * in.taps + k) * kTile);
+      for (int s = 0; s < source_count; ++s) pick(sources[s], c.src + row_of(s, static_cast<int>(k)) * kTile);
     }
   }
 
@@ -264,10 +309,12 @@ class Conv2d {
   const int planes;
   const Patches patches;
   const int64_t shares;  // that the filters are split into, one for a thread
+  const bool pair;       // bfloat16
   bool some;             // not all input channels are read
   const int* sources;    // those that are
-  int source_count;
-  std::vector<int> unfolded;           // of a kernel that is unfolded, where not all are read: their taps
+  int source_count, live_count;
+  std::vector<int> paired, zeroed;     // sources where they are read in pairs, and those of them without data
+  std::vector<int> unfolded;           // where not all are read: taps of a kernel that is unfolded, or pairs
   const float* all_biases = p[kBias];  // of all filters
   std::vector<float> with_constants;   // these, where channels without data add to them
   std::vector<int> off;                // filters that the mask did not choose, if they need a look

@@ -191,13 +191,13 @@ static void conv_block(const ConvTile& t, int tile, int block, int first_lane) {
     }
   }
 #ifdef DSN_PAIRS
-  if (t.dst_pairs) {
+  if (Rows % 2 == 0 && t.dst_pairs) {
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; m += 2)
       if (m < rows)
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v)
-          store(dst0 + (row0 + m) / 2 * t.dst_stride + v * kLanes, make_pairs(acc[m][v], acc[m + 1][v]));
+          store(dst0 + (row0 + m) / 2 * t.dst_stride + v * kLanes, make_pairs(acc[m][v], acc[(m + 1) % Rows][v]));
     return;
   }
 #endif
@@ -260,7 +260,6 @@ static void conv_tile(const ConvTile& t) {
       return conv_rows<6, 2, Taps, Stride>(t);
     case 4:
       return conv_rows<4, 2, Taps, Stride>(t);
-#ifndef DSN_PAIRS
     case 11:
       return conv_rows<11, kFew, Taps, Stride>(t);
     case 9:
@@ -269,6 +268,5 @@ static void conv_tile(const ConvTile& t) {
       return conv_rows<7, kFew, Taps, Stride>(t);
     case 5:
       return conv_rows<5, 2, Taps, Stride>(t);
-#endif
   }
 }

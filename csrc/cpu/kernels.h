@@ -111,6 +111,9 @@ struct Bfloat16Kernels {
   const char* name;
   void (*pointwise)(const ConvTile&);
   void (*conv3x3)(const ConvTile&);
+  void (*conv3x3_stride2)(const ConvTile&);
+  // rows[i] = pairs of rows[2 i] and rows[2 i + 1], each `stride` long
+  void (*pack)(float* rows, int64_t stride, int pairs);
   // dst[live][kTile] = pairs of relu(scale * src[channel][kTile] + shift), the channels rows[2 l] and rows[2 l + 1]
   void (*normalise)(const float* src, const int* rows, int live_count, const float* scale, const float* shift,
                     float* dst, int64_t dst_stride);

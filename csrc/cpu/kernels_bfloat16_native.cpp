@@ -16,8 +16,13 @@ namespace bfloat16_native {
 #include "pairs_impl.h"
 }  // namespace bfloat16_native
 
-const Bfloat16Kernels kBfloat16Native = {"vdpbf16ps", bfloat16_native::pointwise_pairs, bfloat16_native::conv3x3_pairs,
-                                         bfloat16_native::normalise_pairs, bfloat16_native::dot_of_pairs};
+const Bfloat16Kernels kBfloat16Native = {"vdpbf16ps",
+                                         bfloat16_native::pointwise_pairs,
+                                         bfloat16_native::conv3x3_pairs,
+                                         bfloat16_native::conv3x3_stride2_pairs,
+                                         bfloat16_native::pack_pairs,
+                                         bfloat16_native::normalise_pairs,
+                                         bfloat16_native::dot_of_pairs};
 }  // namespace dsn::cpu
 
 #pragma GCC pop_options

@@ -15,8 +15,9 @@ namespace bfloat16_twin {
 #include "pairs_impl.h"
 }  // namespace bfloat16_twin
 
-const Bfloat16Kernels kBfloat16Twin = {"twin of vdpbf16ps", bfloat16_twin::pointwise_pairs,
-                                       bfloat16_twin::conv3x3_pairs, bfloat16_twin::normalise_pairs,
+const Bfloat16Kernels kBfloat16Twin = {"twin of vdpbf16ps",          bfloat16_twin::pointwise_pairs,
+                                       bfloat16_twin::conv3x3_pairs, bfloat16_twin::conv3x3_stride2_pairs,
+                                       bfloat16_twin::pack_pairs,    bfloat16_twin::normalise_pairs,
                                        bfloat16_twin::dot_of_pairs};
 }  // namespace dsn::cpu
 

@@ -45,13 +45,14 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
         const WinogradSize size(plan.buffers[in.dst], in.in_channels, in.out_channels);
         patch_stride = std::max(patch_stride, round_up(size.transformed + size.partial, kAlign) + kAlign);
       } else if (in.columns) {
-        tile_channels = std::max(tile_channels, in.in_channels * in.taps);
+        tile_channels = std::max(tile_channels, Patches::channels_read(in) * in.taps);
       } else if (in.taps == 9) {
         patch_stride = std::max(patch_stride, Patches::of(in, plan.buffers[in.dst], team_size).size + kAlign);
       }
       if (in.out_mask >= 0)  // rows end in room for a whole vector
         selected_stride =
-            std::max(selected_stride, in.in_channels * in.taps * (round_up(in.out_channels, kAlign) + kAlign) + kAlign);
+            std::max(selected_stride,
+                     Patches::channels_read(in) * in.taps * (round_up(in.out_channels, kAlign) + kAlign) + kAlign);
     }
     if (in.op == Op::kHead || in.op == Op::kPathHead)
       features_stride = std::max(features_stride, round_up(in.in_channels, kAlign));

@@ -10,6 +10,19 @@ static void conv3x3_pairs(const ConvTile& t) {
   conv_tile<9>(t);
 }
 
+static void conv3x3_stride2_pairs(const ConvTile& t) {
+  const InstructionMode mode;
+  conv_tile<9, 2>(t);
+}
+
+static void pack_pairs(float* rows, int64_t stride, int pairs) {
+  for (int i = 0; i < pairs; ++i) {
+    const float* from = rows + 2 * i * stride;
+    for (int64_t j = 0; j < stride; j += kLanes)
+      store(rows + i * stride + j, make_pairs(load(from + j), load(from + stride + j)));
+  }
+}
+
 static void normalise_pairs(const float* src, const int* rows, int live_count, const float* scale, const float* shift,
                             float* dst, int64_t dst_stride) {
   ConvTile t{};

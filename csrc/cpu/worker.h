@@ -105,13 +105,13 @@ class Worker {
   // Runs tiles and counts their multiply-accumulates, here and nowhere else. A long sum is taken in parts, each of them
   // added to the others: its rounding error grows with the longest.
   void conv(const ConvTile& tile, int taps) { conv(tile, taps, tile.live_count); }
-  // live_channels: of tiles of pairs
+  // live_channels: of tiles of pairs, which count those as live that hold one
   void conv(const ConvTile& tile, int taps, int64_t live_channels) {
     macs += live_channels * taps * tile.out_channels * ((tile.tiles - 1) * kTile + tile.valid);
-    auto* run = tile.pairs          ? (taps == 1 ? bfloat16->pointwise : bfloat16->conv3x3)
-                : taps == 1         ? kernel.pointwise
-                : tile.plane_stride ? kernel.conv3x3_stride2
-                                    : kernel.conv3x3;
+    auto choose = [&](const auto& kernels) {
+      return taps == 1 ? kernels.pointwise : tile.plane_stride ? kernels.conv3x3_stride2 : kernels.conv3x3;
+    };
+    auto* run = tile.pairs ? choose(*bfloat16) : choose(kernel);
     const int part = tile.cached ? (taps == 1 ? kCachedPixels : kCachedPatches) : kLongestSum / taps;
     if (tile.live_count <= part || tile.dst_pairs) return run(tile);
     ConvTile t = tile;
@@ -209,7 +209,11 @@ struct Patches {
   static Patches of(const Instruction& in, const BufferSpec& map, int team_size) {
     const int64_t planes = in.taps == 9 && in.stride == 2 && !in.columns ? 4 : 1;
     const bool heavy = has_heavy_weights(in);
-    return {map, in.in_channels * planes, heavy ? 1 : team_size, heavy ? 65536 : 4096};
+    return {map, channels_read(in) * planes, heavy ? 1 : team_size, heavy ? 65536 : 4096};
+  }
+  // With the one that makes them whole pairs.
+  static int64_t channels_read(const Instruction& in) {
+    return in.flags & kBfloat16 ? round_up(in.in_channels, 2) : in.in_channels;
   }
   static bool has_heavy_weights(const Instruction& in) {
     return in.out_mask < 0 && in.in_channels * in.taps * in.out_channels > 65536;

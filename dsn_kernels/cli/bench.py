@@ -172,7 +172,7 @@ def bench(
         typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.", show_default=False),
     ] = "",
     device: Annotated[str, typer.Option(help="cpu; with --tune a GPU.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for networks of dense layers.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16.")] = "float32",
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,64",
     gates: Annotated[
         str,

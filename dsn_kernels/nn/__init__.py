@@ -2,12 +2,11 @@
 
 from .dense_block import DenseBlock
 from .head import Head
-from .network import IN_BFLOAT16, NETWORKS, Network, Target
+from .network import NETWORKS, Network, Target
 from .stage import STAGES, ResidualStage, SelectConv2d, Stage
 from .transition import Transition
 
 __all__ = [
-    "IN_BFLOAT16",
     "NETWORKS",
     "STAGES",
     "DenseBlock",

@@ -13,7 +13,7 @@ from .packing import pack_joined_1x1
 from .plan_builder import PlanBuilder
 
 
-def plan_gradual(model: GraduallyUpdatedNetwork, side: int) -> tuple[Plan, Tensor]:
+def plan_gradual(model: GraduallyUpdatedNetwork, side: int, bfloat16: bool = False) -> tuple[Plan, Tensor]:
     """The plan of a GUNN or SUNN and the packed weights it names, float32.
 
     A layer's N channels stay in one buffer and each segment is updated in place. An update unit's first 1x1 and its
@@ -22,8 +22,9 @@ def plan_gradual(model: GraduallyUpdatedNetwork, side: int) -> tuple[Plan, Tenso
     Args:
         model: the reference network.
         side: of the maps that enter the plan: of the images, or of an ImageNet stem's output.
+        bfloat16: of the convolutions' products, on the CPU.
     """
-    planner = GradualPlanner()
+    planner = GradualPlanner(bfloat16=bfloat16)
     planner.plan_network(model, side)
     return planner.result()
 

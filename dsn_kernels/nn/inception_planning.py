@@ -12,7 +12,9 @@ from ..ops.network import Plan
 from .plan_builder import Masks, PlanBuilder
 
 
-def plan_inception(model: InceptionV4, side: int, masks: Masks | None = None) -> tuple[Plan, Tensor]:
+def plan_inception(
+    model: InceptionV4, side: int, masks: Masks | None = None, bfloat16: bool = False
+) -> tuple[Plan, Tensor]:
     """The plan of ``model`` and the packed weights it names, float32.
 
     A branch ends by writing its channels where the concatenation has them.
@@ -21,8 +23,9 @@ def plan_inception(model: InceptionV4, side: int, masks: Masks | None = None) ->
         model: the reference network.
         side: of the images.
         masks: path of a convolution, or of a concatenation, to the first of the gates of its filters or channels.
+        bfloat16: of the convolutions' products, on the CPU.
     """
-    planner = InceptionPlanner(masks)
+    planner = InceptionPlanner(masks, bfloat16=bfloat16)
     x = planner.load(model.config.in_channels, side)
     for part in ("stem", "units"):
         for i, module in enumerate(model.get_submodule(part).children()):

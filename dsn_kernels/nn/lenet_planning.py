@@ -13,12 +13,12 @@ from .packing import pack_folded
 from .plan_builder import Masks, PlanBuilder
 
 
-def plan_lenet(model: LeNet, side: int, masks: Masks | None = None) -> tuple[Plan, Tensor]:
+def plan_lenet(model: LeNet, side: int, masks: Masks | None = None, bfloat16: bool = False) -> tuple[Plan, Tensor]:
     """The plan of ``model`` and the packed weights it names, float32.
 
     A linear layer on flattened maps is a convolution with a kernel of the maps' size.
     """
-    planner = PlanBuilder(masks)
+    planner = PlanBuilder(masks, bfloat16=bfloat16)
     x = planner.load(model.config.in_channels, side)
     layers: list[Any] = [*model.features, *model.classifier]
     for layer in layers[:-1]:

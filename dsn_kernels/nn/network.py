@@ -57,8 +57,6 @@ PLANNERS: dict[type[nn.Module], Planner] = {
     LeNet: plan_lenet,
 }
 NETWORKS = (*PLANNERS, GaterNet)
-# With weights and normalised inputs of dense layers in bfloat16, on the CPU.
-IN_BFLOAT16 = (DualSkippingNetwork, LayerSkippableNetwork, DenseNet)
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Target:
 
     Attributes:
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"simt"``, the host runner of csrc/simt.
-        dtype: of weights and activations. On the CPU float32, or bfloat16: of the convolutions of dense layers alone.
+        dtype: of weights and activations. On the CPU float32, or bfloat16: of the products of convolutions alone.
         graph: replay the launches as CUDA graphs: True, or the batch sizes to capture.
     """
 
@@ -141,7 +139,8 @@ class Chooser(Planned):
     limits: Tensor
 
     def __init__(self, gater: Gater, target: Target) -> None:
-        super().__init__(_with_first_linear(gater), target)
+        # Filters are chosen in float32 on the CPU.
+        super().__init__(_with_first_linear(gater), CPU if target.backend == "cpu" else target)
         self.fc2 = copy.deepcopy(gater.fc2)
         self.register_buffer("limits", torch.empty(0), persistent=False)
         self.macs = int(self.plan.macs(torch.empty(1, 0))) + self.stem_macs + self.fc2.weight.numel()

@@ -18,9 +18,14 @@ from .. import _C
 
 
 class Packer:
-    """Collects packed units; a unit's layout comes from the native core, which is where it is defined."""
+    """Collects packed units; a unit's layout comes from the native core, which is where it is defined.
 
-    def __init__(self) -> None:
+    Args:
+        bfloat16: convolutions multiply pairs of bfloat16, on the CPU; their weights are packed so.
+    """
+
+    def __init__(self, bfloat16: bool = False) -> None:
+        self.bfloat16 = bfloat16
         self.size = 0
         self._chunks: list[Tensor] = []
         self._words: list[tuple[int, Tensor]] = []  # pairs of bfloat16 and where they lie
@@ -163,16 +168,16 @@ def _conv_out(layer: DenseLayer | PreActivationUnit) -> int:
     return (layer.conv2 if layer.bottleneck else layer.conv1).out_channels
 
 
-def pack_dense_block(packer: Packer, block: AnyDenseBlock, bfloat16: bool = False) -> dict[str, int]:
-    """Packs a block, gated or not; returns the fields of its instruction. ``bfloat16``: its weights are in pairs."""
+def pack_dense_block(packer: Packer, block: AnyDenseBlock) -> dict[str, int]:
+    """Packs a block, gated or not; returns the fields of its instruction."""
     first, gates = _layers(block)[0], list[Any](block.gates) if isinstance(block, SkipDenseBlock) else []
     growth, merge = _conv_out(first), _C.MERGES[_merge(block)]
     bottleneck = first.conv1.out_channels if isinstance(first, PreActivationUnit) or first.bottleneck else 0
     slices = skippable_slices(block)
     offsets = []
     for i, layer in enumerate(_layers(block)):
-        layout = _C.dense_layer_layout(layer.norm1.num_features, growth, bottleneck, i, merge, bfloat16)
-        fields = _layer_fields(layer, slices[:i], bfloat16)
+        layout = _C.dense_layer_layout(layer.norm1.num_features, growth, bottleneck, i, merge, packer.bfloat16)
+        fields = _layer_fields(layer, slices[:i], packer.bfloat16)
         if gates:
             fields |= {"gate": gates[i].linear.weight.flatten(), "gate_bias": gates[i].linear.bias}
         offsets.append(packer.add(layout, **fields))
@@ -184,7 +189,7 @@ def pack_dense_block(packer: Packer, block: AnyDenseBlock, bfloat16: bool = Fals
         "gate": _C.GATES[gates[0].kind if gates else "none"],
         "merge": merge,
         "weights": offsets[0],
-        "flags": _C.FLAGS["bfloat16"] if bfloat16 else 0,
+        "flags": _C.FLAGS["bfloat16"] if packer.bfloat16 else 0,
     }
 
 
@@ -272,6 +277,7 @@ def pack_conv2d(
     masked: bool = False,
     winograd: bool = False,
     slices: Sequence[range] = (),
+    exact: bool = False,
 ) -> dict[str, int]:
     """Packs a convolution; returns the fields of its instruction that it decides.
 
@@ -282,13 +288,14 @@ def pack_conv2d(
         masked: a mask chooses its filters.
         winograd: its weights are packed for Winograd's F(2x2, 3x3) too.
         slices: channels of its input that may hold no data; after a BN-ReLU they are constants then.
+        exact: in float32 even if the packer is for bfloat16.
 
     Raises:
         UserError: the convolution is of another kind.
     """
     geometry = _geometry(conv)
     weight, bias = folded_conv(conv, norm)
-    return geometry | pack_folded(packer, weight, bias, before, masked, winograd, slices)
+    return geometry | pack_folded(packer, weight, bias, before, masked, winograd, slices, exact)
 
 
 def pack_joined_1x1(packer: Packer, parts: list[tuple[nn.Conv2d, nn.Module]]) -> dict[str, int]:
@@ -327,9 +334,11 @@ def pack_folded(
     masked: bool = False,
     winograd: bool = False,
     slices: Sequence[range] = (),
+    exact: bool = False,
 ) -> dict[str, int]:
     """As :func:`pack_conv2d`, for a weight [O, I, kh, kw] and bias [O]; it decides no stride or padding."""
     out_channels, in_channels, taps = weight.flatten(2).shape
+    bfloat16 = packer.bfloat16 and not exact
     fields: dict[str, Tensor] = {"bias": pad_rows(bias)}
     if isinstance(before, nn.BatchNorm2d):
         fields["scale"], fields["shift"] = fold(before)
@@ -344,12 +353,14 @@ def pack_folded(
         flat = weight.flatten(2).permute(1, 2, 0)
         fields["weight"] = nn.functional.pad(flat, (0, -len(weight) % _C.TILE))
     else:
-        fields["weight"] = block_conv(weight)
+        fields["weight"] = pair_conv(weight, [in_channels]) if bfloat16 else block_conv(weight)
     if winograd:
         fields["winograd"] = winograd_conv(weight)
         fields["bias"] = nn.functional.pad(fields["bias"], (0, -len(fields["bias"]) % _C.WINOGRAD_ROWS))
-    layout = _C.conv2d_layout(in_channels, out_channels, taps, before is not None, masked, winograd, len(constant))
-    return {
+    sizes = (in_channels, out_channels, taps)
+    layout = _C.conv2d_layout(*sizes, before is not None, masked, winograd, len(constant), bfloat16)
+    flags = {"flags": _C.FLAGS["bfloat16"]} if bfloat16 else {}
+    return flags | {
         "in_channels": in_channels,
         "out_channels": out_channels,
         "taps": taps,

@@ -26,10 +26,11 @@ class PlanBuilder:
     Args:
         masks: what chooses filters.
         any_size: the plan will run on maps of other sizes too.
+        bfloat16: convolutions multiply pairs of bfloat16 and sum in float32, on the CPU; all else is float32.
     """
 
-    def __init__(self, masks: Masks | None = None, any_size: bool = False) -> None:
-        self.plan, self.packer, self.masks, self.any_size = Plan(), Packer(), masks or {}, any_size
+    def __init__(self, masks: Masks | None = None, any_size: bool = False, bfloat16: bool = False) -> None:
+        self.plan, self.packer, self.masks, self.any_size = Plan(), Packer(bfloat16), masks or {}, any_size
         self.slices: dict[int, list[range]] = {}
         self._mask_of: dict[int, int] = {}  # of buffers that one convolution wrote
         self._scratch: dict[tuple[int, ...], int] = {}
@@ -70,6 +71,7 @@ class PlanBuilder:
         *flags: str,
         path: str = "",
         before: nn.Module | None = None,
+        exact: bool = False,
         **fields: int,
     ) -> int:
         """Appends a convolution, by default into a new buffer of src's size; returns its destination.
@@ -78,13 +80,15 @@ class PlanBuilder:
             conv, norm: the convolution and the batch norm behind it, if any.
             path: under which a mask may choose its filters.
             before: the batch norm of a BN-ReLU in front, or a ReLU alone.
+            exact: in float32 even if the plan is in bfloat16.
             fields: others of the instruction.
         """
         slices = self.slices.get(src, [])
         out_mask = self.masks.get(path, -1)
         dst = self.buffer(conv.out_channels, self.side(src)) if dst is None else dst
-        winograd = before is None and out_mask < 0 and not slices and self._winograd_pays(conv, dst)
-        packed = pack_conv2d(self.packer, conv, norm, before, out_mask >= 0, winograd, slices)
+        plain = before is None and not slices and (exact or not self.packer.bfloat16)
+        winograd = plain and out_mask < 0 and self._winograd_pays(conv, dst)
+        packed = pack_conv2d(self.packer, conv, norm, before, out_mask >= 0, winograd, slices, exact)
         names = (*flags, "winograd") if winograd else flags
         return self.packed_conv(packed, src, dst, *names, normalise=before is not None, out_mask=out_mask, **fields)
 
@@ -99,8 +103,8 @@ class PlanBuilder:
         """As :meth:`conv`, for weights that are packed already."""
         names = {*flags, *(("normalise",) if normalise else ()), *(("live",) if self.slices.get(src) else ())}
         in_mask = self._mask_of.get(src, -1)
-        bits = sum(_C.FLAGS[name] for name in names)
-        self.plan.add("conv2d", src=src, dst=dst, flags=bits, in_mask=in_mask, **packed, **fields)
+        bits = packed.get("flags", 0) + sum(_C.FLAGS[name] for name in names)
+        self.plan.add("conv2d", src=src, dst=dst, in_mask=in_mask, **{**packed, "flags": bits}, **fields)
         if "accumulate" not in names:
             offset, out_mask = fields.get("out_offset", 0), fields.get("out_mask", -1)
             self.written(dst, offset, packed["out_channels"], out_mask >= 0)

@@ -28,7 +28,7 @@ def plan_dense(
         model: the reference network.
         side: of the maps that enter the plan: of the images, or of an ImageNet stem's output.
         masks: path of a convolution of a DenseNet to the first of the gates that choose its filters.
-        bfloat16: of the weights and normalised inputs of dense layers.
+        bfloat16: of the products of dense layers, on the CPU.
     """
     planner = _Planner(model, side, masks, bfloat16)
     planner.plan_network()
@@ -37,8 +37,7 @@ def plan_dense(
 
 class _Planner(PlanBuilder):
     def __init__(self, model: Any, side: int, masks: Masks | None, bfloat16: bool) -> None:
-        super().__init__(masks)
-        self.bfloat16 = bfloat16
+        super().__init__(masks, bfloat16=bfloat16)
         self.model, self.config, self.first_side = model, model.config, side
         self.stem_weights = pack_stem(self.packer, model.stem) if isinstance(model.stem, nn.Conv2d) else 0
         self.guide = -1
@@ -65,7 +64,7 @@ class _Planner(PlanBuilder):
             if self.masks:
                 self._plan_chosen(f"blocks.{i}", block, x)
             else:
-                fields = pack_dense_block(self.packer, block, self.bfloat16)
+                fields = pack_dense_block(self.packer, block)
                 self.plan.add("dense_block", dst=x, first_gate=self.plan.gates, **fields)
                 self.slices[x] = skippable_slices(block)
         if isinstance(branch.head, PathHead):

@@ -15,7 +15,9 @@ from .packing import pack_gate, pack_recurrence
 from .plan_builder import Masks, PlanBuilder
 
 
-def plan_residual(model: nn.Module, side: int, masks: Masks | None = None) -> tuple[Plan, Tensor]:
+def plan_residual(
+    model: nn.Module, side: int, masks: Masks | None = None, bfloat16: bool = False
+) -> tuple[Plan, Tensor]:
     """The plan of a `ResNet`, `SkipNet` or GaterNet backbone, and the packed weights it names, float32.
 
     An identity shortcut needs no copy: its unit adds to the buffer that it reads. A bypassed unit is not touched.
@@ -24,8 +26,9 @@ def plan_residual(model: nn.Module, side: int, masks: Masks | None = None) -> tu
         model: has ``stem``, ``units``, ``head`` and perhaps ``gates``.
         side: of the maps that enter the plan: of the images, or of an ImageNet stem's output.
         masks: path of a convolution to the first of the gates that choose its filters.
+        bfloat16: of the convolutions' products, on the CPU.
     """
-    planner = ResidualPlanner(masks)
+    planner = ResidualPlanner(masks, bfloat16=bfloat16)
     planner.plan_stages(model, planner.plan_stem(model, side))
     return planner.result()
 
@@ -127,12 +130,12 @@ class ResidualPlanner(PlanBuilder):
         if gate.deep:
             side //= 2
             small = self.pool("max_pool", x, self.scratch(channels, side, 2), 2, 2)
-            x = self.conv(gate.conv1, gate.norm1, small, self.scratch(channels, side, 3), "relu")
+            x = self.conv(gate.conv1, gate.norm1, small, self.scratch(channels, side, 3), "relu", exact=True)
             conv, norm = gate.conv2, gate.norm2
         else:
             conv, norm = gate.conv1, gate.norm1
         pooled = self.scratch(channels, -(-side // 2), 4)
-        self.conv(conv, norm, x, pooled, "relu", "pool")
+        self.conv(conv, norm, x, pooled, "relu", "pool", exact=True)
         weight, bias = gate.linear.weight.double(), gate.linear.bias.double()  # softmax of two is a sigmoid
         offset = pack_gate(self.packer, weight[1:] - weight[:1], bias[1:] - bias[:1])
         self.plan.add("gate", gate=_C.GATES["soft"], weights=offset, **(fields | {"src": pooled}))

@@ -17,7 +17,7 @@ from .plan_builder import Masks, PlanBuilder
 _RELU = nn.ReLU()
 
 
-def plan_shake(model: ShakeShake, side: int, masks: Masks | None = None) -> tuple[Plan, Tensor]:
+def plan_shake(model: ShakeShake, side: int, masks: Masks | None = None, bfloat16: bool = False) -> tuple[Plan, Tensor]:
     """The plan of ``model`` and the packed weights it names, float32.
 
     In evaluation a unit adds the mean of its two branches, so each branch's last batch norm is folded in halved.
@@ -26,8 +26,9 @@ def plan_shake(model: ShakeShake, side: int, masks: Masks | None = None) -> tupl
         model: the reference network.
         side: of the images.
         masks: path of a convolution to the first of the gates that choose its filters.
+        bfloat16: of the convolutions' products, on the CPU.
     """
-    planner = ShakePlanner(masks)
+    planner = ShakePlanner(masks, bfloat16=bfloat16)
     x = planner.load(model.config.in_channels, side)
     stem: Any = model.stem
     x = planner.conv(stem[0], stem[1], x, None)

@@ -1,4 +1,4 @@
-"""Dense layers in bfloat16 on the CPU: pairs of channels, products as vdpbf16ps makes them, everything else float32."""
+"""Convolutions in bfloat16 on the CPU: pairs of channels, products as vdpbf16ps makes them, all else float32."""
 
 import copy
 import math
@@ -8,6 +8,7 @@ import struct
 import pytest
 import torch
 from small_models import make_images, make_small, random_gates
+from small_planned import PLANNED, make_planned
 
 import dsn_kernels
 from dsn_kernels import _C
@@ -25,6 +26,7 @@ NETWORKS = {
     "densenet": ("densenet-bc-100", {}),
     "imagenet-stem": ("dsn-121", {}),
 }
+_UNGATED = ("resnet", "gunn", "sunn", "shake", "dense", "lenet", "inception")
 DENORMAL = 2.0**-130
 
 
@@ -71,11 +73,22 @@ def test_dot_takes_denormals_for_zero():
     assert torch.tensor([DENORMAL]).mul(1.0).item() == DENORMAL  # the mode is left as it was
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-def test_as_exact_as_bfloat16_in_torch(name, density):
+def make(name):
+    if name in PLANNED:
+        return make_planned(name).eval()
     zoo_name, options = NETWORKS[name]
-    model = make_small(zoo_name, **options)
+    return make_small(zoo_name, **options)
+
+
+@pytest.mark.parametrize(
+    "name, density",
+    [
+        *((name, density) for name in NETWORKS for density in (0.0, 0.5, 1.0)),
+        *((name, 1.0 if name.startswith(_UNGATED) else 0.5) for name in PLANNED),
+    ],
+)
+def test_as_exact_as_bfloat16_in_torch(name, density):
+    model = make(name)
     fast = dsn_kernels.accelerate(model, dtype=torch.bfloat16)
     images = make_images(model, 5)
     gates = random_gates(fast, 5, density) if fast.layers else None
@@ -132,8 +145,8 @@ def test_nan_stays_nan():
 
 
 def test_refusals(subprocess_python):
-    with pytest.raises(UserError, match="dtype is torch.bfloat16; on the CPU it serves .*, not a SkipNet"):
-        dsn_kernels.accelerate(make_small("skipnet-38-rnn"), dtype=torch.bfloat16)
+    with pytest.raises(UserError, match="dtype is torch.bfloat16; on the CPU it serves .*, not a Sequential"):
+        dsn_kernels.accelerate(torch.nn.Sequential(make_small("skipnet-38-rnn")), dtype=torch.bfloat16)
     with pytest.raises(UserError, match=r"dtype is torch.float16; the CPU kernels serve torch.float32, torch.bfloat16"):
         dsn_kernels.accelerate(make_small("concat-bc-100"), dtype=torch.float16)
     code = """
