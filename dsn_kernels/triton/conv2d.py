@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .routing import select_samples, words_of
+from .routing import select_group, select_samples, words_of
 from .support import autotuned, launch, precision, register
 
 # Pixels of a sample that are neighbours in a tile, and whose channel sums are kept together.
@@ -59,7 +59,8 @@ def _prune(configs: list[triton.Config], named_args: dict[str, Any], **meta: Any
     """No tile wider than the filters, none much taller than all the rows there are, none that spills."""
     values = {**named_args, **meta}
     columns = max(16, triton.next_power_of_2(values["FILTERS"]))
-    units = values["UNIT_COUNT"] * (1 if values["PER_SAMPLE"] else max(1, values["batch"]))
+    alone = values["PER_SAMPLE"] and not values["BY_PATTERN"]
+    units = values["UNIT_COUNT"] * (1 if alone else max(1, values["batch"]))
     wide = 16 if values["src"].element_size() == 4 else 32
     kept = [
         c
@@ -74,7 +75,19 @@ def _prune(configs: list[triton.Config], named_args: dict[str, Any], **meta: Any
 @autotuned(
     _configs(),
     triton.Config({"UNITS": 8, "BLOCK_N": 64}),
-    key=["batch_class", "HEIGHT", "WIDTH", "STRIDE", "TAPS", "ACROSS", "DEPTH", "FILTERS", "PER_SAMPLE", "BLOCK_K"],
+    key=[
+        "batch_class",
+        "HEIGHT",
+        "WIDTH",
+        "STRIDE",
+        "TAPS",
+        "ACROSS",
+        "DEPTH",
+        "FILTERS",
+        "PER_SAMPLE",
+        "BY_PATTERN",
+        "BLOCK_K",
+    ],
     changes=["dst", "macs"],
     prune=_prune,
 )
@@ -94,6 +107,8 @@ def conv2d_kernel(
     input_counts,  # int32 [B], counts_row apart
     filters,  # int32 [B, ...] with rows of filters_row: chosen filters, then the others; or None
     filter_counts,  # int32 [B], counts_row apart
+    order,  # int64 [B]: samples whose inputs and filters are the same lie side by side; or None
+    offsets,  # int64 [B + 1]: where each of their groups begins, B behind the last
     batch,
     batch_class,  # for the tuner
     word_count,
@@ -128,6 +143,7 @@ def conv2d_kernel(
     SLICE_CHANNELS: tl.constexpr,
     SLICE_GROUPS: tl.constexpr,
     PER_SAMPLE: tl.constexpr,  # a tile is one sample's, which has its own channels or filters
+    BY_PATTERN: tl.constexpr,  # or of samples that have the same
     GROUPED: tl.constexpr,
     MASKED: tl.constexpr,  # the last step of the depth is not full
     FLAT: tl.constexpr,  # few channels: a step of the depth spans taps
@@ -140,7 +156,20 @@ def conv2d_kernel(
     BLOCK_N: tl.constexpr,
 ):
     column0 = tl.program_id(1) * BLOCK_N
-    if PER_SAMPLE:
+    if BY_PATTERN:
+        own, index, here = select_group(offsets, batch, tl.program_id(0), UNIT_COUNT, UNITS)
+        if own < 0:
+            return
+        unit = index % UNIT_COUNT
+        place = index // UNIT_COUNT
+        sample = tl.load(order + own + place, mask=place < here, other=-1).to(tl.int32)
+        own = tl.load(order + own).to(tl.int32)
+        if words is not None:
+            word = tl.load(words + tl.maximum(sample, 0) // 64)
+            sample = tl.where(((word >> (sample % 64).to(tl.int64)) & 1) != 0, sample, -1)
+        if tl.max(sample, 0) < 0:
+            return
+    elif PER_SAMPLE:
         tiles: tl.constexpr = (UNIT_COUNT + UNITS - 1) // UNITS
         place = tl.program_id(0) // tiles
         own = tl.max(select_samples(words, word_count, batch, tl.full([1], 0, tl.int32) + place), 0)
@@ -298,7 +327,7 @@ def conv2d_kernel(
     here = tl.minimum(tl.maximum(chosen - column0, 0), BLOCK_N)
     pixels = tl.minimum(tl.maximum(OUT_PIXELS - unit * 16, 0), 16)
     work = pixels.to(tl.int64) * here * live * TAPS
-    if PER_SAMPLE:
+    if PER_SAMPLE and not BY_PATTERN:
         tl.atomic_add(macs + own, tl.sum(work, 0), sem="relaxed")
     else:
         tl.atomic_add(macs + sample, work, mask=(sample >= 0) & (work > 0), sem="relaxed")
@@ -326,6 +355,8 @@ def launch_conv2d(
     input_counts: Tensor | None = None,
     chosen: Tensor | None = None,
     chosen_counts: Tensor | None = None,
+    order: Tensor | None = None,
+    offsets: Tensor | None = None,
     group: int = 0,
     first_channels: int = 0,
     slice_channels: int = 0,
@@ -373,6 +404,8 @@ def launch_conv2d(
         input_counts,
         chosen,
         chosen_counts,
+        order,
+        offsets,
         batch,
         batch.bit_length(),
         words_of(batch),
@@ -407,6 +440,7 @@ def launch_conv2d(
         SLICE_CHANNELS=slice_channels,
         SLICE_GROUPS=0 if not group else triton.cdiv(slice_channels, group),
         PER_SAMPLE=per_sample,
+        BY_PATTERN=order is not None,
         GROUPED=group > 0,
         MASKED=not group and (inputs is not None or depth % block_k != 0),
         FLAT=flat,
@@ -432,6 +466,8 @@ def conv2d(
     input_counts: Tensor | None,
     chosen: Tensor | None,
     chosen_counts: Tensor | None,
+    order: Tensor | None,
+    offsets: Tensor | None,
     size: Sequence[int],
     out_size: Sequence[int],
     window: Sequence[int],
@@ -460,6 +496,8 @@ def conv2d(
         inputs, input_counts: int32 [B, depth] and [B], the channels of src that hold data, then the others, for each
             sample.
         chosen, chosen_counts: int32 [B, filters] and [B], the filters that run, then the others, for each sample.
+        order, offsets: int64 [B] and [B + 1], as `group_by_pattern` gives them: samples of a group have the same inputs
+            and filters, and share tiles. None: each sample has its own.
         size, out_size: height and width of src and of dst.
         window: as :class:`Window`.
         depth: channels of src that are read.
@@ -482,6 +520,8 @@ def conv2d(
         input_counts=input_counts,
         chosen=chosen,
         chosen_counts=chosen_counts,
+        order=order,
+        offsets=offsets,
         size=(size[0], size[1]),
         out_size=(out_size[0], out_size[1]),
         window=Window(*window),

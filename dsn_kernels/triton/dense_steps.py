@@ -45,6 +45,8 @@ class Stem(Step):
             None,
             None,
             None,
+            None,
+            None,
             (height, width),
             (height, width),
             THREE,

@@ -14,47 +14,70 @@ _COLUMNS = 64
 
 
 @triton.jit
-def first_kernel(patterns, first, batch, layers, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def first_kernel(masks, parts, first, batch, row, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     sample = tl.program_id(0).to(tl.int64)
+    pattern = tl.program_id(1)
     best = batch
     for start in range(0, sample.to(tl.int32) + 1, ROWS):
         i = start + tl.arange(0, ROWS)
         differ = tl.zeros([ROWS], tl.int32)
-        for column in range(0, layers, COLUMNS):
-            c = column + tl.arange(0, COLUMNS)
-            own = tl.load(patterns + sample * layers + c, mask=c < layers, other=0)
-            at = i.to(tl.int64)[:, None] * layers + c[None, :]
-            other = tl.load(patterns + at, mask=(i <= sample)[:, None] & (c < layers)[None, :], other=0)
-            differ += tl.sum(((own != 0)[None, :] != (other != 0)).to(tl.int32), 1)
+        for part in tl.static_range(2):
+            begin = tl.load(parts + pattern * 4 + 2 * part)
+            size = tl.load(parts + pattern * 4 + 2 * part + 1)
+            for column in range(0, size, COLUMNS):
+                c = column + tl.arange(0, COLUMNS)
+                own = tl.load(masks + sample * row + begin + c, mask=c < size, other=0)
+                at = i.to(tl.int64)[:, None] * row + begin + c[None, :]
+                other = tl.load(masks + at, mask=(i <= sample)[:, None] & (c < size)[None, :], other=0)
+                differ += tl.sum(((own != 0)[None, :] != (other != 0)).to(tl.int32), 1)
         best = tl.minimum(best, tl.min(tl.where((differ == 0) & (i <= sample), i, batch), 0))
-    tl.store(first + sample, best)
+    tl.store(first + pattern * batch + sample, best)
 
 
 @triton.jit
 def place_kernel(first, order, group, offsets, batch, ROWS: tl.constexpr):
     sample = tl.program_id(0).to(tl.int64)
-    own = tl.load(first + sample)
+    pattern = tl.program_id(1).to(tl.int64)
+    own = tl.load(first + pattern * batch + sample)
     before = tl.full([], 0, tl.int64)  # samples of earlier groups
     leaders = tl.full([], 0, tl.int64)  # earlier groups
     rank = tl.full([], 0, tl.int64)  # earlier samples of this group
     for start in range(0, batch, ROWS):
         i = start + tl.arange(0, ROWS)
-        other = tl.load(first + i, mask=i < batch, other=batch)
+        other = tl.load(first + pattern * batch + i, mask=i < batch, other=batch)
         before += tl.sum((other < own).to(tl.int64), 0)
         leaders += tl.sum(((other == i) & (i < own)).to(tl.int64), 0)
         rank += tl.sum(((other == own) & (i < sample)).to(tl.int64), 0)
-    tl.store(group + sample, leaders)
-    tl.store(order + before + rank, sample)
+    tl.store(group + pattern * batch + sample, leaders)
+    tl.store(order + pattern * batch + before + rank, sample)
     if own == sample:
-        tl.store(offsets + leaders, before)
+        tl.store(offsets + pattern * (batch + 1) + leaders, before)
 
 
 @register("group_by_pattern", mutates=["first", "order", "group", "offsets"])
-def _group(gates: Tensor, first: Tensor, order: Tensor, group: Tensor, offsets: Tensor) -> None:
-    batch, layers = gates.shape
-    if batch:
-        launch(first_kernel, (batch,), gates, first, batch, layers, ROWS=_ROWS, COLUMNS=_COLUMNS)
-        launch(place_kernel, (batch,), first, order, group, offsets, batch, ROWS=_ROWS)
+def _group(masks: Tensor, parts: Tensor, first: Tensor, order: Tensor, group: Tensor, offsets: Tensor) -> None:
+    (patterns, batch), row = first.shape, masks.shape[1]
+    if batch and patterns:
+        launch(first_kernel, (batch, patterns), masks, parts, first, batch, row, ROWS=_ROWS, COLUMNS=_COLUMNS)
+        launch(place_kernel, (batch, patterns), first, order, group, offsets, batch, ROWS=_ROWS)
+
+
+def group_by_patterns(masks: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`group_by_pattern` by several patterns at once.
+
+    Args:
+        masks: uint8 [B, E] of 0 and 1.
+        parts: int32 [P, 4]: first column and number of columns, twice; a pattern is what lies in both.
+
+    Returns:
+        order int64 [P, B], group int64 [P, B], offsets int64 [P, B + 1].
+    """
+    batch, patterns = len(masks), len(parts)
+    first = masks.new_empty(patterns, batch, dtype=torch.int32)
+    order, group = (masks.new_empty(patterns, batch, dtype=torch.int64) for _ in range(2))
+    offsets = masks.new_full((patterns, batch + 1), batch, dtype=torch.int64)
+    _group(masks, parts, first, order, group, offsets)
+    return order, group, offsets
 
 
 def group_by_pattern(gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,9 +95,7 @@ def group_by_pattern(gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if gates.dtype != torch.uint8 or gates.dim() != 2:
         given = f"{gates.dtype} {list(gates.shape)}"
         raise RuntimeError(f"group_by_pattern: gates must be uint8 [any, any], got {given}")
-    batch = gates.shape[0]
-    first = gates.new_empty(batch, dtype=torch.int32)
-    order, group = (gates.new_empty(batch, dtype=torch.int64) for _ in range(2))
-    offsets = gates.new_full((batch + 1,), batch, dtype=torch.int64)
-    _group(gates.contiguous(), first, order, group, offsets)
-    return order, group, offsets
+    parts = torch.zeros(1, 4, dtype=torch.int32, device=gates.device)
+    parts[:, 1] = gates.shape[1]
+    order, group, offsets = group_by_patterns(gates.contiguous(), parts)
+    return order[0], group[0], offsets[0]

@@ -107,6 +107,7 @@ class Conv2d(Step):
             input_counts,
             chosen,
             chosen_counts,
+            *run.grouped(self.pattern),
             run.sizes[step.src],
             run.sizes[step.dst],
             self.window,

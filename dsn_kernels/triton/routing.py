@@ -31,6 +31,28 @@ def select_samples(words, word_count, batch, place):
         return sample
 
 
+@triton.jit
+def select_group(offsets, batch, tile, UNIT_COUNT: tl.constexpr, UNITS: tl.constexpr):
+    """Of tile number ``tile``, where a group's tiles follow those of the group before: the group's first place, -1 if
+    there is no such tile; which of its units [UNITS] the tile holds; and how many samples it has."""
+    i = tl.arange(0, 64)
+    own = -1
+    first = 0
+    here = 0
+    before = 0
+    for start in range(0, batch, 64):
+        begin = tl.load(offsets + start + i, mask=start + i < batch, other=batch).to(tl.int32)
+        end = tl.load(offsets + start + i + 1, mask=start + i < batch, other=batch).to(tl.int32)
+        tiles = ((end - begin) * UNIT_COUNT + UNITS - 1) // UNITS
+        last = before + tl.cumsum(tiles, 0)
+        found = (tile < last) & (tile >= last - tiles)
+        own = tl.maximum(own, tl.max(tl.where(found, begin, -1), 0))
+        first += tl.sum(tl.where(found, last - tiles, 0), 0)
+        here += tl.sum(tl.where(found, end - begin, 0), 0)
+        before += tl.sum(tiles, 0)
+    return own, (tile - first) * UNITS + tl.arange(0, UNITS), here
+
+
 def words_of(batch: int) -> int:
     """64-bit words that hold a gate's samples."""
     return max(1, triton.cdiv(batch, WORD))

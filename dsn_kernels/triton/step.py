@@ -12,7 +12,7 @@ from .. import _C
 from ..nn.cuda_packing import Unit
 from ..ops.network import Instruction, Plan
 from . import resample
-from .channel_lists import ChannelLists
+from .channel_lists import ChannelLists, Listed
 from .conv2d import units_of
 from .layout import Channels, pad
 
@@ -87,7 +87,7 @@ class Run:
     map: Tensor
     lists: ChannelLists
     maps: dict[int, Map] = field(default_factory=dict)
-    listed: tuple[Tensor, Tensor, Tensor] | None = None
+    listed: Listed | None = None
     state: Tensor | None = None
 
     @property
@@ -123,14 +123,21 @@ class Run:
         if index < 0:
             return None, None
         assert self.listed is not None
-        return self.listed[1][:, self.lists.slices[index]], self.listed[2][:, index]
+        return self.listed.entries[:, self.lists.slices[index]], self.listed.counts[:, index]
+
+    def grouped(self, pattern: int) -> tuple[Tensor | None, Tensor | None]:
+        """Order and offsets of the samples by a pattern; nothing for -1."""
+        if pattern < 0:
+            return None, None
+        assert self.listed is not None
+        return self.listed.order[pattern], self.listed.offsets[pattern]
 
     def filled(self, data: Tensor, index: int) -> Tensor:
         """A map's rows [B, ..., at least channels], zeros in the channels that hold no data."""
         if index < 0:
             return data
         assert self.listed is not None
-        on = self.listed[0][:, self.lists.slices[index]]
+        on = self.listed.masks[:, self.lists.slices[index]]
         return torch.where(on[:, None] != 0, data[..., : on.shape[1]], 0)
 
 
@@ -146,7 +153,8 @@ class Step(nn.Module):
         super().__init__()
         self.step = facts.plan.code[index]
         self.pool = self.step.dst in facts.pooled
-        self.inputs, self.filters = facts.lists.inputs[index], facts.lists.filters[index]
+        lists = facts.lists
+        self.inputs, self.filters, self.pattern = lists.inputs[index], lists.filters[index], lists.patterns[index]
         self._lists: dict[str, int] = {}
 
     def _inputs(self, run: Run, m: Map, layout: Channels) -> tuple[Tensor | None, Tensor | None, int]:

@@ -25,7 +25,7 @@ POINTERS = {
     "input_weight": "*fp32", "hidden_weight": "*fp32", "cell_bias": "*fp32", "projection": "*fp32",
     "projection_bias": "*fp32", "state": "*fp32", "mask": "*u8", "segments": "*i32", "lists": "*i32",
     "counts": "*i32", "path": "*fp32", "path_bias": "*fp32", "features": "*fp32", "path_gates": "*u8",
-    "patterns": "*u8", "first": "*i32", "order": "*i64", "group": "*i64", "offsets": "*i64",
+    "masks": "*u8", "parts": "*i32", "first": "*i32", "order": "*i64", "group": "*i64", "offsets": "*i64",
 }  # fmt: skip
 THREE = {"TAPS": 9, "ACROSS": 3, "TOP": 1, "LEFT": 1, "EDGES": True}
 ONE = {"TAPS": 1, "ACROSS": 1, "TOP": 0, "LEFT": 0, "EDGES": False}
@@ -33,10 +33,12 @@ CONV = {
     **THREE, "HEIGHT": 32, "WIDTH": 32, "OUT_WIDTH": 32, "OUT_PIXELS": 1024, "UNIT_COUNT": 64, "STRIDE": 1,
     "DEPTH": 64, "PLACES": 64, "FILTERS": 64, "COLUMNS": 64, "STORED": 64, "RELU_FILTERS": 64, "SLICES": 0,
     "SLICE_BLOCK": 1, "FIRST_CHANNELS": 0, "FIRST_GROUPS": 0, "SLICE_CHANNELS": 0, "SLICE_GROUPS": 0,
-    "PER_SAMPLE": False, "GROUPED": False, "MASKED": False, "FLAT": False, "POOL": False, "ACCUMULATE": False,
-    "FINISH_OFF": False, "PRECISION": "ieee", "BLOCK_K": 32, "UNITS": 4, "BLOCK_N": 64,
+    "PER_SAMPLE": False, "BY_PATTERN": False, "GROUPED": False, "MASKED": False, "FLAT": False, "POOL": False,
+    "ACCUMULATE": False, "FINISH_OFF": False, "PRECISION": "ieee", "BLOCK_K": 32, "UNITS": 4, "BLOCK_N": 64,
 }  # fmt: skip
-NONE = dict.fromkeys(("norm", "constants", "sums", "taken", "inputs", "input_counts", "filters", "filter_counts"))
+NONE = dict.fromkeys(
+    ("norm", "constants", "sums", "taken", "inputs", "input_counts", "filters", "filter_counts", "order", "offsets")
+)
 BLOCK = {
     **ONE, "inputs": 1, "input_counts": 1, "constants": 1, "taken": 1, "norm": 1, "DEPTH": 24, "PLACES": 96,
     "FILTERS": 48, "COLUMNS": 48, "STORED": 48, "RELU_FILTERS": 48, "SLICES": 4, "SLICE_BLOCK": 4,
@@ -58,7 +60,7 @@ CONVS = {
                         "BLOCK_N": 16},
     "transition": {**BLOCK, "sums": 1, "POOL": True, "STRIDE": 2, "OUT_WIDTH": 16, "OUT_PIXELS": 256, "UNIT_COUNT": 16,
                    "RELU_FILTERS": 0},
-    "chosen filters": MASKS,
+    "chosen filters": {**MASKS, "order": 1, "offsets": 1, "BY_PATTERN": True},
     "chosen filters of a concatenation": {**MASKS, **ONE, "norm": 1, "ACCUMULATE": False, "FINISH_OFF": False},
     "transition of a concatenation": {**ONE, "inputs": 1, "input_counts": 1, "norm": 1, "PER_SAMPLE": True,
                                       "MASKED": True, "POOL": True, "STRIDE": 2, "OUT_WIDTH": 16, "OUT_PIXELS": 256,
