@@ -1,14 +1,17 @@
 """The table behind ``backend="auto"``."""
 
 import json
+import sys
 
 import pytest
 import torch
 
 import dsn_kernels
+import dsn_kernels.accelerate  # which the function of that name hides
 from dsn_kernels import choice
 from dsn_models.errors import UserError
 
+accelerating = sys.modules["dsn_kernels.accelerate"]
 GPU = torch.device("cuda")
 
 
@@ -72,6 +75,58 @@ def test_a_broken_table_is_named(monkeypatch, tmp_path, text):
     with pytest.raises(UserError, match="is not a table of backends .* delete it") as error:
         choice.times()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("usable, taken", [(["cuda", "triton"], "triton"), (["triton"], "triton"), (["cuda"], "cuda")])
+def test_every_operator_has_a_twin_of_the_backend_that_is_taken(gpu, monkeypatch, usable, taken):
+    """Also where the table prefers a backend that cannot serve here."""
+    gpu(usable)
+    measured = {operator: {"cuda": 2.0, "triton": 1.0} for operator in choice.OPERATORS}
+    monkeypatch.setattr(choice, "times", lambda: {"GPU X": {"float16": measured}})
+    twins = accelerating._chosen_twins(torch.nn.Identity(), torch.float16, GPU, False)
+    assert set(choice.OPERATORS) == {cls.__name__ for cls in twins}
+    for twin in twins.values():
+        target = twin.keywords.get("target")
+        assert (target.backend if target else twin.keywords["backend"]) == taken
+
+
+def test_info_says_what_is_taken(gpu, monkeypatch):
+    from dsn_kernels.cli.info import _choices
+
+    gpu(["cuda", "triton"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(choice, "times", lambda: table(cuda=2.5, triton=1.5))
+    found = _choices()
+    assert found["Head, float16"] == "triton (cuda 2.5 ms, triton 1.5 ms)"
+    assert found["Head, float32"] == "cuda (not measured on GPU X: dsn bench --tune)"
+    gpu([])
+    assert _choices()["Head, float16"] == "no cuda; no triton"
+
+
+def test_tune_times_what_serves_and_keeps_it(gpu, monkeypatch, tmp_path, capsys):
+    from dsn_kernels.cli import tune as command
+    from dsn_kernels.measure import tune as measuring
+
+    asked = []
+
+    def twin(model, dtype, backend, device):
+        asked.append((type(model).__name__, backend))
+        return model
+
+    gpu(["cuda", "triton"])
+    monkeypatch.setenv("DSN_BACKENDS", str(tmp_path / "backends.json"))
+    monkeypatch.setattr(choice, "OPERATORS", ("Transition", "Head"))
+    monkeypatch.setattr(measuring, "_BATCH", 1)
+    monkeypatch.setattr(measuring, "accelerate", twin)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where: tensor)
+    command.tune_backends("cuda", torch.float16, 0.01, None)
+    assert asked == [(name, backend) for name in ("Transition", "Head") for backend in ("cuda", "triton")]
+    kept = choice.times()["GPU X"]["float16"]
+    assert {name: set(ms) for name, ms in kept.items()} == dict.fromkeys(("Transition", "Head"), {"cuda", "triton"})
+    assert choice.choose("Head", GPU, torch.float16).backend == min(kept["Head"], key=kept["Head"].get)
+    assert "auto takes" in capsys.readouterr().out
 
 
 def test_tune_needs_a_gpu():
