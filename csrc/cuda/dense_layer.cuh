@@ -210,7 +210,8 @@ struct LayerBlock {
 // kExact: the bottleneck and the growth rate fill kReduceTiles and kConvTiles of 8 channels, and the 3x3's weights fit
 // shared memory.
 template <class T, int kReduceTiles, int kConvTiles, bool kExact>
-__global__ void __launch_bounds__(kThreads) bottleneck_layer_kernel(const __grid_constant__ DenseLayerParams p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kLeastBlocks : 0)
+    bottleneck_layer_kernel(const __grid_constant__ DenseLayerParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   LayerBlock<T> block(p);
@@ -236,7 +237,8 @@ __global__ void __launch_bounds__(kThreads) bottleneck_layer_kernel(const __grid
 
 // A residual unit. The state has two copies: a neighbour may still read the old one while a tile writes the new one.
 template <class T, int kTiles>
-__global__ void __launch_bounds__(kThreads) residual_layer_kernel(const __grid_constant__ DenseLayerParams p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kLeastBlocks : kLeastWideBlocks)
+    residual_layer_kernel(const __grid_constant__ DenseLayerParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   LayerBlock<T> block(p);
@@ -313,7 +315,8 @@ constexpr int kPlainFloatSteps = 1;  // two spill there
 constexpr int kPlainFloatSteps = 2;
 #endif
 template <class T>
-__global__ void __launch_bounds__(kThreads) plain_layer_kernel(const __grid_constant__ DenseLayerParams p) {
+__global__ void __launch_bounds__(kThreads, kLeastBlocks)
+    plain_layer_kernel(const __grid_constant__ DenseLayerParams p) {
   constexpr int kMt = kPlainTiles, kNt = kPlainTiles;
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();

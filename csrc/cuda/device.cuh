@@ -19,6 +19,15 @@
 
 namespace dsn::cuda {
 
+// For how many blocks of a multiprocessor some kernels' registers must suffice, 0: as the assembler sees fit. On sm_90
+// it fits them well; elsewhere it would make room for one block more by spilling a few, from sm_100 on also where two
+// blocks of 16-bit kernels need all registers (kLeastWideBlocks).
+#if !defined(__CUDA_ARCH__) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000)
+constexpr int kLeastBlocks = 0, kLeastWideBlocks = 0;
+#else
+constexpr int kLeastBlocks = 1, kLeastWideBlocks = __CUDA_ARCH__ >= 1000;
+#endif
+
 // The block's dynamic shared memory, from `offset` bytes on. 128-byte aligned at offset 0.
 template <class T>
 __device__ inline T* shared_memory(int offset = 0) {

@@ -139,7 +139,8 @@ struct GradualBlock {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) gradual_layer_kernel(const __grid_constant__ GradualParams p) {
+__global__ void __launch_bounds__(kThreads, kLeastBlocks)
+    gradual_layer_kernel(const __grid_constant__ GradualParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   const int sample = pick_sample(p.samples, blockIdx.x / p.blocks);

@@ -75,7 +75,7 @@ __device__ inline void shape_by_path(const HeadParams& p, const GroupRef* groups
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) head_kernel(const __grid_constant__ HeadParams p) {
+__global__ void __launch_bounds__(kThreads, kLeastBlocks) head_kernel(const __grid_constant__ HeadParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   unsigned* masks = shared_memory<unsigned>(p.at_masks);

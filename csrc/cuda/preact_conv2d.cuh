@@ -79,7 +79,8 @@ struct PooledOperands {
 // A block of four warps does 64 pixels and kTiles x 8 channels of one sample.
 constexpr int kPointwiseTiles = 8;
 template <class T>
-__global__ void __launch_bounds__(kPointwiseThreads) transition_kernel(const __grid_constant__ TransitionParams p) {
+__global__ void __launch_bounds__(kPointwiseThreads, kLeastBlocks)
+    transition_kernel(const __grid_constant__ TransitionParams p) {
   constexpr int kNt = kPointwiseTiles;
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();

@@ -94,9 +94,30 @@ def test_threads_are_the_launchs_or_the_kernels_own(resources):
 def test_names(resources):
     mangled = "_ZN3dsn4cuda23bottleneck_layer_kernelI6__halfLi6ELi2ELb1EEEvNS0_16DenseLayerParamsE"
     assert resources.readable(mangled) == "bottleneck_layer_kernel<half, 6, 2, 1>"
+    assert resources.readable("_ZN3dsn4cuda13conv2d_kernelIfLi4EEEvNS0_12Conv2dParamsE") == "conv2d_kernel<float, 4>"
 
 
-def test_the_committed_report_is_clean(resources):
+def test_the_committed_report_is_clean_and_whole(resources):
+    """Every kernel of the sources on every architecture."""
     kernels = json.loads(REPORT.read_text())["kernels"]
-    assert {k["arch"] for k in kernels} <= {arch.replace(".", "") for arch in resources.ARCHS.split(";")}
     assert not [k["name"] for k in kernels if k["stack"] or k["spilled"]]
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cuh"))
+    defined = set(re.findall(r"^(?!//).*\b(\w+_kernel)\(const __grid_constant__", sources, re.MULTILINE))
+    assert len(defined) > 10
+    for arch in resources.ARCHS.replace(".", "").split(";"):
+        assert defined <= {k["name"].split("<")[0] for k in kernels if k["arch"] == arch}, arch
+
+
+def test_a_report_grows_by_architecture(resources, tmp_path, monkeypatch):
+    """What an earlier run wrote of other architectures stays, what it wrote of this one does not."""
+    report = tmp_path / "report.json"
+    monkeypatch.setattr(
+        resources.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "release 13.0")
+    )
+    resources.write(
+        report, "80", [resources.Kernel("b_kernel", "80", 40, 0, 0), resources.Kernel("a_kernel", "80", 32, 0, 0)]
+    )
+    resources.write(report, "75", [resources.Kernel("b_kernel", "75", 41, 0, 0)])
+    resources.write(report, "80", [resources.Kernel("b_kernel", "80", 42, 0, 0)])
+    rows = json.loads(report.read_text())["kernels"]
+    assert [(k["name"], k["arch"], k["registers"]) for k in rows] == [("b_kernel", "75", 41), ("b_kernel", "80", 42)]
