@@ -1,15 +1,17 @@
 """Counts multiply-adds without asking the kernels: python benchmarks/count_fma.py OUT.json [MODEL ...]
 
 Runs each network for one image, gates random at one half. Valgrind's callgrind counts how often every instruction of
-the library ran, the disassembler tells the fused multiply-adds and their lanes. Valgrind knows no AVX-512, so the
-kernels are those of AVX2 (DSN_ISA=avx2). That is held against the MACs that the kernels counted themselves: a
-multiply-add per MAC, but for rows that pad the last block of filters, and for the normalisation of a 1x1's input, which
-its first block of filters does on the way. Needs valgrind and objdump.
+the library ran meanwhile, the disassembler tells the fused multiply-adds and their lanes. Valgrind knows no AVX-512, so
+the kernels are those of AVX2 (DSN_ISA=avx2), which have no Winograd: every MAC is a multiply-add. That is held against
+the MACs that the kernels counted themselves: a multiply-add per MAC, but for rows that pad the last block of filters,
+and for the normalisation of a 1x1's input, which its first block of filters does on the way. Needs valgrind with its
+headers, a C compiler and objdump.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -30,13 +32,20 @@ from dsn_kernels.measure import machine
 from dsn_kernels.measure.flops import plan_layers, planned_parts
 from dsn_kernels.measure.gates import GateSetting
 
-MODELS = ("concat-bc-100", "skipnet-110-rnn", "gaternet-resnet-20", "gunn-15")
+MODELS = ("dsn-navon", "lsn-navon", "skipnet-38-rnn", "skipnet-38-ff", "gaternet-resnet-20", "gunn-15", "resnet-20")
 _CONVOLUTIONS = ("conv2d", "stem", "layer", "transition")
+_SWITCH = """#include <valgrind/callgrind.h>
+void start(void) { CALLGRIND_START_INSTRUMENTATION; }
+void stop(void) { CALLGRIND_STOP_INSTRUMENTATION; }
+"""
 _LANES = {"ps ymm": 8, "ps xmm": 4, "ss xmm": 1}
 
 
-def run_once(name: str) -> dict[str, Any]:
-    """One image through a network: MACs by the kernels' counters, and by the plan those of its convolutions."""
+def run_once(name: str, switch: ctypes.CDLL) -> dict[str, Any]:
+    """One image through a network: MACs by the kernels' counters, and by the plan those of its convolutions.
+
+    ``switch`` lets callgrind count between its ``start()`` and ``stop()``: importing torch would take minutes.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     fast: Any = dsn_kernels.accelerate(dsn_models.create(name).eval())
@@ -44,8 +53,11 @@ def run_once(name: str) -> dict[str, Any]:
     gates = None
     if fast.layers:
         gates = GateSetting("random:0.5").draw(fast.config, fast.layers, 1, torch.Generator().manual_seed(0))
+    options = {"forced_gates": gates} if gates else {}
     with torch.inference_mode():
-        fast(images, forced_gates=gates) if gates else fast(images)
+        switch.start()
+        fast(images, **options)
+        switch.stop()
     joined = torch.cat(list(gates.values()), 1) if gates else torch.empty(1, 0, dtype=torch.uint8)
     convolutions, padded = 0, 0.0
     for part, module in planned_parts(fast):
@@ -135,8 +147,11 @@ def count(name: str) -> dict[str, Any]:
     environment = {**os.environ, "DSN_ISA": "avx2", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "callgrind.out"
-        command = ["valgrind", "--tool=callgrind", "--dump-instr=yes", f"--callgrind-out-file={profile}", "--quiet"]
-        command += [sys.executable, __file__, "--once", name]
+        switch = Path(folder) / "switch.so"
+        compile_ = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-x", "c", "-", "-o", str(switch)]
+        subprocess.run(compile_, check=True, input=_SWITCH, text=True)
+        command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--dump-instr=yes", "--quiet"]
+        command += [f"--callgrind-out-file={profile}", sys.executable, __file__, "--once", name, str(switch)]
         child = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         counted = json.loads(child.stdout.strip().splitlines()[-1])
         by_function: Counter[str] = Counter()
@@ -162,10 +177,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--once", help=argparse.SUPPRESS)
+    parser.add_argument("--once", nargs=2, metavar=("MODEL", "SWITCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.once:
-        print(json.dumps(run_once(options.once)))
+        name, switch = options.once
+        print(json.dumps(run_once(name, ctypes.CDLL(switch))))
         return 0
     if options.out is None:
         parser.error("expected the file to write")
