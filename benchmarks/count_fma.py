@@ -72,15 +72,15 @@ def padding(plan: Any, work: Any, gates: torch.Tensor) -> Iterator[tuple[int, fl
     """Parts of a step's MACs, and by how much their blocks of filters are larger than the filters."""
     step, macs = plan.code[work.index], int(work.macs)
 
-    def factor(filters: int) -> float:
-        block = _C.row_block(filters)
+    def factor(filters: int, odd: bool = False) -> float:
+        block = _C.row_block(filters, odd)
         return -(-filters // block) * block / filters if filters else 1.0
 
     if work.op != "layer" or not step.bottleneck:
         filters = step.out_channels
         if step.out_mask >= 0:
             filters = int(gates[0, step.out_mask : step.out_mask + step.out_channels].sum())
-        yield macs, factor(filters)
+        yield macs, factor(filters, step.out_mask >= 0)
         return
     pixels = plan.buffers[step.dst][1] * plan.buffers[step.dst][2]
     add = step.merge == _C.MERGES["add"]

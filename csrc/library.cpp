@@ -142,7 +142,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "set_costs", [](double fetch, double pack, double reload) { dsn::cpu::set_costs({fetch, pack, reload}); },
       py::arg("fetch"), py::arg("pack"), py::arg("reload"));
-  m.def("row_block", [](int64_t out) { return dsn::row_block(out); }, py::arg("out_channels"));
+  m.def("row_block", &dsn::row_block, py::arg("out_channels"), py::arg("odd") = false);
   m.def(
       "dot_bfloat16", [](float sum, uint32_t a, uint32_t b) { return dsn::cpu::bfloat16_kernels()->dot(sum, a, b); },
       py::arg("sum"), py::arg("a"), py::arg("b"),
