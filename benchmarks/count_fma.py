@@ -32,7 +32,7 @@ from dsn_kernels.measure import machine
 from dsn_kernels.measure.flops import plan_layers, planned_parts
 from dsn_kernels.measure.gates import GateSetting
 
-MODELS = ("dsn-navon", "lsn-navon", "skipnet-38-rnn", "skipnet-38-ff", "gaternet-resnet-20", "gunn-15", "resnet-20")
+MODELS = ("dsn-navon", "lsn-navon", "skipnet-38-rnn", "gaternet-resnet-20", "gunn-15")
 _CONVOLUTIONS = ("conv2d", "stem", "layer", "transition")
 _SWITCH = """#include <valgrind/callgrind.h>
 void start(void) { CALLGRIND_START_INSTRUMENTATION; }
@@ -185,10 +185,10 @@ def main() -> int:
         return 0
     if options.out is None:
         parser.error("expected the file to write")
-    facts = {"commit": machine.source_commit(), "machine": machine.describe(), "torch": torch.__version__}
+    facts = {"machine": machine.describe(), "torch": torch.__version__}
     document: dict[str, Any] = {"schema": 1, "isa": "avx2", "gates": "random:0.5", "batch": 1, **facts, "rows": []}
     for name in options.models or MODELS:
-        row = count(name)
+        row = {**count(name), "commit": machine.source_commit()}
         document["rows"].append(row)
         options.out.write_text(json.dumps(document, indent=1) + "\n")
         print(f"{name}: {row['multiply_adds_of_convolutions']:,} multiply-adds in convolutions,", end=" ")
