@@ -57,6 +57,8 @@ MODELS = {
     "lenet": ("lenet", {"image_size": 28}),
     "gunn": ("gunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
     "gunn-uneven": ("gunn-15", {"widths": (12, 20), "segments": (12, (1, 7, 12)), "image_size": 9}),
+    "gunn-narrow": ("gunn-15", {"widths": (40, 36), "segments": (40, (1,) * 30 + (6,)), "image_size": 9}),
+    "gunn-narrow-imagenet": ("gunn-18", {"widths": (40, 60), "segments": (40, 4), "image_size": 32, "classes": 10}),
     "sunn": ("sunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
     "gunn-stacked": ("gunn-24", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
     "gunn-imagenet": ("gunn-18", {"widths": (40, 80), "segments": (2, 4), "image_size": 32, "classes": 10}),

@@ -105,6 +105,8 @@ class Planned(nn.Module):
         options: dict[str, Any] = {} if masks is None else {"masks": masks}
         if target.backend == "cpu" and target.dtype == torch.bfloat16:
             options["bfloat16"] = True
+        if target.backend == "cpu" and isinstance(model, GraduallyUpdatedNetwork):
+            options["in_groups"] = True  # a GPU keeps a layer's state on the chip, and each product reads it there
         self.plan, weights = PLANNERS[type(model)](model, side, **options)
         if target.backend == "cpu":
             self._sizes = {"gates": self.plan.gates, "logits": self.plan.logits}

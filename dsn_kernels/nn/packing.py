@@ -298,11 +298,15 @@ def pack_conv2d(
     return geometry | pack_folded(packer, weight, bias, before, masked, winograd, slices, exact)
 
 
+def folded_1x1(parts: list[tuple[nn.Conv2d, nn.Module]]) -> tuple[Tensor, Tensor]:
+    """Weight and bias, float64, of 1x1 convolutions of one input, each with its batch norm, as of one."""
+    weight, bias = zip(*(folded_conv(conv, norm) for conv, norm in parts), strict=True)
+    return torch.cat(weight), torch.cat(bias)
+
+
 def pack_joined_1x1(packer: Packer, parts: list[tuple[nn.Conv2d, nn.Module]]) -> dict[str, int]:
     """Packs 1x1 convolutions of one input, each with its batch norm, as one with all their filters."""
-    folded = [folded_conv(conv, norm) for conv, norm in parts]
-    weight, bias = (torch.cat(values) for values in zip(*folded, strict=True))
-    return {"stride": 1, **pack_folded(packer, weight, bias)}
+    return {"stride": 1, **pack_folded(packer, *folded_1x1(parts))}
 
 
 def _geometry(conv: nn.Conv2d) -> dict[str, int]:

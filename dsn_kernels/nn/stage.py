@@ -67,7 +67,7 @@ def _branches(module: Branches) -> tuple[PlanBuilder, int]:
 
 
 def _gradual_layer(layer: GradualLayer) -> tuple[PlanBuilder, int]:
-    planner = GradualPlanner(any_size=True)
+    planner = GradualPlanner(in_groups=True, any_size=True)
     return planner, planner.plan_layer(layer, planner.load(sum(layer.sizes), _SIDE))
 
 
