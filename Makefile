@@ -37,7 +37,7 @@ test: $(VENV)/stamp-build $(VENV)/stamp-test
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 test-triton: $(VENV)/stamp-build $(VENV)/stamp-triton
-	$(VENV)/bin/python -m pytest -q tests/triton
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests/triton
 
 bench: $(VENV)/stamp-build $(VENV)/stamp-bench $(VENV)/stamp-test
 	$(VENV)/bin/python benchmarks/cpu.py $(BENCH)
