@@ -1,4 +1,5 @@
-"""Compiles a network for a device that is not here up to its graph, and prints how often each kernel is in it, as JSON.
+"""Compiles networks for a device that is not here up to their graphs, and prints how often each kernel is in them, as
+JSON.
 
 Run in a process of its own, without TRITON_INTERPRET.
 """
@@ -19,8 +20,16 @@ class Seen(Exception):
     """The graph is all that is wanted; nothing can run here."""
 
 
-def main():
-    model = dsn_models.create("concat-bc-100", block_layers=(1, 2), image_size=8).eval()
+TINY = {"stage_units": (1, 1), "stage_widths": (8, 8), "stem_width": 8}
+MODELS = {
+    "lsn-concat-bc-100": {"block_layers": (1, 2)},
+    "skipnet-38-rnn": TINY,
+    "gaternet-resnet-20": {"backbone_options": TINY, "gater_options": {**TINY, "stem": "conv3x3"}},
+}
+
+
+def kernels_of(name):
+    model = dsn_models.create(name, image_size=8, **MODELS[name]).eval()
     fast = Network(model, Target("triton", torch.float16)).to("meta")
     kernels = collections.Counter()
 
@@ -42,8 +51,8 @@ def main():
     except Exception as error:
         if not kernels:
             raise error
-    json.dump(kernels, sys.stdout)
+    return kernels
 
 
 if __name__ == "__main__":
-    main()
+    json.dump({name: kernels_of(name) for name in MODELS}, sys.stdout)
