@@ -10,7 +10,7 @@ from torch import Tensor
 from .support import launch, register
 
 _ROWS = 64
-_COLUMNS = 64
+_COLUMNS = 32
 
 
 @triton.jit

@@ -148,7 +148,7 @@ def others():
         "path features": (head.path_features_kernel, {"LAYERS": 16, "PLACES": 416, "PIXELS": 64, "FIRST_GROUPS": 10,
                                                       "SLICE_GROUPS": 1, "GROUP": 16, "BLOCK_P": 32, "enabled": None}),
         "partition": (routing.partition_kernel, {"BLOCK": 128}),
-        "first of a pattern": (group_by_pattern.first_kernel, {"ROWS": 64, "COLUMNS": 64}),
+        "first of a pattern": (group_by_pattern.first_kernel, {"ROWS": 64, "COLUMNS": 32}),
         "place in a group": (group_by_pattern.place_kernel, {"ROWS": 64}),
     }  # fmt: skip
 
