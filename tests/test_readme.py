@@ -42,7 +42,7 @@ def test_every_model_is_there():
 def test_every_variable_is_read(name):
     if name == "OMP_NUM_THREADS":
         pytest.skip("torch reads it")
-    sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.cpp")]
+    sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "dsn_kernels").rglob("*.py")]
     assert any(f'"{name}"' in source.read_text() for source in sources)
 
 
