@@ -17,14 +17,19 @@ def packed(weight):
     return weight.unflatten(1, (-1, 4)).permute(3, 1, 0, 2).contiguous()
 
 
+def joined(*fields):
+    """The bytes of a layer's weights, field after field."""
+    return torch.cat([field.contiguous().flatten().view(torch.uint8) for field in fields])
+
+
 class Case:
     """A launch of each kernel: ``run(variant)`` gives what it wrote, ``expected`` what it should have."""
 
     def __init__(self, simt):
         self.simt = simt
 
-    def call(self, name, *arrays):
-        getattr(self.simt, name)(*(self.simt.output(a, f"argument {i}") for i, a in enumerate(arrays)))
+    def call(self, name, *arrays, last=()):
+        getattr(self.simt, name)(*(self.simt.output(a, f"argument {i}") for i, a in enumerate(arrays)), *last)
 
     def conv2d(self, variant):
         x, weight, bias = tensor(8, 8, 32), tensor(16, 32, 9, seed=1), tensor(16, seed=2, dtype=torch.float32)
@@ -87,13 +92,69 @@ class Case:
             scale, shift = norm.double()[..., None, None]
             y = F.conv2d((scale * exact + shift).relu(), reduce.double()[..., None], bias.double()).relu()
             exact = torch.cat([exact, F.conv2d(y, conv.double().reshape(16, 48, 3, 3), padding=1)], 1)
-        words = torch.cat([field.contiguous().flatten().view(torch.uint8) for field in fields])
+        words = joined(*fields)
         pooled = torch.full((48,), torch.nan)
         pooled[:16] = first.float().mean((0, 1))
         taken, score = torch.ones(2, dtype=torch.uint8), torch.zeros(2)
         self.call(f"{kernel}_{variant}", state, words, pooled, taken, score, torch.zeros(34), macs)
         slices = state.double().reshape(3, 64, 16)
         return slices, exact[0].reshape(3, 16, 64).transpose(1, 2)
+
+    def stem(self, variant):
+        image, weight = tensor(2, 10, 8).float(), tensor(16, 2, 9, seed=1)
+        depth = F.pad(weight.flatten(1), (0, 32 - 18))[..., None]  # channels and taps, to whole k-steps
+        out, pooled = torch.full((80, 16), torch.nan, dtype=HALF), torch.full((16,), torch.nan)
+        self.call(f"stem_{variant}", out, image, packed(depth), pooled, torch.zeros(33), torch.zeros(1).long())
+        exact = F.conv2d(image.double()[None], weight.double().reshape(16, 2, 3, 3), padding=1)[0].flatten(1)
+        return torch.cat([out.double(), pooled[None]]), torch.cat([exact.T, exact.mean(1)[None]])
+
+    def transition(self, variant):
+        first, state = tensor(2, 320, 16), torch.full((3, 320, 16), torch.nan, dtype=HALF)
+        state[:2], taken = first, torch.tensor([1, 0], dtype=torch.uint8)  # the second slice is skipped
+        norm, weight = tensor(2, 48, seed=1).float(), tensor(16, 48, 1, seed=2)
+        constants = torch.stack([torch.full((16,), torch.nan), tensor(16, seed=3).float()])
+        out, pooled = torch.full((80, 16), torch.nan, dtype=HALF), torch.full((16,), torch.nan)
+        grouped = norm.unflatten(1, (-1, 4)).transpose(0, 1).contiguous()
+        arrays = (out, state, taken, grouped, packed(weight), constants, pooled, torch.zeros(33), torch.zeros(1).long())
+        self.call(f"transition_{variant}", *arrays)
+        scale, shift = norm[:, :32, None, None].double()
+        image = first.double().transpose(1, 2).reshape(1, 32, 20, 16)
+        y = F.avg_pool2d((scale * image + shift).relu(), 2)
+        exact = F.conv2d(y, weight[:, :32, :, None].double(), constants[1].double())[0].flatten(1)
+        return torch.cat([out.double(), pooled[None]]), torch.cat([exact.T, exact.mean(1)[None]])
+
+    def plain_layer(self, variant):
+        live, state = tensor(2, 64, 16), torch.full((4, 64, 16), torch.nan, dtype=HALF)
+        state[0], state[2], taken = *live, torch.tensor([0, 1], dtype=torch.uint8)  # the first slice is skipped
+        norm, conv = tensor(2, 48, seed=1), tensor(16, 48, 9, seed=2)
+        constants = torch.full((2, 9, 16), torch.nan)
+        constants[0] = tensor(9, 16, seed=3)
+        pooled = torch.full((16,), torch.nan)
+        words = joined(norm.unflatten(1, (-1, 4)).transpose(0, 1), constants, packed(conv))
+        self.call(f"plain_layer_{variant}", state, words, taken, pooled, torch.zeros(33), torch.zeros(1).long())
+        read = torch.cat([torch.arange(16), torch.arange(32, 48)])
+        scale, shift = norm[:, read, None, None].double()
+        image = live.double().transpose(1, 2).reshape(1, 32, 8, 8)
+        exact = F.conv2d((scale * image + shift).relu(), conv[:, read].double().reshape(16, 32, 3, 3), padding=1)
+        borders = constants[0].double().T.reshape(16, 1, 3, 3)  # what is skipped is constant inside the map
+        exact = (exact + F.conv2d(torch.ones(1, 1, 8, 8).double(), borders, padding=1))[0].flatten(1)
+        return torch.cat([state[3].double(), pooled[None]]), torch.cat([exact.T, exact.mean(1)[None]])
+
+    def residual_layer(self, variant, copy_stride=64 * 16):
+        state, norm = torch.full((2, 64, 16), torch.nan, dtype=HALF), tensor(2, 16, seed=1)
+        state[0] = tensor(64, 16)
+        reduce, conv, expand = tensor(16, 16, 1, seed=2), tensor(16, 16, 9, seed=3), tensor(16, 16, 1, seed=4)
+        bias, conv_bias = tensor(16, seed=5).float(), tensor(16, seed=6).float()
+        grouped = norm.unflatten(1, (-1, 4)).transpose(0, 1)
+        words = joined(grouped, packed(reduce), bias, packed(conv), conv_bias, packed(expand))
+        x, (scale, shift) = state[0].double().T.reshape(1, 16, 8, 8), norm.double()[..., None, None]
+        y = F.conv2d((scale * x + shift).relu(), reduce.double()[..., None], bias.double()).relu()
+        y = F.conv2d(y, conv.double().reshape(16, 16, 3, 3), conv_bias.double(), padding=1).relu()
+        exact = (x + F.conv2d(y, expand.double()[..., None]))[0].flatten(1)
+        pooled = torch.full((16,), torch.nan)
+        arrays = (state, words, pooled, torch.zeros(33), torch.zeros(1).long())
+        self.call(f"residual_layer_{variant}", *arrays, last=[copy_stride])
+        return torch.cat([state[1].double(), pooled[None]]), torch.cat([exact.T, exact.mean(1)[None]])
 
     def dense_layer(self, variant):
         return self.dense("dense_layer", variant)
@@ -114,8 +175,7 @@ class Case:
         masks = patterns[torch.tensor([0, 1, 0, 2, 1])]
         lists, counts = torch.full((5, 70), -1, dtype=torch.int16), torch.full((5,), -1, dtype=torch.int32)
         first, order = torch.full((5,), -1, dtype=torch.int32), torch.full((5,), -1)
-        arrays = [self.simt.output(a, f"argument {i}") for i, a in enumerate((masks, lists, counts, first, order))]
-        getattr(self.simt, f"filter_lists_{variant}")(*arrays, 5)
+        self.call(f"filter_lists_{variant}", masks, lists, counts, first, order, last=[5])
         for row, mask in zip(lists, masks, strict=True):
             on = mask.nonzero()[:, 0]
             torch.testing.assert_close(row[: len(on)].long(), on)
@@ -129,9 +189,10 @@ class Case:
 
 
 KERNELS = ["conv2d", "gradual_layer", "unit_gate", "pool_sums", "dense_layer", "dense_block", "head", "filter_lists"]
+STATE_KERNELS = ["stem", "transition", "plain_layer", "residual_layer"]
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS + STATE_KERNELS)
 def test_intact(simt, kernel):
     actual, exact = getattr(Case(simt), kernel)("intact")
     np.testing.assert_allclose(actual.numpy(), exact.numpy(), rtol=2e-3, atol=4e-3)
@@ -140,7 +201,7 @@ def test_intact(simt, kernel):
 RACE = r"race: (reads|writes) \d+ bytes at "
 COPY = "where an asynchronous copy started at .* has not been waited"
 FAULTS = [
-    *((kernel, "without_barriers", f"{RACE}|{COPY}") for kernel in KERNELS),
+    *((kernel, "without_barriers", f"{RACE}|{COPY}") for kernel in KERNELS + STATE_KERNELS),
     ("conv2d", "without_copy_waits", COPY),
     *((kernel, "without_copy_waits", COPY) for kernel in ("gradual_layer", "dense_layer", "dense_block")),
     *((kernel, "without_cluster_waits", f"{RACE}|which has ended") for kernel in ("gradual_layer", "dense_block")),
@@ -152,3 +213,9 @@ FAULTS = [
 def test_a_fault_is_found(simt, kernel, fault, message):
     with pytest.raises(simt.Error, match=message):
         getattr(Case(simt), kernel)(fault)
+
+
+def test_a_residual_layer_in_place_is_found(simt):
+    """A tile's neighbour reads what the tile writes: the new state must not lie where the old one is."""
+    with pytest.raises(simt.Error, match=r"race: (reads|writes) \d+ bytes at argument 0 .*another block"):
+        Case(simt).residual_layer("intact", copy_stride=0)

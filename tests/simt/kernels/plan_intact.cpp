@@ -1,2 +1,2 @@
 #define DSN_VARIANT intact
-#include "kernels/plan_kernels.h"
+#include "kernels/state_kernels.h"

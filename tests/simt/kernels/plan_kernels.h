@@ -55,6 +55,20 @@ void start(const Params& p, int blocks, int threads, int shared_bytes, int clust
   check(launch<kKernel>(config, p));
 }
 
+// The pooled vector of a map that a launch writes in two tiles, by which no gate is decided. scratch [1 + 2 channels],
+// its first word zero.
+Pooling pool(Buffer pooled, Buffer scratch, Buffer macs, int channels, int pixels) {
+  Pooling pooling{};
+  pooling.macs = macs.data<unsigned long long>();
+  pooling.tiles = pooling.blocks = 2;
+  pooling.partial = scratch.data<float>() + 1;
+  pooling.pooled = pooled.data<float>();
+  pooling.arrived = scratch.data<unsigned>();
+  pooling.channels = pooling.gates.positions = channels;
+  pooling.pixels = static_cast<float>(pixels);
+  return pooling;
+}
+
 // A 3x3 of 8 x 8 pixels and 32 channels to 16, in two passes and two tiles, with ReLU; pooled [16] too.
 void conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer pooled, Buffer scratch, Buffer macs) {
   Conv2dParams p{};
@@ -63,13 +77,8 @@ void conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer pooled, Bu
   p.out = {out.address, 64 * 16, 16, 8, 8};
   p.weight = weight.address;
   p.bias = bias.data<float>();
-  p.pooling.macs = macs.data<unsigned long long>();
-  p.pooling.tiles = p.pooling.blocks = p.items = 2;
-  p.pooling.partial = scratch.data<float>() + 1;
-  p.pooling.pooled = pooled.data<float>();
-  p.pooling.arrived = scratch.data<unsigned>();
-  p.pooling.channels = p.pooling.gates.positions = 16;
-  p.pooling.pixels = 64;
+  p.pooling = pool(pooled, scratch, macs, 16, 64);
+  p.items = 2;
   p.in_channels = 32, p.live_groups = p.in_groups = 8;
   p.out_channels = p.columns = p.limit = p.block_columns = 16;
   p.relu_below = 16;
@@ -147,13 +156,7 @@ void pool_sums(Buffer in, Buffer pooled, Buffer scratch, Buffer macs) {
   p.op = Op::kPoolSums;
   p.in_channels = 8;
   p.groups = 2;
-  p.pooling.macs = macs.data<unsigned long long>();
-  p.pooling.tiles = p.pooling.blocks = 2;
-  p.pooling.partial = scratch.data<float>() + 1;
-  p.pooling.pooled = pooled.data<float>();
-  p.pooling.arrived = scratch.data<unsigned>();
-  p.pooling.channels = p.pooling.gates.positions = 8;
-  p.pooling.pixels = 70;
+  p.pooling = pool(pooled, scratch, macs, 8, 70);
   start<resample_kernel<__half>>(p, 2, kThreads, kHeaderBytes + 128 * 8 * 4);
 }
 

@@ -1,3 +1,3 @@
 #define DSN_VARIANT without_barriers
 #define DSN_NO_BARRIER
-#include "kernels/plan_kernels.h"
+#include "kernels/state_kernels.h"
