@@ -202,6 +202,7 @@ RACE = r"race: (reads|writes) \d+ bytes at "
 COPY = "where an asynchronous copy started at .* has not been waited"
 FAULTS = [
     *((kernel, "without_barriers", f"{RACE}|{COPY}") for kernel in KERNELS + STATE_KERNELS),
+    *((kernel, "without_own_barriers", RACE) for kernel in STATE_KERNELS if kernel != "stem"),  # which has none
     ("conv2d", "without_copy_waits", COPY),
     *((kernel, "without_copy_waits", COPY) for kernel in ("gradual_layer", "dense_layer", "dense_block")),
     *((kernel, "without_cluster_waits", f"{RACE}|which has ended") for kernel in ("gradual_layer", "dense_block")),

@@ -1,2 +1,3 @@
 #define DSN_VARIANT intact
+#include "kernels/plan_kernels.h"
 #include "kernels/state_kernels.h"

@@ -1,34 +1,5 @@
-// The kernels of plans, whole or with one fault, for the tests of the tester. A file that includes this names its
-// variant with DSN_VARIANT and at most one fault: DSN_NO_BARRIER, DSN_NO_COPY_WAIT, DSN_NO_CLUSTER_WAIT,
-// DSN_NO_DEPENDENCY_WAIT. Each variant's kernels live in a namespace of their own.
-#include "simt/bindings.h"
-#include "simt/cuda_on_host.h"
-#include "simt/ptx_twins.h"
-
-namespace dsn::ptx {
-template <int>
-inline void no_copy_wait() {}
-inline void no_wait() {}
-}  // namespace dsn::ptx
-
-#ifdef DSN_NO_BARRIER
-#define __syncthreads() static_cast<void>(0)
-#endif
-#ifdef DSN_NO_COPY_WAIT
-#define cp_async_wait no_copy_wait
-#endif
-#ifdef DSN_NO_CLUSTER_WAIT
-#define cluster_arrive no_wait
-#define cluster_wait __syncthreads_of_block
-#define cluster_sync __syncthreads_of_block
-namespace dsn::ptx {
-inline void __syncthreads_of_block() { ::__syncthreads(); }
-}  // namespace dsn::ptx
-#endif
-#ifdef DSN_NO_DEPENDENCY_WAIT
-#define grid_dependency_wait no_wait
-#endif
-#define cuda DSN_VARIANT
+// The kernels of plans, whole or with one fault, for the tests of the tester.
+#include "kernels/faults.h"  // first: what it defines changes the kernels
 
 #include "cuda/conv2d.cuh"
 #include "cuda/filter_lists.cuh"
@@ -41,33 +12,6 @@ inline void __syncthreads_of_block() { ::__syncthreads(); }
 #include "cuda/unit_gate.cuh"
 
 namespace dsn::simt::bindings::DSN_VARIANT {
-
-using namespace dsn::cuda;
-
-template <auto kKernel, class Params>
-void start(const Params& p, int blocks, int threads, int shared_bytes, int cluster = 1) {
-  LaunchConfig config;
-  config.grid = blocks;
-  config.block = threads;
-  config.cluster = cluster;
-  config.shared_bytes = shared_bytes;
-  config.dependent = true;
-  check(launch<kKernel>(config, p));
-}
-
-// The pooled vector of a map that a launch writes in two tiles, by which no gate is decided. scratch [1 + 2 channels],
-// its first word zero.
-Pooling pool(Buffer pooled, Buffer scratch, Buffer macs, int channels, int pixels) {
-  Pooling pooling{};
-  pooling.macs = macs.data<unsigned long long>();
-  pooling.tiles = pooling.blocks = 2;
-  pooling.partial = scratch.data<float>() + 1;
-  pooling.pooled = pooled.data<float>();
-  pooling.arrived = scratch.data<unsigned>();
-  pooling.channels = pooling.gates.positions = channels;
-  pooling.pixels = static_cast<float>(pixels);
-  return pooling;
-}
 
 // A 3x3 of 8 x 8 pixels and 32 channels to 16, in two passes and two tiles, with ReLU; pooled [16] too.
 void conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer pooled, Buffer scratch, Buffer macs) {
@@ -270,9 +214,6 @@ void filter_lists(Buffer masks, Buffer lists, Buffer counts, Buffer first, Buffe
   start<place_kernel>(g, 1, kThreads, kGroupBytes);
 }
 
-#define DSN_NAME(function, variant) #function "_" variant
-#define DSN_TEXT_OF(x) #x
-#define DSN_TEXT(x) DSN_TEXT_OF(x)
 static const Binder bind_conv2d(DSN_NAME(conv2d, DSN_TEXT(DSN_VARIANT)), conv2d);
 static const Binder bind_gradual_layer(DSN_NAME(gradual_layer, DSN_TEXT(DSN_VARIANT)), gradual_layer);
 static const Binder bind_unit_gate(DSN_NAME(unit_gate, DSN_TEXT(DSN_VARIANT)), unit_gate);

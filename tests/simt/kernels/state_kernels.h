@@ -1,7 +1,8 @@
-// As plan_kernels.h, which this continues: the kernels around a dense block, and the layers without a cluster.
-#include "kernels/plan_kernels.h"  // first: what it defines changes the kernels
+// As plan_kernels.h: the kernels around a dense block, and the layers without a cluster.
+#include "kernels/faults.h"  // first: what it defines changes the kernels
 
 #include "cuda/image.cuh"
+#include "cuda/layout.h"
 #include "cuda/preact_conv2d.cuh"
 
 namespace dsn::simt::bindings::DSN_VARIANT {
