@@ -28,7 +28,7 @@ RANDOM = "random:0.3,random:0.5,random:0.7"
 
 
 class Run(NamedTuple):
-    """One call of ``dsn bench``."""
+    """One call of ``dsn bench``; ``options`` go before those of the command line."""
 
     model: str
     gates: str = f"open,shut,paper,{RANDOM}"
@@ -118,7 +118,7 @@ def measure(name: str, target: Path, options: list[str]) -> int:
         return measure_kernels(target)
     run = RUNS[name]
     command = [sys.executable, "-m", "dsn_kernels", "bench", run.model, "--gates", run.gates]
-    command += ["--batch", run.batches, *run.options, "--json", str(target), *options]
+    command += ["--batch", run.batches, "--json", str(target), *options, *run.options]  # the last of two counts
     return subprocess.run(command).returncode
 
 

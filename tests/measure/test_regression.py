@@ -1,12 +1,17 @@
 """What two measurements of one machine tell, and what noise explains."""
 
 import copy
+import importlib.util
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dsn_kernels.measure.regression import changes, read
 from dsn_models import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def row(batch, ms, noise=0.02, **baselines):
@@ -82,3 +87,13 @@ def test_files(tmp_path):
             read(path)
     path.write_text(json.dumps(document(row(1, 1.0))))
     assert read(path) == document(row(1, 1.0))
+
+
+def test_a_runs_own_options_outdo_the_command_lines(monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location("cpu", ROOT / "benchmarks" / "cpu.py")
+    cpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cpu)
+    called = []
+    monkeypatch.setattr(cpu.subprocess, "run", lambda command: called.append(command) or SimpleNamespace(returncode=0))
+    assert cpu.measure("gunn-15-one-channel", tmp_path / "out.json", ["--against", "openvino", "--seconds=1"]) == 0
+    assert called[0][-2:] == ["--against", ""] and "--seconds=1" in called[0]
