@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from .. import _C
 from ..ops.network import Instruction, Plan
-from .conv2d import units_of
 from .group_by_pattern import group_by_patterns
 from .routing import partition
+from .tiles import units_of
 
 # The gates that must all be on for a channel to hold data; none: it always does.
 Gates = tuple[int, ...]

@@ -8,7 +8,6 @@ the destination, ReLU, channel sums for the next gate). Channels are the innermo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -16,64 +15,11 @@ from torch import Tensor
 
 from .routing import select_group, select_samples, words_of
 from .support import autotuned, launch, precision, register
-
-# Pixels of a sample that are neighbours in a tile, and whose channel sums are kept together.
-UNIT = 16
-
-
-# Depth of a step at most.
-_WIDEST = 64
-
-
-class Window(NamedTuple):
-    """Taps of a convolution, how many of them lie side by side, stride, and rows and columns of zeros before the map;
-    if negative, so many of the map's own are passed over."""
-
-    taps: int
-    columns: int
-    stride: int = 1
-    top: int = 0
-    left: int = 0
-
-
-ONE = Window(1, 1)
-THREE = Window(9, 3, 1, 1, 1)
-
-
-def units_of(pixels: int) -> int:
-    return triton.cdiv(pixels, UNIT)
-
-
-def _configs() -> list[triton.Config]:
-    return [
-        triton.Config({"UNITS": units, "BLOCK_N": columns}, num_warps=warps, num_stages=stages)
-        for units, columns, warps in [
-            (1, 16, 1), (1, 64, 2), (2, 32, 2), (4, 16, 4), (4, 32, 4), (4, 64, 4), (4, 128, 4), (8, 16, 4),
-            (8, 32, 4), (8, 64, 4), (8, 128, 8), (16, 64, 8),
-        ]
-        for stages in (2, 4)
-    ]  # fmt: skip
-
-
-def _prune(configs: list[triton.Config], named_args: dict[str, Any], **meta: Any) -> list[triton.Config]:
-    """No tile wider than the filters, none much taller than all the rows there are, none that spills."""
-    values = {**named_args, **meta}
-    columns = max(16, triton.next_power_of_2(values["FILTERS"]))
-    alone = values["PER_SAMPLE"] and not values["BY_PATTERN"]
-    units = values["UNIT_COUNT"] * (1 if alone else max(1, values["batch"]))
-    wide = 16 if values["src"].element_size() == 4 else 32
-    kept = [
-        c
-        for c in configs
-        if c.kwargs["BLOCK_N"] <= columns
-        and c.kwargs["UNITS"] <= max(1, 2 * units)
-        and c.kwargs["UNITS"] * c.kwargs["BLOCK_N"] <= wide * 8 * c.num_warps
-    ]
-    return kept or configs[:1]
+from .tiles import UNIT, WIDEST, Window, configs, prune, units_of
 
 
 @autotuned(
-    _configs(),
+    configs(),
     triton.Config({"UNITS": 8, "BLOCK_N": 64}),
     key=[
         "batch_class",
@@ -89,7 +35,7 @@ def _prune(configs: list[triton.Config], named_args: dict[str, Any], **meta: Any
         "BLOCK_K",
     ],
     changes=["dst", "macs"],
-    prune=_prune,
+    prune=prune,
 )
 @triton.jit
 def conv2d_kernel(
@@ -377,7 +323,7 @@ def launch_conv2d(
     places = depth if flat else weight.shape[0] // taps
     block_k = group or next((k for k in (64, 32) if depth % k == 0), 16)
     if flat:
-        block_k = min(_WIDEST, max(UNIT, triton.next_power_of_2(taps * depth)))
+        block_k = min(WIDEST, max(UNIT, triton.next_power_of_2(taps * depth)))
     slices = 0 if constants is None else constants.shape[0]
     counts = input_counts if chosen_counts is None else chosen_counts
     if batch == 0:

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .conv2d import ONE, THREE, launch_conv2d
+from .conv2d import launch_conv2d
 from .gate import launch_gate
 from .layout import Channels
 from .support import register
+from .tiles import ONE, THREE
 
 
 @register("dense_block", mutates=["x", "sums", "pooled", "live", "live_counts", "taken", "scores", "words", "macs"])

@@ -9,12 +9,13 @@ from .. import _C
 from ..nn.cuda_packing import Unit
 from ..ops.network import Instruction
 from . import resample
-from .conv2d import THREE, conv2d
+from .conv2d import conv2d
 from .dense_block import dense_block
-from .head import head, path_features
+from .head import head, linear, path_features
 from .layout import Channels, pad, padded
 from .preact_conv2d import preact_conv2d
 from .step import KINDS, Facts, Map, Run, Step
+from .tiles import THREE
 
 
 class Stem(Step):
@@ -253,6 +254,9 @@ class Head(Step):
 
 
 class PathHead(Step):
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, index: int, facts: Facts) -> None:
         super().__init__(index, facts)
         step = self.step
@@ -283,22 +287,6 @@ class PathHead(Step):
             layout.first,
             layout.width,
         )
-        head(
-            layout.gather(features),
-            None,
-            self.weight,
-            self.bias,
-            None,
-            run.logits[:, step.out_offset :],
-            run.macs,
-            run.enabled,
-            None,
-            None,
-            None,
-            1,
-            layout.total,
-            step.out_channels,
-            16,
-            layout.total,
-            0,
-        )
+        logits = run.logits[:, step.out_offset :]
+        sizes = (1, layout.total, step.out_channels)
+        linear(layout.gather(features), self.weight, self.bias, logits, run.macs, run.enabled, *sizes)

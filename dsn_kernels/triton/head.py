@@ -191,6 +191,38 @@ def head(
     )
 
 
+def linear(
+    sums: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    logits: Tensor,
+    macs: Tensor,
+    enabled: Tensor | None,
+    pixels: int,
+    channels: int,
+    classes: int,
+) -> None:
+    """:func:`head` of channel sums over ``pixels`` pixels, float32 [B, units, places], all of which hold data."""
+    absent = (None, None, None)
+    head(
+        sums,
+        None,
+        weight,
+        bias,
+        None,
+        logits,
+        macs,
+        enabled,
+        *absent,
+        pixels,
+        channels,
+        classes,
+        _CHANNELS,
+        channels,
+        0,
+    )
+
+
 @triton.jit
 def path_features_kernel(
     src,  # [B, PIXELS, row]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from .. import _C
 from ..nn.cuda_packing import Unit
 from ..ops.network import Instruction
 from . import resample
-from .conv2d import UNIT, Window, conv2d
+from .conv2d import conv2d
 from .gate import EMBEDDING, gate, recurrent_gate
-from .head import head
+from .head import linear
 from .layout import Channels, pad
 from .step import KINDS, OPS, Facts, Run, Step, has
+from .tiles import UNIT, Window
 
 
 class Load(Step):
@@ -36,6 +38,9 @@ class Store(Step):
 
 
 class Linear(Step):
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, index: int, facts: Facts) -> None:
         super().__init__(index, facts)
         step = self.step
@@ -46,25 +51,9 @@ class Linear(Step):
     def forward(self, run: Run) -> None:
         step, m = self.step, run.maps[self.step.src]
         assert m.sums is not None
-        head(
-            m.sums,
-            None,
-            self.weight,
-            self.bias,
-            None,
-            run.logits[:, step.out_offset :],
-            run.macs,
-            run.enabled,
-            None,
-            None,
-            None,
-            run.pixels(step.src),
-            step.in_channels,
-            step.out_channels,
-            16,
-            step.in_channels,
-            0,
-        )
+        logits, pixels = run.logits[:, step.out_offset :], run.pixels(step.src)
+        sizes = (pixels, step.in_channels, step.out_channels)
+        linear(m.sums, self.weight, self.bias, logits, run.macs, run.enabled, *sizes)
 
 
 class Conv2d(Step):

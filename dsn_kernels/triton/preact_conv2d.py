@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .conv2d import Window, launch_conv2d
+from .conv2d import launch_conv2d
 from .support import register
+from .tiles import Window
 
 
 @register("preact_conv2d", mutates=["dst", "sums", "macs"])

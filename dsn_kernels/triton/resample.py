@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .conv2d import UNIT
+from .tiles import UNIT
 
 
 def as_rows(image: Tensor, dtype: torch.dtype, places: int) -> Tensor:

@@ -13,8 +13,8 @@ from ..nn.cuda_packing import Unit
 from ..ops.network import Instruction, Plan
 from . import resample
 from .channel_lists import ChannelLists, Listed
-from .conv2d import units_of
 from .layout import Channels, pad
+from .tiles import units_of
 
 OPS = {code: name for name, code in _C.OPS.items()}
 KINDS = {code: name for name, code in _C.GATES.items()}
