@@ -64,7 +64,6 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count, 
   }
   check(op);
   find_streams(op);
-  weight_bytes = 4 * weight_count;
   int64_t most = 0;
   normalised.resize(plan.buffers.size());
   for (const Instruction& in : plan.code) {

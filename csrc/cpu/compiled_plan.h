@@ -30,6 +30,8 @@ class CompiledPlan {
   static std::shared_ptr<const CompiledPlan> get(const char* op, const int64_t* words, int64_t count,
                                                  const BufferSpec& image, int64_t weight_count);
 
+  int64_t weight_bytes() const { return 4 * weight_count_; }
+
   Plan plan;
   std::vector<std::vector<Layout>> layouts;  // of each instruction, of each layer
   std::vector<std::vector<Edges>> edges;     // of each buffer, of each tile
@@ -37,7 +39,6 @@ class CompiledPlan {
   std::vector<int> stream_of;             // of each buffer, see streams_of
   BufferSpec map{0, 1, 1};                // what is stored; no channels if nothing is
   bool needs_masks = false;               // filters are chosen by gates that no instruction decides
-  int64_t weight_bytes = 0;               // of all weights
   int64_t chosen_bytes = 0;               // of the weights of the filters that may be chosen
   std::vector<int64_t> map_bytes;         // of each step: of the maps that it reads and writes
   std::vector<int> every_channel;         // 0, 1, 2, ...: where none can be missing

@@ -119,7 +119,7 @@ int group_size(const CompiledPlan& plan, int64_t sample_bytes, double run) {
   double least = 0;
   for (int group = 1; group <= kLargest && (group == 1 || group * sample_bytes <= kMemory); group *= 2) {
     const double packings = 1 / std::min<double>(run, group);
-    double seconds = static_cast<double>(plan.weight_bytes) * cost.fetch / group +
+    double seconds = static_cast<double>(plan.weight_bytes()) * cost.fetch / group +
                      static_cast<double>(plan.chosen_bytes) * cost.pack * packings;
     // A step finds what the one before has left, unless that was pushed out by the other samples.
     for (int64_t bytes : plan.map_bytes)
