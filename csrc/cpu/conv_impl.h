@@ -111,13 +111,11 @@ static void conv_block(const ConvTile& t, int tile, int block, int first_lane) {
       right[v] = make_mask(t.edge[2 * tile + 1] >> (first_lane + v * kLanes));
     }
   }
-  const float* block_weight = t.weight + block * t.block_stride;
   float* const first = t.src + tile * t.src_tile + first_lane;
-  for (int i = 0; i < t.live_count; ++i) {
-    const int c = t.live[i];
-    float* src = first + (Taps == 1 && t.src_rows ? t.src_rows[i] : i) * t.src_stride;
-    const float* w = block_weight + c * Taps * t.tap_stride;
-    vec x[Vectors];
+  const float* const weight = t.weight + block * t.block_stride;
+  const int64_t weight_step = Taps * t.tap_stride;
+  vec x[Vectors];
+  auto add_channel = [&](int i, float* src, const float* w) __attribute__((always_inline)) {
     if constexpr (Taps == 1) {
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) {
@@ -126,7 +124,7 @@ static void conv_block(const ConvTile& t, int tile, int block, int first_lane) {
           x[v] = make_pairs(normalised(t, t.state_rows[2 * i], first_lane + v * kLanes),
                             normalised(t, t.state_rows[2 * i + 1], first_lane + v * kLanes));
 #else
-          x[v] = normalised(t, c, first_lane + v * kLanes);
+          x[v] = normalised(t, t.live[i], first_lane + v * kLanes);
 #endif
           store(src + v * kLanes, x[v]);
         } else {
@@ -162,6 +160,23 @@ static void conv_block(const ConvTile& t, int tile, int block, int first_lane) {
         fma_block<Rows, Vectors>(acc, x, w + 2 * t.tap_stride);
         w += 3 * t.tap_stride;
       }
+    }
+  };
+  auto weight_at = [&](int i) { return weight + (t.weight_at ? t.weight_at[i] : i * weight_step); };
+  float* src = first;
+  if constexpr (Taps == 9) {
+    for (int i = 0; i < t.live_count; ++i, src += t.src_stride) add_channel(i, src, weight_at(i));
+  } else if (t.src_rows) {
+    for (int i = 0; i < t.live_count; ++i) add_channel(i, first + t.src_rows[i] * t.src_stride, weight_at(i));
+  } else if (t.weight_at) {  // a 1x1 is as fast as its loop is short
+#pragma GCC unroll 2
+    for (int i = 0; i < t.live_count; ++i, src += t.src_stride) add_channel(i, src, weight + t.weight_at[i]);
+  } else {
+    const float* w = weight;
+#pragma GCC unroll 2
+    for (int i = 0; i < t.live_count; ++i, src += t.src_stride, w += weight_step) {
+      __builtin_prefetch(w + t.block_stride);  // the next block's, which may be far away
+      add_channel(i, src, w);
     }
   }
 

@@ -28,9 +28,11 @@ struct ConvTile {
   // One tile of 1 tap: if set, src is first filled with relu(scale * state + shift); state is [channels][kTile].
   const float* state;
   const float *scale, *shift;
-  // Of row m of block b, input channel c and tap t: weight[b * block_stride + (c * taps + t) * tap_stride + m].
+  // Of row m of block b and tap t: weight[b * block_stride + at + t * tap_stride + m], where `at` of the i-th live
+  // channel is weight_at[i], or i * taps * tap_stride if that is null.
   const float* weight;
   int64_t block_stride, tap_stride;
+  const int* weight_at;
   const int* live;
   int live_count;
   // bfloat16: src, weight and live are of pairs of channels; those of live pair i are state_rows[2 i] and [2 i + 1].

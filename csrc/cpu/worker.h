@@ -112,13 +112,15 @@ class Worker {
       return taps == 1 ? kernels.pointwise : tile.plane_stride ? kernels.conv3x3_stride2 : kernels.conv3x3;
     };
     auto* run = tile.pairs ? choose(*bfloat16) : choose(kernel);
-    const int part = tile.cached ? (taps == 1 ? kCachedPixels : kCachedPatches) : kLongestSum / taps;
-    if (tile.live_count <= part || tile.dst_pairs) return run(tile);
+    const int longest = tile.cached ? (taps == 1 ? kCachedPixels : kCachedPatches) : kLongestSum / taps;
+    const int part = tile.dst_pairs ? tile.live_count : longest;
     ConvTile t = tile;
-    for (int first = 0; first < tile.live_count; first += part) {
+    int first = 0;
+    do {
       const bool last = first + part >= tile.live_count;
-      t.live = tile.live + first;
       t.live_count = std::min(part, tile.live_count - first);
+      t.live = tile.live + first;
+      find_weights(t, tile.weight, taps * tile.tap_stride);
       if (tile.src_rows)
         t.src_rows = tile.src_rows + first;
       else
@@ -128,7 +130,8 @@ class Worker {
       t.relu = last && tile.relu;
       t.sums = last ? tile.sums : nullptr;
       run(t);
-    }
+      first += part;
+    } while (first < tile.live_count);
   }
 
   // Sets score and decision of gate g, given its logit.
@@ -167,6 +170,19 @@ class Worker {
   static constexpr int kLongestSum = 1152, kCachedPixels = 128, kCachedPatches = 32;
   void walk(int stream);
 
+  // Those of a tile's live channels, `step` floats apart where none is missing.
+  void find_weights(ConvTile& tile, const float* all, int64_t step) {
+    const int count = tile.live_count, begin = count ? tile.live[0] : 0;
+    const bool in_order = count == 0 || tile.live[count - 1] - begin == count - 1;
+    tile.weight = in_order ? all + begin * step : all;
+    tile.weight_at = nullptr;
+    if (in_order) return;
+    weight_at_.resize(static_cast<size_t>(count));
+    for (int i = 0; i < count; ++i) weight_at_[static_cast<size_t>(i)] = static_cast<int>(tile.live[i] * step);
+    tile.weight_at = weight_at_.data();
+  }
+
+  std::vector<int> weight_at_;
   std::vector<Team> teams_;
   std::vector<bool> walked_;
   int stream_ = 0;  // that is being walked; 0 for a thread alone
