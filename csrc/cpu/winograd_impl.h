@@ -249,7 +249,9 @@ static void winograd_products(const WinogradGroup& g, const float* weight, const
       }
       const float* src = g.transformed + column * g.position_stride + lane;
       const float* w = weight;
+#pragma GCC unroll 2
       for (int c = 0; c < g.in_channels; ++c, src += g.patches, w += kWinogradRows) {
+        __builtin_prefetch(w + g.in_channels * kWinogradRows);  // the next column's, which may be far away
         vec x[Vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) x[v] = load(src + v * kLanes);
