@@ -33,7 +33,7 @@ struct ConvTile {
   const float* weight;
   int64_t block_stride, tap_stride;
   const int* weight_at;
-  const int* live;
+  const int* live;  // ascending
   int live_count;
   // bfloat16: src, weight and live are of pairs of channels; those of live pair i are state_rows[2 i] and [2 i + 1].
   bool pairs;
