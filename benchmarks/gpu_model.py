@@ -45,6 +45,14 @@ SHUT_TRIPS = 1  # of each that does not: its gate
 CONV_TRIPS = 4  # of a convolution's block: words, first pass, bias, what it adds to
 POOL_TRIPS = 3  # more where it pools: sums out, count, sums in
 GATE_TRIPS = 3  # more for each recurrent gate that it decides: embedding, LSTM, word
+# Clocks of a resident stage, whose blocks wait for one another and for their own instructions, not for memory:
+CLUSTER_CLOCKS = 400  # behind a convolution: outputs to the other blocks (distributed shared memory answers in about
+# 200) and the cluster's barrier, about as much again
+EPILOGUE_CLOCKS = 200  # of it: bias, sum and ReLU, shuffles of the channel sums, weights' barrier
+DECIDE_CLOCKS = 1000  # of a gate: sums of the cluster's parts (130), dot products of a warp each (235), forty sums of
+# ten terms (140), two exponentials behind one another and two hyperbolic tangents (220), the logit's sum (125), its
+# score (60), four barriers of the block (30 each)
+LONELY_BYTES = 64  # per clock from the second-level cache to one multiprocessor
 SEGMENT_TRIPS = 2  # of each convolution in a gradual layer: weights, barrier
 TRIPS = {"stem": 3, "load": 3, "transition": 10, "head": 10, "store": 3, "path_head": 10, "lists": 3}
 DENSE_BYTES = 55e6  # per sample, both branches, every layer's input and output once each: what an unfused run moves
@@ -102,6 +110,8 @@ def latency(launch: Launch) -> float:
         return BLOCK_TRIPS * ROUND_TRIP + max(
             (opened * OPEN_TRIPS + shut * SHUT_TRIPS) * ROUND_TRIP + mma / rate for opened, shut, mma in launch.chains
         )
+    if launch.name == "resident_stage":
+        return stage_latency(launch)
     if launch.name == "gradual_layer":
         return max((BLOCK_TRIPS + n * SEGMENT_TRIPS) * ROUND_TRIP + mma / rate for n, _, mma in launch.chains)
     ends = POOL_TRIPS * launch.pools + GATE_TRIPS * launch.gates
@@ -113,6 +123,28 @@ def latency(launch: Launch) -> float:
         walked = math.ceil(launch.active / launch.blocks)
         return (CONV_TRIPS * walked + ends) * ROUND_TRIP + walked * launch.mma / launch.active / rate
     return LAYER_TRIPS * ROUND_TRIP + launch.mma / launch.active / rate
+
+
+def stage_latency(launch: Launch) -> float:
+    """Of a run of residual units: its longest sample, or all of them one behind the other where they fill the machine.
+
+    A convolution takes what its busiest warp multiplies or what its block loads from shared memory, its ends and the
+    cluster's barrier, and no less than the next one's weights are under way.
+    """
+    if not launch.active:
+        return ROUND_TRIP
+    at_once = min(launch.active, MULTIPROCESSORS // launch.cluster * launch.cluster)
+    copied = launch.conv_l2_bytes / min(LONELY_BYTES * CLOCK, L2 / at_once) + ROUND_TRIP
+    decision = max(DECIDE_CLOCKS / CLOCK, copied)
+    samples = []
+    for convs, gates, mma in launch.chains:
+        clocks = max(mma * 2048 / (MMA_MACS * ALONE / 8), launch.conv_l1_bytes / L1_BYTES)
+        conv = max((clocks + EPILOGUE_CLOCKS + CLUSTER_CLOCKS) / CLOCK, copied)
+        shut = gates - min(gates, convs // 2)
+        samples.append(convs * conv + (gates - shut) * DECIDE_CLOCKS / CLOCK + shut * decision)
+    ends = (BLOCK_TRIPS + GATE_TRIPS * launch.gates) * ROUND_TRIP
+    together = at_once // launch.cluster
+    return max(max(samples) + ends, (sum(samples) + len(samples) * ends) / together)
 
 
 def predict(timeline: list[list[Entry]], launches: list[Launch]) -> float:
@@ -278,7 +310,8 @@ def constants() -> dict[str, Any]:
     names = (
         "CLOCK DRAM MMA_MACS L1_BYTES SHARED NODE ROUND_TRIP ALONE LAYER_TRIPS BLOCK_TRIPS OPEN_TRIPS SHUT_TRIPS TRIPS"
     )
-    names += " CONV_TRIPS POOL_TRIPS GATE_TRIPS SEGMENT_TRIPS L2 DENSE_BYTES DENSE_NODES"
+    names += " CONV_TRIPS POOL_TRIPS GATE_TRIPS SEGMENT_TRIPS CLUSTER_CLOCKS EPILOGUE_CLOCKS DECIDE_CLOCKS LONELY_BYTES"
+    names += " L2 DENSE_BYTES DENSE_NODES"
     return {name.lower(): globals()[name] for name in names.split()} | {"multiprocessors": MULTIPROCESSORS}
 
 

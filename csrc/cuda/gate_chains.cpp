@@ -36,27 +36,46 @@ std::vector<ChainedGate> chain_behind(const Plan& plan, size_t i, int64_t buffer
 
 }  // namespace
 
-std::vector<std::vector<ChainedGate>> chain_gates(const Plan& plan) {
+std::vector<std::vector<ChainedGate>> chain_gates(const Plan& plan, const std::vector<StageRun>& stages) {
   std::vector<std::vector<ChainedGate>> chains(plan.code.size());
+  const auto stage_of = [&](size_t i) -> const StageRun* {
+    for (const StageRun& stage : stages)
+      if (stage.holds(static_cast<int64_t>(i))) return &stage;
+    return nullptr;
+  };
+  // Within a stage the last instruction stands for all: it leaves what any of them has pooled, or found.
+  const auto counts = [&](size_t i) { return !stage_of(i) || static_cast<int>(i) + 1 == stage_of(i)->end; };
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
     const int64_t buffer = in.op == Op::kPoolSums ? in.src : in.dst;
-    if (buffer < 0 || !pools(plan, in, buffer)) continue;
+    if (buffer < 0 || !pools(plan, in, buffer) || !counts(i)) continue;
     chains[i] = chain_behind(plan, i, buffer);
-    if (chains[i].size() > kChainedGates) return {};
+    const StageRun* stage = stage_of(i);
+    size_t own = 0;  // gates that the stage decides on its way
+    GateKind kind = chains[i].empty() ? GateKind::kNone : plan.code[chains[i][0].instruction].gate;
+    for (size_t link = 0; link < chains[i].size(); ++link)
+      if (stage_of(static_cast<size_t>(chains[i][link].instruction))) chains[i].resize(link);
+    if (stage && !chains[i].empty())
+      for (const StageRun::Unit& unit : stage->units) {
+        own += unit.gate >= 0;
+        if (unit.gate >= 0 && plan.code[unit.gate].gate != kind) return {};
+      }
+    if (chains[i].size() + own > kChainedGates) return {};
   }
-  // Every gate must be in the chains of the last launch that always pools its input and of all behind that.
+  // Every other gate must be in the chains of the last launch that always pools its input and of all behind that.
   for (size_t j = 0; j < plan.code.size(); ++j) {
     const Instruction& gate = plan.code[j];
     if (gate.op != Op::kGate) continue;
     if (gate.first_gate > std::numeric_limits<int16_t>::max()) return {};
+    if (stage_of(j)) continue;
     bool always = false;
     for (size_t i = j; i-- > 0 && !always;) {
-      if (!pools(plan, plan.code[i], gate.src)) continue;
+      if (!pools(plan, plan.code[i], gate.src) || !counts(i)) continue;
       bool decides = false;
       for (const ChainedGate& link : chains[i]) decides |= link.instruction == static_cast<int>(j);
       if (!decides) return {};
-      always = plan.code[i].op != Op::kConv2d || plan.code[i].only_if < 0;
+      const bool may_not_run = plan.code[i].op == Op::kConv2d && plan.code[i].only_if >= 0;
+      always = stage_of(i) ? stage_of(i)->only_if < 0 : !may_not_run;
     }
     if (!always) return {};
   }

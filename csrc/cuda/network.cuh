@@ -10,6 +10,7 @@
 #include "cuda/network.h"
 #include "cuda/resample.cuh"
 #include "cuda/resident_block.cuh"
+#include "cuda/resident_stage.cuh"
 #include "cuda/unit_gate.cuh"
 
 namespace dsn::cuda {
@@ -106,6 +107,11 @@ class NetworkRun {
         if (index == run.begin) gradual_layer(run);
         return;
       }
+    for (const StageRun& run : s_.stages)
+      if (run.holds(index)) {
+        if (index == run.begin) resident_stage(run);
+        return;
+      }
     switch (in.op) {
       case Op::kLoad:
         return load(index, in);
@@ -144,6 +150,7 @@ class NetworkRun {
   void gate(int index, const Instruction& in);
   void linear(int index, const Instruction& in);
   void gradual_layer(const GradualRun& run);
+  void resident_stage(const StageRun& run);
   Chosen chosen(const Listed& listed) const;
   Map map_of(int64_t buffer) const;
   int64_t* order() const { return reinterpret_cast<int64_t*>(call_.workspace + s_.order_at); }
@@ -160,7 +167,17 @@ class NetworkRun {
     return reinterpret_cast<const U*>(call_.weights + at + layouts[unit].fields[field].offset);
   }
 
+  // Where a field begins, in units of 16 bytes from the call's first weight.
+  int32_t place(int index, int field) const {
+    return static_cast<int32_t>((plan_.code[index].weights + s_.layouts[index][0].fields[field].offset) / 16);
+  }
+
   Samples every_sample() const { return {nullptr, 0, static_cast<int32_t>(call_.batch), call_.count}; }
+
+  Samples samples_of(int64_t only_if) const {
+    if (only_if < 0) return every_sample();
+    return {gate_words(only_if), static_cast<int32_t>(s_.word_count), static_cast<int32_t>(call_.batch), nullptr};
+  }
 
   const uint8_t* taken_of(const State& state) const {
     return call_.taken + (state.block < 0 ? 0 : plan_.code[state.block].first_gate);

@@ -66,10 +66,7 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   const int64_t front = in.src_offset % kGroup, end = in.out_offset + in.out_channels;
   const bool adds = in.flags & kAccumulate, whole_groups = !adds && in.out_offset == 0;
   Conv2dParams p{};
-  p.samples = every_sample();
-  if (in.only_if >= 0)
-    p.samples = {gate_words(in.only_if), static_cast<int32_t>(s_.word_count), static_cast<int32_t>(call_.batch),
-                 nullptr};
+  p.samples = samples_of(in.only_if);
   p.source = map_of(in.src);
   p.out = map_of(in.dst);
   if (in.flags & kPool) {
@@ -193,11 +190,8 @@ UnitGates NetworkRun<T>::unit_gates(const std::vector<ChainedGate>& chain) const
   g.first = -1;
   for (const ChainedGate& link : chain) {
     const Instruction& in = plan_.code[link.instruction];
-    auto place = [&](int field) {
-      return static_cast<int32_t>((in.weights + s_.layouts[link.instruction][0].fields[field].offset) / 16);
-    };
-    g.unit[g.count++] = {place(dsn::gate::kWeight), place(dsn::gate::kBias), static_cast<int16_t>(in.first_gate),
-                         static_cast<int16_t>(link.unless)};
+    g.unit[g.count++] = {place(link.instruction, dsn::gate::kWeight), place(link.instruction, dsn::gate::kBias),
+                         static_cast<int16_t>(in.first_gate), static_cast<int16_t>(link.unless)};
     if (!(in.flags & kAccumulate)) g.first = static_cast<int32_t>(in.first_gate);
   }
   if (first.gate != GateKind::kRecurrent) return g;
@@ -262,9 +256,6 @@ void NetworkRun<T>::gradual_layer(const GradualRun& run) {
   p.at_mid = run.at_mid;
   p.at_inner = run.at_inner;
   p.at_add = run.at_add;
-  auto place = [&](int index, int field) {
-    return static_cast<int32_t>((plan_.code[index].weights + s_.layouts[index][0].fields[field].offset) / 16);
-  };
   for (int i = 0; i < p.segments; ++i) {
     const GradualRun::Segment& from = run.segments[i];
     const Instruction& end = plan_.code[from.add >= 0 ? from.add : from.last];
@@ -278,6 +269,44 @@ void NetworkRun<T>::gradual_layer(const GradualRun& run) {
     to.shortcut = from.add >= 0;
   }
   start<gradual_layer_kernel<T>>(call_.batch * run.blocks, 1, kThreads, run.shared_bytes, p, run.blocks);
+}
+
+template <class T>
+void NetworkRun<T>::resident_stage(const StageRun& run) {
+  const Instruction& conv = plan_.code[run.units[0].first];
+  const State& state = s_.states[conv.src];
+  StageParams p{};
+  static_cast<StageCut&>(p) = run;
+  p.samples = samples_of(run.only_if);
+  p.map = map_of(conv.src);
+  if (plan_.code[run.units[0].last].flags & kPool && state.pooled_at >= 0)
+    p.pooled = reinterpret_cast<float*>(call_.workspace + state.pooled_at);
+  p.macs = call_.macs;
+  p.weights = call_.weights;
+  p.pixels = static_cast<float>(plan_.buffers[conv.src].pixels());
+  p.units = static_cast<int32_t>(run.units.size());
+  p.groups = static_cast<int32_t>(conv2d_unit::groups(0, conv.in_channels));
+  p.channels = static_cast<int32_t>(conv.in_channels);
+  std::vector<ChainedGate> gates;
+  for (int i = 0; i < p.units; ++i) {
+    const StageRun::Unit& from = run.units[i];
+    StageUnit& to = p.unit[i];
+    to = {{place(from.first, conv2d_unit::kWeight), place(from.last, conv2d_unit::kWeight)},
+          {place(from.first, conv2d_unit::kBias), place(from.last, conv2d_unit::kBias)},
+          -1};
+    if (from.gate < 0) continue;
+    to.gate = static_cast<int32_t>(gates.size());
+    gates.push_back({from.gate, -1});
+  }
+  p.own_gates = static_cast<int32_t>(gates.size());
+  if (!s_.chains.empty())
+    for (const ChainedGate& link : s_.chains[run.end - 1]) gates.push_back(link);
+  p.gates = unit_gates(gates);
+  const int64_t blocks = call_.batch * run.blocks();
+  if (run.tiles == 1)
+    start<resident_stage_kernel<T, 1, 1>>(blocks, 1, kStageThreads, run.shared_bytes, p, run.blocks());
+  else
+    start<resident_stage_kernel<T, 2, 2>>(blocks, 1, kStageThreads, run.shared_bytes, p, run.blocks());
 }
 
 }  // namespace dsn::cuda

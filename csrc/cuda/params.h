@@ -331,6 +331,47 @@ struct GradualParams {
 };
 static_assert(sizeof(GradualParams) <= 4096);
 
+// Residual units of two 3x3 convolutions on one map, all of whose channels they keep; weights in units of 16 bytes from
+// the call's first.
+struct StageUnit {
+  int32_t weight[2], bias[2];  // of either convolution
+  int32_t gate;                // its number among `gates`, or -1
+};
+constexpr int kStageThreads = 512, kStageWarps = kStageThreads / 32;
+constexpr int kStageUnits = 40;  // leave room among kChainedGates for gates behind them
+
+// How the blocks of a cluster, and their warps, share a map and the columns of its weights.
+struct StageCut {
+  int32_t rows = 0, down = 0, across = 0;  // rows of a block; blocks over rows and over columns
+  int32_t columns = 0;                     // of a block
+  int32_t tiles = 0;                       // what a warp multiplies: so many times 16 pixels by so many times 8 columns
+  int32_t strips = 0, pieces = 0;          // of 8 pixels side by side; strips times what is above one another
+  int32_t split = 1;                       // warps that share a product's k-steps
+  int32_t pitch = 0, stride = 0;           // cells of a row, elements from one cell to the next in shared memory
+  int32_t frame_rows = 0;                  // of a block
+  int32_t weight_pitch = 0;                // elements from one group's weights to the next's
+  int32_t received_pitch = 0;              // floats of a channel's sums
+  // offsets of shared memory, bytes; of weights and bias: the first convolution's, and from there to the second's
+  int32_t at_gate = 0, at_limits = 0, at_hidden = 0, at_pooled = 0, at_received = 0, at_shared = 0, at_embed = 0;
+  int32_t at_bias = 0, at_parts = 0, at_state = 0, at_mid = 0, at_weights = 0;
+  int32_t bias_bytes = 0, weight_bytes = 0, shared_bytes = 0;
+};
+
+struct StageParams : StageCut {
+  Samples samples;
+  Map map;                   // updated in place
+  float* pooled;             // [B][map.channels] or null: nobody asks
+  unsigned long long* macs;  // [B]
+  const unsigned char* weights;
+  float pixels;  // of the map
+  int32_t units;
+  int32_t groups, channels;  // of the map: groups padded to whole k-steps
+  int32_t own_gates;         // of the units, before those that read the map when all units are done
+  StageUnit unit[kStageUnits];
+  UnitGates gates;
+};
+static_assert(sizeof(StageParams) <= 4096);
+
 struct ResampleParams {
   Samples samples;
   Pooling pooling;

@@ -134,7 +134,9 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
   }
   zero_bytes = workspace_bytes;
   place_lists(op, plan, batch);
-  chains = chain_gates(plan);
+  stages = find_stage_runs(plan, element, batch, limits);
+  chains = chain_gates(plan, stages);
+  if (chains.empty() && !stages.empty()) stages.clear(), chains = chain_gates(plan, stages);
   gradual = find_gradual_runs(plan, element, batch, limits);
 
   std::vector<int64_t> partial(static_cast<size_t>(streams), 0);

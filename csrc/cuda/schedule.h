@@ -127,6 +127,18 @@ struct GradualRun {
   int at_state = 0, at_mid = 0, at_inner = 0, at_add = 0, shared_bytes = 0;
 };
 
+// Residual units of two 3x3 convolutions, one after the other, that a launch does.
+struct StageRun : StageCut {
+  struct Unit {
+    int gate = -1, first = 0, last = 0;  // instructions; gate: the one in front that decides on it, if any
+  };
+  std::vector<Unit> units;
+  int begin = 0, end = 0;  // instructions
+  int64_t only_if = -1;    // a gate that was decided before: of the only unit then
+  int blocks() const { return down * across; }
+  bool holds(int64_t index) const { return index >= begin && index < end; }
+};
+
 struct Schedule {
   // Throws std::runtime_error of one line if the plan asks for what these kernels do not do.
   Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams, Element element,
@@ -139,6 +151,7 @@ struct Schedule {
   std::vector<int64_t> partial_at;                 // of each stream
   std::vector<ConvStep> convs;                     // of each instruction
   std::vector<GradualRun> gradual;                 // in order
+  std::vector<StageRun> stages;                    // in order
   std::vector<std::vector<ChainedGate>> chains;    // of each instruction; empty: gates are launches of their own
   std::vector<ChannelList> lists;
   std::vector<Listed> inputs, filters;  // of each instruction: channels that hold data, filters that are on
@@ -176,8 +189,12 @@ inline Channels channels_before(const State& state, int64_t layer) {
 // The update units of a plan that one launch per layer can do on this device.
 std::vector<GradualRun> find_gradual_runs(const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits);
 
-// The gates that each instruction of a plan decides as soon as it has pooled; nothing where one of them cannot be.
-std::vector<std::vector<ChainedGate>> chain_gates(const Plan& plan);
+// The residual units of a plan that one launch for each stage can do on this device.
+std::vector<StageRun> find_stage_runs(const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits);
+
+// The gates that each instruction of a plan decides as soon as it has pooled, but for those that `stages` decide on
+// their way; nothing where one of them cannot be.
+std::vector<std::vector<ChainedGate>> chain_gates(const Plan& plan, const std::vector<StageRun>& stages);
 
 ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element element, int64_t batch,
                           const DeviceLimits& limits);

@@ -14,68 +14,121 @@ __device__ inline float warp_dot(const float* a, const float* b, int n) {
   return warp_sum(z);
 }
 
-// One step of the LSTM that all gates of a network share, from the embedded input, and the logit it gives to thread 0.
-// The whole block calls it; `scratch` is shared memory of 5 kEmbedding floats.
-__device__ inline float recur(const UnitGates& g, bool first, int sample, const float* embedded, float* scratch) {
+constexpr int kHiddenState = 2 * gate::kEmbedding;  // hidden, cell
+
+// What a gate's score is held against; forced: 0 shut, 1 open, -1 neither.
+struct GateLimit {
+  float threshold;
+  int forced;
+};
+
+// What a gate computes with: its own weights and those of the LSTM that recurrent ones share.
+struct GateWeights {
+  const float *weight, *bias;
+  Recurrence shared;
+  const GateLimit* limit;  // null: where the call has it
+};
+
+__device__ inline GateLimit limit_of(const UnitGates& g, int gate, int sample) {
+  return {g.threshold[gate], g.forced ? g.forced[sample * g.gates + gate] != 0 : -1};
+}
+__device__ inline GateWeights weights_of(const UnitGates& g, const UnitGate& unit) {
+  auto field = [&](int32_t place) {
+    return reinterpret_cast<const float*>(g.weights + static_cast<int64_t>(place) * 16);
+  };
+  return {field(unit.weight), field(unit.bias), g.shared, nullptr};
+}
+
+// One step of the LSTM that all gates of a network share, in two parts; `state` is [kHiddenState], `pre` [4 kEmbedding]
+// of shared memory. What it adds from its own state to its gates' sums; the block's last two warps call it.
+__device__ inline void recur_state(const Recurrence& shared, bool first, const float* state, float* pre) {
   constexpr int n = gate::kEmbedding;
-  float* state = g.hidden + static_cast<int64_t>(sample) * 2 * n;  // hidden, cell
-  float *pre = scratch, *hidden = scratch + 4 * n;
-  const int i = threadIdx.x;
-  if (i < n) hidden[i] = first ? 0.f : state[i];
-  __syncthreads();
-  if (i < 4 * n) {
-    float z = g.shared.bias[i];
-    for (int k = 0; k < n; ++k) z = fmaf(g.shared.input[i * n + k], embedded[k], z);
-    for (int k = 0; k < n; ++k) z = fmaf(g.shared.hidden[i * n + k], hidden[k], z);
+  const int i = static_cast<int>(threadIdx.x) - (static_cast<int>(blockDim.x) - 64);
+  if (i < 0 || i >= 4 * n) return;
+  float z = shared.bias[i];
+  for (int k = 0; k < n && !first; ++k) z = fmaf(shared.hidden[i * n + k], state[k], z);
+  pre[i] = z;
+}
+// The rest, from the embedded input; returns the logit. One warp calls it.
+__device__ inline float recur(const Recurrence& shared, bool first, float* state, const float* embedded, float* pre) {
+  constexpr int n = gate::kEmbedding;
+  const int lane = threadIdx.x % 32;
+  for (int i = lane; i < 4 * n; i += 32) {
+    float z = pre[i];
+    for (int k = 0; k < n; ++k) z = fmaf(shared.input[i * n + k], embedded[k], z);
     pre[i] = z;
   }
-  __syncthreads();
-  if (i < n) {
-    const float keep = gate_score(GateKind::kSoft, pre[n + i]), take = gate_score(GateKind::kSoft, pre[i]);
-    const float cell = (first ? 0.f : keep * state[n + i]) + take * tanhf(pre[2 * n + i]);
-    hidden[i] = gate_score(GateKind::kSoft, pre[3 * n + i]) * tanhf(cell);
-    state[i] = hidden[i];
-    state[n + i] = cell;
+  __syncwarp();
+  float part = 0;
+  if (lane < n) {
+    const float keep = gate_score(GateKind::kSoft, pre[n + lane]), take = gate_score(GateKind::kSoft, pre[lane]);
+    const float cell = (first ? 0.f : keep * state[n + lane]) + take * tanhf(pre[2 * n + lane]);
+    const float hidden = gate_score(GateKind::kSoft, pre[3 * n + lane]) * tanhf(cell);
+    state[lane] = hidden;
+    state[n + lane] = cell;
+    part = shared.projection[lane] * hidden;
   }
-  __syncthreads();
-  float z = *g.shared.projection_bias;
-  if (i == 0)
-    for (int k = 0; k < n; ++k) z = fmaf(g.shared.projection[k], hidden[k], z);
-  return z;
+  return warp_sum(part) + *shared.projection_bias;
 }
 constexpr int kGateBytes = 6 * gate::kEmbedding * 4;  // of shared memory
 
-// Decides a sample's gates in order, up to the first that opens. The whole block calls it, behind a barrier after
-// `pooled` was written; `scratch` is kGateBytes of shared memory.
+__device__ inline int gate_macs(const UnitGates& g) {
+  constexpr int n = gate::kEmbedding;
+  return g.kind == GateKind::kRecurrent ? n * g.channels + 8 * n * n + n : g.channels;
+}
+
+// Decides a sample's gate g.unit[i], the same to all threads of the block, which all call it, behind a barrier after
+// `pooled` was written. `state`: of the LSTM. `scratch`: kGateBytes of shared memory; `keeps`: writes the decision
+// down.
+__device__ inline bool decide_unit(const UnitGates& g, int i, const GateWeights& w, const float* pooled, float* state,
+                                   int sample, float* scratch, bool keeps) {
+  const bool recurrent = g.kind == GateKind::kRecurrent;
+  const UnitGate& unit = g.unit[i];
+  const bool first = unit.gate == g.first;
+  float *embedded = scratch + 1, *pre = scratch + 2 * gate::kEmbedding;
+  for (int r = threadIdx.x / 32; r < (recurrent ? gate::kEmbedding : 1); r += blockDim.x / 32) {
+    const float dot = warp_dot(w.weight + r * g.channels, pooled, g.channels);
+    if (threadIdx.x % 32 == 0) embedded[r] = dot + w.bias[r];
+  }
+  if (recurrent) recur_state(w.shared, first, state, pre);
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    const float logit = recurrent ? recur(w.shared, first, state, embedded, pre) : embedded[0];
+    if (threadIdx.x == 0) {
+      const GateLimit limit = w.limit ? *w.limit : limit_of(g, unit.gate, sample);
+      const float score = gate_score(g.kind, logit);
+      const bool open = limit.forced >= 0 ? limit.forced != 0 : score > limit.threshold;
+      scratch[0] = open ? 1.f : 0.f;
+      if (keeps) {
+        g.score[sample * g.gates + unit.gate] = score;
+        g.taken[sample * g.gates + unit.gate] = open;
+        if (open) set_word(g.words + static_cast<int64_t>(unit.gate) * g.word_count, sample);
+      }
+    }
+  }
+  __syncthreads();
+  return scratch[0] != 0;
+}
+
+// Decides a sample's gates in order from g.unit[first] on, up to the first that opens; how many those were. As
+// decide_unit.
+__device__ inline int decide_units(const UnitGates& g, int first, const float* pooled, float* state, int sample,
+                                   float* scratch) {
+  int next = first;
+  for (; next < g.count; ++next) {
+    const UnitGate& unit = g.unit[next];
+    if (unit.unless >= 0 && g.taken[sample * g.gates + unit.unless]) break;
+    decide_unit(g, next, weights_of(g, unit), pooled, state, sample, scratch, true);
+  }
+  return next - first;
+}
+
+// All of them, with the LSTM's state where it lies between launches; counts their MACs.
 __device__ inline void decide_units(const UnitGates& g, const float* pooled, int sample, unsigned long long* macs,
                                     float* scratch) {
-  const bool recurrent = g.kind == GateKind::kRecurrent;
-  const int outputs = recurrent ? gate::kEmbedding : 1;
-  const int64_t row = sample * g.gates;
-  int decided = 0;
-  for (; decided < g.count; ++decided) {
-    const UnitGate& unit = g.unit[decided];
-    if (unit.unless >= 0 && g.taken[row + unit.unless]) break;
-    const auto* weight = reinterpret_cast<const float*>(g.weights + static_cast<int64_t>(unit.weight) * 16);
-    const auto* bias = reinterpret_cast<const float*>(g.weights + static_cast<int64_t>(unit.bias) * 16);
-    for (int r = threadIdx.x / 32; r < outputs; r += blockDim.x / 32) {
-      const float dot = warp_dot(weight + r * g.channels, pooled, g.channels);
-      if (threadIdx.x % 32 == 0) scratch[r] = dot + bias[r];
-    }
-    __syncthreads();
-    float logit = scratch[0];
-    if (recurrent) logit = recur(g, unit.gate == g.first, sample, scratch, scratch + gate::kEmbedding);
-    if (threadIdx.x == 0) {
-      const float score = gate_score(g.kind, logit);
-      const bool open = g.forced ? g.forced[row + unit.gate] != 0 : score > g.threshold[unit.gate];
-      g.score[row + unit.gate] = score;
-      g.taken[row + unit.gate] = open;
-      if (open) set_word(g.words + static_cast<int64_t>(unit.gate) * g.word_count, sample);
-    }
-    __syncthreads();
-  }
-  const int each = outputs * g.channels + (recurrent ? 8 * outputs * outputs + outputs : 0);
-  if (threadIdx.x == 0 && decided) atomicAdd(macs + sample, static_cast<unsigned long long>(decided) * each);
+  float* state = g.hidden ? g.hidden + static_cast<int64_t>(sample) * kHiddenState : nullptr;
+  const int decided = decide_units(g, 0, pooled, state, sample, scratch);
+  if (threadIdx.x == 0 && decided) atomicAdd(macs + sample, static_cast<unsigned long long>(decided) * gate_macs(g));
 }
 
 template <int kThreadCount>

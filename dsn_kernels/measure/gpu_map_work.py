@@ -14,6 +14,7 @@ GROUP: int = _C.cuda.GROUP
 _STEP: int = _C.cuda.STEP
 _STRIP = 64  # pixels of a block of the kernels without weights
 _WARP_ROWS = 32  # pixels that a warp of a convolution multiplies
+_STAGE_WARPS = 16  # of a block of a resident stage
 
 
 @dataclass
@@ -21,8 +22,8 @@ class Launch:
     """One kernel for a batch.
 
     Attributes:
-        name: stem, layer, block, transition, head, load, store, conv2d, gradual_layer, lists, groups, or the
-            instruction's.
+        name: stem, layer, block, transition, head, load, store, conv2d, resident_stage, gradual_layer, lists, groups,
+            or the instruction's.
         stream: of the plan.
         blocks: of the grid.
         active: blocks that have a sample; of a convolution, whose blocks walk them: tiles of the samples that run.
@@ -31,7 +32,11 @@ class Launch:
         l2_bytes: weights that blocks of a convolution copy into their shared memory.
         dram_bytes: of states and images read and written; weights stay in the caches.
         chains: of a block, for each sample: layers that ran, layers that did not, instructions of its longest tile; of
-            a gradual layer: phases of a segment, 0, instructions of a block.
+            a gradual layer: phases of a segment, 0, instructions of a block; of a stage: convolutions, gates that it
+            decides on its way, instructions of its busiest warp in a convolution.
+        cluster: blocks of a sample, where a launch has clusters.
+        conv_l1_bytes, conv_l2_bytes: of a stage, what a block loads from shared memory and copies into it for one
+            convolution.
         gates: that the last block of a sample decides behind a sum over its channels; recurrent ones only.
         pools: leaves a pooled vector.
     """
@@ -47,6 +52,9 @@ class Launch:
     chains: list[tuple[int, int, int]] = field(default_factory=list)
     gates: int = 0
     pools: bool = False
+    cluster: int = 1
+    conv_l1_bytes: int = 0
+    conv_l2_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class Cuts:
         convs: of each convolution: rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down,
             depth, blocks of a multiprocessor, tiles side by side that a block walks (0: any), 1 if chosen inputs are
             read in their places.
+        stages: of residual units that one launch does: first instruction, one past its last, rows of a block, blocks
+            over rows and over columns, tiles of a warp each way, warps that share a product.
         gradual: of each gradual layer: first instruction, one past its last, rows of a block, blocks of a sample.
         streams: of each buffer.
         multiprocessors: of the device.
@@ -69,6 +79,7 @@ class Cuts:
 
     layers: Sequence[Sequence[int]]
     convs: Sequence[Sequence[int]]
+    stages: Sequence[Sequence[int]]
     gradual: Sequence[Sequence[int]]
     streams: Sequence[int]
     multiprocessors: int
@@ -83,6 +94,7 @@ class Cuts:
         return Cuts(
             [tile[:5] for tile in network.tiles],
             network.conv_tiles,
+            network.stage_runs,
             network.gradual_runs,
             network.stream_of_buffer,
             multiprocessors,
@@ -165,6 +177,43 @@ def without_weights(plan: Plan, step: Instruction, batch: int, element: int, lau
     launch.pools = step.op in (_C.OPS["subsample"], _C.OPS["pool_sums"])
     written = 0 if step.op == _C.OPS["pool_sums"] else min(step.out_channels or step.in_channels, channels)
     launch.dram_bytes = batch * element * (step.in_channels * from_height * from_width + written * height * width)
+
+
+def resident_stage(plan: Plan, cut: Sequence[int], gates: list[list[int]], element: int, launch: Launch) -> None:
+    """Adds residual units that a cluster of blocks does for each sample, as the sample's gates have it.
+
+    A warp takes 8 pixels side by side in 2 ``tiles`` rows and as many times 8 columns; a row of pixels is loaded once
+    for the three rows of the window. The first weights of a unit are copied before its gate is known.
+    """
+    begin, end, rows, down, across, tiles, split = cut[:7]
+    convs = [step for step in plan.code[begin:end] if step.op == _C.OPS["conv2d"]]
+    decided = sum(step.op == _C.OPS["gate"] for step in plan.code[begin:end])
+    channels, height, width = plan.buffers[convs[0].src]
+    wide, steps = up(channels, 16), up(channels, _STEP) // _STEP
+    columns = wide // (8 * tiles)
+    parts = [-(-width // 8) * -(-min(rows, height - y) // (2 * tiles)) for y in range(0, height, rows)]
+    products = 9 * tiles * tiles
+    loads = 3 * (2 * tiles + 2) + 9 * tiles
+    joined = (split - 1) * 2 * tiles * tiles * 512  # sums of the warps that share a product, written and read
+    l1 = [part * columns * (steps * loads * 32 * GROUP * element + joined) for part in parts]
+    weights = 9 * wide * wide * element
+    rounds = -(-max(parts) * columns // across * split // _STAGE_WARPS)
+    warp = rounds * -(-steps // split) * products
+    launch.blocks = len(gates) * down * across
+    launch.cluster = down * across
+    launch.conv_l1_bytes = max(l1) // across
+    launch.conv_l2_bytes = weights // across
+    for sample in gates:
+        ran = sum(step.only_if < 0 or sample[step.only_if] for step in convs)
+        outside = convs[0].only_if >= 0 and not decided  # one unit, whose gate was decided before
+        if outside and not ran:
+            continue
+        launch.active += down * across
+        launch.mma += ran * sum(parts) * columns * products * steps
+        launch.l1_bytes += ran * sum(l1)
+        launch.l2_bytes += (ran // 2 + len(convs) // 2) * down * weights
+        launch.chains.append((ran, decided, warp))
+        launch.dram_bytes += (2 if ran else 1) * up(channels, GROUP) * height * width * element
 
 
 def gradual_layer(plan: Plan, cut: Sequence[int], batch: int, element: int, launch: Launch) -> None:

@@ -52,8 +52,8 @@ class _Counter:
         for _ in range(self.cuts.groups):
             blocks = -(-len(self.gates) // 256)
             self.launches.append(Launch("groups", 0, blocks, blocks))
-        gradual = {run[0]: run for run in self.cuts.gradual}
-        within = {i for run in self.cuts.gradual for i in range(run[0], run[1])}
+        gradual, stages = ({run[0]: run for run in runs} for runs in (self.cuts.gradual, self.cuts.stages))
+        within = {i for run in (*self.cuts.gradual, *self.cuts.stages) for i in range(run[0], run[1])}
         for index, step in enumerate(self.plan.code):
             name = names[step.op]
             cut = next(self.convs) if name == "conv2d" else ()
@@ -61,6 +61,10 @@ class _Counter:
                 if index in gradual:
                     launch = Launch("gradual_layer", self.streams[step.src])
                     maps.gradual_layer(self.plan, gradual[index], len(self.gates), self.element, launch)
+                    self.launches.append(launch)
+                if index in stages:
+                    launch = Launch("resident_stage", self.streams[step.src])
+                    maps.resident_stage(self.plan, stages[index], self.gates, self.element, launch)
                     self.launches.append(launch)
                 continue
             if name == "gate" and not self.cuts.gates_have_launches:

@@ -7,7 +7,7 @@ import torch
 from device_checks import accelerate, check_network, check_samples_alone, same_dtype
 from references import assert_as_exact_as_torch
 from small_models import make_images, random_gates
-from small_planned import PLANNED, make_planned
+from small_planned import PLANNED, make_planned, residual_units
 
 import dsn_kernels
 from dsn_kernels import _C
@@ -156,6 +156,42 @@ def test_gates_of_one_map(place, kind, count):
     torch.testing.assert_close(out.scores.cpu().double(), scores, rtol=1e-5, atol=1e-5)
     assert torch.equal(out.gates.cpu().bool(), scores > limits)
     assert out.macs.tolist() == [6 * count] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("channels", "size", "batch", "forced"),
+    [
+        (16, (8, 8), 2, False),
+        (12, (7, 13), 3, True),  # strips and rows that the map does not fill
+        (64, (8, 8), 2, True),  # blocks and warps share columns and k-steps
+        (40, (3, 9), 2, False),
+        (20, (1, 1), 2, True),
+        (8, (4, 8), 140, True),  # more samples than multiprocessors: one block for each
+    ],
+)
+def test_residual_units(place, channels, size, batch, forced, dtype):
+    """Of which a launch does all."""
+    place.seeded(8)
+    units = residual_units(channels, size, (False, True, True, True))
+    runner = units.runner(dtype, place.backend).to(place.device)
+    if place.backend == "simt":
+        assert len(runner.schedule(batch).stage_runs) == 1
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(batch, channels, *size, generator=generator)
+    gates = torch.randint(0, 2, (batch, 3), generator=generator).to(torch.uint8) if forced else None
+    limits = torch.full((3,), 0.5, device=place.device)
+    out = runner(image.to(place.device), limits, None if gates is None else gates.to(place.device))
+    taken = out.gates.cpu()
+    exact, logits = units.reference(image, taken, torch.float64)
+    same, _ = units.reference(image, taken, dtype)
+    assert_as_exact_as_torch(out.map.cpu(), same, exact)
+    assert gates is None or torch.equal(taken, gates)
+    scores = out.scores.cpu().double()
+    torch.testing.assert_close(scores, logits.sigmoid(), rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-2)
+    assert forced or torch.equal(taken.bool(), scores > 0.5)
+    each = 2 * 9 * channels**2 * size[0] * size[1]
+    assert torch.equal(out.macs.cpu(), each * (1 + taken.sum(1)) + 3 * channels + channels)
 
 
 NEARLY = ("gaternet-all", "gaternet-preact", "gaternet-inception")  # of some masks all filters are then computed

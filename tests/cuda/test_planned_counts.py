@@ -3,7 +3,7 @@
 import pytest
 import torch
 from small_models import make_images
-from small_planned import make_planned
+from small_planned import make_planned, residual_units
 from torch import nn
 
 import dsn_kernels
@@ -265,6 +265,36 @@ def test_a_gradual_layer_is_one_launch(simt, channels, side, sizes, width, short
     assert counts["global_store_bytes"] == batch * state
 
 
+@pytest.mark.parametrize(("channels", "side"), [(16, 16), (12, 9), (64, 8)])
+def test_a_stage_is_one_launch(simt, channels, side):
+    """It reads the map with its frame and writes it once, copies weights for what runs and gates in advance."""
+    gates = torch.tensor([[1, 1], [0, 1], [0, 0]], dtype=torch.uint8)
+    batch, x = len(gates), torch.randn(3, channels, side, side)
+    kinds = (True, True)
+    runners = [residual_units(channels, (side, side), gated).runner(torch.float16, "simt") for gated in (kinds, ())]
+    whole, rest = (count(simt, runner, x, gates[:, : runner.plan.gates]) for runner in runners)
+    counts = {name: whole[name] - rest[name] for name in whole}
+    ((begin, end, rows, down, across, tiles, split, _),) = runners[0].schedule(batch).stage_runs
+    assert (begin, end) == (3, 9) and down * across > 1
+    assert counts["launches"] == 1 and counts["blocks"] == batch * down * across
+    wide, deep, ran = up(channels, 16), up(channels, 4), int(gates.sum())
+    mma = 0
+    for y in range(0, side, rows):
+        pieces = -(-side // 8) * -(-min(rows, side - y) // (2 * tiles))
+        mma += pieces * wide // (8 * tiles) * 9 * tiles**2 * wide // 16
+    assert counts["mma_m16n8k16_f16"] == 2 * ran * mma
+    framed = sum(min(y + rows + 1, side) - max(y - 1, 0) for y in range(0, side, rows))
+    state = across * framed * side * deep * 2
+    units = len(kinds) * batch
+    weights = (units + ran) * (down * 9 * wide * wide * 2 + down * wide * 4)
+    decisions = units * down * across * (up(channels * 4, 16) + 16 + 4 + 1)  # weights and bias; threshold and forced
+    pooled = batch * down * across * deep * 4
+    assert counts["global_load_bytes"] == batch * state + weights + decisions + pooled
+    wrote = int(gates.any(1).sum())
+    assert counts["global_store_bytes"] == wrote * (side * side * deep * 2 + deep * 4) + units * (4 + 1)
+    assert counts["global_atomics"] == batch + ran  # MACs, and a word for each gate that opens
+
+
 def test_gates_take_no_launch_of_their_own(simt):
     """The last block of a sample that wrote a map decides the gates that read it."""
     for name in ("skipnet-rnn", "skipnet-ff-1"):
@@ -272,5 +302,8 @@ def test_gates_take_no_launch_of_their_own(simt):
         runner = dsn_kernels.accelerate(model, dtype=torch.float16, backend="simt").runner
         simt.reset_counters()
         runner(make_images(model, 2), torch.full((runner.plan.gates,), 0.5))
-        gates = sum(step.op == GATE for step in runner.plan.code)
-        assert gates > 1 and simt.counters()["launches"] == len(runner.plan.code) - gates
+        runs = runner.schedule(2).stage_runs
+        within = {i for begin, end, *_ in runs for i in range(begin, end)}
+        gates = [i for i, step in enumerate(runner.plan.code) if step.op == GATE]
+        outside = len(runner.plan.code) - len(within | set(gates))
+        assert runs and len(gates) > 1 and simt.counters()["launches"] == outside + len(runs)

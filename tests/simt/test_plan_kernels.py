@@ -77,6 +77,23 @@ class Case:
         exact = torch.cat([state, torch.stack(scores), torch.tensor([0.0, 1, 0, 1, 2 * 970])])
         return torch.cat([hidden.double(), score, taken, words, macs]), exact
 
+    def resident_stage(self, variant, in_place=False):
+        state, hidden, threshold = tensor(8, 8, 32), tensor(20, seed=4, dtype=torch.float32), torch.tensor([0.0])
+        convs = [tensor(32, 32, 9, seed=i).mul(0.3).half() for i in range(1, 5)]
+        bias, wide = tensor(32, seed=5, dtype=torch.float32), tensor(332 + 852, seed=6, dtype=torch.float32)
+        words, pooled = joined(*map(packed, convs), bias, wide), torch.full((32,), torch.nan)
+        exact = state.double().permute(2, 0, 1)[None]
+        outputs = torch.full((1,), 7, dtype=torch.uint8), torch.full((1,), torch.nan), torch.zeros(1).long()
+        macs = torch.zeros(1).long()
+        self.call(f"resident_stage_{variant}", state, pooled, words, hidden, threshold, *outputs, macs, last=[in_place])
+        for first, last in (convs[:2], convs[2:]):
+            inner, outer = (weight.double().reshape(32, 32, 3, 3) for weight in (first, last))
+            y = F.conv2d(exact, inner, bias.double(), padding=1).relu()
+            exact = (exact + F.conv2d(y, outer, bias.double(), padding=1)).relu()
+        exact = exact[0].permute(1, 2, 0)
+        assert [int(x) for x in (*outputs[::2], macs)] == [1, 1, 4 * 64 * 9 * 32**2 + 10 * 32 + 810]
+        return torch.cat([state.double().flatten(), pooled]), torch.cat([exact.flatten(), exact.mean((0, 1))])
+
     def dense(self, kernel, variant):
         state, macs = torch.full((48 * 64,), torch.nan, dtype=HALF), torch.zeros(1).long()
         first = tensor(8, 8, 16)
@@ -188,7 +205,8 @@ class Case:
         return pooled.double(), x.double().mean(0)
 
 
-KERNELS = ["conv2d", "gradual_layer", "unit_gate", "pool_sums", "dense_layer", "dense_block", "head", "filter_lists"]
+CLUSTERS = ["gradual_layer", "dense_block", "resident_stage"]
+KERNELS = [*CLUSTERS, "conv2d", "unit_gate", "pool_sums", "dense_layer", "head", "filter_lists"]
 STATE_KERNELS = ["stem", "transition", "plain_layer", "residual_layer"]
 
 
@@ -204,8 +222,8 @@ FAULTS = [
     *((kernel, "without_barriers", f"{RACE}|{COPY}") for kernel in KERNELS + STATE_KERNELS),
     *((kernel, "without_own_barriers", RACE) for kernel in STATE_KERNELS if kernel != "stem"),  # which has none
     ("conv2d", "without_copy_waits", COPY),
-    *((kernel, "without_copy_waits", COPY) for kernel in ("gradual_layer", "dense_layer", "dense_block")),
-    *((kernel, "without_cluster_waits", f"{RACE}|which has ended") for kernel in ("gradual_layer", "dense_block")),
+    *((kernel, "without_copy_waits", COPY) for kernel in (*CLUSTERS, "dense_layer")),
+    *((kernel, "without_cluster_waits", f"{RACE}|which has ended") for kernel in CLUSTERS),
     *((kernel, "without_dependency_waits", "grid_dependency_wait") for kernel in KERNELS),
 ]
 
@@ -220,3 +238,9 @@ def test_a_residual_layer_in_place_is_found(simt):
     """A tile's neighbour reads what the tile writes: the new state must not lie where the old one is."""
     with pytest.raises(simt.Error, match=r"race: (reads|writes) \d+ bytes at argument 0 .*another block"):
         Case(simt).residual_layer("intact", copy_stride=0)
+
+
+def test_frames_of_a_stage_on_one_another_are_found(simt):
+    """A unit's own map and the one between its convolutions live side by side."""
+    with pytest.raises(simt.Error, match=f"{RACE}|{COPY}"):
+        Case(simt).resident_stage("intact", in_place=True)

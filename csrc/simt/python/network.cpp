@@ -17,6 +17,7 @@
 #include "cuda/gate_chains.cpp"
 #include "cuda/gradual_runs.cpp"
 #include "cuda/schedule.cpp"
+#include "cuda/stage_runs.cpp"
 
 namespace {
 
@@ -137,6 +138,14 @@ class Network {
       all.push_back({r.begin, r.end, r.rows, r.blocks, r.shared_bytes});
     return all;
   }
+  // (first instruction, one past the last, rows, down, across, tiles of a warp, split, shared_bytes) of each run of
+  // residual units
+  std::vector<std::array<int, 8>> stage_runs() const {
+    std::vector<std::array<int, 8>> all;
+    for (const cuda::StageRun& r : schedule_->stages)
+      all.push_back({r.begin, r.end, r.rows, r.down, r.across, r.tiles, r.split, r.shared_bytes});
+    return all;
+  }
   // (rows, columns, down, across, resident, mid_stride, shared_bytes) of each layer of each dense block
   std::vector<std::array<int, 7>> tiles() const {
     std::vector<std::array<int, 7>> all;
@@ -191,6 +200,7 @@ DSN_SIMT_BINDINGS(network) {
       .def_property_readonly("workspace_bytes", &Network::workspace_bytes)
       .def_property_readonly("grouped", &Network::grouped)
       .def_property_readonly("gradual_runs", &Network::gradual_runs)
+      .def_property_readonly("stage_runs", &Network::stage_runs)
       .def_property_readonly("conv_tiles", &Network::conv_tiles)
       .def("timeline", &Network::timeline)
       .def_property_readonly("stream_of_buffer", &Network::stream_of_buffer)

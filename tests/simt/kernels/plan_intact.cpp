@@ -1,3 +1,4 @@
 #define DSN_VARIANT intact
 #include "kernels/plan_kernels.h"
+#include "kernels/stage_kernels.h"
 #include "kernels/state_kernels.h"

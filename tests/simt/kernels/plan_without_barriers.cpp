@@ -1,4 +1,5 @@
 #define DSN_VARIANT without_barriers
 #define DSN_NO_BARRIER
 #include "kernels/plan_kernels.h"
+#include "kernels/stage_kernels.h"
 #include "kernels/state_kernels.h"
