@@ -1,7 +1,9 @@
 """Runs the CPU benchmark and holds it against what the project promises: ``python benchmarks/cpu.py [RUN ...]``.
 
 Writes ``benchmarks/results/MACHINE.RUN.json``, the documents of ``dsn bench`` and, of the run ``kernels``, medians of
-pytest-benchmark, and prints every promise kept or BROKEN with the figure measured; exit status 1 if one is broken.
+pytest-benchmark, and prints every promise kept or BROKEN with the figure measured; exit status 1 if one is broken. The
+document tells the same under ``promises`` and, for each broken one, under ``profiles`` where the time went, by kind of
+step as ``dsn timeline --kinds`` has them.
 Options such as ``--seconds=10`` go to ``dsn bench``; ``--check`` only reads the files that are there. Takes up to half
 an hour a run on two cores, most of it in torch.compile. An idle machine, please.
 """
@@ -122,6 +124,18 @@ def measure(name: str, target: Path, options: list[str]) -> int:
     return subprocess.run(command).returncode
 
 
+def profile(run: Run, batch: int, gates: str) -> dict[str, Any]:
+    """Where the time of one row goes."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "timeline.json"
+        command = [sys.executable, "-m", "dsn_kernels", "timeline", run.model, "--gates", gates, "--batch", str(batch)]
+        kept = [text for i, text in enumerate(run.options) if "--option" in run.options[max(0, i - 1) : i + 1]]
+        subprocess.run([*command, "--json", str(file), *kept], check=True)
+        found = json.loads(file.read_text())
+    kinds = [kind for kind in found["kinds"] if kind["share"] >= 0.01]
+    return {"batch": batch, "gates": gates, "total_ms": found["total_ms"], "threads": found["threads"], "kinds": kinds}
+
+
 def measure_kernels(target: Path) -> int:
     """As :func:`measure`, of ``benchmarks/test_kernels.py``."""
     with tempfile.TemporaryDirectory() as folder:
@@ -206,6 +220,32 @@ def verdict(promise: Promise, measured: float | None) -> str:
     return "kept" if kept else "BROKEN"
 
 
+def judge(name: str, documents: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A run's promises, what was measured of each, and by what part a broken one misses its bar."""
+    judged = []
+    for promise in promises(name, documents.get(name, {"rows": []})):
+        measured = figure(promise, documents)
+        told = verdict(promise, measured)
+        missed = abs(measured / promise.bar - 1) if measured is not None and told == "BROKEN" else None
+        judged.append({**promise._asdict(), "measured": measured, "verdict": told, "missed_by": missed})
+    return judged
+
+
+def tell(name: str, documents: dict[str, dict[str, Any]]) -> None:
+    """Adds to a run's document how its promises fared and the profile of each row that breaks one, and of it open."""
+    document = documents[name]
+    document["promises"] = judge(name, documents)
+    broken = [promise for promise in document["promises"] if promise["verdict"] == "BROKEN"]
+    rows = {(row["batch"], gates) for row in broken for gates in ("open", row["gates"])}
+    document["profiles"] = [profile(RUNS[name], *row) for row in sorted(rows)]
+    result_file(name).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def read_documents() -> dict[str, dict[str, Any]]:
+    files = {name: result_file(name) for name in RUNS}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
 def main() -> int:
     options = [argument for argument in sys.argv[1:] if argument.startswith("--")]
     names = [argument for argument in sys.argv[1:] if not argument.startswith("--")] or [*RUNS, KERNELS]
@@ -216,16 +256,16 @@ def main() -> int:
             status = measure(name, result_file(name), options)
             if status:
                 return status
-    files = {name: result_file(name) for name in RUNS}
-    documents = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+            if name in RUNS:
+                tell(name, read_documents())
+    documents = read_documents()
     broken = 0
     for name in names:
-        for promise in promises(name, documents.get(name, {"rows": []})):
-            measured = figure(promise, documents)
-            told = verdict(promise, measured)
-            broken += told == "BROKEN"
-            text = f"{name}, batch {promise.batch}, gates {promise.gates}: {promise.figure}"
-            print(f"{told:12} {text} {'-' if measured is None else f'{measured:.2f}'} ({promise.sign} {promise.bar:g})")
+        for promise in judge(name, documents):
+            broken += promise["verdict"] == "BROKEN"
+            text = f"{name}, batch {promise['batch']}, gates {promise['gates']}: {promise['figure']}"
+            measured = "-" if promise["measured"] is None else f"{promise['measured']:.2f}"
+            print(f"{promise['verdict']:12} {text} {measured} ({promise['sign']} {promise['bar']:g})")
     return 1 if broken else 0
 
 

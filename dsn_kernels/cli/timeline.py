@@ -21,7 +21,7 @@ from ..measure.networks import gate_counts
 from ..measure.plots import check_picture, picture
 from ..measure.timeline import Timeline
 from ..measure.timeline import timeline as measure
-from ..measure.timeline_views import document, rows, timeline_figure, trace
+from ..measure.timeline_views import document, kinds, rows, timeline_figure, trace
 from .common import (
     JsonOption,
     PinOption,
@@ -61,6 +61,21 @@ def table(timeline: Timeline, title: str, top: int) -> Table:
     return result
 
 
+def kind_table(timeline: Timeline, title: str, top: int) -> Table:
+    """The ``top`` kinds of steps that took the most, and what lies outside of them."""
+    every = kinds(timeline)
+    result = Table(title=title)
+    for column in ("kind of step", "steps", "share", "GFLOP/s a thread"):
+        result.add_column(column, justify="left" if column == "kind of step" else "right")
+    for row in every[:top]:
+        speed = "-" if row["gflops"] is None else f"{row['gflops']:.0f}"
+        result.add_row(row["kind"], str(row["steps"]), percent(row["share"]), speed)
+    if len(every) > top:
+        result.add_row(f"{len(every) - top} other kinds", "", percent(sum(row["share"] for row in every[top:])), "")
+    result.add_row("outside of steps", "", percent(1 - sum(row["share"] for row in every)), "")
+    return result
+
+
 def timeline(
     model: Annotated[str, typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.")],
     batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 8,
@@ -73,6 +88,7 @@ def timeline(
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Calls; times are medians over them.")] = 5,
     top: Annotated[int, typer.Option(min=1, help="Steps in the table.")] = 30,
+    by_kind: Annotated[bool, typer.Option("--kinds", help="Steps that do alike in one row.")] = False,
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a zoo model's configuration; may be repeated.")
     ] = None,
@@ -109,4 +125,4 @@ def timeline(
         write_json({"schema": 1, "model": model, "gates": setting.text, **document(found), **facts}, json)
         return
     title = f"{model}, batch {batch}, gates {setting.text}, {found.threads} threads: {found.total_ms:.2f} ms"
-    console().print(table(found, title, top))
+    console().print((kind_table if by_kind else table)(found, title, top))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsn_models import UserError
 
 from .. import _C
-from ..ops.network import Plan
+from ..ops.network import Instruction, Plan
 from .flops import plan_layers, planned_parts
 from .networks import run
 from .ranges import named_range
@@ -50,6 +51,7 @@ class Timeline:
         steps: names of the steps, as ``measure.flops`` has them, in the plan's order; those without MACs too.
         branches: of each step, "" for none.
         gates: of each step, the index of its gate within the branch, -1 if it always runs.
+        kinds: of each step, what it does and on which map; steps of one kind cost the same but for what is skipped.
         ran: fraction of each step that ran, float64 [B, steps].
         ms: milliseconds of each step, summed over threads, float64 [B, steps]; of a step of the whole batch, the
             sample's share. A shut layer takes next to nothing; its gate is asked by the layer, or block, before it.
@@ -62,6 +64,7 @@ class Timeline:
     steps: list[str]
     branches: list[str]
     gates: list[int]
+    kinds: list[str]
     ran: Tensor
     ms: Tensor
     macs: Tensor
@@ -147,7 +150,7 @@ class _Builder:
     def __init__(self, fast: Any, gates: Tensor, start: int) -> None:
         self.gates, self.layers, self.start = gates, fast.layers, start
         self.parts = {module.plan_words.data_ptr(): (part, module.plan) for part, module in planned_parts(fast)}
-        self.names: list[tuple[str, str, int]] = []
+        self.names: list[tuple[str, str, int, str]] = []
         self.columns: list[tuple[Tensor, Tensor, Tensor]] = []  # ran, ms, macs
         self.spans: list[Span] = []
         self.seen: Counter[str] = Counter()
@@ -159,9 +162,10 @@ class _Builder:
             else:
                 self._add_operator(call)
         ran, ms, macs = (torch.stack(column, 1) for column in zip(*self.columns, strict=True))
-        names, branches, gates = (list(column) for column in zip(*self.names, strict=True))
+        names, branches, gates, kinds = (list(column) for column in zip(*self.names, strict=True))
         self.spans.sort(key=lambda span: span.start)
-        return Timeline(names, branches, gates, ran, ms, macs, self.spans, length / 1e6, torch.get_num_threads())
+        total_ms, threads = length / 1e6, torch.get_num_threads()
+        return Timeline(names, branches, gates, kinds, ran, ms, macs, self.spans, total_ms, threads)
 
     def _add_operator(self, call: _Call) -> None:
         batch = len(self.gates)
@@ -169,10 +173,11 @@ class _Builder:
         self.seen[call.name] += 1
         self.spans.append(Span(WHOLE_BATCH, len(self.names), 0, call.start - self.start, call.end - self.start, 0))
         share = torch.full((batch,), (call.end - call.start) / 1e6 / batch, dtype=torch.float64)
-        self._add(name, "", -1, None, share, torch.zeros(batch, dtype=torch.int64))
+        kind = f"torch.{call.name}"
+        self._add((name, "", -1, kind), None, share, torch.zeros(batch, dtype=torch.int64))
 
-    def _add(self, name: str, branch: str, gate: int, ran: Tensor | None, ms: Tensor, macs: Tensor) -> None:
-        self.names.append((name, branch, gate))
+    def _add(self, names: tuple[str, str, int, str], ran: Tensor | None, ms: Tensor, macs: Tensor) -> None:
+        self.names.append(names)
         self.columns.append((torch.ones_like(ms) if ran is None else ran, ms, macs))
 
     def _add_plan(self, part: str, plan: Plan, spans: Tensor) -> None:
@@ -194,11 +199,28 @@ class _Builder:
                 ms, macs = (ms - long[:, inner].sum(1)).clamp_min(0), macs - done[:, inner].sum(1)
                 of = named[index, 0]
                 key = of.name.rpartition("layer.")[0] + "block"
-                self._add(f"{key}.{self.seen[key]}", of.branch, -1, None, ms, macs)
+                kind = f"gates of a dense block, {_map(plan, step)}"
+                self._add((f"{key}.{self.seen[key]}", of.branch, -1, kind), None, ms, macs)
                 self.seen[key] += 1
             else:
                 of = named[index, layer]
-                self._add(of.name, of.branch, of.gate, of.ran.expand(batch), ms, macs)
+                self._add((of.name, of.branch, of.gate, _kind(plan, step)), of.ran.expand(batch), ms, macs)
         for sample, thread, step in busy.nonzero().tolist():
             begin, end, macs = spans[sample, thread, step].tolist()
             self.spans.append(Span(sample, first + step, thread, begin - self.start, end - self.start, macs))
+
+
+def _map(plan: Plan, step: Instruction) -> str:
+    _, height, width = plan.buffers[step.src if step.dst < 0 else step.dst]
+    return f"{height} x {width}"
+
+
+def _kind(plan: Plan, step: Instruction) -> str:
+    name = {code: name for name, code in _C.OPS.items()}[step.op]
+    if name == "dense_block":
+        return f"dense layer, {_map(plan, step)}"
+    if name != "conv2d":
+        return f"{name}, {_map(plan, step)}"
+    rows, columns = (step.taps // step.columns, step.columns) if step.columns else (math.isqrt(step.taps),) * 2
+    stride = f" stride {step.stride}" if step.stride > 1 else ""
+    return f"conv2d {rows} x {columns}{stride}, {step.in_channels} to {step.out_channels}, {_map(plan, step)}"

@@ -37,13 +37,31 @@ def rows(timeline: Timeline) -> list[dict[str, Any]]:
     return found
 
 
+def kinds(timeline: Timeline) -> list[dict[str, Any]]:
+    """Per kind of step, the costliest first: ``kind``; ``steps`` of it; ``share`` of the threads' time while the call
+    lasted; ``gflops`` of a thread (None without MACs). What the shares leave of 1 is outside of steps: waiting, the
+    framework, Python."""
+    found: dict[str, list[int]] = {}
+    for i, kind in enumerate(timeline.kinds):
+        found.setdefault(kind, []).append(i)
+    all_rows = []
+    for kind, columns in found.items():
+        ms, macs = timeline.ms[:, columns].sum().item(), timeline.macs[:, columns].sum().item()
+        share = ms / (timeline.total_ms * timeline.threads)
+        gflops = 2 * macs / ms / 1e6 if macs and ms else None
+        all_rows.append({"kind": kind, "steps": len(columns), "share": share, "gflops": gflops})
+    return sorted(all_rows, key=lambda row: row["share"], reverse=True)
+
+
 def document(timeline: Timeline) -> dict[str, Any]:
-    """Everything but the spans, for JSON: :func:`rows`, each with ``ran_by_sample`` and ``ms_by_sample``."""
+    """Everything but the spans, for JSON: :func:`rows`, each with ``ran_by_sample`` and ``ms_by_sample``, and
+    :func:`kinds`."""
     steps = [
         {**row, "ran_by_sample": timeline.ran[:, i].tolist(), "ms_by_sample": timeline.ms[:, i].tolist()}
         for i, row in enumerate(rows(timeline))
     ]
-    return {"batch": len(timeline.ran), "threads": timeline.threads, "total_ms": timeline.total_ms, "steps": steps}
+    facts = {"batch": len(timeline.ran), "threads": timeline.threads, "total_ms": timeline.total_ms}
+    return {**facts, "steps": steps, "kinds": kinds(timeline)}
 
 
 def trace(timeline: Timeline) -> dict[str, Any]:

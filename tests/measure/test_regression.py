@@ -89,10 +89,28 @@ def test_files(tmp_path):
     assert read(path) == document(row(1, 1.0))
 
 
-def test_a_runs_own_options_outdo_the_command_lines(monkeypatch, tmp_path):
+@pytest.fixture
+def cpu():
     spec = importlib.util.spec_from_file_location("cpu", ROOT / "benchmarks" / "cpu.py")
-    cpu = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cpu)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_broken_promise_is_told_with_a_profile(cpu, monkeypatch, tmp_path):
+    file = tmp_path / "gunn-15.json"
+    times = {1: 1.0, 8: 1.6, 64: 2.0}
+    found = [{"batch": batch, "gates": "open", "speedup_vs_best": faster} for batch, faster in times.items()]
+    monkeypatch.setattr(cpu, "result_file", lambda name: file)
+    monkeypatch.setattr(cpu, "profile", lambda run, batch, gates: (run.model, batch, gates))
+    cpu.tell("gunn-15", {"gunn-15": {"rows": found}})
+    written = json.loads(file.read_text())
+    assert [promise["verdict"] for promise in written["promises"]] == ["BROKEN", "kept", "kept"]
+    assert [promise["missed_by"] for promise in written["promises"]] == [pytest.approx(1 / 3), None, None]
+    assert written["profiles"] == [["gunn-15", 1, "open"]]
+
+
+def test_a_runs_own_options_outdo_the_command_lines(cpu, monkeypatch, tmp_path):
     called = []
     monkeypatch.setattr(cpu.subprocess, "run", lambda command: called.append(command) or SimpleNamespace(returncode=0))
     assert cpu.measure("gunn-15-one-channel", tmp_path / "out.json", ["--against", "openvino", "--seconds=1"]) == 0

@@ -15,7 +15,7 @@ from dsn_kernels.measure.flops import flops
 from dsn_kernels.measure.gates import GateSetting
 from dsn_kernels.measure.plots import picture
 from dsn_kernels.measure.timeline import WHOLE_BATCH
-from dsn_kernels.measure.timeline_views import document, rows, timeline_figure, trace
+from dsn_kernels.measure.timeline_views import document, kinds, rows, timeline_figure, trace
 from dsn_models import UserError
 
 FAMILIES = {
@@ -149,9 +149,23 @@ def test_trace_table_and_picture():
     assert sum(row["share"] for row in table) == pytest.approx(1)
     written = json.loads(json.dumps(document(found), allow_nan=False))
     assert written["batch"] == 3 and len(written["steps"][0]["ms_by_sample"]) == 3
+    assert written["kinds"] == kinds(found)
     svg = picture(lambda colours: timeline_figure(found, colours), "svg").decode()
     assert "microseconds" in svg and re.search(r"coarse\.layer\.\d", svg)
     assert picture(lambda colours: timeline_figure(found, colours), "png").startswith(b"\x89PNG")
+
+
+def test_kinds_share_out_the_steps():
+    fast = build("skipnet-38-rnn")
+    found = timeline(fast, make_images(fast, 3), half(fast, 3), runs=1)
+    every = kinds(found)
+    assert sum(row["steps"] for row in every) == len(found.steps) and len(every) < len(found.steps)
+    whole = found.total_ms * found.threads
+    assert sum(row["share"] for row in every) == pytest.approx(found.ms.sum().item() / whole)
+    assert [row["share"] for row in every] == sorted((row["share"] for row in every), reverse=True)
+    done = sum(row["gflops"] * row["share"] for row in every if row["gflops"]) * whole * 1e6 / 2
+    assert done == pytest.approx(found.macs.sum().item())
+    assert any(re.fullmatch(r"conv2d 3 x 3, (\d+) to \1, (\d+) x \2", row["kind"]) for row in every)
 
 
 def test_refusals():
