@@ -24,8 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dsn_models
 from dsn_kernels import _C
-from dsn_kernels.nn.cuda_packing import pack_for_cuda
-from dsn_kernels.nn.network import Network
+from dsn_kernels.nn.network import Network, Target
 from dsn_kernels.ops.network import Plan
 
 DENSE_RATE = 0.45  # of 1,700 multiply-accumulates per clock and multiprocessor
@@ -95,8 +94,8 @@ def our_seconds(plans: list[Plan], gates: Tensor) -> float:
 def rows_of(family: Family) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     model = dsn_models.create(family.name, **family.options).eval()
-    network = Network(model)
-    plans = [pack_for_cuda(part.plan, part.weights, torch.float16)[0] for part in network.parts.values()]
+    network = Network(model, Target("simt", torch.float16))
+    plans = [part.runner.plan for part in network.parts.values()]
     against = dsn_models.create(family.against).eval() if family.against else model.dense_equivalent()
     dense = Network(against).plan
     rows = []

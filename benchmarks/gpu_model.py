@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import dsn_models
-from dsn_kernels.measure.gpu_map_work import Cuts, Launch
+from dsn_kernels.measure.gpu_map_work import ConvPace, Cuts, Launch
 from dsn_kernels.measure.gpu_work import network_work
 from dsn_kernels.nn.cuda_packing import ELEMENTS, pack_for_cuda
 from dsn_kernels.nn.network import plan_network
@@ -32,6 +32,7 @@ DRAM = 4.3e12  # bytes/s, a device-to-device copy
 MMA_MACS = 1280  # of mma.sync per clock and multiprocessor; 790 TFLOP/s of wgmma would be 1,700
 L1_BYTES = 128  # per clock and multiprocessor
 L2 = 5.5e12  # bytes/s
+STEP_CLOCKS = 100  # that a warp waits in a k-step: operands from shared memory, the last sum, issue of its loads
 NODE = 1.3e-6  # s, from one kernel of a graph to the next that depends on it
 ROUND_TRIP = 0.4e-6  # s, to the second-level cache
 SHARED = 228 * 1024  # bytes of a multiprocessor
@@ -42,7 +43,10 @@ LAYER_TRIPS = (
 BLOCK_TRIPS = 3  # of a resident block, once
 OPEN_TRIPS = 4  # of each of its layers that runs: gate, constants, state; sums to the cluster and its barrier
 SHUT_TRIPS = 1  # of each that does not: its gate
-CONV_TRIPS = 4  # of a convolution's block: words, first pass, bias, what it adds to
+CONV_TRIPS = 1  # of a convolution's block for a tile: its first pass; and once for the gates' words
+LIST_TRIPS = 3  # more where filters are chosen: how many, which, their bias
+SPLIT_TRIPS = 2  # more in a cluster that shares the input out: its barriers
+SUM_TRIPS = 1 / 4  # and for the sums of each of its blocks, one after the other, from shared memory to shared memory
 POOL_TRIPS = 3  # more where it pools: sums out, count, sums in
 GATE_TRIPS = 3  # more for each recurrent gate that it decides: embedding, LSTM, word
 # Clocks of a resident stage, whose blocks wait for one another and for their own instructions, not for memory:
@@ -80,9 +84,12 @@ class Running:
 
 
 def started(launch: Launch, rate: float) -> Running:
-    """``rate``: of the tensor cores' that the blocks reach that a multiprocessor holds at a time."""
+    """``rate``: of the tensor cores' that the blocks of a multiprocessor reach; convolutions have their own."""
     waves = math.ceil(launch.active / MULTIPROCESSORS) * MULTIPROCESSORS / launch.active if launch.active else 0.0
-    clocks = max(launch.mma * 2048 / (MMA_MACS * rate), launch.l1_bytes / L1_BYTES) / MULTIPROCESSORS * waves
+    if launch.conv:
+        rate = conv_rate(launch.conv, launch.conv.resident)
+    through_shared = launch.l1_bytes + launch.l2_bytes  # loaded from it, stored to it
+    clocks = max(launch.mma * 2048 / (MMA_MACS * rate), through_shared / L1_BYTES) / MULTIPROCESSORS * waves
     busy = max(clocks / CLOCK, launch.dram_bytes / DRAM, launch.l2_bytes / L2)
     return Running(NODE, latency(launch), busy, min(1.0, launch.active / MULTIPROCESSORS))
 
@@ -103,6 +110,29 @@ def registers() -> dict[str, int]:
     return {k["name"]: -(-k["registers"] // 8) * 8 for k in kernels if k["arch"] == "90a"}
 
 
+def conv_rate(pace: ConvPace, blocks: int) -> float:
+    """Of the tensor cores' that blocks of a convolution reach: the other warps of a scheduler multiply while one
+    waits, and the fullest of the four schedulers ends last."""
+    step = pace.step * 2048 / (MMA_MACS / 4)
+    fullest = blocks * -(-pace.warps // 4)
+    return blocks * pace.warps / 4 / fullest * min(1.0, fullest * step / (STEP_CLOCKS + step))
+
+
+def conv_tile(launch: Launch) -> float:
+    """Seconds that a block of a convolution by itself takes for a tile: its trips and the longest of what it does."""
+    pace = launch.conv or ConvPace()
+    mma, copied = launch.mma / launch.active, launch.l2_bytes / launch.active
+    multiplied = mma * 2048 / (MMA_MACS * conv_rate(pace, 1))
+    loops = max(multiplied, (launch.l1_bytes / launch.active + copied) / L1_BYTES, copied / LONELY_BYTES) / CLOCK
+    trips = CONV_TRIPS + pace.adds + LIST_TRIPS * pace.lists
+    if pace.split > 1:
+        trips += SPLIT_TRIPS + SUM_TRIPS * pace.split
+    if pace.ahead:  # copies of later passes land while this one is multiplied
+        waits = max(0, pace.passes - pace.ahead) / pace.ahead * ROUND_TRIP
+        return trips * ROUND_TRIP + max(loops, waits)
+    return (trips + pace.passes - 1) * ROUND_TRIP + loops
+
+
 def latency(launch: Launch) -> float:
     """Seconds of a block alone: who am I, what is live, the loops' loads, sums and the next gate."""
     rate = MMA_MACS * ALONE * CLOCK / 2048  # instructions per second
@@ -120,8 +150,7 @@ def latency(launch: Launch) -> float:
     if not launch.active:
         return ROUND_TRIP
     if launch.name == "conv2d":  # a block walks so many tiles
-        walked = math.ceil(launch.active / launch.blocks)
-        return (CONV_TRIPS * walked + ends) * ROUND_TRIP + walked * launch.mma / launch.active / rate
+        return math.ceil(launch.active / launch.blocks) * conv_tile(launch) + (1 + ends) * ROUND_TRIP
     return LAYER_TRIPS * ROUND_TRIP + launch.mma / launch.active / rate
 
 
@@ -310,7 +339,8 @@ def constants() -> dict[str, Any]:
     names = (
         "CLOCK DRAM MMA_MACS L1_BYTES SHARED NODE ROUND_TRIP ALONE LAYER_TRIPS BLOCK_TRIPS OPEN_TRIPS SHUT_TRIPS TRIPS"
     )
-    names += " CONV_TRIPS POOL_TRIPS GATE_TRIPS SEGMENT_TRIPS CLUSTER_CLOCKS EPILOGUE_CLOCKS DECIDE_CLOCKS LONELY_BYTES"
+    names += " CONV_TRIPS LIST_TRIPS SPLIT_TRIPS SUM_TRIPS STEP_CLOCKS LONELY_BYTES"
+    names += " POOL_TRIPS GATE_TRIPS SEGMENT_TRIPS CLUSTER_CLOCKS EPILOGUE_CLOCKS DECIDE_CLOCKS"
     names += " L2 DENSE_BYTES DENSE_NODES"
     return {name.lower(): globals()[name] for name in names.split()} | {"multiprocessors": MULTIPROCESSORS}
 

@@ -144,7 +144,7 @@ void Schedule::place_groups(const Plan& plan, Element element, int64_t batch, do
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
     const ConvTile& t = convs[i].tile;
-    if (!convs[i].walk || t.stage_bytes) continue;
+    if (!convs[i].walk || t.stages > 1) continue;
     const double samples = static_cast<double>(convs[i].walk) / t.tiles();  // of a block
     const double weights = static_cast<double>(in.taps * in.in_channels * t.block_columns * bytes_of(element));
     const double blocks = static_cast<double>(batch * t.blocks()) / convs[i].walk;

@@ -138,8 +138,8 @@ def launches_of(archs: list[str]) -> dict[str, dict[str, tuple[int, int]]]:
     sys.path[:0] = [str(ROOT), str(ROOT / "python")]
     try:
         import dsn_models
-        from dsn_kernels.nn.cuda_packing import ELEMENTS, pack_for_cuda
-        from dsn_kernels.nn.network import plan_network
+        from dsn_kernels.nn.cuda_packing import ELEMENTS
+        from dsn_kernels.nn.network import Planned, Target
         from dsn_kernels.nn.plan_runner import load_simt
 
         simt = load_simt()
@@ -148,9 +148,9 @@ def launches_of(archs: list[str]) -> dict[str, dict[str, tuple[int, int]]]:
         return {}
     found: dict[str, dict[str, tuple[int, int]]] = {arch: {} for arch in archs}
     for model in MODELS:
-        cpu_plan, weights = plan_network(dsn_models.create(model).eval())
+        network = dsn_models.create(model).eval()
         for dtype, element in ELEMENTS.items():
-            plan, _ = pack_for_cuda(cpu_plan, weights, dtype)
+            plan = Planned(network, Target("simt", dtype)).runner.plan
             code = [tuple(vars(step).values()) for step in plan.code]
             for arch in archs:
                 machine = MACHINES[arch.rstrip("af")]

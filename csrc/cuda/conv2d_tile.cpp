@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "cuda/schedule.h"
 
@@ -9,47 +10,78 @@ namespace {
 constexpr int kResident = 2;
 constexpr int64_t kMostDepth = 16;  // groups of a pass
 
+int64_t pixels_of(const ConvTile& t) { return int64_t{t.pack} * t.rows * t.columns; }
+
 // Pixels of the source that a tile's cells stand for.
 int64_t cells_of(const ConvTile& t, const Instruction& in) {
   const Kernel kernel(in);
-  if (in.taps == 1) return int64_t{t.rows} * t.columns;
-  return ((t.rows - 1) * in.stride + kernel.rows) * ((t.columns - 1) * in.stride + kernel.columns);
+  if (in.taps == 1) return pixels_of(t);
+  return t.pack * ((t.rows - 1) * in.stride + kernel.rows) * ((t.columns - 1) * in.stride + kernel.columns);
 }
 
-// Where everything lies for passes of `depth` groups; false if it does not fit.
-bool place_conv(ConvTile& t, const Instruction& in, int64_t groups, int64_t depth, Element element, int64_t room) {
-  const int64_t size = bytes_of(element);
-  const int64_t stages = depth < groups ? 2 : 1;
+// Where everything lies for passes of `depth` groups in so many stages, of `groups` that a block multiplies; false if
+// it does not fit. `channels`: of the destination, padded.
+bool place_conv(ConvTile& t, const Instruction& in, int64_t channels, int64_t groups, int64_t depth, int stages,
+                Element element, int64_t room) {
+  const int64_t size = bytes_of(element), all = conv2d_unit::groups(in.src_offset % kGroup, in.in_channels);
   t.depth = static_cast<int>(depth);
+  t.stages = depth < groups ? stages : 1;
   t.cell_stride = cell_stride(depth * kGroup, element);
   const int64_t cells = round_up(cells_of(t, in) * t.cell_stride * size, 16);
   const int64_t weights = round_up(in.taps * depth * (t.block_columns * kGroup + kConvPadding) * size, 16);
   const bool lists = has_chosen(in), norm = lists && in.flags & kNormalise, pool = in.flags & kPool;
   int64_t at = kHeaderBytes;
   t.at_lists = static_cast<int>(at);
-  at += lists ? round_up((groups * kGroup + t.block_columns) * 2, 16) : 0;
+  at += lists ? round_up((all * kGroup + t.block_columns) * 2, 16) : 0;
   t.at_norm = static_cast<int>(at);
-  at += norm ? round_up(groups * kGroup * 2 * size, 16) : 0;
+  at += norm ? round_up(all * kGroup * 2 * size, 16) : 0;
   t.at_bias = static_cast<int>(at);
-  at += has_constants(in) ? kThreads * 4 : 0;
+  at += has_constants(in) ? kThreads * 4 : t.block_columns * 4;
   t.at_sums = static_cast<int>(at);
   at += pool ? round_up(t.warps_down * t.block_columns * 4, 16) : 0;
+  t.at_old = static_cast<int>(at);
+  const bool whole = in.out_channels % 8 == 0 && in.out_offset % 8 == 0 && channels % 8 == 0;  // pieces of 16 bytes
+  const bool old = in.flags & kAccumulate && !lists && size == 2 && t.split == 1 && whole;
+  t.old_stride = old ? t.block_columns + 8 : 0;
+  at += round_up(pixels_of(t) * t.old_stride * size, 16);
   t.at_cells = static_cast<int>(at);
   t.at_weights = static_cast<int>(at + cells);
-  t.stage_bytes = static_cast<int>(stages == 2 ? cells + weights : 0);
-  at += stages * (cells + weights);
+  t.stage_bytes = static_cast<int>(cells + weights);
+  const int64_t sums = t.split > 1 ? int64_t{kThreads} * 2 * t.warp_tiles * 4 * 4 : 0;  // of the cluster's blocks
+  at += std::max(t.stages * (cells + weights), sums);
   t.shared_bytes = static_cast<int>(at);
   return at <= room;
 }
 
-// Clocks of a block, for a choice between tiles alone: what it multiplies, what it copies, and what it costs besides.
-double block_clocks(const ConvTile& t, const Instruction& in, int64_t groups, Element element) {
-  const double rate = element == Element::kFloat ? 16 : 1.6;  // of a multiprocessor for 16 x 16 x 8 products
-  const int64_t pixels = int64_t{t.rows} * t.columns;
-  const int64_t warps = ceil_div(pixels, 32) * ceil_div(t.block_columns, t.warp_tiles * 8);
-  const double products = static_cast<double>(groups / 4 * in.taps * 2 * t.warp_tiles);  // of a warp
-  const double copied = static_cast<double>((cells_of(t, in) + in.taps * t.block_columns) * groups) / 8;
-  return std::max(products * rate * static_cast<double>(warps), products * 8) + copied + 1000;
+// Clocks of a launch of `items` tiles, for a choice between tiles alone. A multiprocessor multiplies 16 x 16 x 8 in
+// `product` clocks, loads kShared bytes a clock from shared memory, and copies kCopied from the second-level cache
+// beside all others, kCopiedAlone by itself; an answer takes kTrip. Warps wait kStep clocks for a k-step's operands and
+// sums, while others of a scheduler multiply.
+double launch_clocks(const ConvTile& t, const Instruction& in, int64_t groups, Element element, double items,
+                     int multiprocessors) {
+  constexpr double kShared = 128, kCopied = 24, kCopiedAlone = 64, kTrip = 700, kStep = 100;
+  const double product = element == Element::kFloat ? 16 : 1.6;
+  const double size = static_cast<double>(bytes_of(element)), fragment = 32 * kGroup * size;
+  const int64_t pixels = pixels_of(t);
+  const auto warps = static_cast<double>(ceil_div(pixels, 32) * ceil_div(t.block_columns, t.warp_tiles * 8));
+  const auto steps = static_cast<double>(groups / 4 * in.taps);
+  const double sums = t.split > 1 ? kThreads * 8 * t.warp_tiles * 4 : 0;
+  const double old = static_cast<double>(pixels * t.old_stride) * size;
+  const double copied =
+      static_cast<double>((cells_of(t, in) + in.taps * t.block_columns) * groups * kGroup) * size + sums + old;
+  const double step = 2 * t.warp_tiles * product * 4;  // of a warp that has a scheduler's tensor core for itself
+  const double fullest = std::ceil(warps / 4);         // of the schedulers
+  const double rate = std::min(1.0, fullest * step / (kStep + step));
+  const double multiplied = fullest * steps * step;
+  const double loaded = (warps * steps * (4 + t.warp_tiles) * fragment + copied) / kShared;
+  const auto passes = static_cast<double>(ceil_div(groups, t.depth)), ahead = std::max(1.0, t.stages - 1.0);
+  const double waits = std::max(0.0, passes - ahead) / ahead * kTrip;
+  const double trips =
+      1 + (t.split > 1 ? 2 + t.split / 4.0 : 0) + (in.flags & kAccumulate && !old ? t.warp_tiles / 2 : 0);
+  const double alone = trips * kTrip + std::max({multiplied / rate, loaded, copied / kCopiedAlone, waits});
+  const double busy = std::max({multiplied, loaded, copied / kCopied});
+  const double blocks = items * t.split, room = static_cast<double>(multiprocessors) * t.resident / t.split * t.split;
+  return std::max(alone * std::ceil(blocks / room), busy * std::ceil(blocks / multiprocessors));
 }
 
 }  // namespace
@@ -58,38 +90,61 @@ ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element e
                           const DeviceLimits& limits) {
   const int64_t columns = columns_of(in.out_channels),
                 groups = conv2d_unit::groups(in.src_offset % kGroup, in.in_channels);
+  const int64_t channels = groups_of(to.channels) * kGroup;
+  const int size = static_cast<int>(bytes_of(element));
+  const bool plain = !has_chosen(in) && !(in.flags & kPool);
+  const int most = size == 2 && !has_chosen(in) ? kMostWarpTiles<2> : kMostWarpTiles<4>;
   ConvTile best;
   double best_cost = 0;
-  for (int warps_across = 1; warps_across <= kWarps; warps_across *= 2) {
-    ConvTile t;
-    t.warp_tiles = columns <= 16 ? 2 : 4;
-    t.warps_down = kWarps / warps_across;
-    if (warps_across > 1 && warps_across / 2 * t.warp_tiles * 8 >= columns) break;
-    t.block_columns = static_cast<int>(std::min<int64_t>(warps_across * t.warp_tiles * 8, columns));
-    for (int64_t across = 1; across <= to.width; ++across) {
-      const int64_t tile_columns = ceil_div(to.width, across);
-      if (ceil_div(to.width, tile_columns) != across) continue;
-      bool fits = false;
-      for (int64_t down = 1; down <= to.height; ++down) {
-        const int64_t rows = ceil_div(to.height, down);
-        if (ceil_div(to.height, rows) != down || rows * tile_columns > t.warps_down * 32) continue;
-        t.rows = static_cast<int>(rows), t.columns = static_cast<int>(tile_columns);
-        t.down = static_cast<int>(down), t.across = static_cast<int>(across);
-        const int64_t room = limits.shared_bytes / kResident - 1024;
-        int64_t depth = std::min(groups, kMostDepth);
-        while (depth > 4 && !place_conv(t, in, groups, depth, element, room)) depth -= 4;
-        if (!place_conv(t, in, groups, depth, element, limits.shared_bytes)) continue;
-        fits = true;
-        t.column_blocks = static_cast<int>(ceil_div(columns, t.block_columns));
-        // Half a wave more than fits evenly: how many blocks there are depends on the gates.
-        const double waves = static_cast<double>(batch * t.blocks()) / limits.multiprocessors + 0.5;
-        const double cost = block_clocks(t, in, groups, element) * std::max(1.0, waves);
-        if (best.rows == 0 || cost < best_cost) best = t, best_cost = cost;
+  auto consider = [&](ConvTile t) {
+    const int64_t own = round_up(ceil_div(groups, t.split), 4);  // of a block
+    const int resident = std::min(kResident, conv_residency(size, t.warp_tiles));
+    const int64_t room = limits.shared_bytes / resident - 1024;
+    bool fits = false;
+    for (int stages = 2; stages <= 3; ++stages) {
+      int64_t depth = std::min(own, kMostDepth);
+      while (depth > 4 && !place_conv(t, in, channels, own, depth, stages, element, room)) depth -= 4;
+      if (!place_conv(t, in, channels, own, depth, stages, element, limits.shared_bytes)) continue;
+      fits = true;
+      t.column_blocks = static_cast<int>(ceil_div(columns, t.block_columns));
+      t.resident = std::clamp(limits.shared_bytes / (t.shared_bytes + 1024), 1, resident);
+      double cost = 0;  // gates leave some of the samples, how many is not known yet
+      for (const double share : {1.0, 0.8, 0.6}) {
+        const double samples = static_cast<double>(batch) * (in.only_if >= 0 ? share : 1);
+        const double items = std::ceil(samples / t.pack) * t.blocks();
+        cost += launch_clocks(t, in, own, element, items, limits.multiprocessors);
       }
-      if (fits) break;  // narrower tiles only where whole rows do not fit
+      if (best.rows == 0 || cost < best_cost) best = t, best_cost = cost;
+    }
+    return fits;
+  };
+  for (int warp_tiles = columns <= 16 ? 2 : 4; warp_tiles <= most; warp_tiles *= 2) {
+    if (warp_tiles > 4 && warp_tiles * 4 >= columns) break;
+    for (int warps_across = 1; warps_across <= kWarps; warps_across *= 2) {
+      ConvTile t;
+      t.warp_tiles = warp_tiles;
+      t.warps_down = kWarps / warps_across;
+      if (warps_across > 1 && warps_across / 2 * t.warp_tiles * 8 >= columns) break;
+      t.block_columns = static_cast<int>(std::min<int64_t>(warps_across * t.warp_tiles * 8, columns));
+      for (int64_t across = 1; across <= to.width; ++across) {
+        const int64_t tile_columns = ceil_div(to.width, across);
+        if (ceil_div(to.width, tile_columns) != across) continue;
+        bool fits = false;
+        for (int64_t down = 1; down <= to.height; ++down) {
+          const int64_t rows = ceil_div(to.height, down);
+          if (ceil_div(to.height, rows) != down || rows * tile_columns > t.warps_down * 32) continue;
+          t.rows = static_cast<int>(rows), t.columns = static_cast<int>(tile_columns);
+          t.down = static_cast<int>(down), t.across = static_cast<int>(across);
+          const int most_split = plain && warp_tiles >= kLeastSplitTiles ? std::min(limits.cluster, kWarps) : 1;
+          const int64_t room = t.warps_down * 32 / (rows * tile_columns);
+          const int64_t most_packed = plain && t.tiles() == 1 ? std::min({room, batch, int64_t{kMostPacked}}) : 1;
+          for (t.pack = 1; t.pack <= most_packed; ++t.pack)
+            for (t.split = 1; t.split <= most_split && t.split * 4 <= groups; t.split *= 2) fits |= consider(t);
+        }
+        if (fits) break;  // narrower tiles only where whole rows do not fit
+      }
     }
   }
-  best.resident = std::clamp(limits.shared_bytes / std::max(best.shared_bytes + 1024, 1), 1, kResident);
   return best;
 }
 

@@ -28,6 +28,12 @@ constexpr int kLeastBlocks = 0, kLeastWideBlocks = 0;
 constexpr int kLeastBlocks = 1, kLeastWideBlocks = __CUDA_ARCH__ >= 1000;
 #endif
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kHasClusters = true;
+#else
+constexpr bool kHasClusters = false;
+#endif
+
 // The block's dynamic shared memory, from `offset` bytes on. 128-byte aligned at offset 0.
 template <class T>
 __device__ inline T* shared_memory(int offset = 0) {

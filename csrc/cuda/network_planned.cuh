@@ -89,7 +89,7 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.walk = step.walk;
   if (s_.grouped && step.walk) p.order = order(), p.alike = alike();
   p.mask_stride = static_cast<int32_t>(plan_.gates);
-  p.items = static_cast<int32_t>(call_.batch * t.blocks());
+  p.items = static_cast<int32_t>(ceil_div(call_.batch, t.pack) * t.blocks());
   p.first_group = static_cast<int32_t>(in.src_offset / kGroup);
   p.in_channels = static_cast<int32_t>(in.in_channels);
   p.live_groups = static_cast<int32_t>(groups_of(front + in.in_channels));
@@ -127,12 +127,23 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.at_cells = t.at_cells;
   p.at_weights = t.at_weights;
   p.stage_bytes = t.stage_bytes;
-  const int64_t blocks =
-      step.walk ? ceil_div(p.items, step.walk) : std::min<int64_t>(p.items, int64_t{s_.multiprocessors} * t.resident);
-  if (t.warp_tiles == 2)
-    start<conv2d_kernel<T, 2>>(blocks, 1, kThreads, t.shared_bytes, p);
-  else
-    start<conv2d_kernel<T, 4>>(blocks, 1, kThreads, t.shared_bytes, p);
+  p.stages = t.stages;
+  p.pack = t.pack;
+  p.split = t.split;
+  p.at_old = t.at_old;
+  p.old_stride = t.old_stride;
+  const int64_t blocks = step.walk
+                             ? ceil_div(p.items, step.walk)
+                             : std::min<int64_t>(p.items, int64_t{s_.multiprocessors} * t.resident / t.split) * t.split;
+  auto start_with = [&]<int kTiles>() {
+    start<conv2d_kernel<T, kTiles>>(blocks, 1, kThreads, t.shared_bytes, p, t.split);
+  };
+  if (t.warp_tiles == 2) return start_with.template operator()<2>();
+  if (t.warp_tiles == 4) return start_with.template operator()<4>();
+  if constexpr (kMostWarpTiles<sizeof(T)> == 16) {
+    if (t.warp_tiles == 8) return start_with.template operator()<8>();
+    start_with.template operator()<16>();
+  }
 }
 
 template <class T>

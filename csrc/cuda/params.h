@@ -9,6 +9,15 @@ namespace dsn::cuda {
 
 constexpr int kGroup = 4;         // channels
 constexpr int kConvPadding = 16;  // elements between the groups of weights in shared memory
+// A convolution's warps multiply 32 pixels by so many times 8 columns; for how many blocks of a multiprocessor their
+// registers suffice.
+template <int kElementBytes>
+constexpr int kMostWarpTiles = kElementBytes == 2 ? 16 : 4;
+constexpr int kLeastSplitTiles = 8;  // fewer columns leave no registers for a cluster's sums
+constexpr int kMostPacked = 8;
+constexpr int conv_residency(int element_bytes, int warp_tiles) {
+  return element_bytes == 2 && warp_tiles <= 4 ? 2 : 1;
+}
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kStripPixels = 64;          // pixels of a block of the load and store kernels
@@ -236,7 +245,7 @@ struct Conv2dParams {
   bool off_look;         // filters that are off need a look where they are not computed
   const int64_t* order;  // [B] samples with equal masks side by side, or null
   const int32_t* alike;  // [B] the first sample with equal masks, or null
-  int32_t items;         // tiles of all samples and columns
+  int32_t items;         // tiles of all samples and columns; samples that are packed count once
   int32_t walk;          // side by side that a block does: columns outermost, then samples; 0: every gridDim.x-th
   int32_t first_group;   // of the source
   int32_t in_channels, live_groups;
@@ -258,7 +267,11 @@ struct Conv2dParams {
   int32_t cell_stride;    // elements from one pixel to the next in shared memory
   // offsets of shared memory, bytes
   int32_t at_lists, at_norm, at_bias, at_sums, at_cells, at_weights;
-  int32_t stage_bytes;  // from the first stage of cells or weights to the second; 0: there is one
+  int32_t stage_bytes;         // from one stage of cells or weights to the next
+  int32_t stages;              // one if there is one pass, else two or three
+  int32_t pack;                // samples that run of which a tile takes the same part
+  int32_t split;               // blocks of a cluster that share an item's input channels out
+  int32_t at_old, old_stride;  // of what is added to, where it is staged; elements from one pixel to the next, or 0
 };
 
 // Channels side by side that are live where the gates that begin at `gate` and `both` are open; -1: that one always is.

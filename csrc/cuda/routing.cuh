@@ -185,7 +185,7 @@ __device__ inline void decide(const Gates& g, const float* pooled, int sample, u
 __device__ inline const float* pool_tile(const Pooling& p, int sample, int tile, const float* sums, int rows,
                                          int stride, int first_column, int columns, unsigned long long macs,
                                          int* last) {
-  if (threadIdx.x == 0) atomicAdd(p.macs + sample, macs);
+  if (threadIdx.x == 0 && macs) atomicAdd(p.macs + sample, macs);
   if (!p.pooled) return nullptr;
   __syncthreads();
   float* partial = p.partial + static_cast<int64_t>(sample) * p.tiles * p.channels;

@@ -77,7 +77,10 @@ struct ConvTile {
   int block_columns = 0, column_blocks = 0;
   int warp_tiles = 0, warps_down = 0;  // of 8 columns; warps over pixels
   int depth = 0, cell_stride = 0;
-  int at_lists = 0, at_norm = 0, at_bias = 0, at_sums = 0, at_cells = 0, at_weights = 0, stage_bytes = 0,
+  int stages = 1, split = 1;  // of shared memory; blocks that share the input channels out
+  int pack = 1;               // samples of a tile
+  int old_stride = 0;         // elements from one pixel to the next of what is added to, 0 if it is not staged
+  int at_lists = 0, at_norm = 0, at_bias = 0, at_sums = 0, at_cells = 0, at_weights = 0, stage_bytes = 0, at_old = 0,
       shared_bytes = 0;
   int resident = 1;  // blocks of a multiprocessor
   int tiles() const { return down * across; }

@@ -10,8 +10,9 @@ import dsn_kernels
 from dsn_kernels import _C
 from dsn_kernels.measure.gpu_map_work import Cuts
 from dsn_kernels.measure.gpu_work import network_work
+from dsn_kernels.nn import plan_runner
 from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
-from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, SHARED_BYTES, PlanRunner
+from dsn_kernels.nn.plan_runner import SHARED_BYTES, PlanRunner
 from dsn_kernels.ops.network import Plan
 
 WARPS = 8
@@ -26,8 +27,29 @@ class Tile:
     """How the schedule cuts a convolution."""
 
     def __init__(self, fields):
-        self.rows, self.columns, self.down, self.across, self.block_columns, self.column_blocks = fields[:6]
-        self.resident = fields[9]
+        self.rows, self.columns, self.down, self.across, self.block_columns, self.column_blocks, self.warp_tiles = (
+            fields[:7]
+        )
+        self.resident, self.split, self.pack = fields[9], fields[13], fields[15]
+
+    def items(self, samples):
+        return -(-samples // self.pack) * self.down * self.across * self.column_blocks
+
+    def blocks(self, samples):
+        """Of a launch for so many samples."""
+        return min(self.items(samples), plan_runner.MULTIPROCESSORS * self.resident // self.split) * self.split
+
+    def looks(self, batch, active):
+        """How often the blocks read the words of a gate that ``active`` samples opened."""
+        total, each = 0, self.items(1)
+        clusters = self.blocks(batch) // self.split
+        for first in range(clusters):
+            for item in range(first, self.items(batch), clusters):
+                found = min(self.pack, max(0, active - item // each * self.pack))
+                total += min(found + 1, self.pack)
+                if not found:
+                    break
+        return total * self.split
 
     def own(self, height, width):
         """(rows, columns) of each tile, and where it begins."""
@@ -38,7 +60,9 @@ class Tile:
 
 def conv_tiles(simt, plan, batch, element):
     code = [tuple(vars(step).values()) for step in plan.code]
-    network = simt.Network(plan.buffers, code, plan.gates, plan.logits, element, batch, MULTIPROCESSORS, SHARED_BYTES)
+    network = simt.Network(
+        plan.buffers, code, plan.gates, plan.logits, element, batch, plan_runner.MULTIPROCESSORS, SHARED_BYTES
+    )
     return [Tile(fields) for fields in network.conv_tiles]
 
 
@@ -47,7 +71,7 @@ SOLID = ["shake-shake", "densenet-bc", "inception", "lenet", "gunn"]
 
 
 def work_of(runner, gates):
-    return network_work(runner.plan, gates, Cuts.of(runner.schedule(len(gates)), MULTIPROCESSORS), 2)
+    return network_work(runner.plan, gates, Cuts.of(runner.schedule(len(gates)), plan_runner.MULTIPROCESSORS), 2)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +145,11 @@ def test_a_bypassed_convolution_reads_its_gate_word_and_nothing_more(simt, shape
     batch = 3
     counts = conv_counts(simt, torch.zeros(batch, 1, dtype=torch.uint8), **shape)
     (tile,) = conv_tiles(simt, gated_conv(**shape).plan, batch, 1)
-    items = batch * tile.down * tile.across * tile.column_blocks
-    blocks = min(items, MULTIPROCESSORS * tile.resident)
+    blocks = tile.blocks(batch)
     assert counts["blocks"] == counts["idle_blocks"] == blocks
     assert counts["global_load_bytes"] == blocks * WARPS * 8
-    for name in ("global_store_bytes", "shared_load_bytes", "shared_store_bytes", "global_atomics", "block_barriers"):
+    assert counts["block_barriers"] == blocks * (tile.pack > 1)
+    for name in ("global_store_bytes", "shared_load_bytes", "shared_store_bytes", "global_atomics"):
         assert counts[name] == 0
     assert counts["mma_m16n8k16_f16"] == 0 and counts["cp_async"] == 0
 
@@ -141,7 +165,7 @@ def test_bytes_of_a_convolution(simt, shape):
     step = plan.code[-1]
     side, out_side = shape["side"], plan.buffers[step.dst][1]
     reach, live, depth = step.taps // 9, up(step.in_channels, 4), up(step.in_channels, 16)
-    loaded = stored = 0
+    copied = bias = stored = 0
     for first in range(0, 32, tile.block_columns):
         columns = min(tile.block_columns, 32 - first)
         for y, x, rows, width in tile.own(out_side, out_side):
@@ -154,25 +178,22 @@ def test_bytes_of_a_convolution(simt, shape):
                 )
                 return sum(0 <= place < side for place in places)
 
-            loaded += inside(y, rows) * inside(x, width) * live * size
-            loaded += step.taps * depth * columns * size
-            loaded += rows * width * columns * 4  # the bias, once for each output
-            stored += rows * width * min(columns, 24 - first) * size
-    items = tile.down * tile.across * tile.column_blocks
-    blocks = min(len(gates) * items, MULTIPROCESSORS * tile.resident)
-    active = 2 * items
-    looks = sum(
-        len(range(block, active, blocks)) + (block + len(range(block, active, blocks)) * blocks < 3 * items)
-        for block in range(blocks)
-    )
-    assert counts["global_load_bytes"] == 2 * loaded + looks * WARPS * 8
-    assert counts["global_store_bytes"] == 2 * stored
-    assert counts["global_atomics"] == active  # MACs
-    assert counts["mma_m16n8k16_f16"] == sum(launch.mma for launch in work_of(runner, gates))
+            copied += 2 * inside(y, rows) * inside(x, width) * live * size
+            copied += tile.items(2) // tile.items(1) * step.taps * depth * columns * size
+            bias += tile.items(2) // tile.items(1) * tile.split * columns * 4
+            stored += 2 * rows * width * min(columns, 24 - first) * size
+    assert counts["global_load_bytes"] == copied + bias + tile.looks(len(gates), 2) * WARPS * 8
+    assert counts["global_store_bytes"] == stored
+    assert counts["global_atomics"] == 2 * tile.items(1)  # MACs
+    work = work_of(runner, gates)
+    assert counts["mma_m16n8k16_f16"] == sum(launch.mma for launch in work)
+    sums = tile.items(2) * tile.split * 256 * 8 * tile.warp_tiles * 4 if tile.split > 1 else 0
+    assert work[-1].l2_bytes == copied + sums
 
 
-def test_a_block_does_several_tiles_and_reads_the_weights_once(simt):
-    batch, channels, side = 500, 8, 3
+def test_a_block_does_several_tiles_and_reads_the_weights_once(simt, monkeypatch):
+    monkeypatch.setattr(plan_runner, "MULTIPROCESSORS", 2)
+    batch, channels, side = 100, 8, 3
     packer, plan = Packer(), Plan()
     conv = nn.Conv2d(channels, 8, 3, padding=1)
     x, y = plan.buffer(channels, side, side), plan.buffer(8, side, side)
@@ -193,15 +214,11 @@ def test_a_block_does_several_tiles_and_reads_the_weights_once(simt):
     torch.testing.assert_close(out.map[ran], conv(images)[ran], rtol=0, atol=2e-2)
     assert out.map[~ran].isnan().all(), "a bypassed sample is not written"
     (tile,) = conv_tiles(simt, plan, batch, 1)
-    blocks, active = MULTIPROCESSORS * tile.resident, int(ran.sum())
-    assert tile.down * tile.across * tile.column_blocks == 1 and blocks < active
+    blocks, active = tile.blocks(batch), int(ran.sum())
+    assert tile.pack > 1 and tile.items(1) == 1 and blocks < tile.items(active)
     counts, rest = (count(simt, runner, images, gates) for runner in (runs[0], gated_conv(channels, side, 9, 1, False)))
-    looks = sum(
-        len(range(block, active, blocks)) + (block + len(range(block, active, blocks)) * blocks < batch)
-        for block in range(blocks)
-    )
-    words = looks * WARPS * 8 * -(-batch // 64)
-    inputs = active * (side * side * 8 * 2 + side * side * 16 * 4)
+    words = tile.looks(batch, active) * WARPS * 8 * -(-batch // 64)
+    inputs = active * side * side * 8 * 2 + tile.items(active) * 16 * 4
     assert counts["global_load_bytes"] - rest["global_load_bytes"] == words + inputs + blocks * 9 * 16 * 16 * 2
 
 
@@ -248,7 +265,7 @@ def test_a_gradual_layer_is_one_launch(simt, channels, side, sizes, width, short
     counts = {name: whole[name] - rest[name] for name in whole}
     plan = runners[0].plan
     code = [tuple(vars(step).values()) for step in plan.code]
-    network = simt.Network(plan.buffers, code, 0, 0, 1, batch, MULTIPROCESSORS, SHARED_BYTES)
+    network = simt.Network(plan.buffers, code, 0, 0, 1, batch, plan_runner.MULTIPROCESSORS, SHARED_BYTES)
     ((begin, end, rows, blocks, _),) = network.gradual_runs
     assert (begin, end) == (1, len(plan.code) - 1) and blocks > 1
     assert counts["launches"] == 1 and counts["blocks"] == batch * blocks

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsn_kernels.measure.gpu_work import Launch
+from dsn_kernels.measure.gpu_map_work import ConvPace, Launch
 
 ROOT = Path(__file__).resolve().parents[2]
 PREDICTION = ROOT / "benchmarks" / "results" / "prediction-h200.concat-bc-100.json"
@@ -119,6 +119,28 @@ def test_a_stage_takes_as_long_as_its_longest_sample_and_as_all_that_do_not_fit(
     assert latency(20, conv_l1_bytes=10**6) > latency(20) < latency(20, conv_l2_bytes=10**6)
     assert latency(*[20] * 660) == pytest.approx(10 * latency(20))
     assert latency(20, gates=1) - latency(20) == pytest.approx(model.GATE_TRIPS * model.ROUND_TRIP)
+
+
+def test_a_tile_of_a_convolution(model):
+    """Stages hide trips, clusters and what is added to cost some, and more sums in flight hide a k-step's wait."""
+
+    def seconds(mma=0, l2_bytes=0, **pace):
+        launch = Launch("conv2d", 0, blocks=1, active=1, mma=mma, l2_bytes=l2_bytes, conv=ConvPace(**pace))
+        return model.conv_tile(launch) / model.ROUND_TRIP
+
+    first = model.CONV_TRIPS
+    assert [seconds(passes=n) for n in (1, 2, 5)] == pytest.approx([first, first + 1, first + 4])
+    assert seconds(passes=5, ahead=2) == pytest.approx(first + 1.5)
+    assert seconds(passes=5, ahead=0) == pytest.approx(first + 4), "gathered in its turn"
+    assert seconds(adds=2, lists=True) == pytest.approx(first + 2 + model.LIST_TRIPS)
+    assert seconds(split=4) == pytest.approx(first + model.SPLIT_TRIPS + 4 * model.SUM_TRIPS)
+    assert seconds(l2_bytes=64 * 700) == pytest.approx(first + 700 / model.CLOCK / model.ROUND_TRIP)
+    eight, sixteen = (model.conv_rate(ConvPace(step=n), 1) for n in (8, 16))
+    assert eight == pytest.approx(2 * 51.2 / 151.2) and sixteen == 1
+    assert model.conv_rate(ConvPace(step=8), 2) == 1
+    full = model.MMA_MACS / 2048
+    assert seconds(mma=1000, step=16) == pytest.approx(first + 1000 / full / model.CLOCK / model.ROUND_TRIP)
+    assert seconds(mma=1000, step=8) > seconds(mma=1000, step=16)
 
 
 def test_bars_of_a_family(families):

@@ -42,6 +42,14 @@ class Case:
             [exact.permute(1, 2, 0).flatten(), exact.mean((1, 2))]
         )
 
+    def shared_conv2d(self, variant):
+        x, weight, bias = tensor(2, 64, 64), tensor(16, 64, 1, seed=1), tensor(16, seed=2, dtype=torch.float32)
+        out, macs = tensor(2, 64, 16, seed=3), torch.zeros(2).long()
+        exact = out.double() + x.double() @ weight[..., 0].double().T + bias
+        self.call(f"shared_conv2d_{variant}", out, x, packed(weight), bias, macs)
+        assert macs.tolist() == [64 * 64 * 16] * 2
+        return out.double(), exact
+
     def gradual_layer(self, variant):
         state = tensor(8, 8, 32)
         units = [
@@ -205,7 +213,7 @@ class Case:
         return pooled.double(), x.double().mean(0)
 
 
-CLUSTERS = ["gradual_layer", "dense_block", "resident_stage"]
+CLUSTERS = ["gradual_layer", "dense_block", "resident_stage", "shared_conv2d"]
 KERNELS = [*CLUSTERS, "conv2d", "unit_gate", "pool_sums", "dense_layer", "head", "filter_lists"]
 STATE_KERNELS = ["stem", "transition", "plain_layer", "residual_layer"]
 

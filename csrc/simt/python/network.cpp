@@ -122,13 +122,14 @@ class Network {
   int64_t workspace_bytes() const { return schedule_->workspace_bytes; }
   const std::vector<int>& stream_of_buffer() const { return stream_of_; }
   // (rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down, depth, resident, walk,
-  // scattered) of each convolution
-  std::vector<std::array<int, 12>> conv_tiles() const {
-    std::vector<std::array<int, 12>> all;
+  // scattered, stages, split, old_stride, pack) of each convolution
+  std::vector<std::array<int, 16>> conv_tiles() const {
+    std::vector<std::array<int, 16>> all;
     for (const auto& step : schedule_->convs)
       if (const cuda::ConvTile& t = step.tile; t.rows)
         all.push_back({t.rows, t.columns, t.down, t.across, t.block_columns, t.column_blocks, t.warp_tiles,
-                       t.warps_down, t.depth, t.resident, step.walk, step.scattered});
+                       t.warps_down, t.depth, t.resident, step.walk, step.scattered, t.stages, t.split, t.old_stride,
+                       t.pack});
     return all;
   }
   // (first instruction, one past the last, rows, blocks of a cluster, shared_bytes) of each gradual layer

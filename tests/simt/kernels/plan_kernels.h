@@ -31,13 +31,40 @@ void conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer pooled, Bu
   p.kernel_rows = p.kernel_columns = 3, p.pad_rows = p.pad_columns = 1;
   p.tile_rows = 4, p.tile_columns = 8, p.tiles_across = 1;
   p.warps_down = 8;
-  p.depth = 4;
+  p.depth = 4, p.stages = 2, p.split = p.pack = 1;
   p.cell_stride = 16;
-  p.at_sums = kHeaderBytes;
+  p.at_bias = kHeaderBytes;
+  p.at_sums = p.at_bias + 16 * 4;
   p.at_cells = p.at_sums + 8 * 16 * 4;
   p.at_weights = p.at_cells + 60 * 16 * 2;
   p.stage_bytes = 60 * 16 * 2 + 9 * 4 * (16 * kGroup + kConvPadding) * 2;
   start<conv2d_kernel<__half, 2>>(p, 2, kThreads, p.at_cells + 2 * p.stage_bytes);
+}
+
+// A 1x1 of 64 channels that is added to 16 of two samples of 8 x 8 pixels, in one tile whose input two blocks share.
+void shared_conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer macs) {
+  Conv2dParams p{};
+  p.samples = {nullptr, 0, 2, nullptr};
+  p.source = {in.address, 64 * 64, 64, 8, 8};
+  p.out = {out.address, 64 * 16, 16, 8, 8};
+  p.weight = weight.address;
+  p.bias = bias.data<float>();
+  p.pooling.macs = macs.data<unsigned long long>();
+  p.pooling.tiles = p.pooling.blocks = p.items = 1;
+  p.in_channels = 64, p.live_groups = p.in_groups = 16;
+  p.out_channels = p.columns = p.limit = p.block_columns = 16;
+  p.accumulate = p.in_pairs = p.wide_groups = true;
+  p.taps = p.stride = p.kernel_rows = p.kernel_columns = 1;
+  p.tile_rows = p.tile_columns = 8, p.tiles_across = 1;
+  p.warps_down = 8;
+  p.depth = 4, p.stages = p.split = p.pack = 2;
+  p.cell_stride = 16, p.old_stride = 24;
+  p.at_bias = kHeaderBytes;
+  p.at_old = p.at_bias + 16 * 4;
+  p.at_cells = p.at_old + 128 * 24 * 2;
+  p.at_weights = p.at_cells + 128 * 16 * 2;
+  p.stage_bytes = 128 * 16 * 2 + 4 * (16 * kGroup + kConvPadding) * 2;
+  start<conv2d_kernel<__half, 8>>(p, 2, kThreads, p.at_cells + kThreads * 2 * 8 * 4 * 4, 2);
 }
 
 // Two update units of 16 of 32 channels, 16 wide, no shortcut, of 8 x 8 pixels in a cluster of two.
@@ -215,6 +242,7 @@ void filter_lists(Buffer masks, Buffer lists, Buffer counts, Buffer first, Buffe
 }
 
 static const Binder bind_conv2d(DSN_NAME(conv2d, DSN_TEXT(DSN_VARIANT)), conv2d);
+static const Binder bind_shared_conv2d(DSN_NAME(shared_conv2d, DSN_TEXT(DSN_VARIANT)), shared_conv2d);
 static const Binder bind_gradual_layer(DSN_NAME(gradual_layer, DSN_TEXT(DSN_VARIANT)), gradual_layer);
 static const Binder bind_unit_gate(DSN_NAME(unit_gate, DSN_TEXT(DSN_VARIANT)), unit_gate);
 static const Binder bind_dense_layer(DSN_NAME(dense_layer, DSN_TEXT(DSN_VARIANT)), dense_layer);
