@@ -34,7 +34,7 @@ from .gpu import check_forced, make_graphs
 from .gradual_planning import plan_gradual
 from .inception_planning import plan_inception
 from .lenet_planning import plan_lenet
-from .packing import fold
+from .packing import fold, folded_conv
 from .plan_builder import Masks
 from .plan_runner import make_runner
 from .planning import plan_dense
@@ -90,24 +90,9 @@ class Planned(nn.Module):
 
     def __init__(self, model: Any, target: Target, masks: Masks | None = None) -> None:
         super().__init__()
-        config, self.target = model.config, target
-        self.stem, side, self.stem_macs = None, config.image_size, 0
-        if getattr(config, "stem", None) == "imagenet":
-            # A gradually updated network's plan has the rest of its stem.
-            stem: Any = model.stem[:-3] if isinstance(model, GraduallyUpdatedNetwork) else model.stem
-            stem = copy.deepcopy(stem).eval()
-            image = torch.zeros(1, config.in_channels, side, side, device="meta")
-            side = copy.deepcopy(stem).to("meta")(image).shape[-1]
-            self.stem_macs = count_macs(stem, config)
-            # torch's max pool on the CPU takes a tenth of the time channels last.
-            layout = torch.channels_last if target.backend == "cpu" else torch.preserve_format
-            self.stem = stem.to(dtype=target.map_dtype, memory_format=layout)
-        options: dict[str, Any] = {} if masks is None else {"masks": masks}
-        if target.backend == "cpu" and target.dtype == torch.bfloat16:
-            options["bfloat16"] = True
-        if target.backend == "cpu" and isinstance(model, GraduallyUpdatedNetwork):
-            options["in_groups"] = True  # a GPU keeps a layer's state on the chip, and each product reads it there
-        self.plan, weights = PLANNERS[type(model)](model, side, **options)
+        self.target = target
+        self.stem, side, self.stem_macs = _take_stem(model, target)
+        self.plan, weights = _plan(model, side, target, masks)
         if target.backend == "cpu":
             self._sizes = {"gates": self.plan.gates, "logits": self.plan.logits}
             self.register_buffer("weights", weights)
@@ -125,14 +110,49 @@ class Planned(nn.Module):
         return ops.network(x.float(), self.weights, limits, forced, self.plan_words, **self._sizes)
 
 
+def _take_stem(model: Any, target: Target) -> tuple[nn.Module | None, int, int]:
+    """What torch runs in front of a plan, the side of the maps that enter the plan, and the MACs until then."""
+    config = model.config
+    if getattr(config, "stem", None) != "imagenet":
+        return None, config.image_size, 0
+    # A gradually updated network's plan has the rest of its stem.
+    stem: Any = model.stem[0] if isinstance(model, GraduallyUpdatedNetwork) else model.stem
+    stem = copy.deepcopy(stem).eval()
+    image = torch.zeros(1, config.in_channels, config.image_size, config.image_size, device="meta")
+    side = copy.deepcopy(stem).to("meta")(image).shape[-1]
+    # torch's max pool on the CPU takes a tenth of the time channels last.
+    layout = torch.channels_last if target.backend == "cpu" else torch.preserve_format
+    folded: Any = _folded_stem(stem)
+    return folded.to(dtype=target.map_dtype, memory_format=layout), side, count_macs(stem, config)
+
+
+def _plan(model: nn.Module, side: int, target: Target, masks: Masks | None = None) -> tuple[Plan, Tensor]:
+    options: dict[str, Any] = {} if masks is None else {"masks": masks}
+    if target.backend == "cpu" and target.dtype == torch.bfloat16:
+        options["bfloat16"] = True
+    if target.backend == "cpu" and isinstance(model, GraduallyUpdatedNetwork):
+        options["in_groups"] = True  # a GPU keeps a layer's state on the chip, and each product reads it there
+    return PLANNERS[type(model)](model, side, **options)
+
+
+def _folded_stem(stem: Any) -> nn.Module:
+    """An ImageNet stem with its batch norm folded into the convolution, and the maximum before the ReLU, which sees a
+    quarter of the pixels then."""
+    conv = copy.deepcopy(stem.conv)
+    weight, bias = (x.detach().to(conv.weight.dtype) for x in folded_conv(stem.conv, stem.norm))
+    conv.weight, conv.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+    return nn.Sequential(conv, stem.pool, nn.ReLU(inplace=True))
+
+
 def plan_network(model: nn.Module) -> tuple[Plan, Tensor]:
-    """The plan of a network without a gater, for its images' size, and the packed weights it names, float32.
+    """The plan of a network without a gater, for its images' size, as a GPU runs it, and the weights it names, float32,
+    packed as on the CPU.
 
     Raises:
         KeyError: of any other module.
     """
-    planned = Planned(model, CPU)
-    return planned.plan, planned.weights
+    target = Target("cuda")
+    return _plan(model, _take_stem(model, target)[1], target)
 
 
 class Chooser(Planned):
