@@ -73,12 +73,23 @@ def describe() -> dict[str, str | int]:
 
 
 def source_commit() -> str | None:
-    """The commit of the source tree that this package runs from, with ``-dirty`` after changes; None if installed."""
-    root = Path(__file__).resolve().parents[2]
+    """The commit of the source tree that this package runs from, as :func:`commit_of`; None if installed."""
+    return commit_of(Path(__file__).resolve().parents[2])
+
+
+def commit_of(root: Path) -> str | None:
+    """The commit of a source tree, with ``-dirty`` after changes but of documents and results; None if it is none."""
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        head = git("rev-parse", "--short=12", "HEAD")
+        changed = git("diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!benchmarks/results")
+    except OSError:
         return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("-dirty" if changed.returncode else "")

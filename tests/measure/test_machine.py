@@ -1,6 +1,7 @@
 """What is recorded of a machine, staying on some of its cores, and the memory that a network takes."""
 
 import os
+import subprocess
 
 import pytest
 import torch
@@ -50,3 +51,25 @@ def test_peak_memory_grows_with_the_batch():
 def test_memory_of_what_cannot_be_built():
     broken = torch.nn.Conv2d(4, 4, 1)
     assert "not_available" in peak_memory("eager", broken, torch.zeros(1, 3, 8, 8))
+
+
+def test_a_commit_is_dirty_by_its_sources(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    assert machine.commit_of(tmp_path) is None
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    source, result = tmp_path / "code.py", results / "run.json"
+    for file in (source, result):
+        file.write_text("1")
+    git("init", "--quiet")
+    assert machine.commit_of(tmp_path) is None
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    commit = machine.commit_of(tmp_path)
+    assert len(commit) == 12 and int(commit, 16) >= 0
+    result.write_text("2")
+    assert machine.commit_of(tmp_path) == commit
+    source.write_text("2")
+    assert machine.commit_of(tmp_path) == f"{commit}-dirty"
