@@ -156,8 +156,8 @@ def launches_of(archs: list[str]) -> dict[str, dict[str, tuple[int, int]]]:
                 machine = MACHINES[arch.rstrip("af")]
                 for batch in (1, 64, 1024):
                     limits = (batch, machine.count, machine.block_kib * 1024)
-                    network = simt.Network(plan.buffers, code, plan.gates, plan.logits, element, *limits)
-                    for entry in (e for stream in network.timeline() for e in stream if e[1]):
+                    schedule = simt.Network(plan.buffers, code, plan.gates, plan.logits, element, *limits)
+                    for entry in (e for stream in schedule.timeline() for e in stream if e[1]):
                         name = entry[0].split("::")[-1].replace("__nv_", "").replace("__", "")
                         name = name.replace("true", "1").replace("false", "0")
                         most = found[arch].get(name, (0, 0))[1]

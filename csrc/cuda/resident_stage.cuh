@@ -279,8 +279,8 @@ __global__ void __launch_bounds__(kStageThreads, 1) resident_stage_kernel(const 
   block.load(sample);
   for (int i = threadIdx.x; i < block.channels() && p.own_gates; i += kStageThreads)
     pooled[i] = i < p.map.channels ? kept_pooled[i] : 0.f;
-  if (kept_hidden) {
-    for (int i = threadIdx.x; i < kHiddenState; i += kStageThreads) hidden[i] = kept_hidden[i];
+  for (int i = threadIdx.x; i < kHiddenState && kept_hidden; i += kStageThreads) hidden[i] = kept_hidden[i];
+  if (kept_hidden && p.own_gates) {
     const Recurrence& from = p.gates.shared;
     block.copy(shared_memory<float>(p.at_shared), from.input,
                static_cast<int>(from.projection_bias + 1 - from.input) * 4);
