@@ -15,8 +15,8 @@ struct Taps {
 
 // Some tiles of a convolution with 1 or 9 taps, one after another; a block of weights is read once for all of them:
 //   dst[m][p] = relu?(init + sum over live channels c, taps t of w[m][c][t] * src[c][p + shift(t)])
-// src holds live channels only, one after another; weights are addressed by channel. One loop over a list of live
-// channels: a loop over ranges of them costs a mispredicted branch for each.
+// src holds live channels only, one after another; weights lie where `weight_at` says. One loop over a list of them: a
+// loop over ranges of live channels costs a mispredicted branch for each.
 struct ConvTile {
   float* src;  // [live][src_stride], at the first tile's first pixel
   int64_t src_stride;
