@@ -56,6 +56,8 @@ EPILOGUE_CLOCKS = 200  # of it: bias, sum and ReLU, shuffles of the channel sums
 DECIDE_CLOCKS = 1000  # of a gate: sums of the cluster's parts (130), dot products of a warp each (235), forty sums of
 # ten terms (140), two exponentials behind one another and two hyperbolic tangents (220), the logit's sum (125), its
 # score (60), four barriers of the block (30 each)
+JOIN_CLOCKS = 100  # where warps share a product: a barrier, and its parts added up
+ENTER_TRIPS = 3  # from one map to the next: stored, loaded, and the shortcut's products
 LONELY_BYTES = 64  # per clock from the second-level cache to one multiprocessor
 SEGMENT_TRIPS = 2  # of each convolution in a gradual layer: weights, barrier
 TRIPS = {"stem": 3, "load": 3, "transition": 10, "head": 10, "store": 3, "path_head": 10, "lists": 3}
@@ -142,6 +144,8 @@ def latency(launch: Launch) -> float:
         )
     if launch.name == "resident_stage":
         return stage_latency(launch)
+    if launch.name == "resident_bottleneck":
+        return bottleneck_latency(launch)
     if launch.name == "gradual_layer":
         return max((BLOCK_TRIPS + n * SEGMENT_TRIPS) * ROUND_TRIP + mma / rate for n, _, mma in launch.chains)
     ends = POOL_TRIPS * launch.pools + GATE_TRIPS * launch.gates
@@ -155,24 +159,64 @@ def latency(launch: Launch) -> float:
 
 
 def stage_latency(launch: Launch) -> float:
-    """Of a run of residual units: its longest sample, or all of them one behind the other where they fill the machine.
+    """Of residual units: the longest sample, or all of them one behind the other where they fill the machine.
 
     A convolution takes what its busiest warp multiplies or what its block loads from shared memory, its ends and the
-    cluster's barrier, and no less than the next one's weights are under way.
+    cluster's barrier, and no less than the next one's weights are under way. To another map a sample goes through
+    memory.
     """
     if not launch.active:
         return ROUND_TRIP
-    at_once = min(launch.active, MULTIPROCESSORS // launch.cluster * launch.cluster)
-    copied = launch.conv_l2_bytes / min(LONELY_BYTES * CLOCK, L2 / at_once) + ROUND_TRIP
-    decision = max(DECIDE_CLOCKS / CLOCK, copied)
+    rate = copy_rate(launch)
+    convs, decisions = [], []
+    for mma, l1_bytes, l2_bytes in launch.maps:
+        clocks = max(mma * 2048 / (MMA_MACS * ALONE / 8), l1_bytes / L1_BYTES)
+        copied = l2_bytes / rate + ROUND_TRIP
+        convs.append(max((clocks + EPILOGUE_CLOCKS + CLUSTER_CLOCKS) / CLOCK, copied))
+        decisions.append(max(DECIDE_CLOCKS / CLOCK, copied))
     samples = []
-    for convs, gates, mma in launch.chains:
-        clocks = max(mma * 2048 / (MMA_MACS * ALONE / 8), launch.conv_l1_bytes / L1_BYTES)
-        conv = max((clocks + EPILOGUE_CLOCKS + CLUSTER_CLOCKS) / CLOCK, copied)
-        shut = gates - min(gates, convs // 2)
-        samples.append(convs * conv + (gates - shut) * DECIDE_CLOCKS / CLOCK + shut * decision)
-    ends = (BLOCK_TRIPS + GATE_TRIPS * launch.gates) * ROUND_TRIP
-    together = at_once // launch.cluster
+    for counts, gates in launch.paths:
+        units = sum(counts) // 2
+        shut = max(0, gates - units)
+        seconds = sum(n * conv for n, conv in zip(counts, convs, strict=True))
+        seconds += min(units, gates) * DECIDE_CLOCKS / CLOCK + shut * sum(decisions) / len(decisions)
+        entries = len(convs) - 1
+        seconds += entries * (ENTER_TRIPS * ROUND_TRIP + (EPILOGUE_CLOCKS + 2 * CLUSTER_CLOCKS) / CLOCK)
+        samples.append(seconds)
+    return longest_walk(launch, samples, (BLOCK_TRIPS + GATE_TRIPS * launch.gates) * ROUND_TRIP)
+
+
+def bottleneck_latency(launch: Launch) -> float:
+    """Of bottleneck units: a unit takes what its three convolutions do, one behind the other, with the cluster's
+    barrier behind the first; no less than its weights take to come, and a trip for every two of them, which are under
+    way together."""
+    rate, samples = copy_rate(launch), []
+    for walk in launch.walks:
+        seconds = 0.0
+        for first in range(0, len(walk), 3):
+            clocks, copied = float(CLUSTER_CLOCKS), 0
+            for mma, l1_bytes, l2_bytes in walk[first : first + 3]:
+                clocks += max(mma * 2048 / (MMA_MACS * ALONE / 8), l1_bytes / L1_BYTES)
+                clocks += EPILOGUE_CLOCKS + JOIN_CLOCKS
+                copied += l2_bytes
+            seconds += max(clocks / CLOCK, copied / rate, 1.5 * ROUND_TRIP)
+        samples.append(seconds)
+    return longest_walk(launch, samples, (BLOCK_TRIPS + LIST_TRIPS) * ROUND_TRIP)
+
+
+def blocks_at_once(launch: Launch) -> int:
+    """Of clusters, a block to a multiprocessor."""
+    return min(launch.active, MULTIPROCESSORS // launch.cluster * launch.cluster)
+
+
+def copy_rate(launch: Launch) -> float:
+    """Bytes/s from the second-level cache to a block that runs beside the others."""
+    return min(LONELY_BYTES * CLOCK, L2 / blocks_at_once(launch))
+
+
+def longest_walk(launch: Launch, samples: list[float], ends: float) -> float:
+    """Seconds of the longest sample, or of all of them one behind the other where they fill the machine."""
+    together = blocks_at_once(launch) // launch.cluster
     return max(max(samples) + ends, (sum(samples) + len(samples) * ends) / together)
 
 
@@ -341,6 +385,7 @@ def constants() -> dict[str, Any]:
     )
     names += " CONV_TRIPS LIST_TRIPS SPLIT_TRIPS SUM_TRIPS STEP_CLOCKS LONELY_BYTES"
     names += " POOL_TRIPS GATE_TRIPS SEGMENT_TRIPS CLUSTER_CLOCKS EPILOGUE_CLOCKS DECIDE_CLOCKS"
+    names += " JOIN_CLOCKS ENTER_TRIPS"
     names += " L2 DENSE_BYTES DENSE_NODES"
     return {name.lower(): globals()[name] for name in names.split()} | {"multiprocessors": MULTIPROCESSORS}
 

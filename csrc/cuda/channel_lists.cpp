@@ -129,7 +129,7 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
             "a map of the plan has more than 65,535 channels, or more than " + std::to_string(kRunsAtOnce) +
                 " convolutions wrote it by masks");
     list.at = list_stride, list.first_run = run_count;
-    list_stride += list.channels(), run_count += runs;
+    list_stride += round_up(list.channels(), kListPiece), run_count += runs;
   }
   lists_at = reserve(batch * list_stride * 2);
   counts_at = reserve(batch * run_count * 4);

@@ -56,10 +56,11 @@ std::vector<std::vector<ChainedGate>> chain_gates(const Plan& plan, const std::v
     for (size_t link = 0; link < chains[i].size(); ++link)
       if (stage_of(static_cast<size_t>(chains[i][link].instruction))) chains[i].resize(link);
     if (stage && !chains[i].empty())
-      for (const StageRun::Unit& unit : stage->units) {
-        own += unit.gate >= 0;
-        if (unit.gate >= 0 && plan.code[unit.gate].gate != kind) return {};
-      }
+      for (const StageRun::OneMap& map : stage->maps)
+        for (const StageRun::Unit& unit : map.units) {
+          own += unit.gate >= 0;
+          if (unit.gate >= 0 && plan.code[unit.gate].gate != kind) return {};
+        }
     if (chains[i].size() + own > kChainedGates) return {};
   }
   // Every other gate must be in the chains of the last launch that always pools its input and of all behind that.

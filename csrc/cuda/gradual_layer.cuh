@@ -4,8 +4,8 @@
 // per segment.
 #pragma once
 
+#include "cuda/resident_rows.cuh"
 #include "cuda/routing.cuh"
-#include "cuda/tile.cuh"
 
 namespace dsn::cuda {
 
@@ -20,55 +20,26 @@ template <class T>
 struct GradualBlock {
   const GradualParams& p;
   MapTile tile;
-  int rank;
-  T *state, *mid, *inner;  // [pixel][state_stride], [cell][width_stride], [pixel][width_stride]
-  T *above, *below;        // the neighbours' mid, or null
-  float* add;              // [pixel][add_stride]: what the shortcut gives
+  T *state, *inner;   // [pixel][state_stride], [pixel][width_stride]
+  FramedRows<T> mid;  // [cell][width_stride]
+  float* add;         // [pixel][add_stride]: what the shortcut gives
 
   __device__ GradualBlock(const GradualParams& p, int rank)
       : p(p),
         tile(rank, p.rows, p.map.width, 1, p.map.width, p.map.height),
-        rank(rank),
         state(shared_memory<T>(p.at_state)),
-        mid(shared_memory<T>(p.at_mid)),
         inner(shared_memory<T>(p.at_inner)),
-        above(rank > 0 ? ptx::map_shared(mid, rank - 1) : nullptr),
-        below(rank + 1 < p.blocks ? ptx::map_shared(mid, rank + 1) : nullptr),
+        mid(shared_memory<T>(p.at_mid), rank, p.blocks, p.rows, p.width_stride, tile),
         add(shared_memory<float>(p.at_add)) {}
 
-  __device__ T* global(int sample) const {
-    return static_cast<T*>(p.map.data) + sample * p.map.sample_stride +
-           static_cast<int64_t>(tile.y) * p.map.width * p.map.channels;
-  }
-  // Copies the state in, zeros behind its channels; clears what the segments leave out.
+  // Copies the state in; clears what the segments leave out.
   __device__ void load(int sample) const {
-    const T* from = global(sample);
-    const int groups = p.map.channels / kGroup;
-    for (int i = threadIdx.x; i < tile.pixels() * p.groups; i += blockDim.x) {
-      const int pixel = i / p.groups, group = i % p.groups;
-      T* to = state + pixel * p.state_stride + group * kGroup;
-      if (group < groups)
-        ptx::cp_async<kGroup * sizeof(T)>(ptx::shared_address(to),
-                                          from + static_cast<int64_t>(pixel) * p.map.channels + group * kGroup);
-      else
-        store_quad<T>(to, 0, {});
-    }
+    fetch_rows<T>(p.map, sample, tile, state, p.state_stride, p.groups);
     ptx::cp_async_commit();
-    const int quads = p.width_channels / kGroup;
-    for (int i = threadIdx.x; i < (p.rows + 2) * tile.pitch() * quads; i += blockDim.x)
-      store_quad<T>(mid, i / quads * p.width_stride + i % quads * kGroup, {});
-    for (int i = threadIdx.x; i < tile.pixels() * quads; i += blockDim.x)
-      store_quad<T>(inner, i / quads * p.width_stride + i % quads * kGroup, {});
+    const int groups = p.width_channels / kGroup;
+    clear_cells(mid.cells, (p.rows + 2) * tile.pitch(), p.width_stride, groups);
+    clear_cells(inner, tile.pixels(), p.width_stride, groups);
     ptx::cp_async_wait<0>();
-  }
-  __device__ void store(int sample) const {
-    T* to = global(sample);
-    const int groups = p.map.channels / kGroup;
-    for (int i = threadIdx.x; i < tile.pixels() * groups; i += blockDim.x) {
-      const int pixel = i / groups, group = i % groups;
-      store_quad<T>(to, static_cast<int64_t>(pixel) * p.map.channels + group * kGroup,
-                    load_quad<T>(state, pixel * p.state_stride + group * kGroup));
-    }
   }
 
   template <class U>
@@ -79,15 +50,6 @@ struct GradualBlock {
   __device__ void convolve(const T* cells, int stride, int32_t weight, int groups, int columns, Visit visit) const {
     convolve_stage<T, 1, kGradualTiles, false, kTaps>(
         tile, cells, stride, Weights<T>{field<T>(weight), groups, columns * kGroup}, columns, nullptr, visit);
-  }
-
-  // A pixel of the 3x3's input, for this block and the neighbour whose frame it lies in.
-  __device__ void write_mid(int row, int channel, float v) const {
-    const int y = row / tile.columns, x = row % tile.columns + 1;
-    const T value = Numeric<T>::from(v);
-    mid[((y + 1) * tile.pitch() + x) * p.width_stride + channel] = value;
-    if (above && y == 0) above[((p.rows + 1) * tile.pitch() + x) * p.width_stride + channel] = value;
-    if (below && y == tile.rows - 1) below[x * p.width_stride + channel] = value;
   }
 
   __device__ static int padded(int channels, int multiple) { return (channels + multiple - 1) / multiple * multiple; }
@@ -103,7 +65,7 @@ struct GradualBlock {
                   for (int i = 0; i < 2; ++i) {
                     const int c = column + i;
                     if (c < s.width)
-                      write_mid(row, c, relu(v[i]));
+                      mid.write(row, c, relu(v[i]));
                     else if (c < outputs)
                       add[row * p.add_stride + c - s.width] = v[i];
                   }
@@ -113,11 +75,12 @@ struct GradualBlock {
   __device__ void convolve_mid(const GradualSegment& s) const {
     const float* bias = field<float>(s.conv_bias);
     const int groups = padded(s.width, 16) / kGroup;
-    convolve<9>(mid, p.width_stride, s.conv, groups, padded(s.width, 16), [&](int row, int column, float v0, float v1) {
-      const float2 v = activate(v0, v1, bias, column);
-      store_pair<T>(inner, row * p.width_stride + column, v.x, v.y);
-      return float2{0, 0};
-    });
+    convolve<9>(mid.cells, p.width_stride, s.conv, groups, padded(s.width, 16),
+                [&](int row, int column, float v0, float v1) {
+                  const float2 v = activate(v0, v1, bias, column);
+                  store_pair<T>(inner, row * p.width_stride + column, v.x, v.y);
+                  return float2{0, 0};
+                });
   }
   __device__ void update_state(const GradualSegment& s) const {
     const float* bias = field<float>(s.last_bias);
@@ -163,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks)
     macs += p.channels * outputs + 9 * s.width * s.width + s.width * s.size;
   }
   ptx::cluster_wait();
-  block.store(sample);
+  store_rows<T>(p.map, sample, block.tile, block.state, p.state_stride);
   if (threadIdx.x == 0) atomicAdd(p.macs + sample, macs * block.tile.pixels());
 }
 

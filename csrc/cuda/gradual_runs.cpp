@@ -96,17 +96,10 @@ std::vector<GradualRun> find_gradual_runs(const Plan& plan, Element element, int
     }
     i = static_cast<size_t>(run.end);
     if (!keeps_to_itself(plan, run)) continue;
-    // The smallest cluster that holds the state; a larger one where multiprocessors would be idle.
     const int64_t height = plan.buffers[plan.code[run.begin].src].height;
-    GradualRun best;
-    for (int blocks = 1; blocks <= limits.cluster; blocks *= 2) {
-      run.rows = static_cast<int>(ceil_div(height, blocks));
-      run.blocks = static_cast<int>(ceil_div(height, run.rows));
-      if (!place(run, plan, element, limits)) continue;
-      const bool room = batch * run.blocks <= limits.multiprocessors && run.rows > 1;
-      if (best.segments.empty() || room) best = run;
-    }
-    if (!best.segments.empty()) runs.push_back(best);
+    const GradualRun best =
+        cut_rows(height, batch, limits, run, [&](GradualRun& r) { return place(r, plan, element, limits); });
+    if (best.rows) runs.push_back(best);
   }
   return runs;
 }

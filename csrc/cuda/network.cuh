@@ -10,6 +10,7 @@
 #include "cuda/network.h"
 #include "cuda/resample.cuh"
 #include "cuda/resident_block.cuh"
+#include "cuda/resident_bottleneck.cuh"
 #include "cuda/resident_stage.cuh"
 #include "cuda/unit_gate.cuh"
 
@@ -101,17 +102,21 @@ class NetworkRun {
     if (error_ == cudaSuccess) error_ = static_cast<cudaError_t>(status);
   }
 
+  // Whether one of these runs holds an instruction; starts the launch that does them all at its first.
+  template <class Run>
+  bool walks(const std::vector<Run>& runs, int index, void (NetworkRun::*start)(const Run&)) {
+    for (const Run& run : runs) {
+      if (!run.holds(index)) continue;
+      if (index == run.begin) (this->*start)(run);
+      return true;
+    }
+    return false;
+  }
+
   void step(int index, const Instruction& in, int64_t l) {
-    for (const GradualRun& run : s_.gradual)
-      if (index >= run.begin && index < run.end) {
-        if (index == run.begin) gradual_layer(run);
-        return;
-      }
-    for (const StageRun& run : s_.stages)
-      if (run.holds(index)) {
-        if (index == run.begin) resident_stage(run);
-        return;
-      }
+    if (walks(s_.gradual, index, &NetworkRun::gradual_layer) || walks(s_.stages, index, &NetworkRun::resident_stage) ||
+        walks(s_.bottlenecks, index, &NetworkRun::resident_bottleneck))
+      return;
     switch (in.op) {
       case Op::kLoad:
         return load(index, in);
@@ -151,6 +156,7 @@ class NetworkRun {
   void linear(int index, const Instruction& in);
   void gradual_layer(const GradualRun& run);
   void resident_stage(const StageRun& run);
+  void resident_bottleneck(const BottleneckRun& run);
   Chosen chosen(const Listed& listed) const;
   Map map_of(int64_t buffer) const;
   int64_t* order() const { return reinterpret_cast<int64_t*>(call_.workspace + s_.order_at); }

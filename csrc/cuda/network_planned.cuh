@@ -284,40 +284,87 @@ void NetworkRun<T>::gradual_layer(const GradualRun& run) {
 
 template <class T>
 void NetworkRun<T>::resident_stage(const StageRun& run) {
-  const Instruction& conv = plan_.code[run.units[0].first];
-  const State& state = s_.states[conv.src];
   StageParams p{};
-  static_cast<StageCut&>(p) = run;
   p.samples = samples_of(run.only_if);
-  p.map = map_of(conv.src);
-  if (plan_.code[run.units[0].last].flags & kPool && state.pooled_at >= 0)
-    p.pooled = reinterpret_cast<float*>(call_.workspace + state.pooled_at);
   p.macs = call_.macs;
   p.weights = call_.weights;
-  p.pixels = static_cast<float>(plan_.buffers[conv.src].pixels());
-  p.units = static_cast<int32_t>(run.units.size());
-  p.groups = static_cast<int32_t>(conv2d_unit::groups(0, conv.in_channels));
-  p.channels = static_cast<int32_t>(conv.in_channels);
+  p.maps = static_cast<int32_t>(run.maps.size());
+  p.blocks = run.blocks();
+  auto pooled = [&](int64_t buffer) {
+    const int64_t at = s_.states[buffer].pooled_at;
+    return at < 0 ? nullptr : reinterpret_cast<float*>(call_.workspace + at);
+  };
+  const StageRun::OneMap &front = run.maps.front(), &back = run.maps.back();
+  p.pools = plan_.code[back.units[0].last].flags & kPool;
+  if (p.pools) p.pooled = pooled(back.buffer);
+  p.first_pooled = pooled(front.buffer);
   std::vector<ChainedGate> gates;
-  for (int i = 0; i < p.units; ++i) {
-    const StageRun::Unit& from = run.units[i];
-    StageUnit& to = p.unit[i];
-    to = {{place(from.first, conv2d_unit::kWeight), place(from.last, conv2d_unit::kWeight)},
-          {place(from.first, conv2d_unit::kBias), place(from.last, conv2d_unit::kBias)},
-          -1};
-    if (from.gate < 0) continue;
-    to.gate = static_cast<int32_t>(gates.size());
-    gates.push_back({from.gate, -1});
+  int32_t units = 0;
+  for (int m = 0; m < p.maps; ++m) {
+    const StageRun::OneMap& from = run.maps[m];
+    StageMap& to = p.at[m];
+    static_cast<StageCut&>(to) = from.cut;
+    to.map = map_of(from.buffer);
+    to.pixels = static_cast<float>(plan_.buffers[from.buffer].pixels());
+    to.channels = static_cast<int32_t>(plan_.buffers[from.buffer].channels);
+    to.groups = static_cast<int32_t>(conv2d_unit::groups(0, to.channels));
+    to.first_unit = units;
+    to.units = static_cast<int32_t>(from.units.size());
+    if (const int shortcut = from.units[0].shortcut; shortcut >= 0)
+      to.shortcut = place(shortcut, conv2d_unit::kWeight), to.shortcut_bias = place(shortcut, conv2d_unit::kBias);
+    for (const StageRun::Unit& unit : from.units) {
+      StageUnit& own = p.unit[units++];
+      own = {{place(unit.first, conv2d_unit::kWeight), place(unit.last, conv2d_unit::kWeight)},
+             {place(unit.first, conv2d_unit::kBias), place(unit.last, conv2d_unit::kBias)},
+             -1};
+      if (unit.gate < 0) continue;
+      own.gate = static_cast<int32_t>(gates.size());
+      gates.push_back({unit.gate, -1});
+    }
   }
   p.own_gates = static_cast<int32_t>(gates.size());
   if (!s_.chains.empty())
     for (const ChainedGate& link : s_.chains[run.end - 1]) gates.push_back(link);
   p.gates = unit_gates(gates);
+  p.gates.channels = p.at[p.maps - 1].channels;  // of the gates behind; those on the way read the map at hand
   const int64_t blocks = call_.batch * run.blocks();
-  if (run.tiles == 1)
-    start<resident_stage_kernel<T, 1, 1>>(blocks, 1, kStageThreads, run.shared_bytes, p, run.blocks());
-  else
-    start<resident_stage_kernel<T, 2, 2>>(blocks, 1, kStageThreads, run.shared_bytes, p, run.blocks());
+  start<resident_stage_kernel<T>>(blocks, 1, kStageThreads, run.shared_bytes(), p, run.blocks());
+}
+
+template <class T>
+void NetworkRun<T>::resident_bottleneck(const BottleneckRun& run) {
+  const Instruction& first = plan_.code[run.begin];
+  BottleneckParams p{};
+  static_cast<BottleneckCut&>(p) = run.cut;
+  p.samples = every_sample();
+  p.map = map_of(first.src);
+  p.macs = call_.macs;
+  p.weights = call_.weights;
+  p.lists = reinterpret_cast<const uint16_t*>(call_.workspace + s_.lists_at);
+  p.counts = reinterpret_cast<const int32_t*>(call_.workspace + s_.counts_at);
+  p.list_stride = static_cast<int32_t>(s_.list_stride);
+  p.count_stride = static_cast<int32_t>(s_.run_count);
+  p.units = run.units();
+  p.channels = static_cast<int32_t>(first.in_channels);
+  p.width = static_cast<int32_t>(first.out_channels);
+  p.groups = static_cast<int32_t>(conv2d_unit::groups(0, p.channels));
+  p.width_groups = static_cast<int32_t>(conv2d_unit::groups(0, p.width));
+  p.columns = static_cast<int32_t>(columns_of(p.channels));
+  p.width_columns = static_cast<int32_t>(columns_of(p.width));
+  for (int u = 0; u < p.units; ++u) {
+    const int begin = run.begin + 3 * u;
+    p.unit[u].norm = place(begin, conv2d_unit::kNorm);
+    for (int c = 0; c < 3; ++c) {
+      const Listed& listed = s_.filters[begin + c];
+      BottleneckConv& to = p.unit[u].conv[c];
+      to = {place(begin + c, conv2d_unit::kWeight), place(begin + c, conv2d_unit::kBias), -1, -1};
+      if (listed.list < 0) continue;
+      const ChannelList& list = s_.lists[static_cast<size_t>(listed.list)];
+      to.list = static_cast<int32_t>(list.at);
+      to.count = static_cast<int32_t>(list.first_run + listed.runs - 1);
+    }
+  }
+  start<resident_bottleneck_kernel<T>>(call_.batch * p.blocks, 1, kStageThreads, p.shared_bytes, p, p.blocks);
 }
 
 }  // namespace dsn::cuda

@@ -344,14 +344,15 @@ struct GradualParams {
 };
 static_assert(sizeof(GradualParams) <= 4096);
 
-// Residual units of two 3x3 convolutions on one map, all of whose channels they keep; weights in units of 16 bytes from
-// the call's first.
+// Residual units of two 3x3 convolutions, all of whose channels they keep; weights in units of 16 bytes from the call's
+// first.
 struct StageUnit {
   int32_t weight[2], bias[2];  // of either convolution
   int32_t gate;                // its number among `gates`, or -1
 };
 constexpr int kStageThreads = 512, kStageWarps = kStageThreads / 32;
-constexpr int kStageUnits = 40;  // leave room among kChainedGates for gates behind them
+constexpr int kStageUnits = 56;  // leave room among kChainedGates for gates behind them
+constexpr int kStageMaps = 4;
 
 // How the blocks of a cluster, and their warps, share a map and the columns of its weights.
 struct StageCut {
@@ -364,26 +365,77 @@ struct StageCut {
   int32_t frame_rows = 0;                  // of a block
   int32_t weight_pitch = 0;                // elements from one group's weights to the next's
   int32_t received_pitch = 0;              // floats of a channel's sums
+  int32_t source_pitch = 0, source_stride = 0,
+          source_rows = 0;  // of the map before, where a unit leads from there here
   // offsets of shared memory, bytes; of weights and bias: the first convolution's, and from there to the second's
-  int32_t at_gate = 0, at_limits = 0, at_hidden = 0, at_pooled = 0, at_received = 0, at_shared = 0, at_embed = 0;
-  int32_t at_bias = 0, at_parts = 0, at_state = 0, at_mid = 0, at_weights = 0;
+  int32_t at_gate = 0, at_limits = 0, at_hidden = 0, at_pooled = 0, at_shared = 0, at_embed = 0, at_received = 0;
+  int32_t at_bias = 0, at_parts = 0, at_state = 0, at_mid = 0, at_source = 0, at_shortcut = 0, at_weights = 0;
   int32_t bias_bytes = 0, weight_bytes = 0, shared_bytes = 0;
 };
 
-struct StageParams : StageCut {
+// A map and the units that change it.
+struct StageMap : StageCut {
+  Map map;
+  float pixels;
+  int32_t groups, channels;         // groups padded to whole k-steps
+  int32_t first_unit, units;        // the first one leads here from the map before, but for the first map's
+  int32_t shortcut, shortcut_bias;  // weights of that unit's 1x1
+};
+
+struct StageParams {
   Samples samples;
-  Map map;                   // updated in place
-  float* pooled;             // [B][map.channels] or null: nobody asks
-  unsigned long long* macs;  // [B]
+  float* pooled;              // [B][map.channels] of the last map, or null: nobody asks
+  const float* first_pooled;  // likewise of the first
+  unsigned long long* macs;   // [B]
   const unsigned char* weights;
-  float pixels;  // of the map
-  int32_t units;
-  int32_t groups, channels;  // of the map: groups padded to whole k-steps
-  int32_t own_gates;         // of the units, before those that read the map when all units are done
+  int32_t maps, blocks;  // blocks of a cluster
+  bool pools;            // channel sums of each map
+  int32_t own_gates;     // of the units, before those that read the last map when all units are done
+  StageMap at[kStageMaps];
   StageUnit unit[kStageUnits];
   UnitGates gates;
 };
 static_assert(sizeof(StageParams) <= 4096);
+
+// Pre-activation bottleneck units on one map; weights in units of 16 bytes from the call's first.
+struct BottleneckConv {
+  int32_t weight, bias;
+  int32_t list, count;  // of the filters that are chosen, from the call's lists and counts on; or -1: all
+};
+struct BottleneckUnit {
+  int32_t norm;
+  BottleneckConv conv[3];  // 1x1, 3x3, 1x1
+};
+constexpr int kBottleneckUnits = 64;  // fit a launch's parameters
+constexpr int kBottleneckTiles = 2;   // of 8 columns that a warp multiplies
+constexpr int kListPiece = 8;         // channels of a list that are copied at once
+
+// How the blocks of a cluster share a map's rows, and the shared memory of one.
+struct BottleneckCut {
+  int32_t rows = 0, blocks = 0;
+  int32_t state_stride = 0, width_stride = 0;  // elements from one pixel to the next
+  int32_t pitch[3] = {};                       // of each convolution: elements from one group's weights to the next's
+  int32_t list_row = 0;                        // channels of a unit's lists
+  int32_t at_counts = 0, at_lists = 0, at_norm = 0, at_parts = 0, at_state = 0, at_inner = 0, at_mid[2] = {};
+  int32_t at_bias[3] = {}, at_weights[3] = {};  // bytes
+  int32_t shared_bytes = 0;
+};
+
+struct BottleneckParams : BottleneckCut {
+  Samples samples;
+  Map map;                   // updated in place
+  unsigned long long* macs;  // [B]
+  const unsigned char* weights;
+  const uint16_t* lists;  // [B][list_stride]
+  const int32_t* counts;  // [B][count_stride]
+  int32_t list_stride, count_stride;
+  int32_t units;
+  int32_t channels, groups;        // of the map; groups padded to whole k-steps
+  int32_t width, width_groups;     // of the 3x3, likewise
+  int32_t columns, width_columns;  // padded
+  BottleneckUnit unit[kBottleneckUnits];
+};
+static_assert(sizeof(BottleneckParams) <= 4096);
 
 struct ResampleParams {
   Samples samples;

@@ -138,6 +138,7 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
   chains = chain_gates(plan, stages);
   if (chains.empty() && !stages.empty()) stages.clear(), chains = chain_gates(plan, stages);
   gradual = find_gradual_runs(plan, element, batch, limits);
+  bottlenecks = find_bottleneck_runs(plan, element, batch, limits);
 
   std::vector<int64_t> partial(static_cast<size_t>(streams), 0);
   for (const Instruction& in : plan.code) {
@@ -197,7 +198,10 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
                     std::to_string(limits.shared_bytes) + " bytes of a block's shared memory");
         if (in.flags & kPool) written = in.out_channels, cuts = tile.tiles();
         const int64_t items = batch * tile.blocks(), blocks = int64_t{multiprocessors} * tile.resident;
-        if (has_chosen(in) && in.only_if < 0 && items > blocks)
+        const auto index = static_cast<int64_t>(layouts.size()) - 1;
+        const bool walked = std::any_of(bottlenecks.begin(), bottlenecks.end(),
+                                        [&](const BottleneckRun& run) { return run.holds(index); });
+        if (has_chosen(in) && in.only_if < 0 && items > blocks && !walked)
           convs[layouts.size() - 1].walk = static_cast<int>(ceil_div(items, blocks));
         break;
       }

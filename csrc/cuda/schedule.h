@@ -125,22 +125,54 @@ struct GradualRun {
   };
   std::vector<Segment> segments;
   int begin = 0, end = 0;  // instructions
+  bool holds(int64_t index) const { return index >= begin && index < end; }
   int rows = 0, blocks = 0;
   int state_stride = 0, width_stride = 0, add_stride = 0, width_channels = 0;
   int at_state = 0, at_mid = 0, at_inner = 0, at_add = 0, shared_bytes = 0;
 };
 
-// Residual units of two 3x3 convolutions, one after the other, that a launch does.
-struct StageRun : StageCut {
+// Residual units of two 3x3 convolutions, one after the other, that a launch does: on one map, then perhaps on others
+// to each of which a unit of stride 2 leads from the one before.
+struct StageRun {
   struct Unit {
-    int gate = -1, first = 0, last = 0;  // instructions; gate: the one in front that decides on it, if any
+    int gate = -1, shortcut = -1, first = 0, last = 0;  // instructions; gate: the one in front that decides on it
   };
-  std::vector<Unit> units;
+  struct OneMap {
+    int64_t buffer = 0;
+    std::vector<Unit> units;
+    StageCut cut;
+  };
+  std::vector<OneMap> maps;
   int begin = 0, end = 0;  // instructions
   int64_t only_if = -1;    // a gate that was decided before: of the only unit then
-  int blocks() const { return down * across; }
+  int blocks() const { return maps[0].cut.down * maps[0].cut.across; }
+  int shared_bytes() const { return maps[0].cut.shared_bytes; }
   bool holds(int64_t index) const { return index >= begin && index < end; }
 };
+
+// Pre-activation bottleneck units, one after the other on one map, that a launch does: each begins three instructions
+// behind the one before.
+struct BottleneckRun {
+  int begin = 0, end = 0;  // instructions
+  BottleneckCut cut;
+  int units() const { return (end - begin) / 3; }
+  bool holds(int64_t index) const { return index >= begin && index < end; }
+};
+
+// The cut of a map's rows by the smallest cluster that holds them, or by a larger one where multiprocessors would be
+// idle: place(cut) says whether one fits. No rows: none does.
+template <class Cut, class Place>
+Cut cut_rows(int64_t height, int64_t batch, const DeviceLimits& limits, Cut cut, Place place) {
+  Cut best{};
+  for (int blocks = 1; blocks <= limits.cluster; blocks *= 2) {
+    cut.rows = static_cast<int>(ceil_div(height, blocks));
+    cut.blocks = static_cast<int>(ceil_div(height, cut.rows));
+    if (!place(cut)) continue;
+    const bool room = batch * cut.blocks <= limits.multiprocessors && cut.rows > 1;
+    if (best.rows == 0 || room) best = cut;
+  }
+  return best;
+}
 
 struct Schedule {
   // Throws std::runtime_error of one line if the plan asks for what these kernels do not do.
@@ -155,6 +187,7 @@ struct Schedule {
   std::vector<ConvStep> convs;                     // of each instruction
   std::vector<GradualRun> gradual;                 // in order
   std::vector<StageRun> stages;                    // in order
+  std::vector<BottleneckRun> bottlenecks;          // in order
   std::vector<std::vector<ChainedGate>> chains;    // of each instruction; empty: gates are launches of their own
   std::vector<ChannelList> lists;
   std::vector<Listed> inputs, filters;  // of each instruction: channels that hold data, filters that are on
@@ -194,6 +227,10 @@ std::vector<GradualRun> find_gradual_runs(const Plan& plan, Element element, int
 
 // The residual units of a plan that one launch for each stage can do on this device.
 std::vector<StageRun> find_stage_runs(const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits);
+
+// The bottleneck units of a plan that one launch for each map can do on this device.
+std::vector<BottleneckRun> find_bottleneck_runs(const Plan& plan, Element element, int64_t batch,
+                                                const DeviceLimits& limits);
 
 // The gates that each instruction of a plan decides as soon as it has pooled, but for those that `stages` decide on
 // their way; nothing where one of them cannot be.

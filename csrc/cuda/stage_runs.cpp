@@ -6,27 +6,36 @@
 namespace dsn::cuda {
 namespace {
 
-// A 3x3 between two maps of one shape that reads and writes all their channels.
-bool is_whole_conv(const Plan& plan, const Instruction& in, int64_t flags) {
-  if (in.op != Op::kConv2d || in.taps != 9 || in.stride != 1 || in.columns || in.flags != flags) return false;
+// A convolution of all of one map's channels into all of another's.
+bool is_whole_conv(const Plan& plan, const Instruction& in, int64_t taps, int64_t stride, int64_t flags) {
+  if (in.op != Op::kConv2d || in.taps != taps || in.stride != stride || in.columns || in.flags != flags) return false;
   if (in.out_mask >= 0 || in.in_mask >= 0 || in.relu_channels || in.src_offset || in.out_offset) return false;
-  return plan.buffers[in.src] == plan.buffers[in.dst] && in.in_channels == plan.buffers[in.src].channels &&
-         in.out_channels == in.in_channels;
+  const BufferSpec &from = plan.buffers[in.src], &to = plan.buffers[in.dst];
+  return in.in_channels == from.channels && in.out_channels == to.channels &&
+         to.height == ceil_div(from.height, stride) && to.width == ceil_div(from.width, stride);
 }
 
-// The unit that begins at an instruction, perhaps behind a gate of its own that reads the pooled map; no units: there
-// is none.
+// The unit that begins at an instruction, perhaps behind a gate of its own that reads the pooled map, with an identity
+// or a 1x1 of stride 2 as its shortcut; no maps: there is none.
 StageRun stage_unit_at(const Plan& plan, size_t i) {
   const std::vector<Instruction>& code = plan.code;
   StageRun run;
   run.begin = static_cast<int>(i);
   StageRun::Unit unit;
   if (i < code.size() && code[i].op == Op::kGate) unit.gate = static_cast<int>(i++);
+  if (i < code.size() && code[i].op == Op::kConv2d && code[i].taps == 1) unit.shortcut = static_cast<int>(i++);
   if (i + 1 >= code.size()) return run;
   const Instruction &first = code[i], &last = code[i + 1];
   const int64_t pools = last.flags & kPool;
-  if (!is_whole_conv(plan, first, kRelu) || !is_whole_conv(plan, last, kAccumulate | kRelu | pools) ||
-      last.src != first.dst || last.dst != first.src || last.only_if != first.only_if)
+  const bool enters = unit.shortcut >= 0;
+  if (!is_whole_conv(plan, first, 9, enters ? 2 : 1, kRelu) ||
+      !is_whole_conv(plan, last, 9, 1, kAccumulate | kRelu | pools) || last.src != first.dst ||
+      last.only_if != first.only_if)
+    return run;
+  const int64_t shortcut = enters ? code[unit.shortcut].dst : first.src;
+  if (last.dst != shortcut || !(plan.buffers[first.dst] == plan.buffers[last.dst])) return run;
+  if (enters && (!is_whole_conv(plan, code[unit.shortcut], 1, 2, pools) || code[unit.shortcut].src != first.src ||
+                 code[unit.shortcut].only_if >= 0))
     return run;
   if (unit.gate >= 0) {
     const Instruction& gate = code[unit.gate];
@@ -34,111 +43,167 @@ StageRun stage_unit_at(const Plan& plan, size_t i) {
   }
   run.only_if = unit.gate >= 0 ? -1 : first.only_if;
   unit.first = static_cast<int>(i), unit.last = unit.first + 1;
-  run.units.push_back(unit);
+  run.maps.push_back({last.dst, {unit}, {}});
   run.end = unit.last + 1;
   return run;
 }
 
+// Of the gates of a run's units, none if there are none.
 GateKind kind_of(const Plan& plan, const StageRun& run) {
-  for (const StageRun::Unit& unit : run.units)
-    if (unit.gate >= 0) return plan.code[unit.gate].gate;
+  for (const StageRun::OneMap& map : run.maps)
+    for (const StageRun::Unit& unit : map.units)
+      if (unit.gate >= 0) return plan.code[unit.gate].gate;
   return GateKind::kNone;
 }
 
-// Whether the next unit may join a run: the same maps, one kind of gate, and no gate from before either.
-bool joins(const Plan& plan, const StageRun& run, const StageRun& next) {
-  if (next.units.empty() || run.only_if >= 0 || next.only_if >= 0) return false;
-  const Instruction &a = plan.code[run.units[0].first], &b = plan.code[next.units[0].first];
-  const GateKind kind = kind_of(plan, run), other = kind_of(plan, next);
-  return a.src == b.src && a.dst == b.dst && (kind == other || kind == GateKind::kNone || other == GateKind::kNone) &&
-         (plan.code[run.units[0].last].flags & kPool) == (plan.code[next.units[0].last].flags & kPool);
+size_t units_of(const StageRun& run) {
+  size_t count = 0;
+  for (const StageRun::OneMap& map : run.maps) count += map.units.size();
+  return count;
 }
 
-// Whether the map between a unit's convolutions is read by nothing else.
+// Appends the next unit to a run: of the same maps or leading from there, with one kind of gate and none from before.
+bool join(const Plan& plan, StageRun& run, const StageRun& next) {
+  if (next.maps.empty() || run.only_if >= 0 || next.only_if >= 0 || units_of(run) == kStageUnits) return false;
+  const StageRun::Unit &before = run.maps.back().units.back(), &unit = next.maps[0].units[0];
+  const Instruction &a = plan.code[before.first], &b = plan.code[unit.first];
+  const GateKind kind = kind_of(plan, run), other = kind_of(plan, next);
+  const bool enters = unit.shortcut >= 0;
+  if (b.src != run.maps.back().buffer || (!enters && a.dst != b.dst)) return false;
+  if (kind != other && kind != GateKind::kNone && other != GateKind::kNone) return false;
+  if ((plan.code[before.last].flags & kPool) != (plan.code[unit.last].flags & kPool)) return false;
+  if (enters && (run.maps.size() == kStageMaps || b.in_channels > b.out_channels)) return false;
+  if (enters)
+    run.maps.push_back(next.maps[0]);
+  else
+    run.maps.back().units.push_back(unit);
+  run.end = next.end;
+  return true;
+}
+
+// Whether the maps between the units' convolutions are read by nothing else.
 bool keeps_to_itself(const Plan& plan, const StageRun& run) {
-  const int64_t between = plan.code[run.units[0].first].dst;
-  for (size_t j = static_cast<size_t>(run.end); j < plan.code.size(); ++j) {
-    const Instruction& later = plan.code[j];
-    if (later.src == between) return false;
-    if (later.dst != between) continue;
-    return later.out_offset == 0 && !(later.flags & kAccumulate);  // filled anew
+  for (const StageRun::OneMap& map : run.maps) {
+    const int64_t between = plan.code[map.units[0].first].dst;
+    for (size_t j = static_cast<size_t>(run.end); j < plan.code.size(); ++j) {
+      const Instruction& later = plan.code[j];
+      if (later.src == between) return false;
+      if (later.dst != between) continue;
+      if (later.out_offset != 0 || later.flags & kAccumulate) return false;
+      break;  // filled anew
+    }
   }
   return true;
 }
 
-bool place(StageRun& run, const BufferSpec& map, bool gated, Element element, const DeviceLimits& limits) {
+// Places what a block keeps in shared memory: first what all maps have alike. `before`: the map that a unit leads from.
+bool place(const Plan& plan, const StageRun& run, const BufferSpec& map, const BufferSpec* before, StageCut& cut,
+           Element element, const DeviceLimits& limits) {
   const int64_t channels = round_up(map.channels, kStep), bytes = bytes_of(element);
-  run.strips = static_cast<int>(ceil_div(map.width, 8));
-  run.pieces = run.strips * static_cast<int>(ceil_div(run.rows, 2 * run.tiles));
-  run.frame_rows = static_cast<int>(round_up(run.rows, 2 * run.tiles)) + 2;
-  run.pitch = run.strips * 8 + 2;
-  run.stride = cell_stride(channels, element);
-  run.weight_pitch = run.columns * kGroup + kConvPadding;
-  const int64_t cells = int64_t{run.frame_rows} * run.pitch * run.stride;
+  const int64_t widest = plan.buffers[run.maps.back().buffer].channels;
+  const bool gated = kind_of(plan, run) != GateKind::kNone;
+  cut.strips = static_cast<int>(ceil_div(map.width, 8));
+  cut.pieces = cut.strips * static_cast<int>(ceil_div(cut.rows, 2 * cut.tiles));
+  cut.frame_rows = static_cast<int>(round_up(cut.rows, 2 * cut.tiles)) + 2;
+  cut.pitch = cut.strips * 8 + 2;
+  cut.stride = cell_stride(channels, element);
+  cut.weight_pitch = cut.columns * kGroup + kConvPadding;
+  const int64_t cells = int64_t{cut.frame_rows} * cut.pitch * cut.stride;
   int64_t at = kHeaderBytes;
   auto reserve = [&](int64_t n) { return static_cast<int>(std::exchange(at, round_up(at + n, 16))); };
-  run.at_gate = reserve(6 * gate::kEmbedding * 4);
-  run.at_limits = reserve(gated ? static_cast<int64_t>(run.units.size()) * 8 : 0);
-  run.at_hidden = reserve(2 * gate::kEmbedding * 4);
-  run.at_pooled = reserve(channels * 4);
-  run.received_pitch = static_cast<int>(round_up(run.down * run.pieces, 4)) + 4;  // channels begin in other banks
-  run.at_received = reserve(channels * run.received_pitch * 4);
-  run.at_shared = reserve(gated ? wide_unit(recurrence::layout()).size : 0);
-  run.at_embed = reserve(gated ? wide_unit(gate::layout(map.channels, true)).size : 0);
-  run.bias_bytes = run.columns * 4;
-  run.at_bias = reserve(2 * run.bias_bytes);
-  run.at_parts = reserve(run.split > 1 ? kStageThreads * run.tiles * run.tiles * 4 * 4 : 0);
-  run.at_state = reserve(cells * bytes);
-  run.at_mid = reserve(cells * bytes);
-  run.weight_bytes = static_cast<int>(9 * channels / kGroup * run.weight_pitch * bytes);
-  run.at_weights = reserve(2 * run.weight_bytes);
-  run.shared_bytes = static_cast<int>(at);
+  cut.at_gate = reserve(6 * gate::kEmbedding * 4);
+  cut.at_limits = reserve(gated ? static_cast<int64_t>(units_of(run)) * 8 : 0);
+  cut.at_hidden = reserve(2 * gate::kEmbedding * 4);
+  cut.at_pooled = reserve(round_up(widest, kStep) * 4);
+  cut.at_shared = reserve(gated ? wide_unit(recurrence::layout()).size : 0);
+  cut.at_embed = reserve(gated ? wide_unit(gate::layout(widest, true)).size : 0);
+  cut.received_pitch = static_cast<int>(round_up(cut.down * cut.pieces, 4)) + 4;  // channels begin in other banks
+  cut.at_received = reserve(channels * cut.received_pitch * 4);
+  cut.bias_bytes = cut.columns * 4;
+  cut.at_bias = reserve(3 * cut.bias_bytes);
+  cut.at_parts = reserve(cut.split > 1 ? kStageThreads * cut.tiles * cut.tiles * 4 * 4 : 0);
+  cut.at_state = reserve(cells * bytes);
+  cut.at_mid = reserve(cells * bytes);
+  if (before) {
+    const int64_t depth = round_up(before->channels, kStep);
+    cut.source_pitch = 16 * cut.strips + 1;
+    cut.source_stride = cell_stride(depth, element);
+    cut.source_rows = 2 * (cut.frame_rows - 2) + 1;
+    cut.at_source = reserve(int64_t{cut.source_rows} * cut.source_pitch * cut.source_stride * bytes);
+    cut.at_shortcut = reserve(depth / kGroup * cut.weight_pitch * bytes);
+  }
+  cut.weight_bytes = static_cast<int>(9 * channels / kGroup * cut.weight_pitch * bytes);
+  cut.at_weights = reserve(2 * cut.weight_bytes);
+  cut.shared_bytes = static_cast<int>(at);
   return at <= limits.shared_bytes;
 }
 
 // Seconds of a convolution for the whole batch: what its longest warp multiplies, what all of a block's load from
 // shared memory, or what comes from the second-level cache; and the cluster's barrier.
-double seconds_of(const StageRun& run, const BufferSpec& map, Element element, int64_t batch,
+double seconds_of(const StageCut& cut, const BufferSpec& map, Element element, int64_t batch,
                   const DeviceLimits& limits) {
-  constexpr double kClock = 1.75e9, kProduct = 51, kShared = 128, kLonely = 64,
-                   kBarrier = 400;  // clocks, bytes a clock
-  const double steps = static_cast<double>(ceil_div(map.channels, kStep)),
-               bytes = static_cast<double>(bytes_of(element));
-  const int64_t items = int64_t{run.pieces} * run.columns / (8 * run.tiles);
-  const double products = 9.0 * run.tiles * run.tiles, loads = 3.0 * (2 * run.tiles + 2) + 9.0 * run.tiles;
-  const double rounds = static_cast<double>(ceil_div(items * run.split, kStageWarps));
-  const double multiply = rounds * static_cast<double>(ceil_div(int64_t(steps), run.split)) * products * kProduct;
-  const double parts = (run.split - 1) * 2.0 * static_cast<double>(items) * run.tiles * run.tiles * 512;
-  const double load = (static_cast<double>(items) * steps * loads * 128 * bytes + parts) / kShared;
-  const int64_t blocks = batch * run.blocks(), together = std::min<int64_t>(blocks, limits.multiprocessors);
+  // clocks of an instruction in a warp and of a barrier; bytes a clock from shared memory and from the cache to one
+  constexpr double kClock = 1.75e9, kProduct = 51, kBarrier = 400, kShared = 128, kLonely = 64;
+  const auto bytes = static_cast<double>(bytes_of(element));
+  const int64_t channels = round_up(map.channels, kStep), steps = channels / kStep, square = cut.tiles * cut.tiles;
+  const int64_t items = int64_t{cut.pieces} * cut.columns / (8 * cut.tiles);
+  const int64_t rounds = ceil_div(items * cut.split, kStageWarps) * ceil_div(steps, cut.split);
+  const double multiply = static_cast<double>(rounds * 9 * square) * kProduct;
+  const int64_t loads = steps * (3 * (2 * cut.tiles + 2) + 9 * cut.tiles) * 128 * bytes_of(element);
+  const double load = static_cast<double>(items * (loads + (cut.split - 1) * 2 * square * 512)) / kShared;
+  const int64_t blocks = batch * cut.down * cut.across, together = std::min<int64_t>(blocks, limits.multiprocessors);
   const double rate = std::min(limits.l2_rate / static_cast<double>(together) / kClock, kLonely);
-  const double weights = 9.0 * static_cast<double>(round_up(map.channels, kStep)) * run.columns * bytes / rate;
-  const double waves = static_cast<double>(ceil_div(blocks, limits.multiprocessors));
+  const double weights = static_cast<double>(9 * channels * cut.columns) * bytes / rate;
+  const auto waves = static_cast<double>(ceil_div(blocks, limits.multiprocessors));
   return waves * (std::max({multiply, load, weights}) + kBarrier) / kClock;
 }
 
-// The cut that takes the least time: the fewest blocks of those.
-StageRun choose_cut(StageRun run, const BufferSpec& map, bool gated, Element element, int64_t batch,
-                    const DeviceLimits& limits) {
+// The cut of a map by `blocks` that takes the least time; no rows: none fits. `seconds` gets that of a convolution.
+StageCut choose_cut(const Plan& plan, const StageRun& run, size_t index, int64_t blocks, Element element, int64_t batch,
+                    const DeviceLimits& limits, double& seconds) {
+  const BufferSpec& map = plan.buffers[run.maps[index].buffer];
+  const BufferSpec* before = index > 0 ? &plan.buffers[run.maps[index - 1].buffer] : nullptr;
+  const int64_t channels = round_up(map.channels, kStep);
+  StageCut best, cut;
+  for (int64_t across = 1; across <= blocks; across *= 2)
+    for (cut.tiles = 2; cut.tiles > 0; --cut.tiles) {
+      if (blocks % across || channels % (across * 8 * cut.tiles)) continue;
+      cut.across = static_cast<int>(across);
+      cut.rows = static_cast<int>(ceil_div(map.height, blocks / across));
+      cut.down = static_cast<int>(blocks / across);
+      cut.columns = static_cast<int>(channels / across);
+      const int64_t pieces = ceil_div(map.width, 8) * ceil_div(cut.rows, 2 * cut.tiles);
+      cut.split = 1;
+      while (2 * cut.split <= channels / kStep && 2 * cut.split * pieces * cut.columns <= 8 * cut.tiles * kStageWarps)
+        cut.split *= 2;
+      if (!place(plan, run, map, before, cut, element, limits)) continue;
+      const double own = seconds_of(cut, map, element, batch, limits);
+      if (best.rows == 0 || own < seconds) best = cut, seconds = own;
+    }
+  return best;
+}
+
+// Cuts all maps of a run for clusters of one size; false: they do not fit.
+bool cut_maps(const Plan& plan, StageRun& run, Element element, int64_t batch, const DeviceLimits& limits) {
   StageRun best;
   double least = 0;
-  const int64_t channels = round_up(map.channels, kStep);
-  for (int blocks = 1; blocks <= limits.cluster; blocks *= 2)
-    for (run.across = 1; run.across <= blocks; run.across *= 2)
-      for (run.tiles = 2; run.tiles > 0; --run.tiles) {
-        run.rows = static_cast<int>(ceil_div(map.height, blocks / run.across));
-        run.down = static_cast<int>(ceil_div(map.height, run.rows));
-        if (channels % (run.across * 8 * run.tiles)) continue;
-        run.columns = static_cast<int>(channels / run.across);
-        const int64_t items =
-            ceil_div(map.width, 8) * ceil_div(run.rows, 2 * run.tiles) * run.columns / (8 * run.tiles);
-        run.split = 1;
-        while (2 * run.split <= channels / kStep && 2 * run.split * items <= kStageWarps) run.split *= 2;
-        if (!place(run, map, gated, element, limits)) continue;
-        const double seconds = seconds_of(run, map, element, batch, limits);
-        if (best.units.empty() || seconds < least) best = run, least = seconds;
-      }
-  return best;
+  for (int blocks = 1; blocks <= limits.cluster; blocks *= 2) {
+    double total = 0;
+    int shared = 0;
+    bool fits = true;
+    for (size_t m = 0; m < run.maps.size() && fits; ++m) {
+      double seconds = 0;
+      run.maps[m].cut = choose_cut(plan, run, m, blocks, element, batch, limits, seconds);
+      fits = run.maps[m].cut.rows > 0;
+      total += static_cast<double>(run.maps[m].units.size()) * seconds;
+      shared = std::max(shared, run.maps[m].cut.shared_bytes);
+    }
+    if (!fits || (!best.maps.empty() && total >= least)) continue;
+    for (StageRun::OneMap& map : run.maps) map.cut.shared_bytes = shared;
+    best = run, least = total;
+  }
+  if (!best.maps.empty()) run = best;
+  return !best.maps.empty();
 }
 
 }  // namespace
@@ -147,22 +212,18 @@ std::vector<StageRun> find_stage_runs(const Plan& plan, Element element, int64_t
   std::vector<StageRun> runs;
   if (limits.cluster == 1) return runs;
   for (size_t i = 0; i < plan.code.size();) {
-    StageRun run = stage_unit_at(plan, i);
-    if (run.units.empty()) {
-      ++i;
-      continue;
+    StageRun run = stage_unit_at(plan, i++);
+    if (run.maps.empty() || run.maps[0].units[0].shortcut >= 0) continue;
+    while (join(plan, run, stage_unit_at(plan, static_cast<size_t>(run.end)))) {
     }
-    while (run.units.size() < kStageUnits) {
-      const StageRun next = stage_unit_at(plan, static_cast<size_t>(run.end));
-      if (!joins(plan, run, next)) break;
-      run.units.push_back(next.units.front());
-      run.end = next.end;
+    // Fewer maps where not all fit one size of cluster.
+    for (; !run.maps.empty(); run.maps.pop_back()) {
+      run.end = run.maps.back().units.back().last + 1;
+      if (keeps_to_itself(plan, run) && cut_maps(plan, run, element, batch, limits)) break;
     }
+    if (run.maps.empty()) continue;
     i = static_cast<size_t>(run.end);
-    if (!keeps_to_itself(plan, run)) continue;
-    const BufferSpec& map = plan.buffers[plan.code[run.units[0].first].src];
-    run = choose_cut(run, map, kind_of(plan, run) != GateKind::kNone, element, batch, limits);
-    if (!run.units.empty()) runs.push_back(run);
+    runs.push_back(run);
   }
   return runs;
 }

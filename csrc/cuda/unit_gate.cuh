@@ -27,6 +27,7 @@ struct GateWeights {
   const float *weight, *bias;
   Recurrence shared;
   const GateLimit* limit;  // null: where the call has it
+  int channels;
 };
 
 __device__ inline GateLimit limit_of(const UnitGates& g, int gate, int sample) {
@@ -36,7 +37,7 @@ __device__ inline GateWeights weights_of(const UnitGates& g, const UnitGate& uni
   auto field = [&](int32_t place) {
     return reinterpret_cast<const float*>(g.weights + static_cast<int64_t>(place) * 16);
   };
-  return {field(unit.weight), field(unit.bias), g.shared, nullptr};
+  return {field(unit.weight), field(unit.bias), g.shared, nullptr, g.channels};
 }
 
 // One step of the LSTM that all gates of a network share, in two parts; `state` is [kHiddenState], `pre` [4 kEmbedding]
@@ -72,9 +73,9 @@ __device__ inline float recur(const Recurrence& shared, bool first, float* state
 }
 constexpr int kGateBytes = 6 * gate::kEmbedding * 4;  // of shared memory
 
-__device__ inline int gate_macs(const UnitGates& g) {
+__device__ inline int gate_macs(GateKind kind, int channels) {
   constexpr int n = gate::kEmbedding;
-  return g.kind == GateKind::kRecurrent ? n * g.channels + 8 * n * n + n : g.channels;
+  return kind == GateKind::kRecurrent ? n * channels + 8 * n * n + n : channels;
 }
 
 // Decides a sample's gate g.unit[i], the same to all threads of the block, which all call it, behind a barrier after
@@ -87,7 +88,7 @@ __device__ inline bool decide_unit(const UnitGates& g, int i, const GateWeights&
   const bool first = unit.gate == g.first;
   float *embedded = scratch + 1, *pre = scratch + 2 * gate::kEmbedding;
   for (int r = threadIdx.x / 32; r < (recurrent ? gate::kEmbedding : 1); r += blockDim.x / 32) {
-    const float dot = warp_dot(w.weight + r * g.channels, pooled, g.channels);
+    const float dot = warp_dot(w.weight + r * w.channels, pooled, w.channels);
     if (threadIdx.x % 32 == 0) embedded[r] = dot + w.bias[r];
   }
   if (recurrent) recur_state(w.shared, first, state, pre);
@@ -128,7 +129,8 @@ __device__ inline void decide_units(const UnitGates& g, const float* pooled, int
                                     float* scratch) {
   float* state = g.hidden ? g.hidden + static_cast<int64_t>(sample) * kHiddenState : nullptr;
   const int decided = decide_units(g, 0, pooled, state, sample, scratch);
-  if (threadIdx.x == 0 && decided) atomicAdd(macs + sample, static_cast<unsigned long long>(decided) * gate_macs(g));
+  if (threadIdx.x == 0 && decided)
+    atomicAdd(macs + sample, static_cast<unsigned long long>(decided) * gate_macs(g.kind, g.channels));
 }
 
 template <int kThreadCount>

@@ -1,4 +1,4 @@
-"""What the GPU kernels do for the instructions on maps: convolutions, pools, gates of units, gradual layers."""
+"""What the GPU kernels do for the instructions on maps, each by itself: convolutions, pools, gates of units."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ _STEP: int = _C.cuda.STEP
 _STRIP = 64  # pixels of a block of the kernels without weights
 _THREADS = 256  # of a block of a convolution
 _WARP_ROWS = 32  # pixels that a warp of a convolution multiplies
-_STAGE_WARPS = 16  # of a block of a resident stage
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Launch:
     """One kernel for a batch.
 
     Attributes:
-        name: stem, layer, block, transition, head, load, store, conv2d, resident_stage, gradual_layer, lists, groups,
-            or the instruction's.
+        name: stem, layer, block, transition, head, load, store, conv2d, resident_stage, resident_bottleneck,
+            gradual_layer, lists, groups, or the instruction's.
         stream: of the plan.
         blocks: of the grid.
         active: blocks that have a sample; of a convolution, whose blocks walk them: tiles of the samples that run.
@@ -59,11 +58,13 @@ class Launch:
             what they read of the sums of others.
         dram_bytes: of states and images read and written; weights stay in the caches.
         chains: of a block, for each sample: layers that ran, layers that did not, instructions of its longest tile; of
-            a gradual layer: phases of a segment, 0, instructions of a block; of a stage: convolutions, gates that it
-            decides on its way, instructions of its busiest warp in a convolution.
-        cluster: blocks of a sample, where a launch has clusters.
-        conv_l1_bytes, conv_l2_bytes: of a stage, what a block loads from shared memory and copies into it for one
-            convolution.
+            a gradual layer: phases of a segment, 0, instructions of a block.
+        cluster: blocks of a sample, of a launch for residual units.
+        maps: of such units, for one convolution of each map: instructions of the busiest warp, and bytes that a block
+            loads from shared memory and that it copies into it.
+        paths: of such units, for each sample: convolutions on each map, gates that are decided on the way.
+        walks: of bottleneck units, for each sample, of each convolution in order: instructions of the busiest warp, and
+            bytes that a block loads from shared memory and that it copies into it.
         gates: that the last block of a sample decides behind a sum over its channels; recurrent ones only.
         pools: leaves a pooled vector.
         conv: of a convolution, how its blocks go about a tile.
@@ -81,9 +82,10 @@ class Launch:
     gates: int = 0
     pools: bool = False
     cluster: int = 1
-    conv_l1_bytes: int = 0
-    conv_l2_bytes: int = 0
     conv: ConvPace | None = None
+    maps: list[tuple[int, int, int]] = field(default_factory=list)
+    paths: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
+    walks: list[list[tuple[int, int, int]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,12 @@ class Cuts:
             depth, blocks of a multiprocessor, tiles side by side that a block walks (0: any), 1 if chosen inputs are
             read in their places, stages of shared memory, blocks that share a tile's input out, more than 0 if what
             results are added to is copied beside the input, samples of a tile.
-        stages: of residual units that one launch does: first instruction, one past its last, rows of a block, blocks
-            over rows and over columns, tiles of a warp each way, warps that share a product.
+        stages: of residual units that one launch does: first instruction, one past its last, and of each map: buffer,
+            units, rows of a block, blocks over rows and over columns, tiles of a warp each way, warps that share a
+            product.
         gradual: of each gradual layer: first instruction, one past its last, rows of a block, blocks of a sample.
+        bottlenecks: of bottleneck units that one launch does: first instruction, one past its last, rows of a block,
+            blocks of a sample.
         streams: of each buffer.
         multiprocessors: of the device.
         lists: launches that list what masks chose.
@@ -109,8 +114,9 @@ class Cuts:
 
     layers: Sequence[Sequence[int]]
     convs: Sequence[Sequence[int]]
-    stages: Sequence[Sequence[int]]
+    stages: Sequence[tuple[int, int, Sequence[Sequence[int]]]]
     gradual: Sequence[Sequence[int]]
+    bottlenecks: Sequence[Sequence[int]]
     streams: Sequence[int]
     multiprocessors: int
     lists: int = 0
@@ -126,6 +132,7 @@ class Cuts:
             network.conv_tiles,
             network.stage_runs,
             network.gradual_runs,
+            network.bottleneck_runs,
             network.stream_of_buffer,
             multiprocessors,
             sum("filter_lists_kernel" in kernel for kernel in kernels),
@@ -258,61 +265,3 @@ def without_weights(plan: Plan, step: Instruction, batch: int, element: int, lau
     launch.pools = step.op in (_C.OPS["subsample"], _C.OPS["pool_sums"])
     written = 0 if step.op == _C.OPS["pool_sums"] else min(step.out_channels or step.in_channels, channels)
     launch.dram_bytes = batch * element * (step.in_channels * from_height * from_width + written * height * width)
-
-
-def resident_stage(plan: Plan, cut: Sequence[int], gates: list[list[int]], element: int, launch: Launch) -> None:
-    """Adds residual units that a cluster of blocks does for each sample, as the sample's gates have it.
-
-    A warp takes 8 pixels side by side in 2 ``tiles`` rows and as many times 8 columns; a row of pixels is loaded once
-    for the three rows of the window. The first weights of a unit are copied before its gate is known.
-    """
-    begin, end, rows, down, across, tiles, split = cut[:7]
-    convs = [step for step in plan.code[begin:end] if step.op == _C.OPS["conv2d"]]
-    decided = sum(step.op == _C.OPS["gate"] for step in plan.code[begin:end])
-    channels, height, width = plan.buffers[convs[0].src]
-    wide, steps = up(channels, 16), up(channels, _STEP) // _STEP
-    columns = wide // (8 * tiles)
-    parts = [-(-width // 8) * -(-min(rows, height - y) // (2 * tiles)) for y in range(0, height, rows)]
-    products = 9 * tiles * tiles
-    loads = 3 * (2 * tiles + 2) + 9 * tiles
-    joined = (split - 1) * 2 * tiles * tiles * 512  # sums of the warps that share a product, written and read
-    l1 = [part * columns * (steps * loads * 32 * GROUP * element + joined) for part in parts]
-    weights = 9 * wide * wide * element
-    rounds = -(-max(parts) * columns // across * split // _STAGE_WARPS)
-    warp = rounds * -(-steps // split) * products
-    launch.blocks = len(gates) * down * across
-    launch.cluster = down * across
-    launch.conv_l1_bytes = max(l1) // across
-    launch.conv_l2_bytes = weights // across
-    for sample in gates:
-        ran = sum(step.only_if < 0 or sample[step.only_if] for step in convs)
-        outside = convs[0].only_if >= 0 and not decided  # one unit, whose gate was decided before
-        if outside and not ran:
-            continue
-        launch.active += down * across
-        launch.mma += ran * sum(parts) * columns * products * steps
-        launch.l1_bytes += ran * sum(l1)
-        launch.l2_bytes += (ran // 2 + len(convs) // 2) * down * weights
-        launch.chains.append((ran, decided, warp))
-        launch.dram_bytes += (2 if ran else 1) * up(channels, GROUP) * height * width * element
-
-
-def gradual_layer(plan: Plan, cut: Sequence[int], batch: int, element: int, launch: Launch) -> None:
-    """Adds update units that a cluster of blocks does for each sample: the state is read and written once."""
-    begin, end, rows, blocks = cut[:4]
-    channels, height, width = plan.buffers[plan.code[begin].src]
-    launch.blocks = launch.active = batch * blocks
-    longest = phases = 0
-    for step in plan.code[begin:end]:
-        if step.op != _C.OPS["conv2d"]:
-            continue
-        phases += 1
-        products = step.taps * up(step.out_channels, 16) // 8 * up(step.in_channels, _STEP) // _STEP
-        for y in range(0, height, rows):
-            tiles = -(-min(rows, height - y) * width // ROWS)
-            launch.mma += batch * tiles * products
-            # weights are read by instruction, a fragment of 256 bytes for each; pixels once for four columns of eight
-            launch.l1_bytes += batch * tiles * products * 32 * GROUP * element * 3 // 2
-        longest += -(-min(rows, height) * width // ROWS) * products
-    launch.chains = [(phases, 0, longest)]
-    launch.dram_bytes = 2 * batch * up(channels, GROUP) * height * width * element

@@ -6,12 +6,14 @@ The host runner counts the same instructions one by one; tests hold the two equa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from .. import _C
 from ..ops.network import Instruction, Plan
 from . import gpu_map_work as maps
+from . import gpu_resident_work as resident
 from .gpu_map_work import GROUP, ROWS, Cuts, Launch, up
 
 
@@ -52,19 +54,21 @@ class _Counter:
         for _ in range(self.cuts.groups):
             blocks = -(-len(self.gates) // 256)
             self.launches.append(Launch("groups", 0, blocks, blocks))
-        gradual, stages = ({run[0]: run for run in runs} for runs in (self.cuts.gradual, self.cuts.stages))
-        within = {i for run in (*self.cuts.gradual, *self.cuts.stages) for i in range(run[0], run[1])}
+        walks: tuple[tuple[str, Sequence[Sequence[Any]]], ...] = (
+            ("gradual_layer", self.cuts.gradual),
+            ("resident_stage", self.cuts.stages),
+            ("resident_bottleneck", self.cuts.bottlenecks),
+        )
+        runs = {run[0]: (kernel, run) for kernel, found in walks for run in found}
+        within = {i for _, run in runs.values() for i in range(run[0], run[1])}
         for index, step in enumerate(self.plan.code):
             name = names[step.op]
             cut = next(self.convs) if name == "conv2d" else ()
             if index in within:
-                if index in gradual:
-                    launch = Launch("gradual_layer", self.streams[step.src])
-                    maps.gradual_layer(self.plan, gradual[index], len(self.gates), self.element, launch)
-                    self.launches.append(launch)
-                if index in stages:
-                    launch = Launch("resident_stage", self.streams[step.src])
-                    maps.resident_stage(self.plan, stages[index], self.gates, self.element, launch)
+                if index in runs:
+                    kernel, run = runs[index]
+                    launch = Launch(kernel, self.streams[step.src])
+                    getattr(resident, kernel)(self.plan, run, self.gates, self.element, launch)
                     self.launches.append(launch)
                 continue
             if name == "gate" and not self.cuts.gates_have_launches:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from references import randomise
 from small_models import make_images
 from small_planned import make_planned, residual_units
 from torch import nn
@@ -291,8 +292,8 @@ def test_a_stage_is_one_launch(simt, channels, side):
     runners = [residual_units(channels, (side, side), gated).runner(torch.float16, "simt") for gated in (kinds, ())]
     whole, rest = (count(simt, runner, x, gates[:, : runner.plan.gates]) for runner in runners)
     counts = {name: whole[name] - rest[name] for name in whole}
-    ((begin, end, rows, down, across, tiles, split, _),) = runners[0].schedule(batch).stage_runs
-    assert (begin, end) == (3, 9) and down * across > 1
+    ((begin, end, [(_, units, rows, down, across, tiles, _)]),) = runners[0].schedule(batch).stage_runs
+    assert (begin, end, units) == (3, 9, 2) and down * across > 1
     assert counts["launches"] == 1 and counts["blocks"] == batch * down * across
     wide, deep, ran = up(channels, 16), up(channels, 4), int(gates.sum())
     mma = 0
@@ -310,6 +311,67 @@ def test_a_stage_is_one_launch(simt, channels, side):
     wrote = int(gates.any(1).sum())
     assert counts["global_store_bytes"] == wrote * (side * side * deep * 2 + deep * 4) + units * (4 + 1)
     assert counts["global_atomics"] == batch + ran  # MACs, and a word for each gate that opens
+
+
+def bottleneck_units(channels, width, side, units, with_units=True):
+    """load, then pre-activation bottleneck units all of whose filters are chosen."""
+    packer, plan = Packer(), Plan()
+    x, first, inner = (plan.buffer(c, side, side) for c in (channels, width, width))
+    plan.add("load", dst=x, in_channels=channels)
+    relu, gate = _C.FLAGS["relu"], 0
+    for _ in range(units if with_units else 0):
+        mask = -1
+        for src, dst, flags in (
+            (x, first, relu | _C.FLAGS["normalise"]),
+            (first, inner, relu | _C.FLAGS["live"]),
+            (inner, x, _C.FLAGS["accumulate"] | _C.FLAGS["live"]),
+        ):
+            inputs, filters = plan.buffers[src][0], plan.buffers[dst][0]
+            conv = nn.Conv2d(inputs, filters, 3 if src == first else 1, padding=int(src == first))
+            before = randomise(nn.BatchNorm2d(inputs)).eval() if src == x else None
+            fields = pack_conv2d(packer, conv, None, before, masked=True)
+            plan.add("conv2d", src=src, dst=dst, flags=flags, out_mask=gate, in_mask=mask, **fields)
+            mask, gate = gate, gate + filters
+    plan.add("store", src=x, in_channels=channels)
+    return PlanRunner(plan, packer.tensor() if with_units else torch.empty(0), torch.float16, "simt")
+
+
+@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(("channels", "width", "side"), [(32, 16, 16), (20, 6, 9)])
+def test_bottleneck_units_are_one_launch(simt, channels, width, side, density):
+    """It reads and writes the map once; of the weights it reads those of the filters that are on, in every block."""
+    batch, units = 2, 2
+    x = torch.randn(batch, channels, side, side)
+    runners = [bottleneck_units(channels, width, side, units, with_units) for with_units in (True, False)]
+    count_of_gates = units * (2 * width + channels)
+    gates = (torch.rand(batch, count_of_gates, generator=torch.Generator().manual_seed(3)) < density).byte()
+    whole, rest = (count(simt, runner, x, gates[:, : runner.plan.gates]) for runner in runners)
+    counts = {name: whole[name] - rest[name] for name in whole}
+    schedule = runners[0].schedule(batch)
+    ((begin, end, rows, blocks, _),) = schedule.bottleneck_runs
+    assert (begin, end) == (1, 1 + 3 * units) and blocks > 1
+    assert counts["launches"] == 2  # one more lists the filters
+    assert counts["blocks"] == batch * (blocks + 1)
+    deep, wide = up(channels, 16), up(width, 16)
+    mma = 0
+    for on in gates.long().unflatten(1, (units, -1)).flatten(0, 1):
+        first, conv, last = (-(-int(part.sum()) // 8) for part in on.split([width, width, channels]))
+        for y in range(0, side, rows):
+            tiles = -(-min(rows, side - y) * side // 16)
+            mma += tiles * (first * deep + 9 * conv * wide + last * wide) // 16
+    assert counts["mma_m16n8k16_f16"] == mma
+    weights = 0
+    for on in gates.long().unflatten(1, (units, -1)).flatten(0, 1):
+        first, conv, last = (int(part.sum()) for part in on.split([width, width, channels]))
+        weights += 2 * (first * deep + 9 * conv * wide + last * wide) + 4 * (first + conv + last)
+    work = work_of(runners[0], gates)
+    assert work[-2].name == "resident_bottleneck" and work[-2].l2_bytes >= blocks * (weights - 4 * int(gates.sum()))
+    listed = units * (2 * up(width, 8) + up(channels, 8)) * 2 + units * 3 * 4
+    pixels = side * side * up(channels, 4) * 2
+    reads = batch * (pixels + blocks * (listed + units * 2 * deep * 2)) + blocks * weights
+    made = batch * 2 * count_of_gates  # masks, to be listed and to be copied
+    assert counts["global_load_bytes"] == reads + made
+    assert counts["global_atomics"] == batch * blocks
 
 
 def test_gates_take_no_launch_of_their_own(simt):

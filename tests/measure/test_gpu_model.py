@@ -109,14 +109,12 @@ def test_a_convolution_takes_longer_the_more_tiles_its_blocks_walk(model):
 
 
 def test_a_stage_takes_as_long_as_its_longest_sample_and_as_all_that_do_not_fit(model):
-    def latency(*chains, cluster=2, **more):
-        chains = [(convs, 10, 18) for convs in chains]
-        return model.latency(
-            Launch("resident_stage", 0, active=cluster * len(chains), cluster=cluster, chains=chains, **more)
-        )
+    def latency(*convs, l1=0, l2=0, **more):
+        work = dict(cluster=2, maps=[(18, l1, l2)], paths=[((n,), 10) for n in convs])
+        return model.latency(Launch("resident_stage", 0, active=2 * len(convs), **work, **more))
 
     assert latency(20) == latency(4, 20) > latency(4) > latency(0)
-    assert latency(20, conv_l1_bytes=10**6) > latency(20) < latency(20, conv_l2_bytes=10**6)
+    assert latency(20, l1=10**6) > latency(20) < latency(20, l2=10**6)
     assert latency(*[20] * 660) == pytest.approx(10 * latency(20))
     assert latency(20, gates=1) - latency(20) == pytest.approx(model.GATE_TRIPS * model.ROUND_TRIP)
 

@@ -27,6 +27,10 @@ PLANNED = {
         {"stage_units": (1, 2), "stage_widths": (16, 24), "stem_width": 8, "image_size": 28},
     ),
     "skipnet-rnn": ("skipnet-38-rnn", {**_UNITS, "image_size": 8}),
+    "skipnet-single": (
+        "skipnet-38-rnn",
+        {"stage_units": (1, 1), "stage_widths": (8, 12), "stem_width": 8, "image_size": 8},
+    ),
     "skipnet-pad": ("skipnet-32-rnn", {**_UNITS, "stage_widths": (8, 12, 16), "image_size": 9}),
     "skipnet-ff-1": ("skipnet-38-ff", {**_UNITS, "image_size": 8}),
     "skipnet-ff-2": ("skipnet-110-ff", {**_UNITS, "image_size": 11}),
@@ -54,6 +58,15 @@ PLANNED = {
             "gater_options": _GATER,
             "gated": "all",
             "image_size": 8,
+        },
+    ),
+    "gaternet-bottleneck": (
+        "gaternet-resnet-164",
+        {
+            "backbone_options": {"stage_units": (3, 2), "stage_widths": (16, 40)},
+            "gater_options": _GATER,
+            "gated": "all",
+            "image_size": 12,
         },
     ),
     "gunn": ("gunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 6}),

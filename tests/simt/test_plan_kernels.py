@@ -87,20 +87,51 @@ class Case:
 
     def resident_stage(self, variant, in_place=False):
         state, hidden, threshold = tensor(8, 8, 32), tensor(20, seed=4, dtype=torch.float32), torch.tensor([0.0])
-        convs = [tensor(32, 32, 9, seed=i).mul(0.3).half() for i in range(1, 5)]
-        bias, wide = tensor(32, seed=5, dtype=torch.float32), tensor(332 + 852, seed=6, dtype=torch.float32)
-        words, pooled = joined(*map(packed, convs), bias, wide), torch.full((32,), torch.nan)
-        exact = state.double().permute(2, 0, 1)[None]
+        convs = [tensor(32, 32, 9, seed=i).mul(0.2).half() for i in range(1, 7)]
+        shortcut, bias = tensor(32, 32, 1, seed=7), tensor(32, seed=8, dtype=torch.float32)
+        words = joined(*map(packed, (*convs, shortcut)), bias, tensor(332 + 852, seed=9, dtype=torch.float32))
+        next_map, pooled = torch.full((4, 4, 32), torch.nan, dtype=HALF), torch.full((32,), torch.nan)
+        exact, maps = state.double().permute(2, 0, 1)[None], []
         outputs = torch.full((1,), 7, dtype=torch.uint8), torch.full((1,), torch.nan), torch.zeros(1).long()
         macs = torch.zeros(1).long()
-        self.call(f"resident_stage_{variant}", state, pooled, words, hidden, threshold, *outputs, macs, last=[in_place])
-        for first, last in (convs[:2], convs[2:]):
-            inner, outer = (weight.double().reshape(32, 32, 3, 3) for weight in (first, last))
-            y = F.conv2d(exact, inner, bias.double(), padding=1).relu()
-            exact = (exact + F.conv2d(y, outer, bias.double(), padding=1)).relu()
-        exact = exact[0].permute(1, 2, 0)
-        assert [int(x) for x in (*outputs[::2], macs)] == [1, 1, 4 * 64 * 9 * 32**2 + 10 * 32 + 810]
-        return torch.cat([state.double().flatten(), pooled]), torch.cat([exact.flatten(), exact.mean((0, 1))])
+        arrays = (state, next_map, pooled, words, hidden, threshold, *outputs, macs)
+        self.call(f"resident_stage_{variant}", *arrays, last=[in_place])
+        for i in range(3):
+            inner, outer = (weight.double().reshape(32, 32, 3, 3) for weight in convs[2 * i : 2 * i + 2])
+            y = F.conv2d(exact, inner, bias.double(), stride=1 + i // 2, padding=1).relu()
+            same = exact if i < 2 else F.conv2d(exact, shortcut[..., None].double(), bias.double(), stride=2)
+            exact = (same + F.conv2d(y, outer, bias.double(), padding=1)).relu()
+            maps.append(exact[0].permute(1, 2, 0))
+        convolutions = 4 * 64 * 9 * 32**2 + 16 * 19 * 32**2
+        assert [int(x) for x in (*outputs[::2], macs)] == [1, 1, convolutions + 10 * 32 + 810]
+        found = torch.cat([state.double().flatten(), next_map.double().flatten(), pooled])
+        return found, torch.cat([maps[1].flatten(), maps[2].flatten(), maps[2].mean((0, 1))])
+
+    def resident_bottleneck(self, variant, one_frame=False):
+        state, bias, fields = tensor(8, 8, 32), tensor(32, seed=9, dtype=torch.float32), []
+        on = [torch.tensor(chosen) for chosen in ([0, 2, 3, 7, 8, 9, 11, 14, 15], [1, 4, 12], list(range(0, 32, 3)))]
+        lists, counts = torch.zeros(64, dtype=torch.int16), torch.tensor([len(chosen) for chosen in on]).int()
+        for at, chosen in zip((0, 16, 32), on, strict=True):
+            lists[at : at + len(chosen)] = chosen
+        exact = state.double().permute(2, 0, 1)[None]
+        for unit, masks in enumerate(([torch.arange(16), torch.arange(16), torch.arange(32)], on)):
+            norm = torch.stack([tensor(32, seed=10 * unit + 1), tensor(32, seed=10 * unit + 2)])  # scale, shift
+            convs = [tensor(16, 32, 1, seed=10 * unit + 3), tensor(16, 16, 9, seed=10 * unit + 4)]
+            convs.append(tensor(32, 16, 1, seed=10 * unit + 5))
+            fields += [norm.unflatten(1, (-1, 4)).transpose(0, 1), *map(packed, convs)]
+            scale, shift = norm.double()[..., None, None]
+            y = (scale * exact + shift).relu()
+            for conv, chosen in zip(convs, masks, strict=True):
+                side = int(conv.shape[2] ** 0.5)
+                z = F.conv2d(y, conv.double().unflatten(2, (side, side)), bias[: len(conv)].double(), padding=side // 2)
+                y = torch.zeros_like(z)
+                y[:, chosen] = z[:, chosen] if len(conv) == 32 else z[:, chosen].relu()
+            exact = exact + y
+        macs = torch.zeros(1).long()
+        self.call(f"resident_bottleneck_{variant}", state, joined(*fields, bias), lists, counts, macs, last=[one_frame])
+        first, conv, last = map(len, on)
+        assert macs.item() == 64 * (2 * 16 * 32 + 9 * 16**2 + 32 * first + 9 * first * conv + conv * last)
+        return state.double(), exact[0].permute(1, 2, 0)
 
     def dense(self, kernel, variant):
         state, macs = torch.full((48 * 64,), torch.nan, dtype=HALF), torch.zeros(1).long()
@@ -213,7 +244,7 @@ class Case:
         return pooled.double(), x.double().mean(0)
 
 
-CLUSTERS = ["gradual_layer", "dense_block", "resident_stage", "shared_conv2d"]
+CLUSTERS = ["gradual_layer", "dense_block", "resident_stage", "resident_bottleneck", "shared_conv2d"]
 KERNELS = [*CLUSTERS, "conv2d", "unit_gate", "pool_sums", "dense_layer", "head", "filter_lists"]
 STATE_KERNELS = ["stem", "transition", "plain_layer", "residual_layer"]
 
@@ -252,3 +283,9 @@ def test_frames_of_a_stage_on_one_another_are_found(simt):
     """A unit's own map and the one between its convolutions live side by side."""
     with pytest.raises(simt.Error, match=f"{RACE}|{COPY}"):
         Case(simt).resident_stage("intact", in_place=True)
+
+
+def test_one_frame_for_the_middles_of_two_units_is_found(simt):
+    """A neighbour that is ahead writes its edge while the unit before is still read."""
+    with pytest.raises(simt.Error, match=RACE):
+        Case(simt).resident_bottleneck("intact", one_frame=True)

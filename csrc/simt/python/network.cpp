@@ -12,6 +12,7 @@
 #include "simt/streams.h"
 
 // The runner's module links nothing of the shipped library.
+#include "cuda/bottleneck_runs.cpp"
 #include "cuda/channel_lists.cpp"
 #include "cuda/conv2d_tile.cpp"
 #include "cuda/gate_chains.cpp"
@@ -139,12 +140,23 @@ class Network {
       all.push_back({r.begin, r.end, r.rows, r.blocks, r.shared_bytes});
     return all;
   }
-  // (first instruction, one past the last, rows, down, across, tiles of a warp, split, shared_bytes) of each run of
-  // residual units
-  std::vector<std::array<int, 8>> stage_runs() const {
-    std::vector<std::array<int, 8>> all;
-    for (const cuda::StageRun& r : schedule_->stages)
-      all.push_back({r.begin, r.end, r.rows, r.down, r.across, r.tiles, r.split, r.shared_bytes});
+  // (first instruction, one past the last, rows, blocks of a cluster, shared_bytes) of each run of bottleneck units
+  std::vector<std::array<int, 5>> bottleneck_runs() const {
+    std::vector<std::array<int, 5>> all;
+    for (const cuda::BottleneckRun& r : schedule_->bottlenecks)
+      all.push_back({r.begin, r.end, r.cut.rows, r.cut.blocks, r.cut.shared_bytes});
+    return all;
+  }
+  // (first instruction, one past the last, (buffer, units, rows, down, across, tiles of a warp, split) of each map) of
+  // each run of residual units
+  std::vector<std::tuple<int, int, std::vector<std::array<int, 7>>>> stage_runs() const {
+    std::vector<std::tuple<int, int, std::vector<std::array<int, 7>>>> all;
+    for (const cuda::StageRun& r : schedule_->stages) {
+      auto& maps = std::get<2>(all.emplace_back(r.begin, r.end, std::vector<std::array<int, 7>>{}));
+      for (const auto& [buffer, units, c] : r.maps)
+        maps.push_back(
+            {static_cast<int>(buffer), static_cast<int>(units.size()), c.rows, c.down, c.across, c.tiles, c.split});
+    }
     return all;
   }
   // (rows, columns, down, across, resident, mid_stride, shared_bytes) of each layer of each dense block
@@ -202,6 +214,7 @@ DSN_SIMT_BINDINGS(network) {
       .def_property_readonly("grouped", &Network::grouped)
       .def_property_readonly("gradual_runs", &Network::gradual_runs)
       .def_property_readonly("stage_runs", &Network::stage_runs)
+      .def_property_readonly("bottleneck_runs", &Network::bottleneck_runs)
       .def_property_readonly("conv_tiles", &Network::conv_tiles)
       .def("timeline", &Network::timeline)
       .def_property_readonly("stream_of_buffer", &Network::stream_of_buffer)

@@ -1,0 +1,94 @@
+#include <algorithm>
+#include <utility>
+
+#include "cuda/schedule.h"
+
+namespace dsn::cuda {
+namespace {
+
+// A convolution between two maps of one size that reads a whole buffer and writes all filters that are on.
+bool is_conv(const Plan& plan, const Instruction& in, int64_t taps, int64_t in_mask, int64_t flags) {
+  return in.op == Op::kConv2d && in.taps == taps && in.stride == 1 && !in.columns && in.only_if < 0 &&
+         in.relu_channels == 0 && in.src_offset == 0 && in.out_offset == 0 && in.in_mask == in_mask &&
+         (in.flags & ~kLive) == flags && in.in_channels == plan.buffers[in.src].channels &&
+         in.out_channels == plan.buffers[in.dst].channels;
+}
+
+// Whether a unit begins at an instruction: BN-ReLU-1x1, 3x3 and 1x1, whose result is added to the first's input.
+bool is_unit(const Plan& plan, size_t i) {
+  if (i + 2 >= plan.code.size()) return false;
+  const Instruction &first = plan.code[i], &conv = plan.code[i + 1], &last = plan.code[i + 2];
+  return is_conv(plan, first, 1, -1, kNormalise | kRelu) && !(first.flags & kLive) &&
+         is_conv(plan, conv, 9, first.out_mask, kRelu) && is_conv(plan, last, 1, conv.out_mask, kAccumulate) &&
+         conv.src == first.dst && last.src == conv.dst && last.dst == first.src &&
+         conv.in_channels == conv.out_channels;
+}
+
+// Whether nothing behind a run reads what its units keep to themselves.
+bool keeps_to_itself(const Plan& plan, const BottleneckRun& run) {
+  for (const int64_t between : {plan.code[run.begin].dst, plan.code[run.begin + 1].dst})
+    for (size_t j = static_cast<size_t>(run.end); j < plan.code.size(); ++j) {
+      const Instruction& later = plan.code[j];
+      if (later.src == between || later.guide == between) return false;
+      if (later.dst != between) continue;
+      if (later.out_offset != 0 || later.flags & kAccumulate || later.only_if >= 0) return false;
+      break;  // filled anew
+    }
+  return true;
+}
+
+bool place(const Plan& plan, const BottleneckRun& run, BottleneckCut& cut, Element element,
+           const DeviceLimits& limits) {
+  const BufferSpec& map = plan.buffers[plan.code[run.begin].src];
+  const int64_t width = plan.code[run.begin].out_channels, deep = round_up(width, kStep);
+  const int64_t channels = round_up(map.channels, kStep), bytes = bytes_of(element), pixels = cut.rows * map.width;
+  cut.state_stride = cell_stride(channels, element);
+  cut.width_stride = cell_stride(deep, element);
+  cut.list_row = static_cast<int>(2 * round_up(width, kListPiece) + round_up(map.channels, kListPiece));
+  int64_t at = kHeaderBytes;
+  auto reserve = [&](int64_t n) { return static_cast<int>(std::exchange(at, round_up(at + n, 16))); };
+  cut.at_counts = reserve(int64_t{run.units()} * 3 * 4);
+  cut.at_lists = reserve(int64_t{run.units()} * cut.list_row * 2);
+  cut.at_norm = reserve(2 * channels * bytes);
+  cut.at_parts = reserve(kStageThreads * kBottleneckTiles * 4 * 4);
+  cut.at_state = reserve(pixels * cut.state_stride * bytes);
+  cut.at_inner = reserve(pixels * cut.width_stride * bytes);
+  for (int32_t& frame : cut.at_mid) frame = reserve((cut.rows + 2) * (map.width + 2) * cut.width_stride * bytes);
+  const int64_t filters[3] = {width, width, map.channels};
+  const int64_t rows[3] = {channels / kGroup, 9 * deep / kGroup, deep / kGroup};
+  for (int conv = 0; conv < 3; ++conv) {
+    cut.pitch[conv] = static_cast<int>(round_up(filters[conv], 8) * kGroup + kConvPadding);
+    cut.at_bias[conv] = reserve(round_up(filters[conv], 8) * 4);
+    cut.at_weights[conv] = reserve(rows[conv] * cut.pitch[conv] * bytes);
+  }
+  cut.shared_bytes = static_cast<int>(at);
+  return at <= limits.shared_bytes;
+}
+
+}  // namespace
+
+std::vector<BottleneckRun> find_bottleneck_runs(const Plan& plan, Element element, int64_t batch,
+                                                const DeviceLimits& limits) {
+  std::vector<BottleneckRun> runs;
+  if (limits.cluster == 1) return runs;
+  for (size_t i = 0; i < plan.code.size();) {
+    if (!is_unit(plan, i)) {
+      ++i;
+      continue;
+    }
+    BottleneckRun run;
+    run.begin = run.end = static_cast<int>(i);
+    const Instruction &first = plan.code[i], &conv = plan.code[i + 1];
+    for (; run.units() < kBottleneckUnits && is_unit(plan, i); i += 3) {
+      if (plan.code[i].src != first.src || plan.code[i].dst != first.dst || plan.code[i + 1].dst != conv.dst) break;
+      run.end += 3;
+    }
+    if (!keeps_to_itself(plan, run)) continue;
+    run.cut = cut_rows(plan.buffers[first.src].height, batch, limits, run.cut,
+                       [&](BottleneckCut& cut) { return place(plan, run, cut, element, limits); });
+    if (run.cut.rows) runs.push_back(run);
+  }
+  return runs;
+}
+
+}  // namespace dsn::cuda
