@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cuda/schedule.h"
+#include "cuda/runs.h"
 
 namespace dsn::cuda {
 namespace {
@@ -26,15 +26,8 @@ bool is_unit(const Plan& plan, size_t i) {
 
 // Whether nothing behind a run reads what its units keep to themselves.
 bool keeps_to_itself(const Plan& plan, const BottleneckRun& run) {
-  for (const int64_t between : {plan.code[run.begin].dst, plan.code[run.begin + 1].dst})
-    for (size_t j = static_cast<size_t>(run.end); j < plan.code.size(); ++j) {
-      const Instruction& later = plan.code[j];
-      if (later.src == between || later.guide == between) return false;
-      if (later.dst != between) continue;
-      if (later.out_offset != 0 || later.flags & kAccumulate || later.only_if >= 0) return false;
-      break;  // filled anew
-    }
-  return true;
+  return !is_read_from(plan, plan.code[run.begin].dst, run.end) &&
+         !is_read_from(plan, plan.code[run.begin + 1].dst, run.end);
 }
 
 bool place(const Plan& plan, const BottleneckRun& run, BottleneckCut& cut, Element element,

@@ -23,7 +23,8 @@ ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0"
 REGISTERS = 65536  # of a multiprocessor
 MODELS = (
     *("concat-bc-100", "concat-40", "add-166", "dsn-navon", "dsn-121", "lsn-concat-bc-100"),
-    *("skipnet-110-rnn", "skipnet-110-ff", "skipnet-101-rnn-imagenet", "gunn-15", "shake-shake-64d", "inception-v4"),
+    *("resnet-164", "skipnet-110-rnn", "skipnet-110-ff", "skipnet-101-rnn-imagenet"),
+    *("gunn-15", "shake-shake-64d", "inception-v4"),
 )
 THREADS = 256  # of a block, where nothing else is said
 

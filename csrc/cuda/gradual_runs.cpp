@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cuda/schedule.h"
+#include "cuda/runs.h"
 
 namespace dsn::cuda {
 namespace {
@@ -45,12 +45,7 @@ GradualRun unit_at(const Plan& plan, size_t i) {
 bool keeps_to_itself(const Plan& plan, const GradualRun& run) {
   for (int i = run.begin; i < run.end; ++i) {
     const int64_t between = plan.code[i].dst;
-    if (between == plan.code[run.begin].src) continue;
-    for (size_t j = static_cast<size_t>(run.end); j < plan.code.size(); ++j) {
-      const Instruction& later = plan.code[j];
-      if (later.dst == between && later.out_offset == 0 && !(later.flags & kAccumulate)) break;  // filled anew
-      if (later.src == between || later.dst == between) return false;
-    }
+    if (between != plan.code[run.begin].src && is_read_from(plan, between, run.end)) return false;
   }
   return true;
 }

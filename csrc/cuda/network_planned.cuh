@@ -323,10 +323,12 @@ void NetworkRun<T>::resident_stage(const StageRun& run) {
     }
   }
   p.own_gates = static_cast<int32_t>(gates.size());
-  if (!s_.chains.empty())
-    for (const ChainedGate& link : s_.chains[run.end - 1]) gates.push_back(link);
+  std::vector<ChainedGate> behind;
+  if (!s_.chains.empty()) behind = s_.chains[run.end - 1];
+  gates.insert(gates.end(), behind.begin(), behind.end());
   p.gates = unit_gates(gates);
-  p.gates.channels = p.at[p.maps - 1].channels;  // of the gates behind; those on the way read the map at hand
+  // Those on the way read the map at hand.
+  if (!behind.empty()) p.gates.channels = static_cast<int32_t>(plan_.code[behind[0].instruction].in_channels);
   const int64_t blocks = call_.batch * run.blocks();
   start<resident_stage_kernel<T>>(blocks, 1, kStageThreads, run.shared_bytes(), p, run.blocks());
 }

@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) resident_stage_kernel(const 
                  shared_memory<float>(at.at_hidden)};
   float* kept_hidden = p.gates.hidden ? p.gates.hidden + static_cast<int64_t>(sample) * kHiddenState : nullptr;
   const int positions = p.at[0].map.channels;
-  for (int i = threadIdx.x; i < positions && p.own_gates; i += kStageThreads)
+  for (int i = threadIdx.x; i < positions && p.own_gates && p.first_pooled; i += kStageThreads)
     walk.pooled[i] = p.first_pooled[static_cast<int64_t>(sample) * positions + i];
   for (int i = threadIdx.x; i < kHiddenState && kept_hidden; i += kStageThreads) walk.hidden[i] = kept_hidden[i];
   if (kept_hidden && p.own_gates) {
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) resident_stage_kernel(const 
     kept_hidden[i] = walk.hidden[i];
   if (threadIdx.x == 0)
     atomicAdd(p.macs + sample,
-              walk.macs + static_cast<unsigned long long>(behind) * gate_macs(p.gates.kind, last.channels));
+              walk.macs + static_cast<unsigned long long>(behind) * gate_macs(p.gates.kind, p.gates.channels));
 }
 
 }  // namespace dsn::cuda

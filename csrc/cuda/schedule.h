@@ -159,21 +159,6 @@ struct BottleneckRun {
   bool holds(int64_t index) const { return index >= begin && index < end; }
 };
 
-// The cut of a map's rows by the smallest cluster that holds them, or by a larger one where multiprocessors would be
-// idle: place(cut) says whether one fits. No rows: none does.
-template <class Cut, class Place>
-Cut cut_rows(int64_t height, int64_t batch, const DeviceLimits& limits, Cut cut, Place place) {
-  Cut best{};
-  for (int blocks = 1; blocks <= limits.cluster; blocks *= 2) {
-    cut.rows = static_cast<int>(ceil_div(height, blocks));
-    cut.blocks = static_cast<int>(ceil_div(height, cut.rows));
-    if (!place(cut)) continue;
-    const bool room = batch * cut.blocks <= limits.multiprocessors && cut.rows > 1;
-    if (best.rows == 0 || room) best = cut;
-  }
-  return best;
-}
-
 struct Schedule {
   // Throws std::runtime_error of one line if the plan asks for what these kernels do not do.
   Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams, Element element,

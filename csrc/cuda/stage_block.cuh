@@ -153,8 +153,10 @@ struct StageBlock {
     ptx::cp_async_commit();
   }
 
-  // Two channels of a pixel, for all blocks in whose frame it lies.
+  // Two channels of a pixel, for all blocks in whose frame it lies. What pads k-steps stays zero: there an infinite
+  // input gives no number.
   __device__ void write(T* frame, int y, int x, int column, float v0, float v1) const {
+    if (column >= p.map.channels) return;
     auto put = [&](int part, int row) {
       for (int c = 0; c < p.across; ++c) {
         const int to = part * p.across + c;

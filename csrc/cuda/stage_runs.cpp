@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cuda/schedule.h"
+#include "cuda/runs.h"
 
 namespace dsn::cuda {
 namespace {
@@ -39,7 +39,9 @@ StageRun stage_unit_at(const Plan& plan, size_t i) {
     return run;
   if (unit.gate >= 0) {
     const Instruction& gate = code[unit.gate];
-    if (gate.src != first.src || gate.first_gate != first.only_if || !pools) return run;
+    if (gate.src != first.src || gate.in_channels != plan.buffers[gate.src].channels ||
+        gate.first_gate != first.only_if || !pools)
+      return run;
   }
   run.only_if = unit.gate >= 0 ? -1 : first.only_if;
   unit.first = static_cast<int>(i), unit.last = unit.first + 1;
@@ -81,19 +83,14 @@ bool join(const Plan& plan, StageRun& run, const StageRun& next) {
   return true;
 }
 
-// Whether the maps between the units' convolutions are read by nothing else.
+// Whether nothing behind a run reads the maps between the units' convolutions, or the pooled vectors of maps that it
+// leaves.
 bool keeps_to_itself(const Plan& plan, const StageRun& run) {
-  for (const StageRun::OneMap& map : run.maps) {
-    const int64_t between = plan.code[map.units[0].first].dst;
-    for (size_t j = static_cast<size_t>(run.end); j < plan.code.size(); ++j) {
-      const Instruction& later = plan.code[j];
-      if (later.src == between) return false;
-      if (later.dst != between) continue;
-      if (later.out_offset != 0 || later.flags & kAccumulate) return false;
-      break;  // filled anew
-    }
-  }
-  return true;
+  return std::none_of(run.maps.begin(), run.maps.end(), [&](const StageRun::OneMap& map) {
+    const bool is_last = map.buffer == run.maps.back().buffer;
+    return is_read_from(plan, plan.code[map.units[0].first].dst, run.end) ||
+           (!is_last && is_pool_read_from(plan, map.buffer, run.end));
+  });
 }
 
 // Places what a block keeps in shared memory: first what all maps have alike. `before`: the map that a unit leads from.

@@ -1,0 +1,50 @@
+// What the searches for instructions that one launch may walk share.
+#pragma once
+
+#include <algorithm>
+#include <map>
+
+#include "cuda/schedule.h"
+
+namespace dsn::cuda {
+
+// Whether an instruction from `begin` on reads what a buffer holds there, rather than what others write before it.
+inline bool is_read_from(const Plan& plan, int64_t buffer, int begin) {
+  std::map<int64_t, int64_t> fresh;  // channels that have been written anew, by the gate behind which, -1: all samples'
+  for (size_t i = static_cast<size_t>(begin); i < plan.code.size(); ++i) {
+    const Instruction& in = plan.code[i];
+    const int64_t known = std::max(fresh[-1], fresh[in.only_if]);
+    if (fresh[-1] >= plan.buffers[buffer].channels) return false;
+    if (in.guide == buffer || (in.src == buffer && in.src_offset + in.in_channels > known)) return true;
+    if (in.dst != buffer) continue;
+    const bool changes = in.flags & kAccumulate || in.op == Op::kAdd;
+    const int64_t end = in.out_offset + (in.out_channels ? in.out_channels : in.in_channels);
+    if (in.op == Op::kDenseBlock || (changes && end > known)) return true;
+    if (in.out_offset <= known) fresh[in.only_if] = std::max(known, end);
+  }
+  return false;
+}
+
+// Whether one from `begin` on reads a buffer's pooled vector.
+inline bool is_pool_read_from(const Plan& plan, int64_t buffer, int begin) {
+  return std::any_of(plan.code.begin() + begin, plan.code.end(), [&](const Instruction& in) {
+    return in.src == buffer && (in.op == Op::kLinear || in.op == Op::kGate);
+  });
+}
+
+// The cut of a map's rows by the smallest cluster that holds them, or by a larger one where multiprocessors would be
+// idle: place(cut) says whether one fits. No rows: none does.
+template <class Cut, class Place>
+Cut cut_rows(int64_t height, int64_t batch, const DeviceLimits& limits, Cut cut, Place place) {
+  Cut best{};
+  for (int blocks = 1; blocks <= limits.cluster; blocks *= 2) {
+    cut.rows = static_cast<int>(ceil_div(height, blocks));
+    cut.blocks = static_cast<int>(ceil_div(height, cut.rows));
+    if (!place(cut)) continue;
+    const bool room = batch * cut.blocks <= limits.multiprocessors && cut.rows > 1;
+    if (best.rows == 0 || room) best = cut;
+  }
+  return best;
+}
+
+}  // namespace dsn::cuda

@@ -1,0 +1,170 @@
+"""Plans in which something reads what a launch that walks several instructions might keep to itself."""
+
+import pytest
+import torch
+from small_planned import residual_units
+from torch import nn
+
+from dsn_kernels import _C
+from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate, pack_linear
+from dsn_kernels.nn.plan_runner import PlanRunner
+from dsn_kernels.ops.network import Plan
+
+RELU, ACCUMULATE, POOL, NORMALISE = (_C.FLAGS[name] for name in ("relu", "accumulate", "pool", "normalise"))
+SIDE, CHANNELS = 8, 16
+
+
+class Builder:
+    """A plan that begins with an image of 16 channels on 8 x 8 pixels."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.packer, self.plan = Packer(), Plan()
+        self.x, self.inner = self.buffer(), self.buffer()
+        self.plan.add("load", dst=self.x, in_channels=CHANNELS)
+
+    def buffer(self, channels=CHANNELS, side=SIDE):
+        return self.plan.buffer(channels, side, side)
+
+    def conv(self, src, dst, taps=9, stride=1, flags=RELU, only_if=-1, norm=None):
+        conv = nn.Conv2d(self.plan.buffers[src][0], self.plan.buffers[dst][0], 3 if taps == 9 else 1, stride, taps // 9)
+        fields = pack_conv2d(self.packer, conv, None, norm)
+        self.plan.add("conv2d", src=src, dst=dst, flags=flags, only_if=only_if, **fields)
+
+    def gate(self, src, number, channels=None):
+        channels = channels or self.plan.buffers[src][0]
+        weights = pack_gate(self.packer, torch.randn(1, channels), torch.zeros(1))
+        fields = {"gate": _C.GATES["soft"], "first_gate": number, "weights": weights}
+        self.plan.add("gate", src=src, in_channels=channels, **fields)
+
+    def linear(self, src, at=0):
+        channels = self.plan.buffers[src][0]
+        weights = pack_linear(self.packer, nn.Linear(channels, 3))
+        self.plan.add("linear", src=src, in_channels=channels, out_channels=3, out_offset=at, weights=weights)
+
+    def unit(self, gate=-1):
+        self.conv(self.x, self.inner, only_if=gate)
+        self.conv(self.inner, self.x, flags=ACCUMULATE | RELU | POOL, only_if=gate)
+
+    def enter(self):
+        """A unit that leads to a map of half the side; which is then the one at hand."""
+        before, self.x, self.inner = self.x, self.buffer(2 * CHANNELS, SIDE // 2), self.buffer(2 * CHANNELS, SIDE // 2)
+        self.conv(before, self.x, 1, 2, POOL)
+        self.conv(before, self.inner, 9, 2)
+        self.conv(self.inner, self.x, flags=ACCUMULATE | RELU | POOL)
+
+    def bottleneck(self):
+        deep, wide = self.middles
+        self.conv(self.x, deep, 1, flags=NORMALISE | RELU, norm=nn.BatchNorm2d(CHANNELS).eval())
+        self.conv(deep, wide)
+        self.conv(wide, self.x, 1, flags=ACCUMULATE)
+
+    def store(self, buffer):
+        self.plan.add("store", src=buffer, in_channels=self.plan.buffers[buffer][0])
+
+
+def early_exit(b):
+    """A linear map of the first map's pooled vector behind a run that goes on to another."""
+    first = b.x
+    b.unit(), b.unit(), b.enter(), b.unit()
+    b.linear(first), b.linear(b.x, 3)
+
+
+def gated_on_the_second_map(b):
+    """No gate reads the first map."""
+    b.unit(), b.enter()
+    for number in range(2):
+        b.gate(b.x, number), b.unit(number)
+    b.linear(b.x)
+
+
+def narrow_gate(b):
+    """A gate reads some of the map's channels: it is decided elsewhere, and each unit is a run of its own."""
+    b.plan.add("pool_sums", src=b.x, in_channels=CHANNELS)
+    for number in range(2):
+        b.gate(b.x, number, 12), b.unit(number)
+    b.linear(b.x)
+
+
+def narrow_gate_behind(b):
+    """A gate behind the units reads some of the map's channels."""
+    b.unit(), b.unit(), b.gate(b.x, 0, 12)
+    b.conv(b.x, b.inner, only_if=0), b.linear(b.x)
+
+
+def added_to(b):
+    """The map between the convolutions is added to, and read."""
+    b.unit(), b.unit()
+    b.plan.add("add", src=b.x, dst=b.inner, in_channels=CHANNELS)
+    b.store(b.inner)
+
+
+def filled_by_some(b):
+    """The map between the convolutions is filled where a gate is open, and read by all."""
+    b.unit(), b.unit(), b.gate(b.x, 0)
+    b.conv(b.x, b.inner, only_if=0), b.store(b.inner)
+
+
+def bottlenecks_added_to(b):
+    """The same of the second map between a bottleneck unit's convolutions."""
+    b.middles = b.buffer(), b.buffer()
+    b.bottleneck(), b.bottleneck()
+    b.plan.add("add", src=b.x, dst=b.middles[1], in_channels=CHANNELS)
+    b.store(b.middles[1])
+
+
+def bottlenecks_read(b):
+    """The first map between a bottleneck unit's convolutions is stored."""
+    b.middles = b.buffer(), b.buffer()
+    b.bottleneck(), b.bottleneck()
+    b.store(b.middles[0])
+
+
+def bottlenecks_left(b):
+    """Nothing reads them."""
+    b.middles = b.buffer(), b.buffer()
+    b.bottleneck(), b.bottleneck()
+    b.store(b.x)
+
+
+# How many runs a launch may walk: of residual and of bottleneck units.
+CASES = {
+    early_exit: (2, 0),
+    gated_on_the_second_map: (1, 0),
+    narrow_gate: (2, 0),
+    narrow_gate_behind: (1, 0),
+    added_to: (0, 0),
+    filled_by_some: (0, 0),
+    bottlenecks_added_to: (0, 0),
+    bottlenecks_read: (0, 0),
+    bottlenecks_left: (0, 1),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_what_others_read_is_there(host, case):
+    """The same as where each instruction is a launch, as on a device without clusters."""
+    b, batch = Builder(), 3
+    case(b)
+    words, gates = b.packer.tensor(), b.plan.gates
+    walked, single = (PlanRunner(b.plan, words, torch.float32, "simt", clusters) for clusters in (True, False))
+    image, limits = torch.randn(batch, CHANNELS, SIDE, SIDE), torch.full((gates,), 0.5)
+    forced = (torch.arange(batch * gates).reshape(batch, gates) % 2).to(torch.uint8)
+    schedule, launches = walked.schedule(batch), single.schedule(batch)
+    assert (len(schedule.stage_runs), len(schedule.bottleneck_runs)) == CASES[case]
+    assert not launches.stage_runs and not launches.bottleneck_runs
+    for actual, expected in zip(walked(image, limits, forced), single(image, limits, forced), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_infinite_input_spreads_no_further(host):
+    """What pads 12 channels to whole k-steps stays zero, so that a window's infinity is not everybody's."""
+    units, image = residual_units(12, (12, 12), (False, False)), torch.randn(1, 12, 12, 12)
+    image[0, 0, 0, 0] = torch.inf
+    walked, single = (
+        PlanRunner(units.plan, units.packer.tensor(), torch.float16, "simt", clusters) for clusters in (True, False)
+    )
+    limits = torch.empty(0)
+    found, expected = walked(image, limits).map, single(image, limits).map
+    assert walked.schedule(1).stage_runs and expected.isfinite().any() and not expected.isfinite().all()
+    assert torch.equal(found.isfinite(), expected.isfinite())
