@@ -21,7 +21,8 @@ std::vector<ChainedGate> chain_behind(const Plan& plan, size_t i, int64_t buffer
   for (size_t j = i + 1; j < plan.code.size(); ++j) {
     const Instruction& in = plan.code[j];
     if (in.op == Op::kGate) {
-      if (in.src != buffer || (!chain.empty() && in.gate != plan.code[chain[0].instruction].gate)) break;
+      const Instruction& first = chain.empty() ? in : plan.code[chain[0].instruction];
+      if (in.src != buffer || in.gate != first.gate || in.in_channels != first.in_channels) break;
       chain.push_back({static_cast<int>(j), unit});
       unit = -1;
     } else if (pools(plan, in, buffer)) {
