@@ -49,7 +49,7 @@ uint32_t match_any(uint32_t mask, uint64_t value);
 void syncwarp(uint32_t mask);
 
 template <class T>
-T shuffle(Shuffle kind, uint32_t mask, T value, int operand, int width) {
+__forceinline__ T shuffle(Shuffle kind, uint32_t mask, T value, int operand, int width) {
   static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
   ShuffleArgument argument{0, operand, width};
   std::memcpy(&argument.value, &value, sizeof(T));
@@ -91,50 +91,50 @@ inline int __syncthreads_or(int p, std::source_location where = std::source_loca
 inline void __syncwarp(unsigned mask = 0xffffffffu) { dsn::simt::syncwarp(mask); }
 
 template <class T>
-T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
+__forceinline__ T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
   return dsn::simt::shuffle(dsn::simt::Shuffle::kIndex, mask, value, lane, width);
 }
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+__forceinline__ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
   return dsn::simt::shuffle(dsn::simt::Shuffle::kUp, mask, value, static_cast<int>(delta), width);
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+__forceinline__ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
   return dsn::simt::shuffle(dsn::simt::Shuffle::kDown, mask, value, static_cast<int>(delta), width);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
+__forceinline__ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
   return dsn::simt::shuffle(dsn::simt::Shuffle::kXor, mask, value, lanes, width);
 }
 
-inline unsigned __ballot_sync(unsigned mask, int p) { return dsn::simt::ballot(mask, p != 0); }
-inline int __any_sync(unsigned mask, int p) { return dsn::simt::ballot(mask, p != 0) != 0; }
-inline int __all_sync(unsigned mask, int p) { return dsn::simt::ballot(mask, p != 0) == mask; }
+__forceinline__ unsigned __ballot_sync(unsigned mask, int p) { return dsn::simt::ballot(mask, p != 0); }
+__forceinline__ int __any_sync(unsigned mask, int p) { return dsn::simt::ballot(mask, p != 0) != 0; }
+__forceinline__ int __all_sync(unsigned mask, int p) { return dsn::simt::ballot(mask, p != 0) == mask; }
 template <class T>
-unsigned __match_any_sync(unsigned mask, T value) {
+__forceinline__ unsigned __match_any_sync(unsigned mask, T value) {
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
   return dsn::simt::match_any(mask, bits);
 }
 template <class T>
-T __reduce_add_sync(unsigned mask, T value) {
+__forceinline__ T __reduce_add_sync(unsigned mask, T value) {
   return static_cast<T>(dsn::simt::warp_reduce(dsn::simt::WarpReduce::kAdd, mask, value));
 }
 template <class T>
-T __reduce_min_sync(unsigned mask, T value) {
+__forceinline__ T __reduce_min_sync(unsigned mask, T value) {
   return static_cast<T>(dsn::simt::warp_reduce(dsn::simt::WarpReduce::kMin, mask, value));
 }
 template <class T>
-T __reduce_max_sync(unsigned mask, T value) {
+__forceinline__ T __reduce_max_sync(unsigned mask, T value) {
   return static_cast<T>(dsn::simt::warp_reduce(dsn::simt::WarpReduce::kMax, mask, value));
 }
-inline unsigned __reduce_and_sync(unsigned mask, unsigned value) {
+__forceinline__ unsigned __reduce_and_sync(unsigned mask, unsigned value) {
   return static_cast<unsigned>(dsn::simt::warp_reduce(dsn::simt::WarpReduce::kAnd, mask, value));
 }
-inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
+__forceinline__ unsigned __reduce_or_sync(unsigned mask, unsigned value) {
   return static_cast<unsigned>(dsn::simt::warp_reduce(dsn::simt::WarpReduce::kOr, mask, value));
 }
-inline unsigned __reduce_xor_sync(unsigned mask, unsigned value) {
+__forceinline__ unsigned __reduce_xor_sync(unsigned mask, unsigned value) {
   return static_cast<unsigned>(dsn::simt::warp_reduce(dsn::simt::WarpReduce::kXor, mask, value));
 }
 
