@@ -9,5 +9,8 @@ import torch  # noqa: F401  (loads the libraries that _C links against)
 
 from . import _C, nn, ops
 from .accelerate import accelerate
+from .forked import survive_forks
+
+survive_forks()
 
 __all__ = ["_C", "accelerate", "nn", "ops"]

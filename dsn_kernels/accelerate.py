@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,9 +16,12 @@ import dsn_models
 from dsn_models.densenet import Head, Transition
 from dsn_models.dual_skipping import SkipDenseBlock
 from dsn_models.errors import UserError
+from dsn_models.gaternet import GaterNet
+from dsn_models.skipnet import SkipNet
 
 from . import _C
 from . import nn as twins
+from .verify import called_modules, check_model, check_twin
 
 _Twins = Mapping[type[nn.Module], Callable[..., nn.Module]]
 _TWINS: _Twins = {
@@ -38,16 +43,26 @@ def accelerate(
     backend: str = "auto",
     device: torch.device | str | None = None,
     graph: bool | Sequence[int] = False,
+    example: Any = None,
+    verify: bool = True,
 ) -> nn.Module:
     """Returns a model with the same call and outputs as ``model.eval()`` that runs only what its gates select.
 
     Any network of `dsn_models` becomes one operator from image to logits (a GaterNet two: the gater first). In another
     model each part that is such a network, or a dense block, residual or Shake-Shake unit, gradual layer, Inception
     block, transition or head of `dsn_models`, is replaced by its twin and the rest stays as it is; ``swapped`` on the
-    result names what was replaced. The model given is left untouched; its weights are copied.
+    result names what was replaced, ``kept`` what was not and why, of which a warning tells too. The model given is left
+    untouched; its weights are copied.
+
+    What a network computes is told by what is in it, not by its class alone: a part that was replaced, changed, hooked
+    or overridden so that the kernels would compute something else is refused by its path. Equal in evaluation, and
+    served: SyncBatchNorm, dropout, identities, parametrised weights, sequences that come to the same. Then a spot check
+    runs two random images through both and refuses outputs that differ by more than rounding.
+
+    The result is for inference: its parameters do not require gradients, and inputs that do are refused.
 
     Args:
-        model: trained; weights on the CPU.
+        model: trained; weights on the CPU, of any floating type.
         dtype: of weights and activations: float32; on a GPU also float16 and bfloat16. On a CPU with AVX-512 bfloat16
             too, for networks of `dsn_models` as a whole: convolutions multiply bfloat16 and sum in float32; gates,
             gaters, stems, transitions and heads of dense networks and all else are float32. Fast where the CPU has
@@ -59,10 +74,13 @@ def accelerate(
         device: where the result runs; a GPU for ``"cuda"`` and ``"triton"``, else the CPU.
         graph: on a GPU, replay the launches of a network of `dsn_models` as one CUDA graph, of a GaterNet two: True, or
             the batch sizes to capture; smaller batches are padded to the next.
+        example: an input, or a tuple of all arguments, of a model of your own. It is run once: parts that the model
+            does not call as a whole stay in torch, and the spot check compares the whole model's outputs.
+        verify: make the spot check. Backends that play a GPU on the host make none.
 
     Raises:
-        UserError: nothing in the model can be accelerated, a weight holds NaN or infinity or is not on the CPU, or
-            dtype, backend, device or graph are not served.
+        UserError: the kernels would not compute what the model does, nothing in it can be accelerated, a weight holds
+            NaN or infinity or is not on the CPU, or dtype, backend, device, graph or example are not served.
     """
     if backend not in _BACKENDS:
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")
@@ -70,55 +88,120 @@ def accelerate(
     gpu = backend in _GPU_BACKENDS
     if dtype not in (_GPU_DTYPES if gpu else _CPU_DTYPES if backend == "cpu" else _CPU_DTYPES[:1]):
         raise UserError(f"dtype is {dtype}; the {'GPU' if gpu else 'CPU'} kernels serve {_served(gpu)}")
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model is a {type(model).__name__}; expected a torch.nn.Module, such as dsn_models.load(...)")
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if backend == "cpu" and dtype == torch.bfloat16:
         _check_bfloat16(model)
     if graph and device.type != "cuda":
         raise UserError(f"graph is for a GPU; the device is '{device}'")
     if not isinstance(graph, bool) and not (graph and all(isinstance(n, int) and n > 0 for n in graph)):
         raise UserError(f"graph is {graph!r}; expected True, False or positive batch sizes")
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model is a {type(model).__name__}; expected a torch.nn.Module, such as dsn_models.load(...)")
-    for name, tensor in model.state_dict().items():
+    _check_weights(model)
+    if backend == "reference":
+        return _copy(model)
+    twin_of = _TWINS
+    if backend == "cpu" and dtype == torch.bfloat16:
+        twin_of = dict.fromkeys(twins.NETWORKS, partial(twins.Network, target=twins.Target("cpu", dtype)))
+    if gpu:
+        chosen = backend == "auto"
+        twin_of = _chosen_twins(model, dtype, device, graph) if chosen else _gpu_twins(dtype, backend, graph)
+    verify = verify and device.type == ("cuda" if gpu else "cpu")
+    family = twins.family_of(model)
+    if family is not None and family in twin_of and not _changes_parts_alone(model, family):
+        twin = twin_of[family](model).to(device)
+        if verify:
+            check_twin(model, twin, type(model).__name__, dtype, device)
+        return twin
+    if graph:
+        raise UserError(f"graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
+    return _swap_parts(model, twin_of, dtype, device, example, verify)
+
+
+def _changes_parts_alone(model: nn.Module, family: type[nn.Module]) -> bool:
+    """Whether a subclass of a network overrides what puts the parts together, so that only the parts are the family's.
+
+    Raises:
+        UserError: the family decides its gates where it puts the parts together; the parts alone would skip nothing.
+    """
+    changed = twins.overrides(model, family)
+    if changed and family in (SkipNet, GaterNet):
+        raise UserError(
+            f"model is a {type(model).__name__}, which overrides {', '.join(changed)} of {family.__name__}: its gates "
+            f"would be lost; accelerate a {family.__name__}, or run the model itself (backend='reference')"
+        )
+    return bool(changed) and family in twins.NETWORKS
+
+
+def _swap_parts(
+    model: nn.Module, twin_of: _Twins, dtype: torch.dtype, device: torch.device, example: Any, verify: bool
+) -> nn.Module:
+    """A copy of a user's own model with twins in the places of its parts."""
+    fast: Any = _copy(model)
+    inputs = () if example is None else example if isinstance(example, tuple) else (example,)
+    called = called_modules(fast, inputs) if inputs else set(fast.modules())
+    swapped: dict[str, nn.Module] = {}
+    kept: dict[str, str] = {}
+    made: dict[int, nn.Module] = {}  # of modules that the model has under several names
+    for name, module in list(fast.named_modules(remove_duplicate=False)):
+        family = twins.family_of(module)
+        if family is None or family not in twin_of or any(name.startswith(done + ".") for done in swapped):
+            continue
+        try:
+            if module not in called:
+                raise UserError("the model does not call it as a whole")
+            if id(module) not in made:
+                _check_types(module, dtype)
+                twin = twin_of[family](module).to(device)
+                if verify:
+                    check_twin(module, twin, type(module).__name__, dtype, device)
+                made[id(module)] = twin
+        except UserError as error:
+            kept[name] = str(error)
+            continue
+        parent, _, child = name.rpartition(".")
+        setattr(fast.get_submodule(parent), child, made[id(module)])
+        swapped[name] = made[id(module)]
+    if not swapped:
+        supported = ", ".join(sorted(cls.__name__ for cls in twin_of))
+        served = f"supported: {supported} of dsn_models (zoo: {', '.join(dsn_models.zoo.names())})"
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in kept.items())
+        raise UserError(
+            f"model is a {type(model).__name__} without a part that can be accelerated; {reasons or served}"
+        )
+    for name, reason in kept.items():
+        warnings.warn(f"{name} stays in torch: {reason}", stacklevel=3)
+    fast.swapped, fast.kept = list(swapped), kept
+    fast = fast.to(device)
+    if verify and inputs:
+        check_model(model, fast, inputs, dtype, device)
+    return fast
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise UserError(f"{name} has no shape yet; run the model once before")
         if tensor.device.type != "cpu":
             raise UserError(f"model is on {tensor.device} ({name}); move it with model.cpu()")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"weights hold NaN or infinity: tensor {name}; load another checkpoint")
-    if backend == "reference":
-        return copy.deepcopy(model).eval()
-    twin_of = _TWINS
-    if backend == "cpu" and dtype == torch.bfloat16:
-        twin_of = {type(model): partial(twins.Network, target=twins.Target("cpu", dtype))}
-    if gpu:
-        chosen = backend == "auto"
-        twin_of = _chosen_twins(model, dtype, device, graph) if chosen else _gpu_twins(dtype, backend, graph)
-    twin = _twin(model, twin_of)
-    if twin is not None:
-        return twin.to(device)
-    if graph:
-        raise UserError(f"graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
-    fast: Any = copy.deepcopy(model).eval()
-    swapped: list[str] = []
-    for name, module in list(fast.named_modules()):
-        parent, _, child = name.rpartition(".")
-        if any(name.startswith(done + ".") for done in swapped):
-            continue
-        twin = _twin(module, twin_of)
-        if twin is not None:
-            setattr(fast.get_submodule(parent), child, twin)
-            swapped.append(name)
-    if not swapped:
-        supported = ", ".join(sorted(cls.__name__ for cls in twin_of))
-        raise UserError(
-            f"model is a {type(model).__name__} without a part that can be accelerated; supported: {supported} "
-            f"of dsn_models (zoo: {', '.join(dsn_models.zoo.names())})"
-        )
-    fast.swapped = swapped
-    return fast.to(device)
 
 
-def _twin(module: nn.Module, twin_of: _Twins) -> nn.Module | None:
-    make = twin_of.get(type(module))
-    return None if make is None else make(module)
+def _check_types(part: nn.Module, dtype: torch.dtype) -> None:
+    """A part's neighbours stay as they are and hand it maps of their own type."""
+    for name, tensor in part.named_parameters():
+        if tensor.dtype not in (torch.float32, dtype):
+            raise UserError(f"{name} is {tensor.dtype}; parts of a model are served in float32: model.float()")
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose parameters do not require gradients."""
+    try:
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model is a {type(model).__name__} that cannot be copied: {reason}") from error
 
 
 def _chosen_twins(model: nn.Module, dtype: torch.dtype, device: torch.device, graph: bool | Sequence[int]) -> _Twins:
@@ -155,7 +238,7 @@ def _check_bfloat16(model: nn.Module) -> None:
         raise UserError(
             f"dtype is {torch.bfloat16}; on the CPU it needs AVX-512, this one has {_C.build_info()['isa']}"
         )
-    if type(model) not in twins.NETWORKS:
+    if twins.family_of(model) not in twins.NETWORKS:
         served = ", ".join(kind.__name__ for kind in twins.NETWORKS)
         raise UserError(f"dtype is {torch.bfloat16}; on the CPU it serves {served}, not a {type(model).__name__}")
 

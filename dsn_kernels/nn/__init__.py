@@ -1,5 +1,7 @@
 """Twins: modules that hold a reference module's packed weights and call one operator in its place."""
 
+from .blueprints import family_of
+from .canonical import canonical, overrides
 from .dense_block import DenseBlock
 from .head import Head
 from .network import NETWORKS, Network, Target
@@ -17,4 +19,7 @@ __all__ = [
     "Stage",
     "Target",
     "Transition",
+    "canonical",
+    "family_of",
+    "overrides",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dsn_models.dual_skipping import SkipDenseBlock
 
 from .. import _C, ops
+from .canonical import canonical
 from .packing import Packer, pack_dense_block
 
 
@@ -22,7 +23,7 @@ class DenseBlock(nn.Module):
 
     def __init__(self, block: SkipDenseBlock) -> None:
         super().__init__()
-        packer = Packer()
+        block, packer = canonical(block), Packer()
         fields = pack_dense_block(packer, block)
         self.growth, self.layers, self.bottleneck = fields["out_channels"], fields["layers"], fields["bottleneck"]
         self.gate = next(name for name, code in _C.GATES.items() if code == fields["gate"])
@@ -33,7 +34,7 @@ class DenseBlock(nn.Module):
         y, gates, scores, _ = ops.dense_block(
             x,
             self.weights,
-            torch.full((self.layers,), float(threshold)),
+            torch.full((self.layers,), float(threshold), dtype=torch.float32),
             forced,
             growth=self.growth,
             layers=self.layers,

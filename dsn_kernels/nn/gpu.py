@@ -14,6 +14,7 @@ from dsn_models.densenet import Transition as ReferenceTransition
 from dsn_models.dual_skipping import SkipDenseBlock
 from dsn_models.errors import UserError
 
+from .canonical import canonical
 from .packing import Packer, block_width, pack_dense_block, pack_head, pack_transition
 from .plan_runner import Outputs, Plan, Runner, make_runner
 
@@ -124,7 +125,7 @@ class GpuDenseBlock(nn.Module):
 
     def __init__(self, block: SkipDenseBlock, dtype: torch.dtype, backend: str) -> None:
         super().__init__()
-        packer, plan = Packer(), Plan()
+        block, packer, plan = canonical(block), Packer(), Plan()
         fields = pack_dense_block(packer, block)
         self.layers = fields["layers"]
         buffer = plan.buffer(block_width(block), 1, 1)
@@ -136,7 +137,7 @@ class GpuDenseBlock(nn.Module):
     def forward(self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         if forced is not None:
             check_forced(forced)
-        limits = torch.full((self.layers,), check_threshold(threshold), device=x.device)
+        limits = torch.full((self.layers,), check_threshold(threshold), dtype=torch.float32, device=x.device)
         out = self.runner.at(*x.shape[2:])(x, limits, forced)
         return out.map, out.gates, out.scores
 
@@ -146,7 +147,7 @@ class GpuTransition(nn.Module):
 
     def __init__(self, module: ReferenceTransition, dtype: torch.dtype, backend: str) -> None:
         super().__init__()
-        packer, plan = Packer(), Plan()
+        module, packer, plan = canonical(module), Packer(), Plan()
         pack_transition(packer, module, [])
         channels, out_channels = module.conv.in_channels, module.conv.out_channels
         before, after = plan.buffer(channels, 2, 2), plan.buffer(out_channels, 1, 1)
@@ -156,7 +157,7 @@ class GpuTransition(nn.Module):
         self.runner = make_runner(plan, packer.tensor(), dtype, backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.runner.at(*x.shape[2:])(x, torch.empty(0, device=x.device)).map
+        return self.runner.at(*x.shape[2:])(x, torch.empty(0, dtype=torch.float32, device=x.device)).map
 
 
 class GpuHead(nn.Module):
@@ -164,7 +165,7 @@ class GpuHead(nn.Module):
 
     def __init__(self, module: ReferenceHead, dtype: torch.dtype, backend: str) -> None:
         super().__init__()
-        packer, plan = Packer(), Plan()
+        module, packer, plan = canonical(module), Packer(), Plan()
         pack_head(packer, module, [])
         channels = module.classifier.in_features
         buffer = plan.buffer(channels, 1, 1)
@@ -173,4 +174,4 @@ class GpuHead(nn.Module):
         self.runner = make_runner(plan, packer.tensor(), dtype, backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.runner.at(*x.shape[2:])(x, torch.empty(0, device=x.device)).logits
+        return self.runner.at(*x.shape[2:])(x, torch.empty(0, dtype=torch.float32, device=x.device)).logits

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from dsn_models.densenet import Head as Reference
 
 from .. import ops
+from .canonical import canonical
 from .packing import Packer, pack_head
 
 
@@ -17,7 +18,7 @@ class Head(nn.Module):
 
     def __init__(self, module: Reference) -> None:
         super().__init__()
-        packer = Packer()
+        module, packer = canonical(module), Packer()
         pack_head(packer, module, [])
         self.classes = module.classifier.out_features
         self.register_buffer("weights", packer.tensor())

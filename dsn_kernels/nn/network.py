@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ from dsn_models.skipnet import SkipNet
 from dsn_models.skipnet import resolve_thresholds as resolve_unit_thresholds
 
 from .. import ops
+from ..ops.inference import refuse_gradients
 from ..ops.network import Plan
+from .canonical import canonical
 from .gpu import check_forced, make_graphs
 from .gradual_planning import plan_gradual
 from .inception_planning import plan_inception
@@ -103,6 +105,7 @@ class Planned(nn.Module):
 
     def _run(self, images: Tensor, limits: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits, gates, scores and MACs."""
+        refuse_gradients(images)
         x = images if self.stem is None else self.stem(images.to(self.target.map_dtype))
         if self.target.backend != "cpu":
             out = (self._graphs or self.runner)(x, limits, forced)
@@ -118,7 +121,8 @@ def _take_stem(model: Any, target: Target) -> tuple[nn.Module | None, int, int]:
     # A gradually updated network's plan has the rest of its stem.
     stem: Any = model.stem[0] if isinstance(model, GraduallyUpdatedNetwork) else model.stem
     stem = copy.deepcopy(stem).eval()
-    image = torch.zeros(1, config.in_channels, config.image_size, config.image_size, device="meta")
+    shape = (1, config.in_channels, config.image_size, config.image_size)
+    image = torch.zeros(shape, dtype=torch.float32, device="meta")
     side = copy.deepcopy(stem).to("meta")(image).shape[-1]
     # torch's max pool on the CPU takes a tenth of the time channels last.
     layout = torch.channels_last if target.backend == "cpu" else torch.preserve_format
@@ -151,7 +155,7 @@ def plan_network(model: nn.Module) -> tuple[Plan, Tensor]:
     Raises:
         KeyError: of any other module.
     """
-    target = Target("cuda")
+    target, model = Target("cuda"), canonical(model)
     return _plan(model, _take_stem(model, target)[1], target)
 
 
@@ -164,7 +168,7 @@ class Chooser(Planned):
         # Filters are chosen in float32 on the CPU.
         super().__init__(_with_first_linear(gater), CPU if target.backend == "cpu" else target)
         self.fc2 = copy.deepcopy(gater.fc2)
-        self.register_buffer("limits", torch.empty(0), persistent=False)
+        self.register_buffer("limits", torch.empty(0, dtype=torch.float32), persistent=False)
         self.macs = int(self.plan.macs(torch.empty(1, 0))) + self.stem_macs + self.fc2.weight.numel()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -190,6 +194,22 @@ def _masks(model: GaterNet) -> dict[str, int]:
     """First gate of each gated convolution, by its path in the backbone, and of each gated module's output."""
     masks = {point.module: point.gates.start for point in model.gate_points}
     return masks | {conv.conv: conv.gates.start for point in model.gate_points for conv in point.convolutions}
+
+
+class Result(NamedTuple):
+    """What a call of a :class:`Network` computed and did.
+
+    Attributes:
+        outputs: as the reference's: logits [B, classes], or a tuple of them.
+        gates: what each gate did, uint8 [B, L] by name: 1 = open.
+        scores: the gates' scores, float32 [B, L] by name.
+        macs: multiply-accumulates, counted by the kernels while they ran, int64 [B].
+    """
+
+    outputs: Tensor | tuple[Tensor, ...]
+    gates: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    macs: Tensor
 
 
 class Network(Planned):
@@ -219,20 +239,22 @@ class Network(Planned):
     _plan_limits: Tensor
 
     def __init__(self, model: Any, target: Target = CPU) -> None:
+        given, model = model, canonical(model)
         backbone = model.backbone if isinstance(model, GaterNet) else model
         super().__init__(backbone, target, _masks(model) if isinstance(model, GaterNet) else None)
         self.config = model.config
         self.family = type(model)
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.num_parameters = sum(parameter.numel() for parameter in given.parameters())
+        self.reference_dtype = next(given.parameters()).dtype  # of the images that it takes
         self.layers: dict[str, int] = dict(getattr(model, "gate_counts", {}))
         self.dense_macs = count_macs(getattr(model, "dense_equivalent", lambda: model)(), model.config)
         self.gater = Chooser(model.gater, target) if isinstance(model, GaterNet) else None
         limits = self._per_gate(None)
         self.register_buffer("thresholds", limits, persistent=False)
         # A gater's decisions reach the plan as forced gates; layers that are not gated run whatever this says.
-        self.register_buffer("_plan_limits", torch.full((self.plan.gates,), 0.5), persistent=False)
+        self.register_buffer("_plan_limits", torch.full((self.plan.gates,), 0.5, dtype=torch.float32), persistent=False)
         # Gates, scores and MACs of the last call.
-        self._last = (torch.empty(0, len(limits)).byte(), torch.empty(0, len(limits)), torch.empty(0).long())
+        self._last = (limits.new_empty(0, len(limits)).byte(), limits.new_empty(0, len(limits)), torch.empty(0).long())
         self.eval()
         self.requires_grad_(False)
 
@@ -242,7 +264,30 @@ class Network(Planned):
         forced_gates: ForcedGates | None = None,
         thresholds: Thresholds | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
+        outputs, last = self._call(images, forced_gates, thresholds)
+        if not torch.compiler.is_exporting():  # an exported program returns the logits alone
+            self._last = last
+        return outputs
+
+    def run(
+        self,
+        images: Tensor,
+        forced_gates: ForcedGates | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> Result:
+        """As a call, with what that call did beside its outputs: for threads that share the network.
+
+        Leaves ``last_gates``, ``last_scores`` and ``last_macs`` as they are.
+        """
+        outputs, (gates, scores, macs) = self._call(images, forced_gates, thresholds)
+        return Result(outputs, self._split(gates), self._split(scores), macs + self._other_macs)
+
+    def _call(
+        self, images: Tensor, forced_gates: ForcedGates | None, thresholds: Thresholds | None
+    ) -> tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
+        """The outputs; gates, scores and MACs."""
         self._check(images)
+        images = images if images.dtype == self.target.dtype else images.float()
         limits = self.thresholds if thresholds is None else self._per_gate(thresholds).to(self.thresholds.device)
         forced = None if forced_gates is None else self._join(forced_gates, images.shape[0])
         chosen = None
@@ -251,13 +296,13 @@ class Network(Planned):
             forced = (chosen - limits > 0).to(torch.uint8) if forced is None else forced
         gated = self.gater is None and len(self.layers) > 0
         logits, gates, scores, macs = self._run(images, limits if gated else self._plan_limits, forced)
-        if not torch.compiler.is_exporting():  # an exported program returns the logits alone
-            self._last = (gates, scores if chosen is None else chosen, macs)
         classes = self.config.classes
-        return logits.split(classes, 1) if isinstance(classes, tuple) else logits
+        outputs = logits.split(classes, 1) if isinstance(classes, tuple) else logits
+        return outputs, (gates, scores if chosen is None else chosen, macs)
 
     def _check(self, images: Tensor) -> None:
-        dtype = images.dtype if isinstance(images, Tensor) and images.dtype == self.target.dtype else torch.float32
+        own = isinstance(images, Tensor) and images.dtype in (self.target.dtype, self.reference_dtype)
+        dtype = images.dtype if own else torch.float32
         check_images(images, self.config.in_channels, self.config.image_size, dtype)
         if images.device != self.thresholds.device:
             raise UserError(f"images are on {images.device}; expected {self.thresholds.device}: move them or the model")
@@ -312,8 +357,8 @@ class Network(Planned):
             limits = {FILTERS: resolve_filter_threshold(thresholds, self.config)}
         elif thresholds is not None:
             raise UserError(f"thresholds are for networks whose gates have them; {self.config.name} has none")
-        parts = [torch.full((count,), float(limits[name])) for name, count in self.layers.items()]
-        return torch.cat(parts) if parts else torch.empty(0)
+        parts = [torch.full((count,), float(limits[name]), dtype=torch.float32) for name, count in self.layers.items()]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float32)
 
     def _split(self, joined: Tensor) -> dict[str, Tensor]:
         parts = joined[:, : sum(self.layers.values())].split(list(self.layers.values()), 1) if self.layers else []

@@ -312,8 +312,11 @@ def pack_joined_1x1(packer: Packer, parts: list[tuple[nn.Conv2d, nn.Module]]) ->
 def _geometry(conv: nn.Conv2d) -> dict[str, int]:
     """Stride and, unless it is a 1x1 or 3x3 that keeps the size, columns and padding."""
     stride, padding = conv.stride[0], conv.padding
-    if conv.groups != 1 or conv.dilation != (1, 1) or conv.stride[1] != stride or isinstance(padding, str):
-        raise UserError(f"{conv} is not served; expected one group, no dilation, equal strides and padding in numbers")
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.stride[1] == stride and conv.padding_mode == "zeros"
+    if not plain or isinstance(padding, str):
+        raise UserError(
+            f"{conv} is not served; expected one group, no dilation, equal strides, padding in numbers and of zeros"
+        )
     rows, columns = conv.kernel_size
     if rows == columns and rows in (1, 3) and stride in (1, 2) and padding == (rows // 2, rows // 2):
         return {"stride": stride}

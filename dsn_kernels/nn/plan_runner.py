@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dsn_models.errors import UserError
 
 from ..ops import run_plan as ops
+from ..ops.inference import refuse_gradients
 from ..ops.network import Plan
 from .cuda_packing import ELEMENTS, pack_for_cuda
 
@@ -78,6 +79,7 @@ class PlanRunner(nn.Module):
         forced: Tensor | None = None,
         count: Tensor | None = None,
     ) -> Outputs:
+        refuse_gradients(image, self.weights, thresholds)
         if self.backend == "simt":
             return self._run_on_host(plan, image, thresholds, forced, count)
         if not (self.weights.is_cuda and self.weights.device == image.device):

@@ -17,6 +17,7 @@ from dsn_models.shake_shake import ShakeUnit
 from dsn_models.skipnet import RecurrentGate
 
 from .. import ops
+from .canonical import canonical
 from .gradual_planning import GradualPlanner
 from .inception_planning import InceptionPlanner
 from .packing import block_width, pack_dense_block
@@ -34,6 +35,7 @@ class Stage(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        module = canonical(module)
         self._keep(*STAGES[type(module)](module))
 
     def _keep(self, builder: PlanBuilder, y: int) -> None:
@@ -107,15 +109,18 @@ class ResidualStage(Stage):
         self, units: Sequence[ResidualUnit], gates: Sequence[nn.Module] = (), control: RecurrentGate | None = None
     ) -> None:
         nn.Module.__init__(self)
+        units = [canonical(unit, f"units.{i}") for i, unit in enumerate(units)]
+        gates = [canonical(gate, f"gates.{i}") for i, gate in enumerate(gates)]
+        control = None if control is None else canonical(control, "control")
         planner = ResidualPlanner(any_size=True)
         x = planner.load(_unit_channels(units[0]), _SIDE)
         first_gated = len(units) - len(gates)
-        self._keep(planner, planner.plan_units(list(units), list(gates), control, x, first_gated))
+        self._keep(planner, planner.plan_units(units, gates, control, x, first_gated))
 
     def forward(  # type: ignore[override]  # a gated stage also says what its gates did
         self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        limits = torch.full((self.plan.gates,), float(threshold))
+        limits = torch.full((self.plan.gates,), float(threshold), dtype=torch.float32)
         y, gates, scores, _ = ops.residual_stage(x, self.weights, self.plan, limits, forced)
         return y, gates, scores
 
@@ -141,11 +146,16 @@ class SelectConv2d(Stage):
         before: nn.BatchNorm2d | None = None,
     ) -> None:
         nn.Module.__init__(self)
+        conv = canonical(conv, "conv")
+        norm, before = (None if part is None else canonical(part, name) for part, name in
+                        ((norm, "norm"), (before, "before")))  # fmt: skip
         self.filters, self.channels = conv.out_channels, conv.in_channels
         builder = PlanBuilder({"conv": 0}, any_size=True)
         x = builder.load(conv.in_channels, _SIDE, mask=conv.out_channels)
         y = builder.buffer(
-            *copy.deepcopy(conv).to("meta")(torch.empty(1, conv.in_channels, _SIDE, _SIDE, device="meta"))[0].shape
+            *copy.deepcopy(conv)
+            .to("meta")(torch.empty(1, conv.in_channels, _SIDE, _SIDE, dtype=conv.weight.dtype, device="meta"))[0]
+            .shape
         )
         flags = ("relu",) if relu else ()
         self._keep(builder, builder.conv(conv, norm, x, y, *flags, path="conv", before=before))

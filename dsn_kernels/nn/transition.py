@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from dsn_models.densenet import Transition as Reference
 
 from .. import ops
+from .canonical import canonical
 from .packing import Packer, pack_transition
 
 
@@ -20,7 +21,7 @@ class Transition(nn.Module):
 
     def __init__(self, module: Reference) -> None:
         super().__init__()
-        packer = Packer()
+        module, packer = canonical(module), Packer()
         pack_transition(packer, module, [])
         self.out_channels = module.conv.out_channels
         self.register_buffer("weights", packer.tensor())

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import _C
+from .inference import refuse_gradients
 
 
 def dense_block(
@@ -47,6 +48,7 @@ def dense_block(
     Raises:
         RuntimeError: an argument has the wrong device, dtype, shape or values; the message names it.
     """
+    refuse_gradients(x, weights, thresholds)
     return torch.ops.dsn.dense_block(
         x, weights, thresholds, forced_gates, growth, layers, bottleneck, _C.GATES[gate], _C.MERGES[merge]
     )

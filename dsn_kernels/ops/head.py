@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .inference import refuse_gradients
+
 
 def head(x: Tensor, weights: Tensor, classes: int) -> Tensor:
     """``linear(relu(s * x + t).mean((2, 3)))``.
@@ -21,6 +23,7 @@ def head(x: Tensor, weights: Tensor, classes: int) -> Tensor:
     Raises:
         RuntimeError: an argument has the wrong device, dtype or shape; the message names it.
     """
+    refuse_gradients(x, weights)
     return torch.ops.dsn.head(x, weights, classes)
 
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .. import _C
 from .dense_block import dense_layer_macs
 from .head import head_macs
+from .inference import refuse_gradients
 from .preact_conv2d import preact_conv2d_macs
 
 
@@ -277,6 +278,7 @@ def network(
         RuntimeError: an argument has the wrong device, dtype, shape or values, or the plan does not fit; the message
             names it.
     """
+    refuse_gradients(image, weights, thresholds)
     return torch.ops.dsn.network(image, weights, thresholds, forced_gates, plan, gates, logits)
 
 
@@ -310,6 +312,7 @@ def timed_network(
     Raises:
         RuntimeError: as :func:`network`.
     """
+    refuse_gradients(image, weights, thresholds)
     return torch.ops.dsn.timed_network(image, weights, thresholds, forced_gates, plan, gates, logits)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .inference import refuse_gradients
+
 
 def preact_conv2d(x: Tensor, weights: Tensor, out_channels: int) -> Tensor:
     """``avg_pool2d(conv2d(relu(s * x + t), w), 2)`` with a 1x1 convolution; the pool is computed first, which is exact.
@@ -21,6 +23,7 @@ def preact_conv2d(x: Tensor, weights: Tensor, out_channels: int) -> Tensor:
     Raises:
         RuntimeError: an argument has the wrong device, dtype or shape; the message names it.
     """
+    refuse_gradients(x, weights)
     return torch.ops.dsn.preact_conv2d(x, weights, out_channels)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import _C
+from .inference import refuse_gradients
 from .network import Plan
 
 
@@ -48,6 +49,7 @@ def run_plan(
         RuntimeError: an argument has the wrong device, dtype or shape, the device lacks the architecture or the memory,
             or the plan does not fit; the message names it.
     """
+    refuse_gradients(image, weights, thresholds)
     return torch.ops.dsn.run_plan(
         image, weights, thresholds, forced_gates, count, words, plan.gates, plan.logits, stored_map(plan), element
     )

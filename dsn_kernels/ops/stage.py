@@ -42,7 +42,7 @@ def stage(
         raise RuntimeError(f"run_plan: image must have shape [any, any, any, any], got {list(x.shape)}")
     height, width = x.shape[2:]
     fitted, words = _compile(plan, height, width) if torch.compiler.is_compiling() else _kept(plan, height, width)
-    limits = torch.full((plan.gates,), 0.5) if thresholds is None else thresholds
+    limits = torch.full((plan.gates,), 0.5, dtype=torch.float32) if thresholds is None else thresholds
     _, y, gates, scores, macs = run_plan(x, weights, limits, forced_gates, None, fitted, words, _FLOAT)
     return StageOutput(y, gates, scores, macs)
 

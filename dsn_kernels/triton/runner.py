@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import _C
 from ..nn.plan_runner import Outputs
+from ..ops.inference import refuse_gradients
 from ..ops.network import Instruction, Plan
 from . import steps
 from .layout import Channels
@@ -56,6 +57,7 @@ class TritonRunner(nn.Module):
         forced: Tensor | None = None,
         count: Tensor | None = None,
     ) -> Outputs:
+        refuse_gradients(image, thresholds)
         batch, gates, device = image.shape[0], self.gates, image.device
         run = Run(
             image=image,
@@ -65,9 +67,9 @@ class TritonRunner(nn.Module):
             thresholds=thresholds,
             forced=forced,
             enabled=None if count is None else first_samples(count, batch),
-            logits=torch.empty(batch, self.logits, device=device),
+            logits=torch.empty(batch, self.logits, dtype=torch.float32, device=device),
             taken=torch.zeros(batch, gates, dtype=torch.uint8, device=device),
-            scores=torch.zeros(batch, gates, device=device),
+            scores=torch.zeros(batch, gates, dtype=torch.float32, device=device),
             words=torch.zeros(gates, words_of(batch), dtype=torch.int64, device=device),
             macs=torch.zeros(batch, dtype=torch.int64, device=device),
             map=image.new_empty(batch, 0, 1, 1),

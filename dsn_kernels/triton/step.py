@@ -108,7 +108,7 @@ class Run:
             data = torch.empty(self.batch, pixels, places, dtype=self.dtype, device=self.image.device)
             sums = None
             if pooled:
-                sums = torch.empty(self.batch, units_of(pixels), places, device=self.image.device)
+                sums = torch.empty(self.batch, units_of(pixels), places, dtype=torch.float32, device=self.image.device)
             self.maps[buffer] = Map(data, sums)
         return self.maps[buffer]
 

@@ -258,7 +258,7 @@ class DualSkippingNetwork(Described, nn.Module):
         self, images: Tensor, forced_gates: ForcedGates | None = None, thresholds: Thresholds | None = None
     ) -> tuple[Tensor, Tensor]:
         config = self.config
-        check_images(images, config.in_channels, config.image_size, self.coarse.head.classifier.weight.dtype)
+        check_images(images, config.in_channels, config.image_size, next(self.parameters()).dtype)
         limits = resolve_thresholds(thresholds, config)
         forced = resolve_forced_gates(forced_gates, images.shape[0], self.gate_counts)
         x = self.stem(images)

@@ -256,7 +256,7 @@ class GraduallyUpdatedNetwork(Described, nn.Module):
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.config.in_channels, self.config.image_size, self.classifier.weight.dtype)
+        check_images(images, self.config.in_channels, self.config.image_size, next(self.parameters()).dtype)
         x = self.layers[0](self.stem(images))
         for transition, layer in zip(self.transitions, list(self.layers)[1:], strict=True):
             x = layer(transition(x))

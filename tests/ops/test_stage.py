@@ -332,6 +332,7 @@ def test_a_network_that_stores_a_map_is_refused():
     ("conv", "message"),
     [
         (nn.Conv2d(4, 4, 3, groups=2), "is not served; expected one group"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "is not served; .* padding in numbers and of zeros"),
         (nn.Conv2d(4, 4, 3, dilation=2), "is not served; expected one group, no dilation"),
         (nn.Conv2d(4, 4, 3, stride=(1, 2)), "is not served; expected one group, no dilation, equal strides"),
         (nn.Conv2d(4, 4, 3, padding="same"), "padding in numbers"),
