@@ -22,6 +22,7 @@ from .blueprints import BLUEPRINTS, NOTHING, family_of, flat
 _EQUAL: dict[type, tuple[type, ...]] = {nn.SyncBatchNorm: (nn.BatchNorm1d, nn.BatchNorm2d)}
 # What a subclass may define anew: nothing of it changes what evaluation computes.
 _HARMLESS = {"train", "extra_repr", "state_dict", "load_state_dict"}
+_CALLED = {"__call__", "__getattr__", "__getattribute__"}
 # Attributes of an object that evaluation does not read, or that hold its tensors and modules, which are walked.
 _UNREAD = {
     "training", "momentum", "inplace", "p", "device", "dtype", "recompute", "gate_dropout", "last_gates", "last_scores",
