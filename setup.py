@@ -1,6 +1,6 @@
 """Builds the one native module `dsn_kernels._C`: a pybind11 module and operators on LibTorch's stable ABI.
 
-Environment (a switch is on unless unset, empty, 0, off, no or false):
+Environment (a switch is 1, on, yes or true; or unset, empty, 0, off, no or false; anything else is refused):
     BUILD_NO_CUDA=1       leave the CUDA sources out, even where nvcc is found
     FORCE_CUDA=1          fail where nvcc is missing, instead of building for the CPU only
     CUDA_HOME             the CUDA toolkit to use (default: the nvcc on PATH, then /usr/local/cuda)
@@ -36,8 +36,24 @@ TORCH_FLOOR = (2, 11)
 DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 
 
+SWITCHES = ("BUILD_NO_CUDA", "FORCE_CUDA", "DEBUG", "CHECK_SPILLS")
+ON, OFF = ("1", "on", "yes", "true"), ("", "0", "off", "no", "false")
+
+
 def switch(name: str) -> bool:
-    return os.environ.get(name, "").lower() not in ("", "0", "off", "no", "false")
+    given = os.environ.get(name, "").lower()
+    if given not in ON + OFF:
+        raise PlatformError(f"{name} is {os.environ[name]!r}; expected 1 or 0")
+    return given in ON
+
+
+def check_environment() -> None:
+    """Refuses an unknown value of any variable before anything is built."""
+    for name in SWITCHES:
+        switch(name)
+    jobs = os.environ.get("MAX_JOBS", "1")
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise PlatformError(f"MAX_JOBS is {jobs!r}; expected a number of compilers, 1 or more, or none")
 
 
 def find_compiler() -> str:
@@ -146,6 +162,10 @@ def native_extension():
 
 if __name__ == "__main__":
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        check_environment()
+    except PlatformError as error:
+        raise SystemExit(f"error: {error}") from None
     setup(
         packages=find_packages(include=["dsn_kernels*"]) + find_packages("python"),
         package_dir={"dsn_models": "python/dsn_models"},

@@ -15,6 +15,10 @@ cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
 start=$SECONDS
 budget=${GPU_SECONDS:-525}
+if ! [[ $budget =~ ^[0-9]+$ ]]; then
+  echo "GPU_SECONDS is '$budget'; expected whole seconds, such as 525" >&2
+  exit 2
+fi
 left() { echo $((budget - SECONDS + start)); }
 # within SECONDS COMMAND...: the command, ended when that or the script's own time is over
 within() {

@@ -103,6 +103,14 @@ std::string cuda_error() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Operators of dsn_kernels and the layouts of their packed weights.";
+  // A value that the user gave and that we do not know, such as DSN_ISA's.
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::invalid_argument& error) {
+      py::set_error(py::module_::import("dsn_models.errors").attr("UserError"), error.what());
+    }
+  });
   m.def("build_info", &build_info, "What was compiled, and the instruction set chosen for this machine.");
   m.def("cuda_devices", &cuda_devices, "One line per CUDA device; initialises the driver.");
   m.def("cuda_error", &cuda_error, "Why no CUDA device is usable, or nothing.");

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dsn_models.checkpoints import write_atomically
 from dsn_models.errors import UserError
 
 from . import _C
@@ -50,11 +51,11 @@ def read_table(path: Path) -> Table:
     if not path.exists():
         return {}
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema"] != SCHEMA:
             raise ValueError(f"schema {document['schema']}")
         return document["devices"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a table of backends ({error}); delete it or write it with dsn bench --tune"
         ) from error
@@ -76,8 +77,7 @@ def add_times(device: str, dtype: str, operators: dict[str, dict[str, float]]) -
     devices = read_table(path)
     devices.setdefault(device, {}).setdefault(dtype, {}).update(operators)
     document: dict[str, Any] = {"schema": SCHEMA, "note": "Written by `dsn bench --tune`.", "devices": devices}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,11 @@ _FORCED = {"resident": (0.0, 0.0, 1.0), "compacted": (1.0, 1.0, 0.0)}
 
 def cache_folder() -> Path:
     """Where the package keeps what it has measured: in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsn-kernels"
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given or Path.home() / ".cache") / "dsn-kernels"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"dsn-kernels-{os.getuid()}"
 
 
 def costs_path() -> Path:
@@ -45,7 +50,7 @@ def costs() -> dict[str, float]:
     time, or to as many as 64 MiB hold and threads leave.
 
     Raises:
-        UserError: ``DSN_STRATEGY`` is neither.
+        UserError: ``DSN_STRATEGY`` is neither, or ``DSN_ISA`` no instruction set.
     """
     from .measure.machine import cpu_model
 
@@ -78,5 +83,5 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
             for name, entry in document["machines"].items()
             if all(0 <= float(entry[key]) < 1 for key in _NAMES)
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

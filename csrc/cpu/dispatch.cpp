@@ -1,4 +1,8 @@
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
+#include <stdexcept>
+#include <string>
 #include <string_view>
 
 #include "kernels.h"
@@ -7,9 +11,17 @@ namespace dsn::cpu {
 
 namespace {
 
+constexpr std::string_view kIsas[] = {"generic", "avx2", "avx512", "avx512_bf16"};
+
 std::string_view highest() {
-  const char* limit = std::getenv("DSN_ISA");
-  return limit ? limit : "avx512_bf16";
+  const char* given = std::getenv("DSN_ISA");
+  const std::string_view limit = given && *given ? given : "avx512_bf16";
+  if (std::find(std::begin(kIsas), std::end(kIsas), limit) == std::end(kIsas)) {
+    std::string message = "DSN_ISA is '" + std::string(limit) + "'; expected one of ";
+    for (std::string_view isa : kIsas) message += std::string(isa) + ", ";
+    throw std::invalid_argument(message + "or none");
+  }
+  return limit;
 }
 
 }  // namespace

@@ -129,7 +129,8 @@ extern const Kernels kAvx512;
 extern const Bfloat16Kernels kBfloat16Twin, kBfloat16Native;
 #endif
 
-// The best table this machine can run; DSN_ISA=generic|avx2|avx512|avx512_bf16 lowers it.
+// The best table this machine can run; DSN_ISA=generic|avx2|avx512|avx512_bf16 lowers it, and any other value throws
+// std::invalid_argument.
 const Kernels& kernels();
 
 // With the instruction vdpbf16ps where the CPU has it, with a twin of it on any other with AVX-512, else null.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 
 import typer
 
 from dsn_models import UserError
 from dsn_models.distributed import is_first
+from dsn_models.lettering import printable
 
 from ..measure.bench import WrongAnswer
-from . import bench, convert, demo, evaluate, info, report, sweep, timeline, train
+from . import bench, convert, demo, evaluate, info, report, streams, sweep, timeline, train
 
 app = typer.Typer(
     name="dsn",
@@ -30,41 +34,72 @@ app.command("report")(report.report)
 app.command("convert")(convert.convert_command)
 app.command("info")(info.info)
 
-USAGE, INTERRUPTED = 2, 130
+WRONG, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+# Of an error that names no file: what our own files meet is told where they are written.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+# torch and the C++ library have no exception of their own for this.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
 
 
-def _fail(message: str, status: int) -> None:
-    if is_first():
-        print(f"dsn: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
+def _invoke() -> None:
+    # Not typer's own main, which has other statuses for Ctrl-C and for a pipe that was closed.
+    command = typer.main.get_command(app)
+    with contextlib.suppress(typer.Exit), command.make_context("dsn", sys.argv[1:]) as context:  # --help is an Exit
+        command.invoke(context)
 
 
-def main() -> None:
-    """Runs the command line. Exit status: 0, 1 for a wrong answer, 2 for a user's mistake, 130 for Ctrl-C.
+def _told(error: OSError) -> tuple[int, str]:
+    """Exit status and message of what the system refused."""
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE, ""
+    if isinstance(error.filename, str | bytes):
+        return USAGE, f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if error.errno in _NOT_WRITTEN:
+        return USAGE, f"cannot write to stdout: {error.strerror}; free space or choose another place"
+    return USAGE, str(error.strerror or error)
 
-    A mistake is told in one line on stderr; a traceback means an error of ours.
-    """
+
+def _run() -> tuple[int, str]:
+    """Exit status and, of a failure, what is told in one line."""
     try:
-        status = app(standalone_mode=False) or 0
-        if status == INTERRUPTED:  # typer turns Ctrl-C into this status, click into Abort
-            raise KeyboardInterrupt
-        sys.exit(status)
-    except UserError as error:
-        _fail(str(error), USAGE)
+        _invoke()
+        return 0, ""
     except WrongAnswer as error:
-        _fail(str(error), 1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", USAGE)
+        return WRONG, str(error)
+    except UserError as error:
+        return USAGE, str(error)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dsn_"):
             raise
-        _fail(f"this command needs the package {error.name}; install it with pip", USAGE)
+        return USAGE, f"this command needs the package {error.name}; install it with pip"
+    except OSError as error:
+        return _told(error)
     except (KeyboardInterrupt, typer.Abort):
-        print("dsn: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED, "interrupted"
+    except SystemExit:  # rich leaves so when the pipe it writes to is closed
+        return BROKEN_PIPE, ""
     except Exception as error:
         # A bad option: typer brings its own copy of click, whose exceptions it does not all name.
-        if not hasattr(error, "format_message"):
-            raise
-        _fail(f"{error.format_message().rstrip('.')}; see dsn --help", USAGE)
+        if hasattr(error, "format_message"):
+            return USAGE, f"{error.format_message().rstrip('.')}; see dsn --help"
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+            reason = (str(error) or "none left").splitlines()[0]
+            return USAGE, f"not enough memory ({reason}); choose a smaller batch or fewer images"
+        raise
+
+
+def main() -> None:
+    """Runs the command line. Exit status: 0, 1 for a wrong answer, 2 for a user's mistake, 130 for Ctrl-C, 141 where
+    nobody reads stdout any more.
+
+    A mistake is told in one line on stderr; a traceback means an error of ours.
+    """
+    streams.prepare()
+    status, message = _run()
+    broken = streams.settle()
+    if broken is not None:
+        status, message = _told(broken)
+    if message and is_first():
+        streams.tell(f"dsn: {'' if status == INTERRUPTED else 'error: '}{printable(' '.join(message.split()))}")
+        streams.settle()
+    sys.exit(status)

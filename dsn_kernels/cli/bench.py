@@ -23,8 +23,10 @@ from ..measure.networks import gate_counts
 from ..measure.plots import check_picture, picture
 from ..measure.serving import Load, load_figure, under_load
 from .common import (
+    SEEDS,
     JsonOption,
     PinOption,
+    SecondsOption,
     ThreadsOption,
     check_writable,
     console,
@@ -188,8 +190,8 @@ def bench(
     baseline_model: Annotated[
         str | None, typer.Option(metavar="NAME|CKPT", help="Run as the dense baseline; MODEL's own if not given.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, images and random gates.")] = 0,
-    seconds: Annotated[float, typer.Option(help="Of timing per contestant and batch size.")] = 3.0,
+    seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of weights, images and random gates.")] = 0,
+    seconds: SecondsOption = 3.0,
     data: Annotated[Path | None, typer.Option(help="Folder of test images; noise if not given.")] = None,
     kind: Annotated[str | None, typer.Option(help="Of the data, as for dsn eval.")] = None,
     load: Annotated[

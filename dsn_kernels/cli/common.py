@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +26,26 @@ from ..measure import machine
 from ..measure.bench import Images
 from ..measure.records import Labelled, read, tasks_of
 
+# A number beyond is a slip, and would only overflow somewhere further down.
+MANY = 1_000_000
+DAY = 86_400.0  # seconds
+SEEDS = 2**32 - 1  # scikit-learn's largest
+
+
+def finite(value: float) -> float:
+    """Refuses NaN, which passes every comparison with a smallest and a largest value."""
+    if math.isnan(value):
+        raise typer.BadParameter("nan is not a number that can be used here")
+    return value
+
+
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file or stdout instead of a table.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads; torch's own choice if not given.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, max=1024, help="Threads; torch's own choice if not given.")]
+SecondsOption = Annotated[
+    float, typer.Option(min=0, max=DAY, callback=finite, help="Of timing per contestant and batch size.")
+]
 PinOption = Annotated[
     str | None, typer.Option(metavar="CORES", help="Stay on these cores, such as 0,2-3, with a thread on each.")
 ]
@@ -46,7 +63,9 @@ _PIPED_WIDTH = 160
 
 def console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _PIPED_WIDTH)
+    # Names of files and classes are no markup, whatever brackets and colons they hold.
+    plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+    return Console(stderr=stderr, **plain, width=None if stream.isatty() else _PIPED_WIDTH)
 
 
 def progress_bar() -> Progress:

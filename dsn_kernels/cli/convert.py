@@ -12,7 +12,7 @@ import dsn_models
 from dsn_models import UserError, checkpoints
 from dsn_models.convert import FORMATS, convert, export_skipnet
 
-from .common import JsonOption, check_writable, console, write_json
+from .common import MANY, JsonOption, check_writable, console, write_json
 
 
 def _report(facts: dict[str, Any], json: str | None) -> None:
@@ -31,7 +31,9 @@ def convert_command(
         Path | None, typer.Argument(help="The checkpoint; SOURCE's name with .safetensors, here, if not given.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Zoo name, checked; told from the keys if not given.")] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Expected class count; refused if another.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, max=MANY, help="Expected class count; refused if another.")
+    ] = None,
     to: Annotated[str | None, typer.Option(help="skipnet: from a checkpoint of ours to its authors' format.")] = None,
     json: JsonOption = None,
 ) -> None:

@@ -13,7 +13,9 @@ from dsn_models import UserError
 from ..measure.records import read, tasks_of
 from ..measure.report import report as measure
 from .common import (
+    MANY,
     JsonOption,
+    SecondsOption,
     ThreadsOption,
     console,
     load_model,
@@ -56,8 +58,8 @@ def tables(document: dict[str, Any]) -> list[Table]:
 def demo(
     report: Annotated[Path, typer.Option(help="HTML report to write.")] = Path("dsn-demo.html"),
     checkpoint: Annotated[Path, typer.Option(help="Another network trained on Navon digits.")] = CHECKPOINT,
-    images: Annotated[int, typer.Option(min=64, help="Test digits to classify.")] = 500,
-    seconds: Annotated[float, typer.Option(min=0, help="Of timing per contestant and batch size.")] = 1.0,
+    images: Annotated[int, typer.Option(min=64, max=MANY, help="Test digits to classify.")] = 500,
+    seconds: SecondsOption = 1.0,
     pictures: PicturesOption = None,
     open_: OpenOption = False,
     threads: ThreadsOption = None,

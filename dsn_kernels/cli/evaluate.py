@@ -15,6 +15,7 @@ from dsn_models.training.evaluation import evaluate as measure
 from dsn_models.training.robustness import attacked_accuracy
 
 from .common import (
+    MANY,
     CheckpointArgument,
     DataOption,
     JsonOption,
@@ -24,6 +25,7 @@ from .common import (
     check_classes,
     check_writable,
     console,
+    finite,
     load_checkpoint,
     open_test_data,
     percent,
@@ -67,12 +69,14 @@ def evaluate(
     kind: KindOption = None,
     backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
     task: TaskOption = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Number of Navon images.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    images: Annotated[int | None, typer.Option(min=1, max=MANY, help="Number of Navon images.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=MANY, help="Images at a time.")] = 250,
     attack: Annotated[str | None, typer.Option(help="Also under attack, skipping on and off: fgsm or pgd.")] = None,
-    epsilon: Annotated[float, typer.Option(help="Largest change of a pixel by the attack, of 1.")] = 8 / 255,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of pgd.")] = 10,
-    attacked_images: Annotated[int, typer.Option(min=1, help="How many test images are attacked.")] = 1000,
+    epsilon: Annotated[
+        float, typer.Option(min=0, max=1, callback=finite, help="Largest change of a pixel by the attack, of 1.")
+    ] = 8 / 255,
+    steps: Annotated[int, typer.Option(min=1, max=MANY, help="Steps of pgd.")] = 10,
+    attacked_images: Annotated[int, typer.Option(min=1, max=MANY, help="How many test images are attacked.")] = 1000,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:

@@ -70,6 +70,7 @@ def _choices() -> dict[str, str]:
 
 def collect() -> dict[str, Any]:
     """The facts as ``dsn info --json`` writes them."""
+    grouping = costs()  # first of all: it refuses an unknown DSN_ISA or DSN_STRATEGY
     devices = ["cpu", *dsn_kernels._C.cuda_devices()]
     if error := dsn_kernels._C.cuda_error():
         devices.append(f"no CUDA device: {error}")
@@ -85,7 +86,7 @@ def collect() -> dict[str, Any]:
         "devices": devices,
         "backends": _backends(),
         "auto": _choices(),
-        "grouping": {f"{name}, s/byte": value for name, value in costs().items()},
+        "grouping": {f"{name}, s/byte": value for name, value in grouping.items()},
         "models": dsn_models.names(),
         "packages": {name: _version(name) for name in _PEERS},
     }

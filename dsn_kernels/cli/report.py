@@ -15,10 +15,12 @@ from ..measure.baselines import BASELINES, check_known
 from ..measure.report import Report
 from ..measure.report import report as measure
 from .common import (
+    MANY,
     CheckpointArgument,
     DataOption,
     JsonOption,
     KindOption,
+    SecondsOption,
     TaskOption,
     ThreadsOption,
     check_writable,
@@ -51,7 +53,7 @@ def check_targets(html: Path, json: str | None, pictures: Path | None) -> None:
 
 def write_report(made: Report, html: Path, json: str | None, pictures: Path | None) -> None:
     """The page, its figures and its facts; tells of notes and files where no JSON is asked for."""
-    write_atomically(html, made.page.encode())
+    write_atomically(html, made.page.encode(errors="backslashreplace"))
     if pictures is not None:
         for drawing in made.drawings:
             for kind in ("svg", "png"):
@@ -84,11 +86,13 @@ def report(
     data: DataOption = None,
     kind: KindOption = None,
     task: TaskOption = None,
-    images: Annotated[int, typer.Option(min=2, help="Test images.")] = 10_000,
+    images: Annotated[int, typer.Option(min=2, max=MANY, help="Test images.")] = 10_000,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("dsn-report.html"),
     pictures: PicturesOption = None,
-    sweep_steps: Annotated[int, typer.Option(min=0, help="Thresholds per branch of the sweep; 0 for none.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0, help="Of timing per contestant and batch size.")] = 1.0,
+    sweep_steps: Annotated[
+        int, typer.Option(min=0, max=100, help="Thresholds per branch of the sweep; 0 for none.")
+    ] = 3,
+    seconds: SecondsOption = 1.0,
     against: Annotated[
         str, typer.Option(help=f"Dense baselines beside eager PyTorch, of {', '.join(BASELINES)}; none if not given.")
     ] = "",

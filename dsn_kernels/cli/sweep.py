@@ -19,6 +19,9 @@ from ..measure.plots import check_picture, picture, sweep_figure
 from ..measure.sweep import SweepSettings
 from ..measure.sweep import sweep as measure
 from .common import (
+    DAY,
+    MANY,
+    SEEDS,
     CheckpointArgument,
     DataOption,
     JsonOption,
@@ -27,6 +30,7 @@ from .common import (
     ThreadsOption,
     check_writable,
     console,
+    finite,
     load_checkpoint,
     mega,
     millis,
@@ -90,17 +94,17 @@ def sweep(
     data: DataOption = None,
     kind: KindOption = None,
     task: TaskOption = None,
-    images: Annotated[int, typer.Option(min=4, help="Test images; half of them pick, half check.")] = 2000,
-    steps: Annotated[int, typer.Option(min=1, help="Thresholds per branch.")] = 7,
-    batch: Annotated[int, typer.Option(min=1, help="Of the latency.")] = 1,
+    images: Annotated[int, typer.Option(min=4, max=MANY, help="Test images; half of them pick, half check.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, max=100, help="Thresholds per branch.")] = 7,
+    batch: Annotated[int, typer.Option(min=1, max=MANY, help="Of the latency.")] = 1,
     budget: Annotated[
         str | None, typer.Option(help="latency=2ms, macs=0.6 (of dense) or error=+0.5pt: picks thresholds.")
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Search a threshold of each layer anyway.")] = False,
     out: Annotated[Path | None, typer.Option(help="Checkpoint for the picked thresholds; CKPT if not given.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Curves, as .svg, .png or .pdf.")] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Of timing per point.")] = 0.5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and the timing.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0, max=DAY, callback=finite, help="Of timing per point.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the split and the timing.")] = 0,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:

@@ -23,6 +23,8 @@ from ..measure.timeline import Timeline
 from ..measure.timeline import timeline as measure
 from ..measure.timeline_views import document, kinds, rows, timeline_figure, trace
 from .common import (
+    MANY,
+    SEEDS,
     JsonOption,
     PinOption,
     ThreadsOption,
@@ -78,7 +80,7 @@ def kind_table(timeline: Timeline, title: str, top: int) -> Table:
 
 def timeline(
     model: Annotated[str, typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.")],
-    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=MANY, help="Samples.")] = 8,
     gates: Annotated[str, typer.Option(help="open, shut, trained, paper, random:P or equal:P.")] = "",
     trace_file: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Trace for ui.perfetto.dev, JSON.")
@@ -86,13 +88,13 @@ def timeline(
     picture_file: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE", help="Samples by layers: .svg, .png or .pdf.")
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Calls; times are medians over them.")] = 5,
-    top: Annotated[int, typer.Option(min=1, help="Steps in the table.")] = 30,
+    runs: Annotated[int, typer.Option(min=1, max=MANY, help="Calls; times are medians over them.")] = 5,
+    top: Annotated[int, typer.Option(min=1, max=MANY, help="Steps in the table.")] = 30,
     by_kind: Annotated[bool, typer.Option("--kinds", help="Steps that do alike in one row.")] = False,
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a zoo model's configuration; may be repeated.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, images and random gates.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of weights, images and random gates.")] = 0,
     data: Annotated[Path | None, typer.Option(help="Folder of test images; noise if not given.")] = None,
     kind: Annotated[str | None, typer.Option(help="Of the data, as for dsn eval.")] = None,
     threads: ThreadsOption = None,

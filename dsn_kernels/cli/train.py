@@ -12,7 +12,7 @@ from dsn_models import UserError, checkpoints
 from dsn_models.distributed import is_first
 from dsn_models.training.recipe import Recipe, load_recipe
 
-from .common import JsonOption, ThreadsOption, check_writable, console, set_threads, write_json
+from .common import SEEDS, JsonOption, ThreadsOption, check_writable, console, set_threads, write_json
 from .evaluate import results_table
 
 
@@ -37,7 +37,7 @@ def train(
     ungated_epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=SEEDS, help="Instead of the recipe's.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
     json: JsonOption = None,

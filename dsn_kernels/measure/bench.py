@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from .rows import Timed
 
 Images = Callable[[int, int], Tensor]
 
+_LARGEST = 1_000_000
 # A small batch, or one pattern for all of a batch, is no fair sample of the gates: it is drawn so many times.
 DRAWS = 8
 _SMALL_BATCH = 8
@@ -59,10 +61,10 @@ class BenchSettings:
     memory: bool = False
 
     def __post_init__(self) -> None:
-        if not self.batches or min(self.batches) < 1:
-            raise UserError(f"batch is {list(self.batches)}; expected positive numbers, such as 1,8,64")
+        if not self.batches or min(self.batches) < 1 or max(self.batches) > _LARGEST:
+            raise UserError(f"batch is {list(self.batches)}; expected numbers from 1 to {_LARGEST}, as 1,8,64")
         check_known(self.against)
-        if self.seconds < 0:
+        if not 0 <= self.seconds < math.inf:
             raise UserError(f"seconds is {self.seconds}; expected a number of at least 0")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import dsn_kernels
 from dsn_models.gaternet import FILTERS
+from dsn_models.lettering import shortened
 from dsn_models.skipnet import UNITS
 from dsn_models.statistics import gate_kinds
 
@@ -69,7 +70,7 @@ def facts(model: Any, fast: Any, name: str, data: Labelled, kept: Record, opened
         tasks[task] = {"error": fraction_interval(wrong, count), "open_error": fraction_interval(wrong_open, count)}
         names, ran = class_names(data, task, number), ran_by_class(model, kept, task, number)
         classes[task] = [_class_row(label, names[label], kept, task, ran[label], blocks) for label in range(number)]
-        missing = [row["name"] for row in classes[task] if row["images"] == 0]
+        missing = [shortened(row["name"]) for row in classes[task] if row["images"] == 0]
         if missing:
             notes.append(f"The data holds no image of {task} class {', '.join(missing)}.")
     executed = mean_interval(kept.macs)

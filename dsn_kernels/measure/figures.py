@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from dsn_models.lettering import label as plain
 from dsn_models.statistics import GateKinds, gates_on
 
-from .plots import PAGE, Colours, inline_svg, picture, styled
+from .plots import PAGE, Colours, blank, inline_svg, picture, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SIZE = (4.6, 3.0)  # inches; text stays readable where a phone shows it 340 pixels wide
 _LEGEND_CLASSES = 20
@@ -37,7 +39,7 @@ class Drawing(NamedTuple):
 
 
 def _axes(colours: Colours, size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
+    figure = blank(size)
     return figure, styled(figure.subplots(), colours)
 
 
@@ -90,7 +92,7 @@ def classes_figure(ran: np.ndarray, blocks: Sequence[int], names: Sequence[str],
         axes.axvline(edge + 0.5, color=colours.ink, linewidth=0.8)
     axes.set_xlabel(unit)
     if len(ran) <= _LEGEND_CLASSES:
-        axes.set_yticks(range(len(ran)), names, fontsize=8)
+        axes.set_yticks(range(len(ran)), [plain(name) for name in names], fontsize=8)
     else:
         axes.set_ylabel("class")
     bar = figure.colorbar(image, ax=axes, label="skipped, %")
@@ -126,7 +128,7 @@ def gates_on_figure(gates: np.ndarray, colours: Colours) -> Figure:
     step = max(1, -(-int(np.ptp(counts) + 1) // 30))
     edges = np.arange(counts.min(), counts.max() + step + 1, step) - 0.5
     axes.hist(counts, bins=edges.tolist(), color=colours.skipping, rwidth=0.9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(f"gates on, of {gates.shape[1]}")
     axes.set_ylabel("images")
     return figure
@@ -149,7 +151,7 @@ def embedding_figure(places: np.ndarray, labels: np.ndarray, names: Sequence[str
     for label in np.unique(labels):
         chosen = labels == label
         colour = f"C{label % 10}" if len(names) <= 10 else None
-        axes.scatter(places[chosen, 0], places[chosen, 1], 6, color=colour, linewidths=0, label=names[label])
+        axes.scatter(places[chosen, 0], places[chosen, 1], 6, color=colour, linewidths=0, label=plain(names[label]))
     axes.set_axis_off()
     if len(names) <= _LEGEND_CLASSES:
         options: dict[str, Any] = {"frameon": False, "labelcolor": colours.ink, "fontsize": 8}

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jinja2
-import matplotlib
 from torch import Tensor
+
+from dsn_models.lettering import shortened
 
 
 def template(name: str) -> jinja2.Template:
@@ -24,15 +25,18 @@ def template(name: str) -> jinja2.Template:
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["ms"] = lambda value: f"{value:.2f}" if value < 100 else f"{value:.0f}"
     environment.filters["mega"] = lambda value: f"{value / 1e6:.2f} M"
+    environment.filters["shortened"] = shortened
     return environment.get_template(name)
 
 
 def png(image: Tensor) -> str:
     """An image [C, H, W], 1 or 3 channels in [0, 1], as a data URL."""
+    from matplotlib.image import imsave
+
     pixels = image.clamp(0, 1)
     array = pixels.permute(1, 2, 0).numpy() if len(pixels) == 3 else pixels.mean(0).numpy()
     buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, array, cmap="gray", vmin=0, vmax=1, format="png")
+    imsave(buffer, array, cmap="gray", vmin=0, vmax=1, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from dsn_models import UserError
+from dsn_models.lettering import choose_fonts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class Colours(NamedTuple):
@@ -29,6 +32,14 @@ PRINT = Colours("#1d2329", "#98a2ab", "#7fb2e5", "#1463b8", "#ffffff")
 FORMATS = ("svg", "png", "pdf")
 
 
+def blank(size: tuple[float, float]) -> Figure:
+    """An empty figure, its size in inches."""
+    # Here, because matplotlib takes a second to import, which commands that draw nothing can do without.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
 def styled(axes: Axes, colours: Colours = PAGE) -> Axes:
     """Ink for text and the two axes, nothing else."""
     axes.tick_params(colors=colours.ink)
@@ -45,9 +56,10 @@ def inline_svg(figure: Figure) -> str:
     figure.patch.set_alpha(0)
     svg = _saved(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]  # an XML prologue has no place inside HTML
-    for name, colour in PAGE._asdict().items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return svg
+    variables = {colour: f"var(--{name})" for name, colour in PAGE._asdict().items()}
+    colours = re.compile("|".join(variables))
+    # In tags alone: a class may be called by a colour.
+    return re.sub("<[^>]*>", lambda tag: colours.sub(lambda colour: variables[colour[0]], tag[0]), svg)
 
 
 def picture(draw: Callable[[Colours], Figure], kind: str) -> bytes:
@@ -71,9 +83,14 @@ def check_picture(kind: str) -> None:
 
 
 def _saved(figure: Figure, kind: str) -> bytes:
+    from matplotlib import rc_context
+
     data = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+    choose_fonts(figure)
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}), warnings.catch_warnings():
+        # A box stands for it in a picture; an SVG holds the text, which the viewer draws with its own fonts.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(data, format=kind, dpi=150, metadata=dates.get(kind))
     return data.getvalue()
 
@@ -109,7 +126,7 @@ def sweep_panel(document: dict[str, Any], key: str, colours: Colours, axes: Axes
         axes: to draw on; a figure of its own if not given.
     """
     if axes is None:
-        axes = Figure(figsize=(4.6, 3.0), layout="constrained").subplots()
+        axes = blank((4.6, 3.0)).subplots()
     points, opened, measure = document["points"], document["open"], SWEEP_MEASURES[key].value
     batch = document["latency"]["batch"]
     styled(axes, colours).set_xlabel(SWEEP_MEASURES[key].label.replace("a batch", f"batch {batch}"))
@@ -123,14 +140,12 @@ def sweep_panel(document: dict[str, Any], key: str, colours: Colours, axes: Axes
     axes.errorbar([measure(point) for point in front], errors, yerr=widths, elinewidth=0.7, **style)
     axes.scatter([measure(opened)], [100 * opened["mean_error"]], 40, colours.dense, marker="s")
     axes.set_ylabel("mean error, %")
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    return figure
+    return cast("Figure", axes.figure)
 
 
 def sweep_figure(document: dict[str, Any], colours: Colours = PAGE) -> Figure:
     """The panels of all :data:`SWEEP_MEASURES` side by side."""
-    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    figure = blank((9.6, 3.2))
     panels = figure.subplots(1, len(SWEEP_MEASURES), sharey=True)
     for axes, key in zip(panels, SWEEP_MEASURES, strict=True):
         sweep_panel(document, key, colours, axes)

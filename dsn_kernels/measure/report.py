@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import dsn_kernels
 from dsn_models import UserError
+from dsn_models.lettering import shortened
 from dsn_models.statistics import embed_gates, gate_kinds, principal_gates
 
 from .baselines import check_known
@@ -204,7 +205,8 @@ def _card(model: Any, data: Labelled, kept: Record, index: int, image: Tensor) -
     for task, labels in kept.labels.items():
         names = class_names(data, task, 1 + int(max(labels.max(), kept.predictions[task].max())))
         label, predicted = int(labels[index]), int(kept.predictions[task][index])
-        answers.append({"task": task, "label": names[label], "predicted": names[predicted]})
+        answer = {"label": shortened(names[label]), "predicted": shortened(names[predicted])}
+        answers.append({"task": task, **answer, "wrong": label != predicted})
     used = []
     for name, gates in kept.gates.items():
         taken = gates[index]

@@ -7,21 +7,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import dsn_kernels
 from dsn_models import UserError
 
 from .networks import dense_network, gate_counts, run
-from .plots import PAGE, Colours, styled
+from .plots import PAGE, Colours, blank, styled
 from .ranges import named_range
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _LOAD = re.compile(r"qps=(\d*\.?\d+),slo=(\d*\.?\d+)(ms)?")
+_LARGEST = 1e6
 _SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -30,14 +33,14 @@ class Load:
     """``qps=200,slo=20ms``: five loads up to 200 requests a second; an answer within 20 ms of its arrival is in time.
 
     Raises:
-        UserError: the text is no such pair, or a number is not positive.
+        UserError: the text is no such pair, or a number is not positive or beyond a million.
     """
 
     text: str
 
     def __post_init__(self) -> None:
         match = _LOAD.fullmatch(self.text)
-        if not match or float(match[1]) <= 0 or float(match[2]) <= 0:
+        if not match or not all(0 < float(number) <= _LARGEST for number in match.groups()[:2]):
             raise UserError(f"load is {self.text!r}; expected requests a second and milliseconds: qps=200,slo=20ms")
 
     @property
@@ -196,7 +199,7 @@ def _row(network: str, rate: float, served: Served, slo_ms: float) -> dict[str, 
 
 def load_figure(document: dict[str, Any], colours: Colours = PAGE) -> Figure:
     """Median and 99th percentile of the latency against the load; the dotted line is the time allowed."""
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    figure = blank((6.4, 3.2))
     axes = styled(figure.subplots(), colours)
     for network in dict.fromkeys(row["network"] for row in document["rows"]):
         rows = [row for row in document["rows"] if row["network"] == network]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
-from .plots import PAGE, Colours, styled
+from .plots import PAGE, Colours, blank, styled
 from .timeline import WHOLE_BATCH, Timeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def rows(timeline: Timeline) -> list[dict[str, Any]]:
@@ -96,9 +97,9 @@ def timeline_figure(timeline: Timeline, colours: Colours = PAGE) -> Figure:
     cells = np.where(timeline.ran[:, shown].numpy() > 0, timeline.ms[:, shown].numpy() * 1e3, np.nan)
     cells[cells <= 0] = np.nan
     batch, width = cells.shape
-    figure = Figure(figsize=(min(16.0, 3.0 + 0.11 * width), min(12.0, 2.2 + 0.12 * batch)), layout="constrained")
+    figure = blank((min(16.0, 3.0 + 0.11 * width), min(12.0, 2.2 + 0.12 * batch)))
     axes = styled(figure.subplots(), colours)
-    norm = LogNorm(np.nanmin(cells), np.nanmax(cells)) if np.isfinite(cells).any() else None
+    norm = "log" if np.isfinite(cells).any() else None
     image = axes.imshow(cells, aspect="auto", interpolation="nearest", cmap="viridis", norm=norm)
     axes.set_ylabel("sample")
     axes.set_yticks(range(0, batch, max(1, batch // 16)))

@@ -6,12 +6,14 @@ Triton is imported when a kernel is first needed; :func:`resolve_device` says wh
 from __future__ import annotations
 
 import importlib.metadata
+import os
 
 import torch
 
 from dsn_models.errors import UserError
 
 _OLDEST = (3, 6)
+_SWITCH = ("", "0", "false", "off", "1", "true", "on")
 
 
 def version() -> str | None:
@@ -28,13 +30,16 @@ def resolve_device(device: torch.device | None, dtype: torch.dtype) -> torch.dev
     """Where the kernels run: ``device``, or the GPU if there is one, or the CPU in Triton's interpreter.
 
     Raises:
-        UserError: Triton is missing or too old, there is no device, or the interpreter is wrong for ``dtype``.
+        UserError: Triton is missing or too old, there is no device, the interpreter is wrong for ``dtype``, or
+            ``TRITON_INTERPRET`` is no switch.
     """
     installed, oldest = version(), ".".join(map(str, _OLDEST))
     if installed is None:
         raise UserError(f"backend 'triton' needs the package triton, {oldest} or later: pip install triton")
     if tuple(int(part) for part in installed.split("+")[0].split(".")[:2]) < _OLDEST:
         raise UserError(f"backend 'triton' needs triton {oldest} or later; {installed} is installed")
+    if (given := os.environ.get("TRITON_INTERPRET", "0")).lower() not in _SWITCH:
+        raise UserError(f"TRITON_INTERPRET is {given!r}; expected 1 or 0")  # Triton would take it for 0
     from .support import INTERPRETED
 
     chosen = device or torch.device("cpu" if INTERPRETED else "cuda")

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .errors import UserError
+
 
 def world_size() -> int:
     """W, the number of processes that train together; 1 outside of ``torchrun``."""
@@ -32,14 +34,22 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     """Joins the processes that ``torchrun`` started, if it did: gloo on the CPU, nccl on GPUs, one GPU per process.
 
     Yields this process's device.
+
+    Raises:
+        UserError: the variables that ``torchrun`` sets are missing or no numbers.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if dist.is_initialized() or _launched("WORLD_SIZE", "1") < 2:
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", _launched("LOCAL_RANK", ""))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except ValueError as error:  # of a variable that it needs and does not find
+        raise UserError(
+            f"{os.environ['WORLD_SIZE']} processes cannot meet ({error}); start them with torchrun"
+        ) from error
     try:
         yield device
     finally:
@@ -48,7 +58,16 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 def is_first() -> bool:
     """Whether this process, of those that ``torchrun`` started, is the one that prints and writes."""
-    return os.environ.get("RANK", "0") == "0"
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def _launched(name: str, default: str) -> int:
+    given = os.environ.get(name, default)
+    if not given.isdecimal():
+        raise UserError(f"{name} is {given!r}; expected the number that torchrun sets: start with it, or unset {name}")
+    return int(given)
 
 
 def wait_for_all() -> None:

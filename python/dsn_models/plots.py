@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .lettering import choose_fonts
+from .lettering import label as plain
 from .statistics import GateKinds
 
 
@@ -54,8 +56,10 @@ def plot_embedding(points: np.ndarray, labels: np.ndarray, classes: Sequence[str
     figure, axes = _axes("", "")
     for label in np.unique(labels):
         chosen = points[labels == label]
-        axes.scatter(chosen[:, 0], chosen[:, 1], s=4, label=str(label) if classes is None else classes[int(label)])
+        name = str(label) if classes is None else plain(classes[int(label)])
+        axes.scatter(chosen[:, 0], chosen[:, 1], s=4, label=name)
     axes.set_xticks([])
     axes.set_yticks([])
     figure.legend(loc="outside right center", frameon=False, markerscale=3)
+    choose_fonts(figure)
     return figure

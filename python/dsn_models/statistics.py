@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from .data import CoarseFineDataset
@@ -107,6 +105,8 @@ def principal_gates(gates: np.ndarray, components: int = 2, seed: int = 0) -> np
     Raises:
         UserError: ``gates`` is no such array.
     """
+    from sklearn.decomposition import PCA  # scikit-learn takes seconds to import
+
     gates = _check(gates)
     kept = min(components, *gates.shape)
     places = PCA(kept, random_state=seed).fit_transform(gates.astype(np.float32))
@@ -128,6 +128,8 @@ def embed_gates(gates: np.ndarray, *, components: int = 400, seed: int = 0, **op
     Raises:
         UserError: ``gates`` is no such array.
     """
+    from sklearn.manifold import TSNE
+
     gates = _check(gates)
     if len(gates) < 2:
         raise UserError(f"gates have {len(gates)} samples; expected two or more to embed")

@@ -1,5 +1,6 @@
 """Commands as a new user runs them: from an empty folder."""
 
+import signal
 import subprocess
 import sys
 
@@ -35,12 +36,21 @@ def dsn(capsys, monkeypatch):
 
 @pytest.fixture
 def start_dsn():
-    """``start_dsn(*arguments)`` starts ``python -m dsn_kernels`` as a process of its own."""
+    """``start_dsn(*arguments)`` starts ``python -m dsn_kernels`` as a process of its own.
+
+    Ctrl-C ends it, or is ignored when it starts, whatever the process that runs the tests inherited.
+    """
     processes = []
 
-    def start(*arguments):
+    def start(*arguments, interrupt=signal.SIG_DFL):
         command = [sys.executable, "-m", "dsn_kernels", *map(str, arguments)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt),
+        )
         processes.append(process)
         return process
 

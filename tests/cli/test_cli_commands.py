@@ -77,8 +77,10 @@ def test_train_takes_overrides_and_resumes(dsn, recipe):
     assert status == 0 and json.loads(out)["recipe"]["train"]["epochs"] == 2
 
 
-def test_ctrl_c_in_training(start_dsn, recipe, dsn, tmp_path):
-    process = start_dsn("train", recipe, "--epochs", 100_000, "--out", "run", "--threads", 1)
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
+def test_ctrl_c_in_training(start_dsn, recipe, tmp_path, inherited):
+    arguments = ("train", recipe, "--epochs", 100_000, "--out", "run", "--threads", 1)
+    process = start_dsn(*arguments, interrupt=inherited)
     lines = []
     first_epoch = threading.Event()
 

@@ -15,10 +15,17 @@ def _why_no_gpu():
     return None if torch.cuda.is_available() else f"no GPU: {_C.cuda_error() or 'torch is built without CUDA'}"
 
 
+def _switch(name):
+    given = os.environ.get(name, "0")
+    if given not in ("", "0", "1"):
+        pytest.exit(f"{name} is {given!r}; expected 1 or 0", returncode=2)
+    return given == "1"
+
+
 @pytest.fixture(scope="session")
 def runner_module():
     """The host runner; not where DSN_GPU_TESTS_ONLY is set, as benchmarks/gpu.sh does."""
-    if os.environ.get("DSN_GPU_TESTS_ONLY"):
+    if _switch("DSN_GPU_TESTS_ONLY"):
         pytest.skip("DSN_GPU_TESTS_ONLY is set")
     from dsn_kernels.nn.plan_runner import load_simt
 

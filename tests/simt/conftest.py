@@ -27,6 +27,8 @@ def simt_build():
 def simt_module(simt_build):
     sources = sorted(Path(__file__).parent.glob("kernels/*.cpp"))
     sanitizer = os.environ.get("DSN_SIMT_SANITIZER", "none")
+    if sanitizer not in simt_build.KERNEL_FLAGS:
+        pytest.exit(f"DSN_SIMT_SANITIZER is {sanitizer!r}; expected one of {', '.join(simt_build.KERNEL_FLAGS)}", 2)
     try:
         # A name of its own: pybind11 gives out one module per name, and tests/cuda loads the product's.
         return _load("kernels_of_tests.dsn_simt", simt_build.build(sanitizer, sources, "test"))
