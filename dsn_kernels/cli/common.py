@@ -185,6 +185,9 @@ def open_test_data(
 ) -> CoarseFineDataset:
     """The test part of the data that a checkpoint was trained on, or of another ``kind``, for ``model``.
 
+    Images are normalised, and classes numbered, as those that the network was trained on. What the data has to say of
+    itself goes to stderr, a line each.
+
     Raises:
         UserError: no kind is given or known, or the data cannot be read.
     """
@@ -204,7 +207,26 @@ def open_test_data(
     kind = kind or section["kind"]
     if kind == "folder":
         options.setdefault("image_size", model.config.image_size)
-    return open_dataset(kind, data, False, **options)
+    dataset = open_dataset(kind, data, False, like=_trained_on(metadata), **options)
+    for note in dataset.notes:
+        console(stderr=True).print(f"note: {note}", soft_wrap=True, markup=False)
+    return dataset
+
+
+def _trained_on(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the data that it was trained on.
+
+    Raises:
+        UserError: it says so in another form.
+    """
+    found = metadata.get("data", {})
+    classes = found.get("classes", {}) if isinstance(found, dict) else None
+    named = isinstance(classes, dict) and all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in classes.values()
+    )
+    if not named:
+        raise UserError(f"the checkpoint says of its data {found!r}; expected classes by task, mean and std")
+    return found
 
 
 def test_images(model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None) -> Images | None:

@@ -19,10 +19,11 @@ from dsn_models.statistics import gate_kinds
 from . import machine
 from .baselines import relative_error
 from .flops import layer_counts
+from .intervals import design_effect, mean_interval, share_interval
 from .networks import as_outputs, count_dense
 from .operating_point import own_thresholds
 from .page import by_block
-from .records import Labelled, Record, class_names, fraction_interval, mean_interval
+from .records import Labelled, Record, class_names, part_of
 
 _WORDS = {UNITS: ("units", "unit"), FILTERS: ("filters", "unit")}
 _REFERENCE_IMAGES = 100  # the reference computes every layer and then masks
@@ -66,27 +67,34 @@ def facts(model: Any, fast: Any, name: str, data: Labelled, kept: Record, opened
     tasks, classes, notes = {}, {}, []
     sizes = model.config.classes if isinstance(model.config.classes, tuple) else (model.config.classes,)
     for task, number in zip(data.labels, sizes, strict=True):
-        wrong, wrong_open = (int((~one.correct(task)).sum()) for one in (kept, opened))
-        tasks[task] = {"error": fraction_interval(wrong, count), "open_error": fraction_interval(wrong_open, count)}
+        wrong, wrong_open = (share_interval(~one.correct(task), data.clusters) for one in (kept, opened))
+        tasks[task] = {"error": wrong, "open_error": wrong_open}
         names, ran = class_names(data, task, number), ran_by_class(model, kept, task, number)
         classes[task] = [_class_row(label, names[label], kept, task, ran[label], blocks) for label in range(number)]
         missing = [shortened(row["name"]) for row in classes[task] if row["images"] == 0]
         if missing:
             notes.append(f"The data holds no image of {task} class {', '.join(missing)}.")
-    executed = mean_interval(kept.macs)
+    executed = mean_interval(kept.macs, data.clusters)
     dense = count_dense(model)
+    opened_macs = opened.macs.mean().item()
     return {
-        "schema": 2,
+        "schema": 3,
         "model": name,
         "images": count,
+        "sampled": _sampled(kept),
         "unit": plural,
         "unit_one": single,
         "thresholds": own_thresholds(model),
         "tasks": tasks,
-        "skipped": {key: mean_interval(1 - gates.double().mean(1)) for key, gates in kept.gates.items()},
+        "skipped": {key: mean_interval(1 - gates.double().mean(1), data.clusters) for key, gates in kept.gates.items()},
         "macs_dense": dense,
         "macs_executed": executed,
-        "macs_saved": 1 - executed["mean"] / dense,
+        "macs_open": opened_macs,
+        "macs_saved": {
+            "fused": 1 - opened_macs / dense,
+            "gates": 1 - executed["mean"] / opened_macs,
+            "both": 1 - executed["mean"] / dense,
+        },
         "macs_rows": _macs_rows(fast, dense, kept, opened),
         "ran": {key: by_block(cells_of(model, gates).mean(0).tolist(), blocks) for key, gates in kept.gates.items()},
         "kinds": {key: _kinds(gates) for key, gates in kept.gates.items()},
@@ -119,6 +127,14 @@ def reference(model: Any, fast: Any, images: Tensor) -> dict[str, Any]:
     }
 
 
+def _sampled(kept: Record) -> dict[str, Any] | None:
+    """What the images are made of, how many of these there are, and what that does to the variance of each error."""
+    if kept.clusters is None:
+        return None
+    effects = {task: design_effect((~kept.correct(task)).double(), kept.clusters) for task in kept.labels}
+    return {"what": kept.clusters.what, "sources": len(kept.clusters.members.unique()), "design_effects": effects}
+
+
 def _class_row(
     label: int, name: str, kept: Record, task: str, ran: np.ndarray, blocks: Sequence[int]
 ) -> dict[str, Any]:
@@ -130,7 +146,7 @@ def _class_row(
         "label": label,
         "name": name,
         "images": count,
-        "accuracy": fraction_interval(int(kept.correct(task)[own].sum()), count),
+        "accuracy": share_interval(kept.correct(task)[own], part_of(kept.clusters, own)),
         "skipped": 1 - float(ran.mean()),
         "ran": by_block(ran.tolist(), blocks),
     }

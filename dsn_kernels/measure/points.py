@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .records import Record, fraction_interval, mean_interval
+from .intervals import mean_interval, share_interval
+from .records import Record
 
 Thresholds = dict[str, float]
 
@@ -43,14 +44,14 @@ def pareto(points: Sequence[Point]) -> list[int]:
 
 def summarise(point: Point, dense: int) -> dict[str, Any]:
     """A point as ``dsn sweep --json`` writes it; every figure with its 95 % confidence interval."""
-    kept, count = point.record, len(point.record.macs)
-    macs = mean_interval(kept.macs)
+    kept, clusters = point.record, point.record.clusters
+    macs = mean_interval(kept.macs, clusters)
     return {
         "thresholds": point.thresholds,
-        "error": {task: fraction_interval(int((~kept.correct(task)).sum()), count) for task in kept.labels},
+        "error": {task: share_interval(~kept.correct(task), clusters) for task in kept.labels},
         "mean_error": kept.error,
         "loss": kept.loss,
-        "skipped": {name: mean_interval(1 - gates.double().mean(1)) for name, gates in kept.gates.items()},
+        "skipped": {name: mean_interval(1 - gates.double().mean(1), clusters) for name, gates in kept.gates.items()},
         "macs": macs,
         "macs_fraction": macs["mean"] / dense,
     }

@@ -1,8 +1,7 @@
-"""What a network did on each image of a data set, and the confidence that follows."""
+"""What a network did on each image of a data set."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,23 +14,31 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_models import UserError
 from dsn_models.data import CoarseFineDataset
+from dsn_models.data.base import Clusters
 from dsn_models.dual_skipping import BRANCHES
 
 from .networks import as_outputs, gate_counts
 
-Z95 = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
-
 
 class Labelled(NamedTuple):
-    """Images float32 [N, C, H, W], their labels int64 [N] by task, and the names of the classes that have some."""
+    """Images float32 [N, C, H, W], their labels int64 [N] by task, and the names of the classes that have some.
+
+    ``clusters`` says what the images share, None of independent ones.
+    """
 
     images: Tensor
     labels: dict[str, Tensor]
     names: Mapping[str, Sequence[str]] = MappingProxyType({})
+    clusters: Clusters | None = None
 
     def part(self, indices: Tensor) -> Labelled:
         labels = {name: labels[indices] for name, labels in self.labels.items()}
-        return Labelled(self.images[indices], labels, self.names)
+        return Labelled(self.images[indices], labels, self.names, part_of(self.clusters, indices))
+
+
+def part_of(clusters: Clusters | None, indices: Tensor) -> Clusters | None:
+    """The same of some images: ``indices`` int64 [M], or bool [N]."""
+    return None if clusters is None else clusters._replace(members=clusters.members[indices])
 
 
 def class_names(data: Labelled, task: str, classes: int) -> Sequence[str]:
@@ -52,7 +59,8 @@ def read(dataset: CoarseFineDataset, task: str, images: int | None = None, batch
     parts = [dataset.batch(indices) for indices in chosen.split(batch)]
     pixels, coarse, fine = (torch.cat(column) for column in zip(*parts, strict=True))
     labels = {"coarse": coarse, "fine": fine}
-    return Labelled(pixels, labels if task == "both" else {task: labels[task]}, dataset.class_names)
+    chosen_labels = labels if task == "both" else {task: labels[task]}
+    return Labelled(pixels, chosen_labels, dataset.class_names, part_of(dataset.clusters, chosen))
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Record:
         gates: by their name in ``last_gates``, uint8 [N, L].
         scores: likewise, float32 [N, L].
         macs: executed, float64 [N].
+        clusters: what the images share, None of independent ones.
     """
 
     losses: dict[str, Tensor]
@@ -73,6 +82,7 @@ class Record:
     gates: dict[str, Tensor]
     scores: dict[str, Tensor]
     macs: Tensor
+    clusters: Clusters | None = None
 
     def correct(self, task: str) -> Tensor:
         """bool [N]."""
@@ -133,7 +143,7 @@ def record(
         macs.append(executed)
         on_batch(min(1.0, (int(indices[-1]) + 1) / len(data.images)))
     joined = [{name: torch.cat(parts) for name, parts in kept.items()} for kept in (losses, predictions, gates, scores)]
-    return Record(joined[0], joined[1], data.labels, joined[2], joined[3], torch.cat(macs))
+    return Record(joined[0], joined[1], data.labels, joined[2], joined[3], torch.cat(macs), data.clusters)
 
 
 def counted(fast: Any, images: Tensor, options: dict[str, Any]) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -143,22 +153,6 @@ def counted(fast: Any, images: Tensor, options: dict[str, Any]) -> tuple[tuple[T
     with FlopCounterMode(display=False) as counter:
         outputs = as_outputs(fast(images, **options))
     return outputs, torch.full((len(images),), counter.get_total_flops() / 2 / len(images), dtype=torch.float64)
-
-
-def fraction_interval(count: int, total: int) -> dict[str, float]:
-    """``count / total`` and its 95 % confidence interval after Wilson."""
-    share = count / total
-    centre = (share + Z95**2 / (2 * total)) / (1 + Z95**2 / total)
-    half = Z95 / (1 + Z95**2 / total) * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2))
-    return {"mean": share, "low": max(0.0, min(share, centre - half)), "high": min(1.0, max(share, centre + half))}
-
-
-def mean_interval(values: Tensor) -> dict[str, float]:
-    """Mean of ``values`` [N] and its 95 % confidence interval, of the normal approximation."""
-    values = values.double()
-    mean = values.mean().item()
-    half = Z95 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def tasks_of(model: Any) -> tuple[str, ...]:

@@ -20,11 +20,12 @@ from dsn_models import UserError
 
 from . import machine
 from .budget import Budget, picked
+from .intervals import Z95
 from .latency import InterleavedTimer
 from .networks import count_dense, gate_counts
 from .operating_point import GateScale, own_thresholds, per_gate
 from .points import Point, pareto, summarise
-from .records import Z95, Labelled, Record, counted, record
+from .records import Labelled, Record, counted, record
 
 _INPUTS_TIMED = (8, 128)  # least and most batches of images per point, so many as a tenth of a second takes
 _TIMED_POINTS = 9

@@ -19,7 +19,7 @@ from dsn_kernels.measure.operating_point import (
 )
 from dsn_kernels.measure.plots import check_picture, picture, sweep_figure
 from dsn_kernels.measure.points import Point, pareto
-from dsn_kernels.measure.records import Labelled, Record, fraction_interval, mean_interval, read, record
+from dsn_kernels.measure.records import Labelled, Record, read, record
 from dsn_kernels.measure.sweep import Sweeper, SweepSettings, sweep
 from dsn_models import UserError
 from dsn_models.data import open_dataset
@@ -69,16 +69,6 @@ def test_images_are_spread_over_the_data():
     some = read(dataset, "fine", 5)
     assert list(some.labels) == ["fine"]
     assert torch.equal(some.images, dataset.batch(torch.arange(0, 10, 2))[0])
-
-
-def test_intervals():
-    third = fraction_interval(10, 30)  # Wilson, from the textbook's formula
-    assert third["mean"] == pytest.approx(1 / 3)
-    assert (third["low"], third["high"]) == (pytest.approx(0.1923, abs=1e-4), pytest.approx(0.5122, abs=1e-4))
-    assert fraction_interval(0, 10)["low"] == 0 and fraction_interval(0, 10)["high"] == pytest.approx(0.2775, abs=1e-4)
-    mean = mean_interval(torch.tensor([1.0, 3.0]))
-    assert mean["mean"] == 2 and mean["high"] - 2 == pytest.approx(1.959964)
-    assert mean_interval(torch.tensor([5.0])) == {"mean": 5.0, "low": 5.0, "high": 5.0}
 
 
 def point(macs, error):

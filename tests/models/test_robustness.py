@@ -60,12 +60,9 @@ def test_pgd_stays_in_its_ball_and_raises_the_loss(seen):
 
 
 def test_normalised_data_is_attacked_in_pixels(seen):
-    model, dataset = make_small("lenet"), make_data()
-    dataset.mean, dataset.std = torch.tensor([0.5])[:, None, None], torch.tensor([0.25])[:, None, None]
-    batch = dataset.batch
-    dataset.batch = lambda indices: ((batch(indices)[0] - 0.5) / 0.25, *batch(indices)[1:])
+    model, dataset = make_small("lenet"), navon.from_sklearn(False, 12, canvas=16, glyph=4, mean=[0.5], std=[0.25])
     result = attacked_accuracy(model, dataset, "fgsm", epsilon=0.2, task="fine", images=5)
-    torch.testing.assert_close(seen[0], batch(torch.arange(5))[0])
+    torch.testing.assert_close(seen[0], make_data().batch(torch.arange(5))[0])
     assert set(result) == {"attack", "epsilon", "images", "gated", "fine"} and result["images"] == 5
     assert "skipped" not in result["fine"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ from ..errors import UserError
 from . import cifar, cifar_jpeg, folder, idx, navon
 from .base import CoarseFineDataset
 
-_NAVON = ("canvas", "glyph", "shade", "distortions", "fresh", "seed", "split_seed")
+_NORMALISATION = ("mean", "std")
+_NAVON = ("canvas", "glyph", "shade", "distortions", "fresh", "seed", "split_seed", *_NORMALISATION)
 _OPTIONS = {
     "navon-idx": _NAVON,
     "navon-sklearn": _NAVON,
-    "cifar-10": ("seed",),
-    "cifar-100": ("seed",),
-    "cifar-10-jpeg": ("mean", "std", "seed"),
-    "folder": ("image_size", "augment", "seed"),
+    "cifar-10": ("seed", *_NORMALISATION),
+    "cifar-100": ("seed", *_NORMALISATION),
+    "cifar-10-jpeg": ("seed", *_NORMALISATION),
+    "folder": ("image_size", "augment", "seed", *_NORMALISATION),
 }
 KINDS = tuple(_OPTIONS)
 
@@ -24,7 +26,13 @@ __all__ = ["KINDS", "CoarseFineDataset", "cifar", "cifar_jpeg", "folder", "idx",
 
 
 def open_dataset(
-    kind: str, path: str | Path | None, train: bool, images: int | None = None, **options: Any
+    kind: str,
+    path: str | Path | None,
+    train: bool,
+    images: int | None = None,
+    *,
+    like: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> CoarseFineDataset:
     """The data set of a kind.
 
@@ -34,10 +42,13 @@ def open_dataset(
             and ``coarse.json``, the map from fine to coarse class names.
         train: the training part, with its augmentation, else the test part.
         images: number of Navon images, or of images read from ``"cifar-10-jpeg"`` archives.
+        like: the ``description()`` of the data that a network was trained on, as its checkpoint keeps it. Images are
+            then normalised as those were, unless ``options`` say how, and classes numbered as those were, by name.
+            Without it the classes of a ``"folder"`` are those of its training part.
         options: of the data set's class.
 
     Raises:
-        UserError: the kind is unknown, a path is missing, or the files are damaged.
+        UserError: the kind is unknown, a path is missing, the files are damaged, or a class is none that ``like`` has.
     """
     if kind not in KINDS:
         raise UserError(f"unknown data kind {kind!r}; expected one of {', '.join(KINDS)}")
@@ -45,6 +56,9 @@ def open_dataset(
         if key not in _OPTIONS[kind]:
             known = ", ".join(_OPTIONS[kind])
             raise UserError(f"unknown option {key!r} of {kind} data; expected one of {known}")
+    like = {} if like is None else like
+    options = {**{key: like[key] for key in _NORMALISATION if key in like}, **options}
+    classes = dict(like.get("classes", {}))
     if kind == "navon-sklearn":
         return navon.from_sklearn(train, images, **options)
     if path is None or not Path(path).is_dir():
@@ -52,8 +66,29 @@ def open_dataset(
     if kind == "navon-idx":
         return navon.from_idx(path, train, images, **options)
     if kind == "folder":
-        part = Path(path) / ("train" if train else "test")
-        return folder.ImageFolder(part, Path(path) / "coarse.json", train=train, **options)
+        return _open_folder(Path(path), train, classes, options)
+    dataset: CoarseFineDataset
     if kind == "cifar-10-jpeg":
-        return cifar_jpeg.CIFAR10Jpeg(path, train, images, **options)
-    return cifar.CIFAR(path, train, 10 if kind == "cifar-10" else 100, **options)
+        dataset = cifar_jpeg.CIFAR10Jpeg(path, train, images, **options)
+    else:
+        dataset = cifar.CIFAR(path, train, 10 if kind == "cifar-10" else 100, **options)
+    for task, own in dataset.class_names.items():
+        wanted = [folder.same_name(name) for name in classes.get(task, own)]
+        if wanted != [*own]:
+            raise UserError(
+                f"{kind} has the {task} classes {', '.join(own)}; the network was trained on {', '.join(wanted)}"
+            )
+    return dataset
+
+
+def _open_folder(path: Path, train: bool, classes: dict[str, Any], options: dict[str, Any]) -> CoarseFineDataset:
+    note = None
+    if not train and "fine" not in classes:
+        classes["fine"] = list(folder.scan(path / "train")[0])
+        if not classes["fine"]:
+            note = f"{path}: classes are numbered as test has them, since neither a checkpoint nor train names them"
+    part = path / ("train" if train else "test")
+    dataset = folder.ImageFolder(part, path / "coarse.json", train=train, classes=classes, **options)
+    if note is not None:
+        dataset.notes = [*dataset.notes, note]
+    return dataset

@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..errors import UserError
+
 Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class Clusters(NamedTuple):
+    """What images share, so that they are not independent of one another.
+
+    Attributes:
+        what: the plural of what is shared, such as ``"digits"``.
+        members: int64 [N, S]; image i is made of the sources ``members[i]``, numbered from 0.
+    """
+
+    what: str
+    members: Tensor
 
 
 class CoarseFineDataset(Dataset, ABC):
     """Images float32 [C, H, W] with a coarse and a fine label, int64.
 
     ``batch(indices)`` is the fast path; ``dataset[i]`` is the same for one image.
+
+    Attributes:
+        coarse_classes, fine_classes: how many there are.
+        class_names: by task, "coarse" or "fine", where the classes have names.
+        mean, std: float32 [C, 1, 1]; images are ``(pixels - mean) / std`` of pixels in [0, 1].
+        clusters: how the images were sampled; None of independent ones.
+        notes: one line each on what a user should know of the files that were read, such as what was skipped.
     """
 
     coarse_classes: int
     fine_classes: int
-    class_names: Mapping[str, Sequence[str]] = MappingProxyType({})  # by task, "coarse" or "fine", where they have some
+    class_names: Mapping[str, Sequence[str]] = MappingProxyType({})
+    mean: Tensor = torch.zeros(1, 1, 1)
+    std: Tensor = torch.ones(1, 1, 1)
+    notes: Sequence[str] = ()
+
+    @property
+    def clusters(self) -> Clusters | None:
+        return None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -32,6 +62,31 @@ class CoarseFineDataset(Dataset, ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random draws of an epoch; the same epoch gives the same images. By default there are none."""
+
+    def description(self, task: str = "both") -> dict[str, Any]:
+        """What a checkpoint keeps of the data it was trained on: see ``like`` of ``open_dataset``.
+
+        Args:
+            task: whose class names are kept: "coarse", "fine" or "both".
+        """
+        names = {name: [*own] for name, own in self.class_names.items() if task in ("both", name)}
+        return {"classes": names, "mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+
+    def _normalise(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+        """Sets ``mean`` and ``std``.
+
+        Raises:
+            UserError: they are not as many finite numbers as the images have channels, those of ``std`` above 0.
+        """
+        for name, values in (("mean", mean), ("std", std)):
+            numbers = isinstance(values, Sequence) and all(isinstance(value, int | float) for value in values)
+            finite = numbers and all(math.isfinite(value) and (name == "mean" or value > 0) for value in values)
+            if not finite or len(values) != channels:
+                wanted = "a finite number" if name == "mean" else "a number above 0"
+                raise UserError(
+                    f"{name} is {values!r}; expected {wanted} for each of the {channels} channels of the images"
+                )
+        self.mean, self.std = (torch.tensor([*values], dtype=torch.float32)[:, None, None] for values in (mean, std))
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         if not -len(self) <= index < len(self):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,10 +39,14 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def _unpickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        return _ArrayUnpickler(file, encoding="latin1").load()
+
+
 def _read_python(path: Path, keys: tuple[str, ...]) -> list[np.ndarray]:
     try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
+        content = _unpickle(path)
         data = np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32)
         labels = [np.asarray(content[key], np.int64) for key in keys]
     except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
@@ -60,8 +66,29 @@ def _read_binary(path: Path, label_bytes: int) -> list[np.ndarray]:
     return [rows[:, label_bytes:].reshape(-1, 3, 32, 32), *labels]
 
 
-def _read(root: Path, train: bool, classes: int) -> list[np.ndarray]:
-    """Images uint8 [N, 3, 32, 32] and the columns of labels: (fine) of CIFAR-10, (coarse, fine) of CIFAR-100."""
+def _cifar100_names(folder: Path) -> dict[str, list[str]]:
+    """The names of CIFAR-100's classes by task, where the folder has the file that tells them."""
+    tasks = ("coarse", "fine")
+    try:
+        if (folder / "meta").is_file():
+            content = _unpickle(folder / "meta")
+            names = {task: [str(name) for name in content[f"{task}_label_names"]] for task in tasks}
+        else:
+            files = {task: folder / f"{task}_label_names.txt" for task in tasks}
+            names = {task: path.read_text(encoding="utf-8").split() for task, path in files.items() if path.is_file()}
+    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"names of the classes in {folder} cannot be read ({error}); download them again") from error
+    for task, count in zip(tasks, (20, 100), strict=True):
+        if task in names and len(names[task]) != count:
+            raise UserError(f"{folder} names {len(names[task])} {task} classes; expected CIFAR-100's {count}")
+    return names
+
+
+def _read(root: Path, train: bool, classes: int) -> tuple[list[np.ndarray], dict[str, list[str]]]:
+    """Images uint8 [N, 3, 32, 32] and the columns of labels: (fine) of CIFAR-10, (coarse, fine) of CIFAR-100.
+
+    Also the names of CIFAR-100's classes, where the files tell them.
+    """
     keys: tuple[str, ...]
     if classes == 10:
         stems = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
@@ -76,7 +103,8 @@ def _read(root: Path, train: bool, classes: int) -> list[np.ndarray]:
             parts = [_read_python(folder / stem, keys) for stem in stems]
         else:
             continue
-        return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+        names = _cifar100_names(folder) if classes == 100 else {}
+        return [np.concatenate(columns) for columns in zip(*parts, strict=True)], names
     raise UserError(f"no {', '.join(stems)} (or .bin) in {root} or its {' or '.join(folders)}; unpack CIFAR-{classes}")
 
 
@@ -90,39 +118,44 @@ class CIFAR(CoarseFineDataset):
         root: the unpacked folder, or the folder that holds it.
         train: the 50,000 training images with augmentation, else the 10,000 test images.
         classes: 10 or 100.
+        mean, std: normalisation by channel, of pixels in [0, 1]; those of the training images if not given.
 
     Raises:
         UserError: ``classes`` is neither, files are missing, foreign or cut short, or kornia, which augments, is not
             installed.
     """
 
-    def __init__(self, root: str | Path, train: bool, classes: int = 100, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        train: bool,
+        classes: int = 100,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> None:
         if classes not in _MEAN:
             raise UserError(f"classes is {classes}; CIFAR has 10 or 100")
-        columns = [torch.from_numpy(np.ascontiguousarray(a)) for a in _read(Path(root), train, classes)]
+        arrays, names = _read(Path(root), train, classes)
+        columns = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
         images, fine = columns[0], columns[-1]
         if int(fine.max()) >= classes:
             raise UserError(f"{root} holds the label {int(fine.max())}; expected CIFAR-{classes}")
         coarse = columns[1] if classes == 100 else torch.tensor(CIFAR10_COARSE)[fine]
         counts = (20, 100) if classes == 100 else (2, 10)
-        self._hold(images, coarse, fine, counts, _MEAN[classes], _STD[classes], train, seed)
+        self._normalise(_MEAN[classes] if mean is None else mean, _STD[classes] if std is None else std, 3)
+        self._hold(images, coarse, fine, counts, train, seed)
+        if names:
+            self.class_names = names
 
     def _hold(
-        self,
-        images: Tensor,
-        coarse: Tensor,
-        fine: Tensor,
-        classes: tuple[int, int],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        train: bool,
-        seed: int,
+        self, images: Tensor, coarse: Tensor, fine: Tensor, classes: tuple[int, int], train: bool, seed: int
     ) -> None:
         self.images, self.coarse, self.fine = images, coarse, fine
         self.coarse_classes, self.fine_classes = classes
         if self.fine_classes == 10:
             self.class_names = CIFAR10_NAMES
-        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
         self.augment = RandomFlipCrop(len(images), 32, 4, seed) if train else None
 
     def set_epoch(self, epoch: int) -> None:

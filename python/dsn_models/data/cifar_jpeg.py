@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..errors import UserError
 from .cifar import CIFAR, CIFAR10_COARSE
+from .images import read_image
 
 # What the published CIFAR ResNets were trained with: ImageNet's statistics.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,9 +48,9 @@ def decode(path: Path, images: int | None = None) -> tuple[torch.Tensor, torch.T
     pixels = np.empty((count, 32, 32, 3), np.uint8)
     for row, i in enumerate(chosen):
         try:
-            with Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes()), formats=["JPEG"]) as image:
-                pixels[row] = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError) as error:
+            file = io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes())
+            pixels[row] = np.asarray(read_image(file, f"image {i}", ("JPEG",)))
+        except ValueError as error:  # a UserError is one, and so is another shape
             raise UserError(f"{path}: image {i} is no 32x32 JPEG ({error}); copy the file again") from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels[chosen].astype(np.int64))
 
@@ -78,12 +79,13 @@ class CIFAR10Jpeg(CIFAR):
         train: bool,
         images: int | None = None,
         *,
-        mean: tuple[float, float, float] = _MEAN,
-        std: tuple[float, float, float] = _STD,
+        mean: Sequence[float] = _MEAN,
+        std: Sequence[float] = _STD,
         seed: int = 0,
     ) -> None:
         path = Path(root) / f"cifar10-jpeg-{'train' if train else 'test'}.npz"
         if not path.is_file():
             raise UserError(f"no {path.name} in {root}; expected the folder that holds the JPEG archives of CIFAR-10")
         pixels, fine = decode(path, images)
-        self._hold(pixels, torch.tensor(CIFAR10_COARSE)[fine], fine, (2, 10), mean, std, train, seed)
+        self._normalise(mean, std, 3)
+        self._hold(pixels, torch.tensor(CIFAR10_COARSE)[fine], fine, (2, 10), train, seed)

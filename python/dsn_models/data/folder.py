@@ -2,91 +2,177 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
+from unicodedata import normalize
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 
 from ..errors import UserError
 from .augmentation import RandomFlipCrop, RandomScaleCrop
 from .base import Batch, CoarseFineDataset
+from .images import SUFFIXES, read_image
 
 Augment = Literal["shift", "scale", "scale-colour"]
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as its pre-trained weights expect
+_NAMED = 5  # classes that a note names before it counts
+
+
+def same_name(name: str) -> str:
+    """Class names that look alike are alike: Unicode's normalisation form C, since file systems differ in theirs."""
+    return normalize("NFC", name)
 
 
 def read_coarse_map(path: str | Path) -> dict[str, str]:
     """A JSON object that gives each fine class's folder name its coarse class's name.
 
     Raises:
-        UserError: the file is missing or is no such object.
+        UserError: the file is missing, is no such object, or gives one class two names.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read ({error}); expected JSON such as {{"sparrow": "bird"}}') from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise UserError(f'{path} is no coarse-label map; expected JSON such as {{"sparrow": "bird"}}')
-    return content
+    return _normalised(content, str(path))
+
+
+def _normalised(coarse_map: Mapping[str, str], source: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, coarse in coarse_map.items():
+        if found.setdefault(same_name(name), same_name(coarse)) != same_name(coarse):
+            raise UserError(f"{source} gives class {same_name(name)!r} two coarse classes; keep one")
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith(".")  # among them the ._* that macOS leaves on foreign disks
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(map(repr, names[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def scan(root: str | Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The images of ``root/CLASS/*`` by class, and a note on what else is there.
+
+    Hidden files and folders are no data. Folders whose names look alike are one class, and one without images is none.
+    """
+    root = Path(root)
+    images: dict[str, list[Path]] = {}
+    folders = files = 0
+    empty = []
+    for entry in sorted(root.iterdir()) if root.is_dir() else []:
+        if _hidden(entry):
+            continue
+        if not entry.is_dir():
+            files += 1
+            continue
+        found = []
+        for path in sorted(entry.iterdir()):
+            if _hidden(path):
+                continue
+            if path.is_dir():
+                folders += 1
+            elif path.suffix.lower() in SUFFIXES and path.is_file():
+                found.append(path)
+            else:
+                files += 1
+        if found:
+            images.setdefault(same_name(entry.name), []).extend(found)
+        else:
+            empty.append(entry.name)
+    parts = []
+    if files:
+        parts.append(_count(files, "file that is no image of a class", "files that are no images of a class"))
+    if folders:
+        parts.append(_count(folders, "folder inside a class", "folders inside classes"))
+    if empty:
+        parts.append(f"{_count(len(empty), 'folder', 'folders')} without images ({_listed(empty)})")
+    return dict(sorted(images.items())), [f"{root}: skipped {', '.join(parts)}"] if parts else []
 
 
 class ImageFolder(CoarseFineDataset):
-    """Images of ``root/CLASS/*``, float32 [3, image_size, image_size], normalised as for ImageNet.
+    """Images of ``root/CLASS/*``, float32 [3, image_size, image_size], normalised by channel, as ImageNet if not said.
 
-    The shorter side is resized to ``image_size``, then the centre is cut out. Training images are mirrored at
-    random; ``augment`` says whether they are shifted by an eighth of their size (``"shift"``) or cut out at a random
-    scale instead (``"scale"``), their colours changing too (``"scale-colour"``). Classes are numbered in the order of
-    their names.
+    :func:`dsn_models.data.images.read_image` reads them. The shorter side is resized to ``image_size``, then the centre
+    is cut out. Training images are mirrored at random; ``augment`` says whether they are shifted by an eighth of their
+    size (``"shift"``) or cut out at a random scale instead (``"scale"``), their colours changing too
+    (``"scale-colour"``).
 
     Args:
-        root: one sub-folder per fine class.
+        root: one sub-folder per fine class; see :func:`scan`.
         coarse_map: fine class name to coarse class name, or the JSON file that holds it.
         image_size: pixels.
         train: augment.
         augment: how.
+        mean, std: normalisation by channel, of pixels in [0, 1].
+        classes: by task, the names of the classes in the order in which they are numbered, such as a checkpoint's. A
+            class of them without images is a note. Where not given, the classes are those that are here, in the order
+            of their names.
 
     Raises:
         UserError: ``augment`` is none of these or kornia, which does it, is not installed, there is no image, a class
-            is missing from the map, or (on reading) an image is damaged.
+            is missing from the map or is none of ``classes``, or (on reading) an image is damaged.
     """
 
     def __init__(
         self,
         root: str | Path,
-        coarse_map: dict[str, str] | str | Path,
+        coarse_map: Mapping[str, str] | str | Path,
         image_size: int,
         train: bool,
         *,
         augment: Augment = "shift",
         seed: int = 0,
+        mean: Sequence[float] = _MEAN,
+        std: Sequence[float] = _STD,
+        classes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if augment not in get_args(Augment):
             raise UserError(f"augment is {augment!r}; expected one of {', '.join(get_args(Augment))}")
         root = Path(root)
-        if not isinstance(coarse_map, dict):
+        self._normalise(mean, std, 3)
+        if isinstance(coarse_map, Mapping):
+            coarse_map = _normalised(coarse_map, "the coarse-label map")
+        else:
             coarse_map = read_coarse_map(coarse_map)
-        classes = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        self.files = [
-            (path, fine)
-            for fine, name in enumerate(classes)
-            for path in sorted((root / name).iterdir())
-            if path.suffix.lower() in _SUFFIXES
-        ]
-        if not self.files:
+        images, notes = scan(root)
+        if not images:
             raise UserError(f"no image in {root}; expected sub-folders of images, one per fine class")
-        unknown = [name for name in classes if name not in coarse_map]
+        known = {task: [same_name(name) for name in names] for task, names in (classes or {}).items()}
+        fine = known.get("fine") or list(images)
+        _refuse_unknown(images, fine, "fine", root)
+        unknown = [name for name in images if name not in coarse_map]
         if unknown:
             raise UserError(f"class {unknown[0]!r} of {root} is not in the coarse-label map; add it")
-        coarse_names = sorted({coarse_map[name] for name in classes})
-        self.coarse_of = torch.tensor([coarse_names.index(coarse_map[name]) for name in classes])
-        self.coarse_classes, self.fine_classes = len(coarse_names), len(classes)
-        self.class_names = {"coarse": coarse_names, "fine": classes}
+        coarse = known.get("coarse") or sorted({coarse_map[name] for name in fine if name in coarse_map})
+        _refuse_unknown([coarse_map[name] for name in images], coarse, "coarse", root)
+        missing = [name for name in fine if name not in images]
+        if missing:
+            notes.append(f"{root}: no image of {len(missing)} of the {len(fine)} classes, {_listed(missing)}")
+        self.notes = notes
+        self.class_names = {"coarse": coarse, "fine": fine}
+        self.coarse_classes, self.fine_classes = len(coarse), len(fine)
+        # A class that the map leaves out has no coarse class, and no image here that asks for one.
+        self.coarse_of = torch.tensor(
+            [coarse.index(coarse_map[n]) if coarse_map.get(n) in coarse else -1 for n in fine]
+        )
+        self.files = [(path, fine.index(name)) for name, paths in images.items() for path in paths]
+        self.files.sort(key=lambda file: file[1])
         self.image_size = image_size
         shifted, scaled = train and augment == "shift", train and augment != "shift"
         self.shift = RandomFlipCrop(len(self.files), image_size, image_size // 8, seed) if shifted else None
@@ -101,14 +187,10 @@ class ImageFolder(CoarseFineDataset):
         return len(self.files)
 
     def _read(self, path: Path, index: int) -> Tensor:
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-                if self.scale is None:
-                    image = ImageOps.fit(image, (self.image_size, self.image_size))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
-        pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 255
+        image = read_image(path)
+        if self.scale is None:
+            image = ImageOps.fit(image, (self.image_size, self.image_size))
+        pixels = torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1) / 255
         return pixels if self.scale is None else self.scale(pixels, index)
 
     def batch(self, indices: Tensor) -> Batch:
@@ -116,8 +198,19 @@ class ImageFolder(CoarseFineDataset):
         images = torch.empty(len(chosen), 3, self.image_size, self.image_size)
         for i, (index, (path, _)) in enumerate(zip(indices.tolist(), chosen, strict=True)):
             images[i] = self._read(path, index)
-        images = (images - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+        images = (images - self.mean) / self.std
         if self.shift is not None:
             images = self.shift(images, indices)
         fine = torch.tensor([label for _, label in chosen], dtype=torch.int64)
         return images, self.coarse_of[fine], fine
+
+
+def _refuse_unknown(found: Iterable[str], known: Sequence[str], task: str, root: Path) -> None:
+    for name in found:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            of = f", near {near[0]!r}" if near else f", which are {_listed(known)}"
+            raise UserError(
+                f"{task} class {name!r} of {root} is none of the {len(known)} that were trained on{of}; "
+                "rename or remove its folder"
+            )

@@ -8,6 +8,7 @@ the small one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .base import Batch, CoarseFineDataset
+from .base import Batch, Clusters, CoarseFineDataset
 from .idx import read_mnist
 
 _TEST_FRACTION = 0.2
@@ -59,7 +60,7 @@ def _distort(digits: Tensor, generator: torch.Generator) -> Tensor:  # [N, H, W]
 
 
 class NavonDigits(CoarseFineDataset):
-    """Images float32 [1, canvas, canvas] in [0, 1] of a big digit made of copies of a small digit.
+    """Images float32 [1, canvas, canvas] of a big digit made of copies of a small digit, in [0, 1] if not normalised.
 
     Image i of an epoch shows two digits drawn at random, by ``seed`` and epoch alone. Images are made when asked for,
     ``batch`` at a time.
@@ -73,6 +74,7 @@ class NavonDigits(CoarseFineDataset):
         distortions: so many distorted copies of each digit join the originals.
         fresh: each epoch draws new pairs; else all epochs show the same images.
         seed: of every random choice.
+        mean, std: normalisation, one number each, of pixels in [0, 1].
 
     Raises:
         UserError: there is no digit, or the sizes do not fit.
@@ -92,6 +94,8 @@ class NavonDigits(CoarseFineDataset):
         distortions: int = 0,
         fresh: bool = True,
         seed: int = 0,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
     ) -> None:
         if len(digits) == 0 or len(digits) != len(labels):
             raise UserError(f"{len(digits)} digits with {len(labels)} labels; expected as many, and at least one")
@@ -100,6 +104,7 @@ class NavonDigits(CoarseFineDataset):
                 f"images {images}, distortions {distortions}, canvas {canvas}, glyph {glyph}; "
                 "expected none negative and a canvas that is a multiple of the glyph"
             )
+        self._normalise(mean, std, 1)
         self.cells = canvas // glyph
         generator = torch.Generator().manual_seed(seed)
         variants = [digits, *(_distort(digits, generator) for _ in range(distortions))]
@@ -110,6 +115,7 @@ class NavonDigits(CoarseFineDataset):
         if not shade:
             self.figures = (self.figures > 0.35).float()
         self.labels = labels.repeat(1 + distortions)
+        self.digits = len(digits)
         self.images, self.seed, self.fresh = images, seed, fresh
         self.set_epoch(0)
 
@@ -120,11 +126,17 @@ class NavonDigits(CoarseFineDataset):
     def __len__(self) -> int:
         return self.images
 
+    @property
+    def clusters(self) -> Clusters:
+        """Each image's small and big digit; a distorted copy is the digit that it is of."""
+        return Clusters("digits", self.pairs % self.digits)
+
     def batch(self, indices: Tensor) -> Batch:
         small, big = self.pairs[indices].unbind(1)
         cells = self.figures[big][:, :, None, :, None] * self.glyphs[small][:, None, :, None, :]
         side = self.cells * self.glyphs.shape[1]
-        return cells.reshape(len(indices), 1, side, side), self.labels[big], self.labels[small]
+        images = (cells.reshape(len(indices), 1, side, side) - self.mean) / self.std
+        return images, self.labels[big], self.labels[small]
 
 
 def _split(digits: Tensor, labels: Tensor, train: bool, seed: int) -> tuple[Tensor, Tensor]:

@@ -182,7 +182,8 @@ def _train(
 ) -> Path:
     part = recipe.data
     train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **part.options)
-    test_set = open_dataset(part.kind, data, False, **_images(part.test_images), **part.options)
+    learned = train_set.description(recipe.task)
+    test_set = open_dataset(part.kind, data, False, **_images(part.test_images), like=learned, **part.options)
     run = _Run(recipe, train_set, device)
     state_path = out / f"{recipe.name}.state"
     if resume and state_path.is_file():
@@ -197,6 +198,8 @@ def _train(
             writer = _scalar_writer(out / "tensorboard", run.state.epoch, console)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another output folder") from error
+    for note in dict.fromkeys([*train_set.notes, *test_set.notes]):
+        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     bar = Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console, transient=True)
     with bar, contextlib.ExitStack() as stack:
         if writer is not None:
@@ -218,6 +221,7 @@ def _train(
         console.print_json(data=results)
         facts: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json"),
+            "data": learned,
             "images_seen": run.state.step * recipe.train.batch,
             "seconds": round(run.state.seconds, 1),
             "threads": torch.get_num_threads(),
@@ -229,5 +233,5 @@ def _train(
     return checkpoint
 
 
-def _images(count: int | None) -> dict[str, int]:
+def _images(count: int | None) -> dict[str, Any]:
     return {} if count is None else {"images": count}

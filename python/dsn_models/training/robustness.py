@@ -108,7 +108,7 @@ def attacked_accuracy(
         raise UserError("the data set is empty; expected at least one image to attack")
     inputs, coarse, fine = dataset.batch(torch.arange(count))
     labels = {"coarse": coarse, "fine": fine}
-    mean, std = (torch.as_tensor(getattr(dataset, key, value)) for key, value in (("mean", 0.0), ("std", 1.0)))
+    mean, std = dataset.mean, dataset.std
     pixels = (inputs * std + mean).clamp(0, 1).numpy()
     result: dict[str, Any] = {"attack": attack, "epsilon": epsilon, "images": count, "gated": gated}
     for name in BRANCHES if task == "both" else (task,):
