@@ -19,7 +19,6 @@ from . import bench, convert, demo, evaluate, info, report, streams, sweep, time
 app = typer.Typer(
     name="dsn",
     help="Networks that decide per image which layers they need, and kernels that compute only those.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -44,7 +43,8 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
 def _invoke() -> None:
     # Not typer's own main, which has other statuses for Ctrl-C and for a pipe that was closed.
     command = typer.main.get_command(app)
-    with contextlib.suppress(typer.Exit), command.make_context("dsn", sys.argv[1:]) as context:  # --help is an Exit
+    words = sys.argv[1:] or ["--help"]
+    with contextlib.suppress(typer.Exit), command.make_context("dsn", words) as context:  # --help is an Exit
         command.invoke(context)
 
 

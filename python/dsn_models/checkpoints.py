@@ -37,9 +37,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another place") from error
+    finally:  # of Ctrl-C too
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another place") from error
 
 
 def save(model: nn.Module, path: str | Path, **metadata: Any) -> Path:

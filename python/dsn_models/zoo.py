@@ -9,8 +9,10 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import difflib
+import reprlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
 
 import torch
 from rich.console import Console
@@ -139,11 +141,39 @@ def build(family: str, fields: dict[str, Any]) -> nn.Module:
     for key in fields:
         if key not in known:
             raise UserError(f"unknown option {key!r}; expected one of {', '.join(known)}")
-    values = {k: tuple(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for k, v in fields.items()}
+    values = {key: _tuples(value) for key, value in fields.items()}
+    _check_types(config_type, values)
     try:
         return module(config_type(**values))
     except TypeError as error:
         raise UserError(f"configuration of a {family} model does not fit: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, and those within, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, (builtins.list, tuple)) else value
+
+
+def _check_types(config_type: type, values: dict[str, Any]) -> None:
+    """Refuses a value that is not of its field's type: NaN, a fraction where a count is due, a word for a number."""
+    from pydantic import ValidationError  # it takes its time to import
+
+    hints = get_type_hints(config_type)
+    for key, value in values.items():
+        if get_origin(hints[key]) is Literal:  # the configuration itself names what is allowed
+            continue
+        try:
+            _of_type(hints[key]).validate_python(value, strict=True)
+        except ValidationError:
+            wanted = getattr(hints[key], "__name__", "") if isinstance(hints[key], type) else ""
+            raise UserError(f"option {key} is {reprlib.repr(value)}; expected {wanted or hints[key]}") from None
+
+
+@cache
+def _of_type(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
 
 
 def create(name: str, *, classes: int | tuple[int, int] | None = None, **overrides: Any) -> nn.Module:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from corpus import RECIPE, make_corpus
 
 import dsn_models
 from dsn_kernels import cli
@@ -60,24 +61,12 @@ def start_dsn():
         process.wait()
 
 
-RECIPE = """
-name = "tiny"
-model = "dsn-navon"
-[options]
-block_layers = [1, 1]
-image_size = 16
-[data]
-kind = "navon-sklearn"
-train_images = 64
-test_images = 50
-[data.options]
-canvas = 16
-glyph = 4
-[train]
-epochs = 2
-ungated_epochs = 1
-batch = 32
-"""
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder with a sound file of each kind, small ones; to be copied."""
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(folder)
+    return folder
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 class Section(BaseModel):
     """A table of a recipe; an unknown key is refused by name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSection(Section):
@@ -48,7 +49,7 @@ class OptimiserSection(Section):
     iterations: int | None = Field(None, gt=0)
     ungated_epochs: int = Field(0, ge=0)
     settled_epochs: int = Field(0, ge=0)
-    batch: int = Field(64, gt=1)
+    batch: int = Field(64, gt=1, le=1_000_000)
     lr: float = Field(0.1, gt=0)
     gated_lr: float | None = Field(None, gt=0)
     settled_lr: float | None = Field(None, gt=0)
@@ -168,7 +169,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: str
     task: Literal["both", "coarse", "fine"] = "both"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     init: str | None = None
     options: dict[str, Any] = {}
     data: DataSection
@@ -201,8 +202,12 @@ def load_recipe(source: str | Path) -> Recipe:
     if not path.is_file():
         raise UserError(f"no recipe {str(source)!r}; expected a TOML file or one of {', '.join(recipe_names())}")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # some editors begin a file with a byte-order mark
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"recipe {path} is no TOML: {error}") from error
     try:
         return Recipe.model_validate(content)
@@ -210,4 +215,6 @@ def load_recipe(source: str | Path) -> Recipe:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "recipe"
         what = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg'].lower()}, key"
-        raise UserError(f"recipe {path}: {what} {key!r} (given {first['input']!r}); see docs/training.md") from error
+        raise UserError(
+            f"recipe {path}: {what} {key!r} (given {reprlib.repr(first['input'])}); see docs/training.md"
+        ) from error

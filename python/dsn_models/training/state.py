@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +61,7 @@ def restore_state(path: Path, recipe: Recipe, model: nn.Module, optimiser: torch
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = Recipe.model_validate_json(content["recipe"])
         state = RunState(**content["progress"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of damaged bytes torch's unpickler may raise anything
         raise UserError(f"{path} is no training state, or cut short; remove it to start anew") from error
     if saved != recipe:
         raise UserError(f"{path} belongs to another recipe or an edited one; choose another output folder or remove it")
