@@ -146,6 +146,16 @@ def build(family: str, fields: dict[str, Any]) -> nn.Module:
         raise UserError(f"configuration of a {family} model does not fit: {error}") from error
 
 
+def configuration(name: str) -> tuple[str, dict[str, Any]]:
+    """The family of a zoo model and the fields of its configuration, as :func:`build` takes them.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    entry = _entry(name)
+    return entry.family, dataclasses.asdict(entry.config)
+
+
 def create(name: str, *, classes: int | tuple[int, int] | None = None, **overrides: Any) -> nn.Module:
     """A freshly initialised model.
 
