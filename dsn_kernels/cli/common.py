@@ -277,7 +277,9 @@ def check_classes(model: Any, dataset: CoarseFineDataset, task: str) -> None:
     wanted = dict(zip(has, model.config.classes, strict=True)) if task == "both" else {task: model.config.classes}
     for name, count in wanted.items():
         if count != has[name]:
-            raise UserError(f"the model has {count} {name} classes, the data {has[name]}; choose other data")
+            fitting = [other for other in has if task != "both" and has[other] == count]
+            todo = f"choose --task {fitting[0]}" if fitting else "choose other data"
+            raise UserError(f"the model has {count} {name} classes, the data {has[name]}; {todo}")
 
 
 def read_test_data(

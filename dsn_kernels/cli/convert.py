@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,10 @@ from rich.table import Table
 
 import dsn_models
 from dsn_models import UserError, checkpoints
-from dsn_models.convert import FORMATS, convert, export_skipnet
+from dsn_models.convert import FORMATS, Normalisation, convert, export_skipnet
+from dsn_models.data.base import check_normalisation
 
-from .common import MANY, JsonOption, check_writable, console, write_json
+from .common import MANY, JsonOption, check_writable, console, split, write_json
 
 
 def _report(facts: dict[str, Any], json: str | None) -> None:
@@ -21,7 +23,9 @@ def _report(facts: dict[str, Any], json: str | None) -> None:
         return
     table = Table(show_header=False)
     for key, value in facts.items():
-        table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+        for line in value if isinstance(value, list) else [value]:
+            told = f"{line:,}" if isinstance(line, int) else str(line)
+            table.add_row(key, f"{told}: {FORMATS[told]}" if key == "format" else told)
     console().print(table)
 
 
@@ -34,6 +38,10 @@ def convert_command(
     classes: Annotated[
         int | None, typer.Option(min=1, max=MANY, help="Expected class count; refused if another.")
     ] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="M,M,M", help="What images are normalised by; if not given, what is known.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Likewise; given with --mean.")] = None,
     to: Annotated[str | None, typer.Option(help="skipnet: from a checkpoint of ours to its authors' format.")] = None,
     json: JsonOption = None,
 ) -> None:
@@ -42,20 +50,63 @@ def convert_command(
     if to is not None:
         if to != "skipnet":
             raise UserError(f"--to is {to!r}; only 'skipnet' can be written")
-        if model is not None or classes is not None:
-            raise UserError("--model and --classes are for reading released weights; leave them out with --to")
+        if any(option is not None for option in (model, classes, mean, std)):
+            raise UserError(
+                "--model, --classes, --mean and --std are for reading released weights; leave them out with --to"
+            )
+    given = _given(mean, std)
     check_writable(out)
     check_writable(json)
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"{out} is the file to convert; choose another name for the result")
+    facts: dict[str, Any] = {"checkpoint": str(out)}
+    network: Any
     if to is not None:
         network = dsn_models.load(source)
         export_skipnet(network, out)
-        told = to
+        facts |= _told(network, to)
     else:
-        network, told, beside = convert(source, model, classes)
-        checkpoints.save(network, out, source={"file": source.name, "format": told, **beside})
-    config: Any = network.config
+        found = convert(source, model, classes)
+        network, known = found.model, given or found.normalisation
+        facts |= _told(network, found.format)
+        data = {}
+        if known is not None:
+            check_normalisation(known.mean, known.std, network.config.in_channels)
+            data = {"mean": [*known.mean], "std": [*known.std]}
+            facts["normalisation"] = f"mean {_numbers(known.mean)}, std {_numbers(known.std)} ({known.source})"
+        else:
+            facts["normalisation"] = "not known; give it by --mean and --std"
+        origin = {"file": source.name, "format": found.format, **found.facts, "untrained": [*found.notes]}
+        checkpoints.save(network, out, source=origin, data=data)
+        facts["untrained"] = [*found.notes]
+    _report(facts, json)
+
+
+def _told(network: Any, format: str) -> dict[str, Any]:
+    config = network.config
     parameters = sum(p.numel() for p in network.parameters())
-    facts = {"checkpoint": str(out), "format": told, "model": config.name, "classes": config.classes}
-    _report({**facts, "parameters": parameters}, json)
+    return {"format": format, "model": config.name, "classes": config.classes, "parameters": parameters}
+
+
+def _given(mean: str | None, std: str | None) -> Normalisation | None:
+    """The normalisation that a user gives.
+
+    Raises:
+        UserError: one of both is missing or no list of numbers.
+    """
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise UserError(f"{'--std' if std is None else '--mean'} is missing; --mean and --std go together")
+    return Normalisation(_parsed("--mean", mean), _parsed("--std", std), "as given")
+
+
+def _parsed(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, split(text)))
+    except ValueError:
+        raise UserError(f"{name} is {text!r}; expected a number for each channel, such as 0.485,0.456,0.406") from None
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)

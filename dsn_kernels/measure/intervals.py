@@ -31,7 +31,7 @@ def share_interval(hits: Tensor, clusters: Clusters | None = None) -> dict[str, 
         return fraction_interval(count, total)
     sources = len(clusters.members.unique())
     shrink = max(1.0, total / sources) if count in (0, total) else design_effect(hits.double(), clusters)
-    return fraction_interval(count / shrink, total / shrink)
+    return {**fraction_interval(count / shrink, total / shrink), "mean": count / total}
 
 
 def mean_interval(values: Tensor, clusters: Clusters | None = None) -> dict[str, float]:

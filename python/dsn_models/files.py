@@ -23,6 +23,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 _WEB = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 _TORCH_ZIP, _TORCHSCRIPT = "data.pkl", "constants.pkl"
 _TORCH_TAR = {"pickle", "storages", "tensors"}  # members of what torch.save wrote before version 0.1.10
+_TAR_MAGIC = slice(257, 262)
 _SAFETENSORS_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -34,6 +35,8 @@ def foreign(path: str | Path) -> str | None:
     path = Path(path)
     if path.is_dir():
         return "a folder; name a file in it"
+    if is_safetensors(path):  # the length that they begin with may look like anything
+        return None
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if not head:
@@ -45,7 +48,7 @@ def foreign(path: str | Path) -> str | None:
         return "a web page; download the file itself"
     if zipfile.is_zipfile(path):
         return _in_zip(path)
-    if tarfile.is_tarfile(path):
+    if head[_TAR_MAGIC] == b"ustar":
         return _in_tar(path)
     return None
 
@@ -81,7 +84,10 @@ def is_safetensors(path: str | Path) -> bool:
 
 
 def is_torch(path: str | Path) -> bool:
-    """Whether a file begins as those of ``torch.save`` do: a zip archive, or a pickle."""
-    with Path(path).open("rb") as file:
+    """Whether a file is one of ``torch.save``: a zip archive that is whole, or begins as a pickle does."""
+    path = Path(path)
+    if is_safetensors(path):
+        return False
+    with path.open("rb") as file:
         head = file.read(2)
-    return head == b"PK" or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+    return zipfile.is_zipfile(path) or head[:1] == b"\x80" and head[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")

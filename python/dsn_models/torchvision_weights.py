@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .densenet import DenseNet
 from .dual_skipping import DualSkippingNetwork
 from .errors import UserError
+from .tensors import check_finite
 
 _OLD_STYLE = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)\.")
 _STEM = {"conv0": "conv", "norm0": "norm"}
@@ -42,14 +43,15 @@ def load_torchvision_densenet121(model: nn.Module, state_dict: Mapping[str, Tens
     count stays as initialised.
 
     Args:
-        model: made by ``create("densenet-121")`` or ``create("dsn-121")``, with 3 input channels.
+        model: made by ``create("densenet-121")`` or ``create("dsn-121")``, with as many input channels.
         state_dict: torchvision's, of any class count.
 
     Returns:
         One line for each tensor that was left, wholly or in part, as initialised; gates are not listed.
 
     Raises:
-        UserError: a key is missing or unexpected, or a shape does not fit; nothing is copied then.
+        UserError: a key is missing or unexpected, a shape does not fit, or a tensor holds NaN or infinity; nothing is
+            copied then.
     """
     if isinstance(model, DualSkippingNetwork):
         prefixes = ["coarse.", "fine."]
@@ -63,6 +65,7 @@ def load_torchvision_densenet121(model: nn.Module, state_dict: Mapping[str, Tens
     for theirs, tensor in state_dict.items():
         key = _OLD_STYLE.sub(r"\1\2.", theirs)
         name, per_branch = _our_name(key)
+        check_finite(theirs, tensor)
         for ours in [prefix + name for prefix in prefixes] if per_branch else [name]:
             if ours not in own:
                 raise UserError(f"unexpected key {theirs!r}; the model has no {ours}")

@@ -156,7 +156,10 @@ def _tuples(value: Any) -> Any:
 
 def _check_types(config_type: type, values: dict[str, Any]) -> None:
     """Refuses a value that is not of its field's type: NaN, a fraction where a count is due, a word for a number."""
-    from pydantic import ValidationError  # it takes its time to import
+    try:
+        from pydantic import ValidationError  # it takes its time to import
+    except ModuleNotFoundError:  # where networks are only measured; who brings values of a user's has it
+        return
 
     hints = get_type_hints(config_type)
     for key, value in values.items():
@@ -174,6 +177,16 @@ def _of_type(hint: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+
+
+def configuration(name: str) -> tuple[str, dict[str, Any]]:
+    """The family of a zoo model and the fields of its configuration, as :func:`build` takes them.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    entry = _entry(name)
+    return entry.family, dataclasses.asdict(entry.config)
 
 
 def create(name: str, *, classes: int | tuple[int, int] | None = None, **overrides: Any) -> nn.Module:

@@ -209,7 +209,12 @@ def cifar_state(depth=20):
         ({"layer1.0.conv3.bias": torch.ones(1)}, "unexpected key 'layer1.0.conv3.bias'; resnet-20 has no such tensor"),
         ({"bn1.weight": torch.ones(17)}, r"tensor 'bn1.weight' has shape \[17\]; expected \[16\]"),
         ({"bn1.weight": torch.full((16,), torch.nan)}, "tensor 'bn1.weight' holds NaN"),
-        ({"layer3.3.conv1.weight": torch.ones(1)}, r"units per stage are \(3, 3, 4\) \(basic\), of none of resnet-20"),
+        ({"bn1.weight": torch.full((16,), torch.inf)}, "tensor 'bn1.weight' holds infinity"),
+        (
+            {"conv1.weight": torch.ones(16, 3, 5, 5)},
+            r"'conv1.weight' is a convolution of \[5, 5\]; expected 3 x 3 or 7 x 7",
+        ),
+        ({"layer3.3.conv1.weight": torch.ones(64, 64, 3, 3)}, "key 'layer3.3.bn1.weight' is missing; .* of resnet-22"),
         ({"conv1.weight": None}, "key 'conv1.weight' is missing; expected all tensors of a cifar-resnet file"),
         ({"linear.weight": None}, "key 'linear.weight' is missing; expected all tensors of a cifar-resnet file"),
     ],

@@ -179,6 +179,57 @@ def test_cifar_100_has_both_labels(tmp_path):
     assert images[2, 1, 5, 7].item() == pytest.approx(expected, abs=1e-5)
 
 
+def write_cifar_100(folder):
+    data, fine = cifar_arrays(6, 100)
+    content = {"data": data, "fine_labels": fine.tolist(), "coarse_labels": (fine // 5).tolist()}
+    (folder / "test").write_bytes(pickle.dumps(content))
+    return data
+
+
+def test_cifar_takes_the_normalisation_that_a_network_was_trained_with(tmp_path):
+    data = write_cifar_100(tmp_path)
+    like = {"mean": [0.5, 0.25, 0.0], "std": [0.5, 0.5, 2.0]}
+    images = open_dataset("cifar-100", tmp_path, False, like=like).batch(torch.arange(6))[0]
+    pixels = torch.from_numpy(data.reshape(-1, 3, 32, 32)).double() / 255
+    for channel, (mean, std) in enumerate(zip(*like.values(), strict=True)):
+        torch.testing.assert_close(images[:, channel].double(), (pixels[:, channel] - mean) / std)
+    own = open_dataset("cifar-100", tmp_path, False, like=like, mean=[0, 0, 0])
+    assert own.description() == {"classes": {}, "mean": [0, 0, 0], "std": [0.5, 0.5, 2.0]}
+    assert open_dataset("cifar-100", tmp_path, False).description()["mean"] == [0.5071, 0.4865, 0.4409]
+    with pytest.raises(UserError, match=r"std is \[1, 2\]; expected a number above 0 for each of the 3 channels"):
+        open_dataset("cifar-100", tmp_path, False, std=[1, 2])
+
+
+@pytest.mark.parametrize("form", ["meta", "txt"])
+def test_cifar_100_names_its_classes_where_the_files_do(tmp_path, form):
+    write_cifar_100(tmp_path)
+    names = {"coarse": [f"group {i}" for i in range(20)], "fine": [f"kind{i}" for i in range(100)]}
+    if form == "meta":
+        (tmp_path / "meta").write_bytes(pickle.dumps({f"{task}_label_names": own for task, own in names.items()}))
+    else:
+        names["coarse"] = [name.replace(" ", "_") for name in names["coarse"]]
+        for task, own in names.items():
+            (tmp_path / f"{task}_label_names.txt").write_text("\n".join(own) + "\n")
+    dataset = open_dataset("cifar-100", tmp_path, False)
+    assert dataset.class_names == names and dataset.description("fine")["classes"] == {"fine": names["fine"]}
+    assert len(open_dataset("cifar-100", tmp_path, False, like=dataset.description())) == 6
+    other = {"classes": {"fine": [*names["fine"][1:], "kind0"]}}
+    with pytest.raises(
+        UserError, match="cifar-100 has the fine classes kind0, kind1, .*; the network was trained on kind1"
+    ):
+        open_dataset("cifar-100", tmp_path, False, like=other)
+    (tmp_path / "meta").write_bytes(pickle.dumps({"coarse_label_names": ["a"], "fine_label_names": ["b"]}))
+    with pytest.raises(UserError, match="names 1 coarse classes; expected CIFAR-100's 20"):
+        open_dataset("cifar-100", tmp_path, False)
+
+
+def test_normalised_navon_digits():
+    plain = open_dataset("navon-sklearn", None, False, 4, canvas=16, glyph=4)
+    like = {"mean": [0.5], "std": [0.25]}
+    normalised = open_dataset("navon-sklearn", None, False, 4, like=like, canvas=16, glyph=4)
+    torch.testing.assert_close(normalised[2][0], (plain[2][0] - 0.5) / 0.25)
+
+
 def test_a_pickle_cannot_run_code(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -138,3 +138,10 @@ def test_normalisation(data):
     for options in ({"mean": [0.5]}, {"std": [1, 1, 0]}, {"mean": [0, 0, float("nan")]}, {"std": "1,1"}, {"mean": 0.5}):
         with pytest.raises(UserError, match="for each of the 3 channels of the images"):
             opened(data, **options)
+
+
+def test_a_number_of_images_is_not_ignored(data):
+    with pytest.raises(
+        UserError, match="3 images of folder data were asked for; it is read whole, leave the number out"
+    ):
+        open_dataset("folder", data, False, 3, image_size=8)

@@ -57,9 +57,18 @@ def test_the_order_is_explained(tmp_path):
     path = dsn_models.save(backbone, tmp_path / "backbone.safetensors")
     with pytest.raises(UserError, match="set init to it; init is a ResNet"):
         train(make_recipe(init=str(path), skipping=reinforce), None, tmp_path / "out")
-    other = dsn_models.save(dsn_models.create("skipnet-38-rnn", classes=7, **OPTIONS), tmp_path / "seven.safetensors")
-    with pytest.raises(UserError, match="has 7 classes, the recipe's model 10"):
-        train(make_recipe(init=str(other)), None, tmp_path / "out")
+
+
+def test_a_start_of_other_classes_keeps_all_but_its_classifier(tmp_path):
+    other = dsn_models.create("skipnet-38-rnn", classes=7, **OPTIONS)
+    path = dsn_models.save(other, tmp_path / "seven.safetensors")
+    model = dsn_models.create("skipnet-38-rnn", **OPTIONS)
+    objective = make_objective(make_recipe(init=str(path)), model)
+    objective.initialise(model)
+    said = "has 7 classes, the recipe 10: head.2.weight, head.2.bias begin anew"
+    assert objective.notes == [f"init {path} {said}"]
+    before = other.state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items() if "head" not in key)
 
 
 def test_unknown_keys_and_tables_are_named(tmp_path):

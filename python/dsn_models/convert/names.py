@@ -39,27 +39,36 @@ def _residual_network(config: ResNetConfig, unit: Callable[[int, int], str], sho
     return names | _linear(classifier, "head.2")
 
 
+def layered_resnet(config: ResNetConfig, classifier: str, shortcut: str) -> dict[str, str]:
+    """ResNets with ``layer1.0.conv1.weight``, ``layer2.0.SHORTCUT.0.weight`` if projected, ``CLASSIFIER.weight``."""
+    return _residual_network(
+        config, lambda s, i: f"layer{s + 1}.{i}", lambda s: [f"layer{s + 1}.0.{shortcut}"], classifier
+    )
+
+
 def cifar_resnet(config: ResNetConfig) -> dict[str, str]:
     """CIFAR ResNets with ``layer1.0.conv1.weight``, ``layer2.0.shortcut.0.weight`` if projected, ``linear.weight``."""
-    return _residual_network(config, lambda s, i: f"layer{s + 1}.{i}", lambda s: [f"layer{s + 1}.0.shortcut"], "linear")
+    return layered_resnet(config, "linear", "shortcut")
 
 
 def torchvision_resnet(config: ResNetConfig) -> dict[str, str]:
     """torchvision's ResNets: ``layer1.0.conv1.weight``, ``layer2.0.downsample.0.weight``, ``fc.weight``."""
-    return _residual_network(config, lambda s, i: f"layer{s + 1}.{i}", lambda s: [f"layer{s + 1}.0.downsample"], "fc")
+    return layered_resnet(config, "fc", "downsample")
 
 
-def released_skipnet(config: SkipNetConfig) -> dict[str, str]:
-    """The SkipNet authors' keys: 249 / 465 / 681 of SkipNet-38 / 74 / 110, 325 / 614 of ImageNet's 50 / 101.
-
-    ``group2_ds0.*`` is a second name of ``group2_layer0.downsample.*``.
-    """
-    names = _residual_network(
+def grouped_resnet(config: ResNetConfig) -> dict[str, str]:
+    """The SkipNet authors' keys without gates; ``group2_ds0.*`` is a second name of ``group2_layer0.downsample.*``."""
+    return _residual_network(
         config,
         lambda s, i: f"group{s + 1}_layer{i}",
         lambda s: [f"group{s + 1}_layer0.downsample", f"group{s + 1}_ds0"],
         "fc",
     )
+
+
+def released_skipnet(config: SkipNetConfig) -> dict[str, str]:
+    """The SkipNet authors' keys: 249 / 465 / 681 of SkipNet-38 / 74 / 110, 325 / 614 of ImageNet's 50 / 101."""
+    names = grouped_resnet(config)
     keys = [f"group{s + 1}_gate{i}" for s, count in enumerate(config.stage_units) for i in range(count)]
     for index, theirs in enumerate(keys):
         ours = f"gates.{index}"

@@ -21,6 +21,7 @@ _OPTIONS = {
     "folder": ("image_size", "augment", "seed", *_NORMALISATION),
 }
 KINDS = tuple(_OPTIONS)
+_COUNTED = ("navon-idx", "navon-sklearn", "cifar-10-jpeg")  # of which any number of images may be asked for
 
 __all__ = ["KINDS", "CoarseFineDataset", "cifar", "cifar_jpeg", "folder", "idx", "navon", "open_dataset"]
 
@@ -48,7 +49,8 @@ def open_dataset(
         options: of the data set's class.
 
     Raises:
-        UserError: the kind is unknown, a path is missing, the files are damaged, or a class is none that ``like`` has.
+        UserError: the kind is unknown or has no number of images to choose, a path is missing, the files are damaged,
+            or a class is none that ``like`` has.
     """
     if kind not in KINDS:
         raise UserError(f"unknown data kind {kind!r}; expected one of {', '.join(KINDS)}")
@@ -56,6 +58,8 @@ def open_dataset(
         if key not in _OPTIONS[kind]:
             known = ", ".join(_OPTIONS[kind])
             raise UserError(f"unknown option {key!r} of {kind} data; expected one of {known}")
+    if images is not None and kind not in _COUNTED:
+        raise UserError(f"{images} images of {kind} data were asked for; it is read whole, leave the number out")
     like = {} if like is None else like
     options = {**{key: like[key] for key in _NORMALISATION if key in like}, **options}
     classes = dict(like.get("classes", {}))

@@ -29,6 +29,22 @@ class Clusters(NamedTuple):
     members: Tensor
 
 
+def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Refuses a normalisation that does not fit images.
+
+    Raises:
+        UserError: they are not as many finite numbers as the images have channels, those of ``std`` above 0.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        numbers = isinstance(values, Sequence) and all(isinstance(value, int | float) for value in values)
+        finite = numbers and all(math.isfinite(value) and (name == "mean" or value > 0) for value in values)
+        if not finite or len(values) != channels:
+            wanted = "a finite number" if name == "mean" else "a number above 0"
+            raise UserError(
+                f"{name} is {values!r}; expected {wanted} for each of the {channels} channels of the images"
+            )
+
+
 class CoarseFineDataset(Dataset, ABC):
     """Images float32 [C, H, W] with a coarse and a fine label, int64.
 
@@ -47,6 +63,7 @@ class CoarseFineDataset(Dataset, ABC):
     class_names: Mapping[str, Sequence[str]] = MappingProxyType({})
     mean: Tensor = torch.zeros(1, 1, 1)
     std: Tensor = torch.ones(1, 1, 1)
+    _normalisation: Mapping[str, Sequence[float]] = MappingProxyType({"mean": (0.0,), "std": (1.0,)})
     notes: Sequence[str] = ()
 
     @property
@@ -70,22 +87,12 @@ class CoarseFineDataset(Dataset, ABC):
             task: whose class names are kept: "coarse", "fine" or "both".
         """
         names = {name: [*own] for name, own in self.class_names.items() if task in ("both", name)}
-        return {"classes": names, "mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        return {"classes": names, **{key: [*values] for key, values in self._normalisation.items()}}
 
     def _normalise(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-        """Sets ``mean`` and ``std``.
-
-        Raises:
-            UserError: they are not as many finite numbers as the images have channels, those of ``std`` above 0.
-        """
-        for name, values in (("mean", mean), ("std", std)):
-            numbers = isinstance(values, Sequence) and all(isinstance(value, int | float) for value in values)
-            finite = numbers and all(math.isfinite(value) and (name == "mean" or value > 0) for value in values)
-            if not finite or len(values) != channels:
-                wanted = "a finite number" if name == "mean" else "a number above 0"
-                raise UserError(
-                    f"{name} is {values!r}; expected {wanted} for each of the {channels} channels of the images"
-                )
+        """Sets ``mean`` and ``std``, checked."""
+        check_normalisation(mean, std, channels)
+        self._normalisation = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
         self.mean, self.std = (torch.tensor([*values], dtype=torch.float32)[:, None, None] for values in (mean, std))
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import distributed, zoo
-from ..checkpoints import save
+from ..checkpoints import check, save
 from ..data import CoarseFineDataset, open_dataset
 from ..errors import UserError
 from .objectives import Objective, make_objective
@@ -45,6 +45,7 @@ class _Run:
         self.objective = make_objective(recipe, self.model)
         self.objective.check(self.model, train_set)
         self.objective.initialise(self.model)
+        check(self.model)  # what cannot be saved is refused now, not after the last epoch
         network: Any = self.model  # torch's annotations of ``to`` leave the memory format out
         self.model = network.to(device, memory_format=torch.channels_last)
         self.model = distributed.share_batch_norms(self.model)
@@ -198,7 +199,7 @@ def _train(
             writer = _scalar_writer(out / "tensorboard", run.state.epoch, console)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another output folder") from error
-    for note in dict.fromkeys([*train_set.notes, *test_set.notes]):
+    for note in dict.fromkeys([*train_set.notes, *test_set.notes, *run.objective.notes]):
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     bar = Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=console, transient=True)
     with bar, contextlib.ExitStack() as stack:
@@ -206,6 +207,7 @@ def _train(
             stack.callback(writer.close)
         while not run.finished:
             totals = run.epoch(bar)
+            check(run.model)
             state = run.state
             if writer is not None:
                 for key, value in totals.items():

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints import load
+from ...checkpoints import load, read_metadata, with_classes
 from ...data import CoarseFineDataset
 from ...errors import UserError
 from ..evaluation import evaluate
@@ -48,6 +48,8 @@ class Objective(ABC):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        #: One line each on how the run begins, which the loop prints.
+        self.notes: list[str] = []
 
     @abstractmethod
     def class_counts(self, model: Any) -> dict[str, int]:
@@ -71,7 +73,7 @@ class Objective(ABC):
         """
 
     def check(self, model: nn.Module, dataset: CoarseFineDataset) -> None:
-        """Refuses data that do not fit the model.
+        """Refuses data that do not fit the model; notes a normalisation that ``init`` was not trained with.
 
         Raises:
             UserError: a class count differs, or the recipe's ``task`` is not for this family.
@@ -83,15 +85,34 @@ class Objective(ABC):
                     f"recipe {self.recipe.name}: the model has {count} {name} classes, the data {available[name]}; "
                     "set options.classes"
                 )
+        before = {} if self.recipe.init is None else read_metadata(self.recipe.init).get("data", {})
+        for key, values in dataset.description().items():
+            if key in ("mean", "std") and before.get(key, values) != values:
+                self.notes.append(
+                    f"init {self.recipe.init} was trained on images of {key} {before[key]}, the recipe's data has "
+                    f"{values}; data.options.{key} sets it"
+                )
 
     def initialise(self, model: Any) -> None:
-        """Puts the weights of the recipe's ``init`` into ``model``.
+        """Puts the weights of the recipe's ``init`` into ``model``; its classifier is fresh if it is of other classes.
 
         Raises:
             UserError: the checkpoint cannot be read or does not fit.
         """
         if self.recipe.init is not None:
-            self.start_from(model, load(self.recipe.init))
+            self.start_from(model, self._beginning(model))
+
+    def _beginning(self, model: Any) -> Any:
+        """The network of the recipe's ``init``, with the class count of ``model``."""
+        start: Any = load(str(self.recipe.init))
+        given, wanted = start.config.classes, model.config.classes
+        if given == wanted or isinstance(given, tuple) != isinstance(wanted, tuple):
+            return start
+        start, fresh = with_classes(start, wanted, self.recipe.seed)
+        self.notes.append(
+            f"init {self.recipe.init} has {given} classes, the recipe {wanted}: {', '.join(fresh)} begin anew"
+        )
+        return start
 
     def start_from(self, model: Any, start: Any) -> None:
         """Puts the weights of ``start``, a loaded checkpoint, into ``model``. By default both have the same tensors."""

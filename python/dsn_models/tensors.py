@@ -1,0 +1,28 @@
+"""What weights must be, wherever they come from or go to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_finite(name: str, tensor: Tensor, of: str = "") -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        UserError: there are some; names the tensor, and the file that it is ``of``.
+    """
+    if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
+        return
+    what = "NaN" if bool(tensor.isnan().any()) else "infinity"
+    raise UserError(
+        f"tensor {name!r}{f' of {of}' if of else ''} holds {what}; its training diverged, take other weights"
+    )
