@@ -5,6 +5,7 @@ Gates are uint8 [N, L] of 0 and 1: N samples, L gates, as in ``model.last_gates[
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 from .data import CoarseFineDataset
@@ -134,6 +136,91 @@ def embed_gates(gates: np.ndarray, *, components: int = 400, seed: int = 0, **op
     reduced = principal_gates(gates, min(components, *gates.shape), seed)
     perplexity = min(30.0, (len(gates) - 1) / 3)
     return TSNE(random_state=seed, **{"perplexity": perplexity, "init": "pca", **options}).fit_transform(reduced)
+
+
+class Interval(NamedTuple):
+    """A figure and the ends of its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+_Z95 = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
+
+
+def _error_squared(values: np.ndarray, sources: np.ndarray | None) -> tuple[float, int]:
+    """The squared standard error of a mean whose values come in groups, and the number of groups."""
+    groups = np.arange(len(values)) if sources is None else np.unique(sources, return_inverse=True)[1]
+    count = int(groups.max()) + 1
+    sums = np.bincount(groups, values - values.mean())
+    return float((sums**2).sum()) / len(values) ** 2 * count / max(count - 1, 1), count
+
+
+def mean_interval(values: np.ndarray, sources: np.ndarray | None = None) -> Interval:
+    """The mean of ``values`` [N] and its interval, of the normal approximation.
+
+    Args:
+        values: one for each sample.
+        sources: [N]; samples of equal number come from one original and count as one group, as many as there are
+            originals: the error is that of the groups' sums. Every sample by itself if not given.
+    """
+    values = np.asarray(values, float)
+    half = _Z95 * math.sqrt(_error_squared(values, sources)[0])
+    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
+
+
+def fraction_interval(correct: np.ndarray, sources: np.ndarray | None = None) -> Interval:
+    """The fraction of ``correct`` [N], 0 or 1, and its interval after Wilson.
+
+    ``sources`` is as for :func:`mean_interval`: so many independent samples are counted as would have the same error,
+    N at most; the number of originals where all samples are alike and tell no error.
+    """
+    values = np.asarray(correct, float)
+    p, (error, groups) = float(values.mean()), _error_squared(values, sources)
+    n = min(p * (1 - p) / error, len(values)) if error > 0 else groups
+    centre, spread = p + _Z95**2 / (2 * n), _Z95 * math.sqrt(p * (1 - p) / n + _Z95**2 / (4 * n * n))
+    scale = 1 + _Z95**2 / n
+    return Interval(p, max((centre - spread) / scale, 0.0), min((centre + spread) / scale, 1.0))
+
+
+class Correlation(NamedTuple):
+    """A rank correlation and the ends of its 95 % confidence interval; None where one side is constant."""
+
+    correlation: float | None
+    low: float | None
+    high: float | None
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, sources: np.ndarray | None = None) -> Correlation:
+    """Spearman's correlation of ``x`` [N] and ``y`` [N], equal values sharing their mean rank.
+
+    The interval is Fisher's with Fieller's error, ``atanh(r) +- 1.96 sqrt(1.06 / (n - 3))``; n is the number of
+    samples, or of originals where ``sources`` [N] tells them.
+    """
+    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Correlation(None, None, None)
+    r = float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+    n = len(x) if sources is None else len(np.unique(sources))
+    if n < 4 or abs(r) >= 1 - 1e-12:
+        return Correlation(r, -1.0 if n < 4 else r, 1.0 if n < 4 else r)
+    half = _Z95 * math.sqrt(1.06 / (n - 3))
+    return Correlation(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[places]
+
+
+def mutual_information(gate: np.ndarray, classes: np.ndarray) -> float:
+    """What a gate, [N] of 0 and 1, and ``classes`` [N] tell of each other, in bits.
+
+    ``sum p(g, c) log2 p(g, c) / (p(g) p(c))`` of the samples, less what independent ones would have on average,
+    ``(K - 1) / (2 N ln 2)`` for K classes (Miller and Madow); 0 at least.
+    """
+    bias = (len(np.unique(classes)) - 1) * (len(np.unique(gate)) - 1) / (2 * len(gate))
+    return max(float(mutual_info_score(gate, classes)) - bias, 0.0) / math.log(2)
 
 
 def _check(gates: np.ndarray | Tensor) -> np.ndarray:

@@ -33,6 +33,13 @@ class CoarseFineDataset(Dataset, ABC):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random draws of an epoch; the same epoch gives the same images. By default there are none."""
 
+    def sources(self, task: str) -> Tensor | None:
+        """Of each image, the number of the original that its label of "coarse" or "fine" was drawn with, int64 [N].
+
+        Images of one original are right or wrong together. None, as by default: each image is an original.
+        """
+        return None
+
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")

@@ -109,7 +109,7 @@ class NavonDigits(CoarseFineDataset):
             self.figures = torch.cat([_crop_to_ink(variant, self.cells) for variant in variants])
         if not shade:
             self.figures = (self.figures > 0.35).float()
-        self.labels = labels.repeat(1 + distortions)
+        self.originals, self.labels = len(digits), labels.repeat(1 + distortions)
         self.images, self.seed, self.fresh = images, seed, fresh
         self.set_epoch(0)
 
@@ -119,6 +119,10 @@ class NavonDigits(CoarseFineDataset):
 
     def __len__(self) -> int:
         return self.images
+
+    def sources(self, task: str) -> Tensor:
+        """The digit, before distortion, that is the task's: the big one of "coarse", the small one of "fine"."""
+        return self.pairs[:, 1 if task == "coarse" else 0] % self.originals
 
     def batch(self, indices: Tensor) -> Batch:
         small, big = self.pairs[indices].unbind(1)
