@@ -24,7 +24,7 @@ from .page import by_block
 from .records import Labelled, Record, class_names, fraction_interval, mean_interval
 
 _WORDS = {UNITS: ("units", "unit"), FILTERS: ("filters", "unit")}
-_REFERENCE_IMAGES = 100  # the reference computes every layer and then masks
+_REFERENCE_IMAGES = 100  # the reference is slow
 
 
 def blocks_of(model: Any) -> list[int]:

@@ -18,6 +18,7 @@ from .errors import UserError
 from .gates import ForcedGates, check_keys, resolve_forced_gates, straight_through
 from .resnet import ZOO as BACKBONES
 from .resnet import ResidualUnit, ResNet, ResNetConfig, make_resnet_head, make_resnet_stem, make_units
+from .selection import Compute, run_gated
 
 SkipGateKind = Literal["rnn", "ff-1", "ff-2"]
 UNITS = "units"  # the key of ``last_gates``, ``last_scores`` and ``forced_gates``
@@ -130,9 +131,10 @@ class SkipNet(Described, nn.Module):
 
     ``x_{i+1} = g_i ReLU(S(x_i) + F(x_i)) + (1 - g_i) S(x_i)``, equation 1; ``g_i = 1(score_i > threshold)``.
 
-    A bypassed unit passes its shortcut on, down-sampled where the shape changes, without the ReLU. Every unit is
-    computed, then masked: this is the truth that kernels are held to. ``train()`` takes the same decisions and passes
-    gradients straight through to the scores (section 2.2, supervised pre-training), unless the gates are frozen.
+    A bypassed unit passes its shortcut on, down-sampled where the shape changes, without the ReLU; this is the truth
+    that kernels are held to. ``train()`` takes the same decisions and passes gradients straight through to the scores
+    (section 2.2, supervised pre-training), unless the gates are frozen. In training every unit is computed for every
+    image, as in the paper, unless ``set_compute(model, "selected")`` leaves that to :func:`.selection.run_gated`.
 
     ``forward(images, forced_gates=None, thresholds=None, decide=None)``: images [B, in_channels, image_size,
     image_size] to logits [B, classes]. Afterwards ``last_gates`` and ``last_scores`` hold ``{"units": [B, L]}``: what
@@ -153,6 +155,7 @@ class SkipNet(Described, nn.Module):
     def __init__(self, config: SkipNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.compute: Compute = "masked"
         self.stem = make_resnet_stem(config)
         units = make_units(config)
         self.units = nn.ModuleList(units)
@@ -192,14 +195,10 @@ class SkipNet(Described, nn.Module):
         for i, unit in enumerate(list(self.units)[1:]):
             assert isinstance(unit, ResidualUnit)
             score, state = self._score(i, x.mean((2, 3)) if config.gate == "rnn" else x, state)
-            gate = (decisions[i](score) if forced is None else forced[:, i].to(dtype))[:, None, None, None]
+            gate = decisions[i](score) if forced is None else forced[:, i].to(dtype)
             shortcut = unit.shortcut(x)
-            kept = unit.merge(shortcut, unit.residual(x))
-            if gate.requires_grad:
-                x = gate * kept + (1 - gate) * shortcut
-            else:
-                x = torch.where(gate != 0, kept, shortcut)
-            taken.append(gate.detach().flatten() != 0)
+            x = run_gated(unit, unit.with_shortcut, (x, shortcut), gate, shortcut, self.compute)
+            taken.append(gate.detach() != 0)
             scores.append(score)
         self.last_gates = {UNITS: torch.stack(taken, 1).to(torch.uint8)}
         self.last_scores = {UNITS: torch.stack(scores, 1).detach()}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UserError
+from ..selection import Compute
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +43,9 @@ class OptimiserSection(Section):
 
     The phases of dual skipping networks: ``ungated_epochs`` run every layer; then the gates learn; in the last
     ``settled_epochs`` they are frozen and decide as in inference, and the other weights adapt to that.
+
+    ``compute``: layers and units are computed for all images and masked, as in the papers ("masked"), or for the images
+    that run them ("selected"); see ``dsn_models.selection``.
     """
 
     epochs: int | None = Field(None, gt=0)
@@ -60,6 +64,7 @@ class OptimiserSection(Section):
     weight_decay: float = Field(1e-4, ge=0)
     decay: Literal["weights", "all"] = "weights"
     clip: float = Field(1.0, ge=0)
+    compute: Compute = "masked"
 
     @property
     def length(self) -> int:
