@@ -97,7 +97,8 @@ class SkipDenseBlock(nn.Module):
     For layer i with input x (concat: everything before it; add: the running sum), p = global average of x:
 
     - ``eval()``: runs iff ``score(p) > threshold``; its output is kept as it is, else zeros take its place.
-    - ``train()``: its output is multiplied by the gate's training multiplier; a frozen gate decides as in ``eval()``.
+    - ``train()``: its output is multiplied by the gate's training multiplier; a frozen gate decides as in ``eval()``,
+      and a binary one by itself.
     - ``forced``: the given 0 or 1 takes the place of the decision, or of the multiplier.
 
     This is the truth that kernels are held to. In training every layer is computed for every image, as in the paper,
@@ -127,6 +128,8 @@ class SkipDenseBlock(nn.Module):
             take = score > threshold if forced is None else forced[:, i] != 0
             learns = self.training and forced is None and gate.learns
             factor = gate(pooled) if learns else take.to(x.dtype)
+            if learns and gate.binary:
+                take = factor.detach() != 0
             y = run_gated(layer, layer, (x,), factor, None, self.compute)
             if factors is not None:
                 factors.append(factor)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .densenet import check_images, init_weights
 from .described import Described
 from .errors import UserError
-from .gates import ForcedGates, check_keys, resolve_forced_gates, straight_through
+from .gates import ForcedGates, check_keys, noisy, resolve_forced_gates, straight_through
 from .resnet import ZOO as BACKBONES
 from .resnet import ResidualUnit, ResNet, ResNetConfig, make_resnet_head, make_resnet_stem, make_units
 from .selection import Compute, run_gated
@@ -156,6 +156,7 @@ class SkipNet(Described, nn.Module):
         super().__init__()
         self.config = config
         self.compute: Compute = "masked"
+        self.noise = 0.0
         self.stem = make_resnet_stem(config)
         units = make_units(config)
         self.units = nn.ModuleList(units)
@@ -219,12 +220,17 @@ class SkipNet(Described, nn.Module):
         return torch.stack(scores, 1)
 
     def decision(self, threshold: float) -> Decide:
-        """What ``forward`` decides by: 1 iff a score exceeds ``threshold``; gates that learn pass gradients through."""
+        """What ``forward`` decides by: 1 iff a score exceeds ``threshold``; gates that learn pass gradients through.
+
+        Gates that learn do so with noise of the scale ``noise``, 0 to begin with; see :func:`.gates.noisy`.
+        """
         learn = next(self.gates[0].parameters()).requires_grad
 
         def decide(score: Tensor) -> Tensor:
-            kept = (score > threshold).to(score.dtype)
-            return straight_through(kept, score) if self.training and learn else kept
+            if not (self.training and learn):
+                return (score > threshold).to(score.dtype)
+            score = noisy(score, self.noise)
+            return straight_through((score > threshold).to(score.dtype), score)
 
         return decide
 

@@ -107,6 +107,7 @@ class _Run:
         task = bar.add_task(f"epoch {state.epoch + 1}/{epochs}", total=steps, loss=math.nan)
         for i in range(steps):
             images, labels = self._batch(order, i)
+            self.objective.progress = (state.step - span.first) / (span.last - span.first)
             loss, facts = step(images, labels, span.phase.name)
             self.optimiser.zero_grad()
             loss.backward()

@@ -162,6 +162,43 @@ class SkippingSection(Section):
     baseline: bool = False
 
 
+class PolicySection(Section):
+    """What makes the gates of layers and units learn for whom to open. See ``dsn_models.training.policy``; all off.
+
+    binary: gates of dual skipping networks decide 0 or 1 in the gated phase too, as those of a SkipNet do anyway.
+    noise: scale of the noise on decisions at the start of the gated phase; 1 draws each with its probability.
+    noise_end: fraction of the phase after which there is none.
+    cost: weight of ``max(0, MACs - target)^2``, MACs as a fraction of those of the network without gates.
+    target: what the batch's mean MACs are to fall to.
+    target_end: fraction of the phase over which the target falls from 1.
+    information: weight of what a gate tells of the image, which is maximised.
+    shaping: weight of the distance between a gate's scores over a batch and a distribution with both ends.
+    distillation: weight of the divergence from the teacher's answers.
+    temperature: that both answers are softened by.
+    teacher: a checkpoint; it runs without gates.
+    """
+
+    binary: bool = False
+    noise: float = Field(0.0, ge=0)
+    noise_end: float = Field(0.8, gt=0, le=1)
+    cost: float = Field(0.0, ge=0)
+    target: float = Field(1.0, gt=0, le=1)
+    target_end: float = Field(0.4, gt=0, le=1)
+    information: float = Field(0.0, ge=0)
+    shaping: float = Field(0.0, ge=0)
+    distillation: float = Field(0.0, ge=0)
+    temperature: float = Field(2.0, gt=0)
+    teacher: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> PolicySection:
+        if bool(self.distillation) != (self.teacher is not None):
+            raise ValueError("distillation and teacher belong together")
+        if self.target < 1 and not self.cost:
+            raise ValueError("a target below 1 needs a weight, cost")
+        return self
+
+
 class Recipe(Section):
     """One training run.
 
@@ -182,6 +219,7 @@ class Recipe(Section):
     skipping: SkippingSection = Field(default_factory=lambda: SkippingSection.model_validate({}))
     gater: GaterSection = Field(default_factory=lambda: GaterSection.model_validate({}))
     lsn: LsnSection = Field(default_factory=lambda: LsnSection.model_validate({}))
+    policy: PolicySection = Field(default_factory=lambda: PolicySection.model_validate({}))
 
 
 _COMMON = {"name", "model", "task", "seed", "init", "options", "data", "train"}

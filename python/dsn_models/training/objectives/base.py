@@ -45,6 +45,8 @@ class Objective(ABC):
 
     #: The recipe's tables that this family reads.
     tables: ClassVar[tuple[str, ...]] = ()
+    #: The fraction of the current phase's steps that are done; the loop sets it before each step.
+    progress: float = 0.0
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
