@@ -14,6 +14,7 @@ from ...checkpoints import load
 from ...data import CoarseFineDataset
 from ...errors import UserError
 from ..evaluation import evaluate
+from ..policy import Policy
 from ..recipe import Recipe
 
 
@@ -50,6 +51,13 @@ class Objective(ABC):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self._policy: Policy | None = None
+
+    def policy(self, model: Any) -> Policy:
+        """The terms of the recipe's ``[policy]``, of a family that reads it; made once."""
+        if self._policy is None:
+            self._policy = Policy(self.recipe, model)
+        return self._policy
 
     @abstractmethod
     def class_counts(self, model: Any) -> dict[str, int]:

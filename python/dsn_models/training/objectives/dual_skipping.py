@@ -16,7 +16,6 @@ from ...gates import set_slope
 from ..calibration import calibrate, recentre
 from ..evaluation import all_open
 from ..losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
-from ..policy import Policy
 from .base import Objective, Phase, accuracy
 
 
@@ -48,7 +47,7 @@ class DualSkippingObjective(Objective):
 
     def initialise(self, model: Any) -> None:
         super().initialise(model)
-        self.policy = Policy(self.recipe, model)
+        self.policy(model)  # a teacher that does not fit is refused before the first step
 
     def _fractions(self) -> dict[str, float]:
         return dict(zip(BRANCHES, self.recipe.gates.target, strict=True))
@@ -74,7 +73,7 @@ class DualSkippingObjective(Objective):
     ) -> tuple[Tensor, dict[str, float]]:
         gates = self.recipe.gates
         if phase == "gated":
-            self.policy.begin_step(model, self.progress)
+            self.policy(model).begin_step(model, self.progress)
         scores: dict[str, Tensor] = {}
         taken: dict[str, Tensor] = {}
         with GateRecorder(model) as recorder:
@@ -98,7 +97,7 @@ class DualSkippingObjective(Objective):
                 values = multipliers.detach()
                 facts[f"{name}/undecided"] = ((values > 0) & (values < 1)).float().mean().item()
         if phase == "gated":
-            terms, more = self.policy.loss(scores, taken, images, outputs, self.progress)
+            terms, more = self.policy(model).loss(scores, taken, images, outputs, self.progress)
             loss, facts = loss + terms, facts | more
         return loss, facts
 

@@ -17,7 +17,6 @@ from ...errors import UserError
 from ...resnet import ResNet
 from ...skipnet import UNITS, Decide, SkipNet, resolve_thresholds
 from ..calibration import calibrate, recentre
-from ..policy import Policy
 from .base import Phase
 from .single_task import SingleTaskObjective
 
@@ -42,7 +41,7 @@ class SkipNetObjective(SingleTaskObjective):
         if self.recipe.skipping.stage == "reinforce" and self.recipe.init is None:
             raise UserError(f"recipe {self.recipe.name}: {_ORDER}; none is given")
         super().initialise(model)
-        self.policy = Policy(self.recipe, model)
+        self.policy(model)  # a teacher that does not fit is refused before the first step
 
     def start_from(self, model: Any, start: Any) -> None:
         if self.recipe.skipping.stage == "reinforce" and not isinstance(start, SkipNet):
@@ -88,14 +87,14 @@ class SkipNetObjective(SingleTaskObjective):
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
     ) -> tuple[Tensor, dict[str, float]]:
         if phase == "gated":
-            self.policy.begin_step(model, self.progress)
+            self.policy(model).begin_step(model, self.progress)
         gates = _Recorder(map(model.decision, resolve_thresholds(None, model.config)))
         logits = model(images, decide=gates)
         loss, facts = self.cross_entropy(logits, labels)
         section = self.recipe.skipping
         if phase == "gated":
             scores, taken = {UNITS: torch.stack(gates.scores, 1)}, {UNITS: torch.stack(gates.values, 1)}
-            terms, more = self.policy.loss(scores, taken, images, (logits,), self.progress)
+            terms, more = self.policy(model).loss(scores, taken, images, (logits,), self.progress)
             loss, facts = loss + terms, facts | more
             if section.penalty:
                 mean = gather_rows(torch.stack(gates.values, 1)).mean()
