@@ -2,10 +2,10 @@
 
     python benchmarks/gates.py --runs DIR [--data DIR] [--arms digits-] [--seeds 0,1,2]
 
-Whatever has a result under ``benchmarks/results`` is skipped, and an interrupted training goes on from its last epoch;
-the same command works through the queue in as many sittings as it takes. ``--data`` is the folder of the JPEG CIFAR-10 and
-of the published ResNet-32 (``resnet32-cifar10.th``), which the arms on it begin with. The arms on digits begin with the
-shipped network and are trained for as long as ``digits-dense``, whose layers all run.
+Whatever has a result under ``benchmarks/results`` is skipped, and an interrupted training goes on from its last epoch:
+the same command works through the queue in as many sittings as it takes. ``--data`` is the folder of the JPEG CIFAR-10
+and of the published ResNet-32 (``resnet32-cifar10.th``), which the arms on it begin with. The arms on digits begin with
+the shipped network and are trained for as long as ``digits-dense``, whose layers all run.
 """
 
 from __future__ import annotations
