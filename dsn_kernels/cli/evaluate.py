@@ -10,6 +10,7 @@ from rich.table import Table
 
 import dsn_kernels
 from dsn_models import UserError
+from dsn_models.controls import controls as measure_controls
 from dsn_models.dual_skipping import BRANCHES
 from dsn_models.training.evaluation import evaluate as measure
 from dsn_models.training.robustness import attacked_accuracy
@@ -31,6 +32,7 @@ from .common import (
     percent,
     resolve_task,
     set_threads,
+    steps_shown,
     write_json,
 )
 
@@ -63,6 +65,53 @@ def attack_table(results: list[dict[str, Any]]) -> Table:
     return table
 
 
+_CONTROLS = {
+    "own": "its own",
+    "another": "another image's",
+    "random": "random, at their rates",
+    "static": "one pattern for all",
+    "open": "all open",
+}
+
+
+def _range(found: dict[str, Any], value: str, low: str, high: str) -> str:
+    return f"{100 * found[value]:.1f} ({100 * found[low]:.1f} to {100 * found[high]:.1f})"
+
+
+def controls_tables(results: dict[str, Any]) -> list[Table]:
+    """Accuracy under the network's own gates and under others, and what each gate depends on."""
+    tasks = [name for name in BRANCHES if name in results["under"]["own"]]
+    table = Table(title=f"the same {results['images']} test images under other gates; in %, with 95 % intervals")
+    for column in ("gates", "MACs", *(f"{task}{what}" for task in tasks for what in ("", ": own gain"))):
+        table.add_column(column, justify="left" if column == "gates" else "right")
+    for name, label in _CONTROLS.items():
+        found, cells = results["under"][name], []
+        for task in tasks:
+            gain = "-" if name == "own" else _range(found[task], "gain", "gain_low", "gain_high")
+            cells += [_range(found[task], "accuracy", "low", "high"), gain]
+        table.add_row(label, percent(found["macs"]), *cells)
+    gates = Table(title="what the gates depend on: mutual information in bits, mean over the gates")
+    for column in ("gates", "task", "open for 5 to 95 % of the images", "with the class", "with the loss"):
+        gates.add_column(column, justify="left" if column in ("gates", "task") else "right")
+    for name, found in results["gates"].items():
+        between = sum(0.05 <= rate <= 0.95 for rate in found["open"])
+        for task in tasks if name not in tasks else (name,):
+            bits = (f"{sum(found[task][key]) / len(found['open']):.3f}" for key in ("class", "loss"))
+            gates.add_row(name, task, f"{between} of {len(found['open'])}", *bits)
+    return [table, gates]
+
+
+def difficulty_lines(results: dict[str, Any]) -> list[str]:
+    """Whether harder images run more, a line for each task."""
+    lines = []
+    for task, found in results["difficulty"].items():
+        told = "all images take as many MACs"
+        if found["correlation"] is not None:
+            told = "{correlation:+.2f} ({low:+.2f} to {high:+.2f})".format(**found)
+        lines.append(f"{task}: rank correlation of an image's MACs with its loss: {told}")
+    return lines
+
+
 def evaluate(
     checkpoint: CheckpointArgument,
     data: DataOption = None,
@@ -77,10 +126,11 @@ def evaluate(
     ] = 8 / 255,
     steps: Annotated[int, typer.Option(min=1, max=MANY, help="Steps of pgd.")] = 10,
     attacked_images: Annotated[int, typer.Option(min=1, max=MANY, help="How many test images are attacked.")] = 1000,
+    controls: Annotated[bool, typer.Option("--controls", help="Also under other gates than its own.")] = False,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Accuracy and skip ratio of each branch on a test set; with --attack, accuracy under attack too."""
+    """Accuracy and skip ratio of each branch on a test set; under attack and under other gates, if asked for."""
     check_writable(json)
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint)
@@ -104,12 +154,22 @@ def evaluate(
     start = time.perf_counter()
     results = measure(fast, dataset, task=task, batch=batch)
     seconds = time.perf_counter() - start
+    compared: dict[str, Any] = {}
+    if controls:
+        with steps_shown() as show:
+            compared = measure_controls(model, dataset, task=task, network=fast, batch=batch, on_step=show)
     if json is not None:
         document = {"schema": 1, "checkpoint": checkpoint, "backend": backend, "seconds": seconds, **results}
-        write_json(document | ({"attacks": attacks} if attacks else {}), json)
+        document |= ({"attacks": attacks} if attacks else {}) | ({"controls": compared} if compared else {})
+        write_json(document, json)
         return
     out = console()
     out.print(results_table(results))
     if attacks:
         out.print(attack_table(attacks))
+    if compared:
+        for table in controls_tables(compared):
+            out.print(table)
+        for line in difficulty_lines(compared):
+            out.print(line, soft_wrap=True)
     out.print(f"backend {backend}, {seconds:.1f} s", soft_wrap=True)

@@ -28,7 +28,7 @@ _LARGEST = 1_000_000
 # A small batch, or one pattern for all of a batch, is no fair sample of the gates: it is drawn so many times.
 DRAWS = 8
 _SMALL_BATCH = 8
-# The reference computes every layer and masks; so many samples of a batch are compared with it.
+# The reference is slow; so many samples of a batch are compared with it.
 _SAMPLES_CHECKED = 8
 
 

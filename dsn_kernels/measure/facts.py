@@ -12,6 +12,7 @@ from torch import Tensor
 
 import dsn_kernels
 from dsn_models.gaternet import FILTERS
+from dsn_models.intervals import design_effect, mean_interval, share_interval
 from dsn_models.lettering import shortened
 from dsn_models.skipnet import UNITS
 from dsn_models.statistics import gate_kinds
@@ -19,14 +20,13 @@ from dsn_models.statistics import gate_kinds
 from . import machine
 from .baselines import relative_error
 from .flops import layer_counts
-from .intervals import design_effect, mean_interval, share_interval
 from .networks import as_outputs, count_dense
 from .operating_point import own_thresholds
 from .page import by_block
 from .records import Labelled, Record, class_names, part_of
 
 _WORDS = {UNITS: ("units", "unit"), FILTERS: ("filters", "unit")}
-_REFERENCE_IMAGES = 100  # the reference computes every layer and then masks
+_REFERENCE_IMAGES = 100  # the reference is slow
 
 
 def blocks_of(model: Any) -> list[int]:

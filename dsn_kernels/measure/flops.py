@@ -69,8 +69,8 @@ class FlopCount:
 def flops(model: Any, images: Tensor | None = None) -> FlopCount:
     """Dense and executed MACs of ``model``.
 
-    An accelerated model executes what its gates let run. A reference model computes every layer and then masks, so
-    its executed MACs are the dense ones whatever its gates say.
+    An accelerated model executes what its gates let run. A reference model is counted as if it computed every layer
+    and then masked, as it does in training: its executed MACs are the dense ones whatever its gates say.
 
     Args:
         model: made by ``dsn_kernels.accelerate``, ``dsn_models.create`` or ``dsn_models.load``.

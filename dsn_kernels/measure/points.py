@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .intervals import mean_interval, share_interval
+from dsn_models.intervals import mean_interval, share_interval
+
 from .records import Record
 
 Thresholds = dict[str, float]

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import dsn_kernels
 from dsn_models import UserError
+from dsn_models.intervals import Z95
 
 from . import machine
 from .budget import Budget, picked
-from .intervals import Z95
 from .latency import InterleavedTimer
 from .networks import count_dense, gate_counts
 from .operating_point import GateScale, own_thresholds, per_gate

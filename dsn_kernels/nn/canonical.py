@@ -26,7 +26,7 @@ _CALLED = {"__call__", "__getattr__", "__getattribute__"}
 # Attributes of an object that evaluation does not read, or that hold its tensors and modules, which are walked.
 _UNREAD = {
     "training", "momentum", "inplace", "p", "device", "dtype", "recompute", "gate_dropout", "last_gates", "last_scores",
-    "affine", "process_group", "_compiled_call_impl", *vars(nn.Module()),
+    "affine", "process_group", "compute", "noise", "binary", "_compiled_call_impl", *vars(nn.Module()),
 }  # fmt: skip
 
 

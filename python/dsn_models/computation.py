@@ -1,14 +1,20 @@
-"""What a SkipNet computes, counted both ways: in units, as the paper does, and in multiply-accumulates."""
+"""What gated networks compute, in multiply-accumulates (MACs), and a SkipNet in units too, as its paper does."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .skipnet import SkipNet
+from .dual_skipping import BRANCHES, DualSkippingNetwork
+from .errors import UserError
+from .gaternet import FILTERS, GaterNet
+from .macs import count_macs
+from .skipnet import UNITS, SkipNet
 
 
 class UnitMacs(NamedTuple):
@@ -84,3 +90,81 @@ def computation(model: SkipNet, kept: Tensor) -> Computation:
     counts, kept = unit_macs(model), kept.double().cpu()
     macs = counts.fixed + counts.gates.sum() + (kept * counts.residuals).sum(-1)
     return Computation((1 + kept.sum(-1)) / (1 + kept.shape[-1]), macs, 1 - macs / counts.dense)
+
+
+class GateMacs(NamedTuple):
+    """MACs of one image by what decides on them: convolutions and linear layers, in the model's order of operations.
+
+    A skipped layer, unit or filter saves its own MACs; what it saves in those that would have read it, which the
+    kernels save too, is not counted here. Papers count so, but for the gates, which are counted.
+
+    Attributes:
+        fixed: what every image needs, gates included.
+        gates: float64 [L] by the name in ``last_gates``, what each gate saves when it is shut.
+        dense: of the network without gates.
+    """
+
+    fixed: float
+    gates: dict[str, Tensor]
+    dense: float
+
+    def executed(self, gates: Mapping[str, Tensor]) -> Tensor:
+        """MACs of images whose gates are ``gates``, [..., L] each, 0 and 1 or between; [...], differentiable."""
+        taken = {name: g if g.is_floating_point() else g.double() for name, g in gates.items()}
+        parts = [(g * self.gates[name].to(g)).sum(-1) for name, g in taken.items()]
+        return self.fixed + torch.stack(parts).sum(0)
+
+
+def gate_macs(model: nn.Module) -> GateMacs:
+    """The MACs that each gate of a gated network decides on, for one image of its configuration's size.
+
+    Raises:
+        UserError: the model has no gates.
+    """
+    if isinstance(model, SkipNet):
+        units = unit_macs(model)
+        gates = {UNITS: units.residuals.double()}
+        return GateMacs(units.fixed + int(units.gates.sum()), gates, units.dense)
+    if isinstance(model, DualSkippingNetwork):
+        counts = _macs_by_module(model)
+        gates = {
+            name: torch.tensor(
+                [
+                    sum(counts[f"{name}.blocks.{i}.layers.{j}.{conv}"] for conv, _ in cast(Any, layer).convolutions)
+                    for i, block in enumerate(getattr(model, name).blocks)
+                    for j, layer in enumerate(block.layers)
+                ],
+                dtype=torch.float64,
+            )
+            for name in BRANCHES
+        }
+    elif isinstance(model, GaterNet):
+        counts, filters = _macs_by_module(model), torch.zeros(model.num_gates, dtype=torch.float64)
+        for point in model.gate_points:
+            for conv in point.convolutions:
+                filters[conv.gates] = counts[f"backbone.{conv.conv}"] / (conv.gates.stop - conv.gates.start)
+        gates = {FILTERS: filters}
+    else:
+        raise UserError(f"the model is a {type(model).__name__}; expected a gated network")
+    fixed = sum(counts.values()) - sum(macs.sum().item() for macs in gates.values())
+    return GateMacs(fixed, gates, count_macs(cast(Any, model).dense_equivalent(), model.config))
+
+
+@torch.no_grad()
+def _macs_by_module(model: nn.Module) -> dict[str, int]:
+    """MACs of each convolution and linear layer by its path, for one image, on the meta device."""
+    network: Any = copy.deepcopy(model).eval().to("meta")
+    counts: dict[str, int] = {}
+
+    def count(path: str, module: Any):
+        def hook(_: nn.Module, args: object, out: Tensor) -> None:
+            counts[path] = module.weight.numel() * (out.shape[2:].numel() if out.dim() == 4 else 1)
+
+        return hook
+
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count(path, module))
+    config = network.config
+    network(torch.empty(1, config.in_channels, config.image_size, config.image_size, device="meta"))
+    return counts

@@ -15,6 +15,7 @@ from .described import Described
 from .errors import UserError
 from .gates import ForcedGates, GateKind, PooledGate, check_keys, resolve_forced_gates
 from .resnet import PreActivationUnit
+from .selection import Compute, run_gated
 
 Merge = Literal["concat", "add"]
 BRANCHES = ("coarse", "fine")
@@ -96,10 +97,12 @@ class SkipDenseBlock(nn.Module):
     For layer i with input x (concat: everything before it; add: the running sum), p = global average of x:
 
     - ``eval()``: runs iff ``score(p) > threshold``; its output is kept as it is, else zeros take its place.
-    - ``train()``: its output is multiplied by the gate's training multiplier; a frozen gate decides as in ``eval()``.
+    - ``train()``: its output is multiplied by the gate's training multiplier; a frozen gate decides as in ``eval()``,
+      and a binary one by itself.
     - ``forced``: the given 0 or 1 takes the place of the decision, or of the multiplier.
 
-    Every layer is computed, then masked: this is the truth that kernels are held to.
+    This is the truth that kernels are held to. In training every layer is computed for every image, as in the paper,
+    unless ``set_compute(model, "selected")`` leaves that to :func:`.selection.run_gated`.
     """
 
     def __init__(self, in_channels: int, layers: list[nn.Module], growth_rate: int, merge: Merge, gate: GateKind):
@@ -108,6 +111,7 @@ class SkipDenseBlock(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.gates = nn.ModuleList(PooledGate(in_channels + i * step, gate) for i in range(len(layers)))
         self.merge = merge
+        self.compute: Compute = "masked"
 
     def forward(
         self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None, factors: list[Tensor] | None = None
@@ -122,13 +126,11 @@ class SkipDenseBlock(nn.Module):
             assert isinstance(gate, PooledGate)
             score = gate.score(pooled)
             take = score > threshold if forced is None else forced[:, i] != 0
-            y = layer(x)
-            if self.training and forced is None and gate.learns:
-                factor = gate(pooled)
-                y = y * factor[:, None, None, None]
-            else:
-                factor = take.to(x.dtype)
-                y = torch.where(take[:, None, None, None], y, torch.zeros_like(y))
+            learns = self.training and forced is None and gate.learns
+            factor = gate(pooled) if learns else take.to(x.dtype)
+            if learns and gate.binary:
+                take = factor.detach() != 0
+            y = run_gated(layer, layer, (x,), factor, None, self.compute)
             if factors is not None:
                 factors.append(factor)
             if self.merge == "concat":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,10 @@ class PooledGate(nn.Module):
     """
 
     slope: Tensor
+    #: In training the multiplier is a decision, 1(sigmoid(z) > 1/2) with the gradient of sigmoid(z). Our option.
+    binary: bool = False
+    #: Scale of the noise that such a decision is taken with; see :func:`noisy`.
+    noise: float = 0.0
 
     def __init__(self, channels: int, kind: GateKind = "hard") -> None:
         super().__init__()
@@ -72,6 +76,9 @@ class PooledGate(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:  # [B, C] -> [B]
         """The multiplier in [0, 1] that training applies to the layer's output. [B, C] to [B]."""
         logit = self.logit(pooled)
+        if self.binary:
+            score = noisy(logit.sigmoid(), self.noise)
+            return straight_through((score > 0.5).to(score.dtype), score)
         if self.kind == "soft":
             return logit.sigmoid()
         return _StraightThroughHardSigmoid.apply(logit, self.slope)
@@ -108,6 +115,26 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
     """``value`` forward, ``surrogate``'s gradient backward; both of one shape and dtype."""
     return _StraightThrough.apply(value, surrogate)
+
+
+def noisy(score: Tensor, scale: float) -> Tensor:
+    """``sigmoid(logit(score) + scale n)`` with n drawn from the logistic distribution; ``score`` if ``scale`` is 0.
+
+    With scale 1 the result exceeds 1/2 with the probability ``score``: the binary concrete distribution (Maddison et
+    al., https://arxiv.org/abs/1611.00712) at temperature 1. ``score``: probabilities [B] of the process's own rows.
+    """
+    if not scale:
+        return score
+    draw = own_rows(torch.rand(len(score) * world_size())).to(score).clamp(1e-6, 1 - 1e-6)
+    return (score.logit(1e-6) + scale * draw.logit()).sigmoid()
+
+
+def set_noise(module: nn.Module, scale: float) -> None:
+    """Sets the scale of the noise that every gate in ``module`` decides with in training; see :func:`noisy`."""
+    part: Any
+    for part in module.modules():
+        if hasattr(part, "noise"):
+            part.noise = scale
 
 
 class SemHash(nn.Module):

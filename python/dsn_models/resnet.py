@@ -67,7 +67,8 @@ class ResidualUnit(nn.Module):
 
     - ``residual(x)``: the branch of convolutions, before the shortcut is added.
     - ``merge(shortcut, residual)``: their sum, with the ReLU of post-activation units.
-    - ``forward(x)``: ``merge(shortcut(x), residual(x))``.
+    - ``with_shortcut(x, shortcut)``: ``merge(shortcut, residual(x))``.
+    - ``forward(x)``: the same, with ``shortcut(x)``.
     """
 
     residual: Callable[[Tensor], Tensor]
@@ -76,8 +77,11 @@ class ResidualUnit(nn.Module):
     def merge(self, shortcut: Tensor, residual: Tensor) -> Tensor:
         return F.relu(shortcut + residual)
 
+    def with_shortcut(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return self.merge(shortcut, self.residual(x))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.merge(self.shortcut(x), self.residual(x))
+        return self.with_shortcut(x, self.shortcut(x))
 
 
 class BasicUnit(ResidualUnit):

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from .densenet import check_images, init_weights
 from .described import Described
 from .errors import UserError
-from .gates import ForcedGates, check_keys, resolve_forced_gates, straight_through
+from .gates import ForcedGates, check_keys, noisy, resolve_forced_gates, straight_through
 from .resnet import ZOO as BACKBONES
 from .resnet import ResidualUnit, ResNet, ResNetConfig, make_resnet_head, make_resnet_stem, make_units
+from .selection import Compute, run_gated
 
 SkipGateKind = Literal["rnn", "ff-1", "ff-2"]
 UNITS = "units"  # the key of ``last_gates``, ``last_scores`` and ``forced_gates``
@@ -130,9 +131,10 @@ class SkipNet(Described, nn.Module):
 
     ``x_{i+1} = g_i ReLU(S(x_i) + F(x_i)) + (1 - g_i) S(x_i)``, equation 1; ``g_i = 1(score_i > threshold)``.
 
-    A bypassed unit passes its shortcut on, down-sampled where the shape changes, without the ReLU. Every unit is
-    computed, then masked: this is the truth that kernels are held to. ``train()`` takes the same decisions and passes
-    gradients straight through to the scores (section 2.2, supervised pre-training), unless the gates are frozen.
+    A bypassed unit passes its shortcut on, down-sampled where the shape changes, without the ReLU; this is the truth
+    that kernels are held to. ``train()`` takes the same decisions and passes gradients straight through to the scores
+    (section 2.2, supervised pre-training), unless the gates are frozen. In training every unit is computed for every
+    image, as in the paper, unless ``set_compute(model, "selected")`` leaves that to :func:`.selection.run_gated`.
 
     ``forward(images, forced_gates=None, thresholds=None, decide=None)``: images [B, in_channels, image_size,
     image_size] to logits [B, classes]. Afterwards ``last_gates`` and ``last_scores`` hold ``{"units": [B, L]}``: what
@@ -153,6 +155,8 @@ class SkipNet(Described, nn.Module):
     def __init__(self, config: SkipNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.compute: Compute = "masked"
+        self.noise = 0.0
         self.stem = make_resnet_stem(config)
         units = make_units(config)
         self.units = nn.ModuleList(units)
@@ -192,14 +196,10 @@ class SkipNet(Described, nn.Module):
         for i, unit in enumerate(list(self.units)[1:]):
             assert isinstance(unit, ResidualUnit)
             score, state = self._score(i, x.mean((2, 3)) if config.gate == "rnn" else x, state)
-            gate = (decisions[i](score) if forced is None else forced[:, i].to(dtype))[:, None, None, None]
+            gate = decisions[i](score) if forced is None else forced[:, i].to(dtype)
             shortcut = unit.shortcut(x)
-            kept = unit.merge(shortcut, unit.residual(x))
-            if gate.requires_grad:
-                x = gate * kept + (1 - gate) * shortcut
-            else:
-                x = torch.where(gate != 0, kept, shortcut)
-            taken.append(gate.detach().flatten() != 0)
+            x = run_gated(unit, unit.with_shortcut, (x, shortcut), gate, shortcut, self.compute)
+            taken.append(gate.detach() != 0)
             scores.append(score)
         self.last_gates = {UNITS: torch.stack(taken, 1).to(torch.uint8)}
         self.last_scores = {UNITS: torch.stack(scores, 1).detach()}
@@ -220,12 +220,17 @@ class SkipNet(Described, nn.Module):
         return torch.stack(scores, 1)
 
     def decision(self, threshold: float) -> Decide:
-        """What ``forward`` decides by: 1 iff a score exceeds ``threshold``; gates that learn pass gradients through."""
+        """What ``forward`` decides by: 1 iff a score exceeds ``threshold``; gates that learn pass gradients through.
+
+        Gates that learn do so with noise of the scale ``noise``, 0 to begin with; see :func:`.gates.noisy`.
+        """
         learn = next(self.gates[0].parameters()).requires_grad
 
         def decide(score: Tensor) -> Tensor:
-            kept = (score > threshold).to(score.dtype)
-            return straight_through(kept, score) if self.training and learn else kept
+            if not (self.training and learn):
+                return (score > threshold).to(score.dtype)
+            score = noisy(score, self.noise)
+            return straight_through((score > threshold).to(score.dtype), score)
 
         return decide
 

@@ -5,6 +5,7 @@ Gates are uint8 [N, L] of 0 and 1: N samples, L gates, as in ``model.last_gates[
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from .data import CoarseFineDataset
+from .data.base import Clusters
 from .errors import UserError
+from .intervals import Z95
 
 
 class GateRecord(NamedTuple):
@@ -136,6 +139,47 @@ def embed_gates(gates: np.ndarray, *, components: int = 400, seed: int = 0, **op
     reduced = principal_gates(gates, min(components, *gates.shape), seed)
     perplexity = min(30.0, (len(gates) - 1) / 3)
     return TSNE(random_state=seed, **{"perplexity": perplexity, "init": "pca", **options}).fit_transform(reduced)
+
+
+class Correlation(NamedTuple):
+    """A rank correlation and the ends of its 95 % confidence interval; None where one side is constant."""
+
+    correlation: float | None
+    low: float | None
+    high: float | None
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, clusters: Clusters | None = None) -> Correlation:
+    """Spearman's correlation of ``x`` [N] and ``y`` [N], equal values sharing their mean rank.
+
+    The interval is Fisher's with Fieller's error, ``atanh(r) +- 1.96 sqrt(1.06 / (n - 3))``; n is the number of
+    samples, or of their sources where ``clusters`` tells them.
+    """
+    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Correlation(None, None, None)
+    r = float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+    n = len(x) if clusters is None else len(clusters.members.unique())
+    if n < 4 or abs(r) >= 1 - 1e-12:
+        return Correlation(r, -1.0 if n < 4 else r, 1.0 if n < 4 else r)
+    half = Z95 * math.sqrt(1.06 / (n - 3))
+    return Correlation(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[places]
+
+
+def mutual_information(gate: np.ndarray, classes: np.ndarray) -> float:
+    """What a gate, [N] of 0 and 1, and ``classes`` [N] tell of each other, in bits.
+
+    ``sum p(g, c) log2 p(g, c) / (p(g) p(c))`` of the samples, less what independent ones would have on average,
+    ``(K - 1) / (2 N ln 2)`` for K classes (Miller and Madow); 0 at least.
+    """
+    from sklearn.metrics import mutual_info_score  # it takes a second to import
+
+    bias = (len(np.unique(classes)) - 1) * (len(np.unique(gate)) - 1) / (2 * len(gate))
+    return max(float(mutual_info_score(gate, classes)) - bias, 0.0) / math.log(2)
 
 
 def _check(gates: np.ndarray | Tensor) -> np.ndarray:

@@ -18,6 +18,7 @@ from .. import distributed, zoo
 from ..checkpoints import check, save
 from ..data import CoarseFineDataset, open_dataset
 from ..errors import UserError
+from ..selection import set_compute
 from .objectives import Objective, make_objective
 from .recipe import Recipe, load_recipe
 from .schedule import Span, make_optimiser, make_scheduler, spans
@@ -46,6 +47,12 @@ class _Run:
         self.objective.check(self.model, train_set)
         self.objective.initialise(self.model)
         check(self.model)  # what cannot be saved is refused now, not after the last epoch
+        if recipe.train.compute == "selected" and distributed.world_size() > 1:
+            raise UserError(
+                f"recipe {recipe.name}: train.compute 'selected' is for one process, since batch norms gather as many "
+                "images from each; set it to 'masked'"
+            )
+        set_compute(self.model, recipe.train.compute)
         network: Any = self.model  # torch's annotations of ``to`` leave the memory format out
         self.model = network.to(device, memory_format=torch.channels_last)
         self.model = distributed.share_batch_norms(self.model)
@@ -101,6 +108,7 @@ class _Run:
         task = bar.add_task(f"epoch {state.epoch + 1}/{epochs}", total=steps, loss=math.nan)
         for i in range(steps):
             images, labels = self._batch(order, i)
+            self.objective.progress = (state.step - span.first) / (span.last - span.first)
             loss, facts = step(images, labels, span.phase.name)
             self.optimiser.zero_grad()
             loss.backward()

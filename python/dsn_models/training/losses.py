@@ -80,6 +80,39 @@ def ranking_loss(losses: Tensor, multipliers: Tensor, margin: float) -> Tensor: 
     return F.margin_ranking_loss(fraction[harder], fraction[easier], torch.ones_like(fraction[harder]), margin)
 
 
+def information(scores: Tensor) -> Tensor:  # [B, L] -> []
+    """``H(mean p) - mean H(p)``: what a gate drawn with probability p tells of the image, in nats, the mean over gates.
+
+    0 where p is the same for all images, log 2 where it is 0 for half of them and 1 for the others. Bridle et al.,
+    Unsupervised classifiers, mutual information and phantom targets (NIPS 1991), of each gate.
+    """
+    return (_entropy(scores.mean(0)) - _entropy(scores).mean(0)).mean()
+
+
+def _entropy(p: Tensor) -> Tensor:
+    p = p.clamp(1e-6, 1 - 1e-6)
+    return -(p * p.log() + (1 - p) * (1 - p).log())
+
+
+def batch_shaping_loss(scores: Tensor) -> Tensor:  # [B, L] -> []
+    """The Cramer-von Mises distance of a gate's scores over the batch from a prior with both ends, mean over gates.
+
+    With p_(i) the i-th smallest of a gate's B scores: ``mean_i (i / (B + 1) - F(p_(i)))^2``. Bejnordi et al.,
+    https://arxiv.org/abs/1907.06627, section 3.2, whose F is the distribution function of Beta(0.6, 0.4). Ours is
+    Kumaraswamy's, ``1 - (1 - p^0.6)^0.4``, which is within 0.04 of it and has a closed form.
+    """
+    ordered = scores.clamp(1e-6, 1 - 1e-6).sort(0).values
+    prior = 1 - (1 - ordered**0.6) ** 0.4
+    ranks = torch.arange(1, len(scores) + 1, device=scores.device, dtype=scores.dtype) / (len(scores) + 1)
+    return ((ranks[:, None] - prior) ** 2).mean()
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:  # [B, K], [B, K] -> []
+    """``T^2 KL(softmax(taught / T) || softmax(logits / T))``, mean over images. Hinton et al., arXiv:1503.02531."""
+    ours, theirs = (logits / temperature).log_softmax(1), (taught / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+
+
 def freeze_gates(model: DualSkippingNetwork, frozen: bool) -> None:
     """Stops, or lets go on, the learning of every gate."""
     for gate in model.modules():

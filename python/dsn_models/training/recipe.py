@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UserError
+from ..selection import Compute
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,6 +44,9 @@ class OptimiserSection(Section):
 
     The phases of dual skipping networks: ``ungated_epochs`` run every layer; then the gates learn; in the last
     ``settled_epochs`` they are frozen and decide as in inference, and the other weights adapt to that.
+
+    ``compute``: layers and units are computed for all images and masked, as in the papers ("masked"), or for the images
+    that run them ("selected"); see ``dsn_models.selection``.
     """
 
     epochs: int | None = Field(None, gt=0)
@@ -61,6 +65,7 @@ class OptimiserSection(Section):
     weight_decay: float = Field(1e-4, ge=0)
     decay: Literal["weights", "all"] = "weights"
     clip: float = Field(1.0, ge=0)
+    compute: Compute = "masked"
 
     @property
     def length(self) -> int:
@@ -158,6 +163,43 @@ class SkippingSection(Section):
     baseline: bool = False
 
 
+class PolicySection(Section):
+    """What makes the gates of layers and units learn for whom to open. See ``dsn_models.training.policy``; all off.
+
+    binary: gates of dual skipping networks decide 0 or 1 in the gated phase too, as those of a SkipNet do anyway.
+    noise: scale of the noise on decisions at the start of the gated phase; 1 draws each with its probability.
+    noise_end: fraction of the phase after which there is none.
+    cost: weight of ``max(0, MACs - target)^2``, MACs as a fraction of those of the network without gates.
+    target: what the batch's mean MACs are to fall to.
+    target_end: fraction of the phase over which the target falls from 1.
+    information: weight of what a gate tells of the image, which is maximised.
+    shaping: weight of the distance between a gate's scores over a batch and a distribution with both ends.
+    distillation: weight of the divergence from the teacher's answers.
+    temperature: that both answers are softened by.
+    teacher: a checkpoint; it runs without gates.
+    """
+
+    binary: bool = False
+    noise: float = Field(0.0, ge=0)
+    noise_end: float = Field(0.8, gt=0, le=1)
+    cost: float = Field(0.0, ge=0)
+    target: float = Field(1.0, gt=0, le=1)
+    target_end: float = Field(0.4, gt=0, le=1)
+    information: float = Field(0.0, ge=0)
+    shaping: float = Field(0.0, ge=0)
+    distillation: float = Field(0.0, ge=0)
+    temperature: float = Field(2.0, gt=0)
+    teacher: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> PolicySection:
+        if bool(self.distillation) != (self.teacher is not None):
+            raise ValueError("distillation and teacher belong together")
+        if self.target < 1 and not self.cost:
+            raise ValueError("a target below 1 needs a weight, cost")
+        return self
+
+
 class Recipe(Section):
     """One training run.
 
@@ -178,6 +220,7 @@ class Recipe(Section):
     skipping: SkippingSection = Field(default_factory=lambda: SkippingSection.model_validate({}))
     gater: GaterSection = Field(default_factory=lambda: GaterSection.model_validate({}))
     lsn: LsnSection = Field(default_factory=lambda: LsnSection.model_validate({}))
+    policy: PolicySection = Field(default_factory=lambda: PolicySection.model_validate({}))
 
 
 _COMMON = {"name", "model", "task", "seed", "init", "options", "data", "train"}

@@ -14,6 +14,7 @@ from ...checkpoints import load, read_metadata, with_classes
 from ...data import CoarseFineDataset
 from ...errors import UserError
 from ..evaluation import evaluate
+from ..policy import Policy
 from ..recipe import Recipe
 
 
@@ -45,11 +46,20 @@ class Objective(ABC):
 
     #: The recipe's tables that this family reads.
     tables: ClassVar[tuple[str, ...]] = ()
+    #: The fraction of the current phase's steps that are done; the loop sets it before each step.
+    progress: float = 0.0
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         #: One line each on how the run begins, which the loop prints.
         self.notes: list[str] = []
+        self._policy: Policy | None = None
+
+    def policy(self, model: Any) -> Policy:
+        """The terms of the recipe's ``[policy]``, of a family that reads it; made once."""
+        if self._policy is None:
+            self._policy = Policy(self.recipe, model)
+        return self._policy
 
     @abstractmethod
     def class_counts(self, model: Any) -> dict[str, int]:

@@ -24,10 +24,10 @@ class DualSkippingObjective(Objective):
     inference).
 
     The loss is the sum of both branches' cross-entropies; in the gated phase also :func:`auxiliary_loss` and
-    :func:`sparsity_loss`, by the weights in the recipe's ``[gates]``.
+    :func:`sparsity_loss`, by the weights in the recipe's ``[gates]``, and the terms of ``[policy]``.
     """
 
-    tables: ClassVar[tuple[str, ...]] = ("gates",)
+    tables: ClassVar[tuple[str, ...]] = ("gates", "policy")
 
     def class_counts(self, model: Any) -> dict[str, int]:
         recipe = self.recipe
@@ -44,6 +44,10 @@ class DualSkippingObjective(Objective):
             Phase("settled", train.settled_epochs, train.settled_lr or gated_lr),
         ]
         return [phase for phase in phases if phase.length]
+
+    def initialise(self, model: Any) -> None:
+        super().initialise(model)
+        self.policy(model)  # a teacher that does not fit is refused before the first step
 
     def _fractions(self) -> dict[str, float]:
         return dict(zip(BRANCHES, self.recipe.gates.target, strict=True))
@@ -68,6 +72,10 @@ class DualSkippingObjective(Objective):
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
     ) -> tuple[Tensor, dict[str, float]]:
         gates = self.recipe.gates
+        if phase == "gated":
+            self.policy(model).begin_step(model, self.progress)
+        scores: dict[str, Tensor] = {}
+        taken: dict[str, Tensor] = {}
         with GateRecorder(model) as recorder:
             outputs = model(images, forced_gates=all_open(model, len(images)) if phase == "ungated" else None)
         loss = torch.zeros((), device=images.device)
@@ -79,12 +87,18 @@ class DualSkippingObjective(Objective):
             if phase != "ungated":
                 facts[f"{name}/skipped"] = 1 - model.last_gates[name].float().mean().item()
             if phase == "gated":
-                multipliers = gather_rows(torch.stack(recorder.multipliers[name], 1))
-                gate_logits = gather_rows(torch.stack(recorder.logits[name], 1))
+                taken[name] = torch.stack(recorder.multipliers[name], 1)
+                multipliers = gather_rows(taken[name])
+                own_logits = torch.stack(recorder.logits[name], 1)
+                scores[name] = own_logits.sigmoid()
+                gate_logits = gather_rows(own_logits)
                 loss = loss + self.gate_loss(gate_logits, multipliers, target)
                 loss = loss + self.path_loss(logits, labels[name], multipliers)
                 values = multipliers.detach()
                 facts[f"{name}/undecided"] = ((values > 0) & (values < 1)).float().mean().item()
+        if phase == "gated":
+            terms, more = self.policy(model).loss(scores, taken, images, outputs, self.progress)
+            loss, facts = loss + terms, facts | more
         return loss, facts
 
     def gate_loss(self, gate_logits: Tensor, multipliers: Tensor, target: float) -> Tensor:

@@ -22,7 +22,7 @@ class LayerSkippableObjective(DualSkippingObjective):
     zero weight in the fine branch's last transition.
     """
 
-    tables = ("gates", "lsn")
+    tables = ("gates", "policy", "lsn")
 
     def start_from(self, model: Any, start: Any) -> None:
         if type(start) is DualSkippingNetwork and start.config.classes == model.config.classes:

@@ -26,7 +26,7 @@ class SkipNetObjective(SingleTaskObjective):
     gates are frozen and the other weights adapt to their decisions.
 
     - "supervised" (section 2.2): gates decide by their threshold, gradients pass straight through to their scores. The
-      loss is the cross-entropy, and, as our option, ``penalty max(0, mean gate - target)``.
+      loss is the cross-entropy, and, as our options, ``penalty max(0, mean gate - target)`` and ``[policy]``'s terms.
     - "reinforce" (section 2.1): gates are sampled, g_i ~ Bernoulli(score_i). The loss is
       ``CE - mean(sum_i log P(g_i) R_i)`` with equation 5's reward ``R_i = alpha / N sum_{j >= i} (1 - g_j) - CE`` of
       each image, constant under the gradient; N gates. Batch norms keep to their running statistics, so that they do
@@ -35,12 +35,13 @@ class SkipNetObjective(SingleTaskObjective):
     ``init``: a SkipNet of the recipe's configuration, or, for a supervised run, its residual network.
     """
 
-    tables = ("skipping",)
+    tables = ("skipping", "policy")
 
     def initialise(self, model: Any) -> None:
         if self.recipe.skipping.stage == "reinforce" and self.recipe.init is None:
             raise UserError(f"recipe {self.recipe.name}: {_ORDER}; none is given")
         super().initialise(model)
+        self.policy(model)  # a teacher that does not fit is refused before the first step
 
     def start_from(self, model: Any, start: Any) -> None:
         if self.recipe.skipping.stage == "reinforce" and not isinstance(start, SkipNet):
@@ -85,10 +86,16 @@ class SkipNetObjective(SingleTaskObjective):
     def _supervised(
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
     ) -> tuple[Tensor, dict[str, float]]:
+        if phase == "gated":
+            self.policy(model).begin_step(model, self.progress)
         gates = _Recorder(map(model.decision, resolve_thresholds(None, model.config)))
-        loss, facts = self.cross_entropy(model(images, decide=gates), labels)
+        logits = model(images, decide=gates)
+        loss, facts = self.cross_entropy(logits, labels)
         section = self.recipe.skipping
         if phase == "gated":
+            scores, taken = {UNITS: torch.stack(gates.scores, 1)}, {UNITS: torch.stack(gates.values, 1)}
+            terms, more = self.policy(model).loss(scores, taken, images, (logits,), self.progress)
+            loss, facts = loss + terms, facts | more
             if section.penalty:
                 mean = gather_rows(torch.stack(gates.values, 1)).mean()
                 loss = loss + section.penalty * (mean - section.target).clamp(min=0)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dsn_models.data.base import Clusters
+from .data.base import Clusters
 
 Z95 = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 

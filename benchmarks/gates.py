@@ -1,0 +1,142 @@
+"""Gates that learn for whom to open: arms and seeds of one table, trained one after another, each with its controls.
+
+    python benchmarks/gates.py --runs DIR [--data DIR] [--arms digits-] [--seeds 0,1,2]
+
+Whatever has a result under ``benchmarks/results`` is skipped, and an interrupted training goes on from its last epoch:
+the same command works through the queue in as many sittings as it takes. ``--data`` is the folder of the JPEG CIFAR-10
+and of the published ResNet-32 (``resnet32-cifar10.th``), which the arms on it begin with. The arms on digits begin with
+the shipped network and are trained for as long as ``digits-dense``, whose layers all run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dsn_kernels
+import dsn_models
+from dsn_kernels.cli.demo import CHECKPOINT
+from dsn_kernels.measure import machine
+from dsn_models import checkpoints, convert
+from dsn_models.controls import controls
+from dsn_models.data import open_dataset
+from dsn_models.training import Recipe, evaluate, train
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+# Half of the MACs; decisions are drawn at first and are those of inference for the last fifth.
+_POLICY = {"noise": 0.3, "noise_end": 0.8, "cost": 80.0, "target": 0.5, "target_end": 0.4}
+_DIGITS: dict[str, Any] = {
+    "model": "dsn-navon",
+    "data": {"kind": "navon-sklearn", "train_images": 512, "test_images": 4000, "options": {"distortions": 2}},
+    "train": {"epochs": 10, "batch": 32, "lr": 0.03, "compute": "selected"},
+    "gates": {"begin": "open", "auxiliary": 0.0},
+}
+_CIFAR: dict[str, Any] = {
+    "model": "skipnet-32-rnn",
+    "task": "fine",
+    "data": {"kind": "cifar-10-jpeg"},
+    "train": {"epochs": 4, "batch": 128, "lr": 0.05, "clip": 2.0, "compute": "selected"},
+    "skipping": {"begin": "open"},
+}
+_DENSE = {"ungated_epochs": 10, "compute": "masked"}
+
+# What each arm changes in its base, table by table.
+ARMS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "digits-dense": (_DIGITS, {"train": _DENSE}),
+    "digits-cost": (_DIGITS, {"policy": {**_POLICY, "binary": True}}),
+    "digits-information": (_DIGITS, {"policy": {**_POLICY, "binary": True, "information": 0.3}}),
+    "digits-shaping": (_DIGITS, {"policy": {**_POLICY, "binary": True, "shaping": 1.0}}),
+    "cifar-dense": ({**_CIFAR, "model": "resnet-32", "skipping": {}}, {"train": {"compute": "masked"}}),
+    "cifar-cost": (_CIFAR, {"policy": _POLICY}),
+    "cifar-information": (_CIFAR, {"policy": {**_POLICY, "information": 0.3}}),
+    "cifar-shaping": (_CIFAR, {"policy": {**_POLICY, "shaping": 1.0}}),
+    "cifar-distilled": (_CIFAR, {"policy": {**_POLICY, "information": 0.3, "distillation": 0.5}}),
+}
+
+
+def make_recipe(arm: str, seed: int, start: Path) -> Recipe:
+    """The recipe of an arm; a teacher is what the arm starts from."""
+    base, changes = ARMS[arm]
+    fields = {**base, "name": f"{arm}-seed{seed}", "seed": seed, "init": str(start)}
+    for table, values in changes.items():
+        fields[table] = {**fields.get(table, {}), **values}
+    if fields.get("policy", {}).get("distillation"):
+        fields["policy"]["teacher"] = str(start)
+    return Recipe.model_validate(fields)
+
+
+def find_start(arm: str, runs: Path, data: Path | None) -> Path:
+    """The checkpoint that an arm begins with; the published ResNet-32 is converted once."""
+    if arm.startswith("digits"):
+        return CHECKPOINT
+    start = runs / "resnet-32.safetensors"
+    if not start.exists():
+        if data is None:
+            raise SystemExit(f"arm {arm} needs --data, the folder of cifar10-jpeg-*.npz and resnet32-cifar10.th")
+        checkpoints.save(convert.convert(data / "resnet32-cifar10.th").model, start)
+    return start
+
+
+def judge(path: Path, recipe: Recipe, data: Path | None) -> dict[str, Any]:
+    """Test results of a trained network; of one with gates that learned, its controls too."""
+    model: Any = dsn_models.load(path)
+    part = recipe.data
+    images = {} if part.test_images is None else {"images": part.test_images}
+    test = open_dataset(part.kind, data, False, **images, **part.options)
+    if recipe.train.ungated_epochs == recipe.train.epochs or not hasattr(model, "gate_counts"):
+        gated = {"gated": False} if hasattr(model, "gate_counts") else {}
+        return {"test": evaluate(model, test, task=recipe.task, **gated)}
+    fast = dsn_kernels.accelerate(model)
+    found = controls(model, test, task=recipe.task, network=fast)
+    return {"test": evaluate(fast, test, task=recipe.task), "controls": found}
+
+
+def run(arm: str, seed: int, runs: Path, data: Path | None) -> Path | None:
+    """Trains and judges one arm with one seed, and writes its result; None if that is there."""
+    out = RESULTS / f"gates-{arm}-seed{seed}.json"
+    if out.exists():
+        return None
+    recipe = make_recipe(arm, seed, find_start(arm, runs, data))
+    folder = data if arm.startswith("cifar") else None
+    path = train(recipe, folder, runs / recipe.name)
+    facts = checkpoints.read_metadata(path)
+    recipe_told = facts["recipe"] | {"init": Path(facts["recipe"]["init"]).name}
+    if recipe_told["policy"]["teacher"]:
+        recipe_told["policy"]["teacher"] = recipe_told["init"]
+    document = {
+        "schema": 1,
+        "command": f"python benchmarks/gates.py --runs DIR --data DIR --arms {arm} --seeds {seed}",
+        "commit": machine.source_commit(),
+        "torch": torch.__version__,
+        "machine": machine.describe(),
+        "threads": facts["threads"],
+        "images_seen": facts["images_seen"],
+        "seconds": facts["seconds"],
+        "recipe": recipe_told,
+        **judge(path, recipe, folder),
+    }
+    checkpoints.write_atomically(out, (json.dumps(document, indent=1) + "\n").encode())
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, required=True, help="where checkpoints and states are kept")
+    parser.add_argument("--data", type=Path, help="folder of the JPEG CIFAR-10 and of resnet32-cifar10.th")
+    parser.add_argument("--arms", default="", help="how the names of the arms begin; all if not given")
+    parser.add_argument("--seeds", default="0,1,2")
+    arguments = parser.parse_args()
+    for seed in map(int, arguments.seeds.split(",")):  # every arm once, before any arm has its second seed
+        for arm in ARMS:
+            if arm.startswith(arguments.arms):
+                written = run(arm, seed, arguments.runs, arguments.data)
+                print(f"{arm}, seed {seed}: {written or 'done before'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

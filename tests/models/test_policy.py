@@ -1,0 +1,210 @@
+"""The options of ``[policy]``: each term on gates whose right answer is known, and trainings that use them."""
+
+import math
+
+import pytest
+import torch
+from small_models import make_images, make_small
+from small_recipes import DSN, LSN, SKIPNET
+from torch.distributions import Beta
+
+import dsn_models
+from dsn_models import UserError
+from dsn_models.checkpoints import read_metadata
+from dsn_models.gates import PooledGate, noisy, set_noise
+from dsn_models.training import Recipe, load_recipe, train
+from dsn_models.training.losses import batch_shaping_loss, distillation_loss, information
+from dsn_models.training.objectives import make_objective
+from dsn_models.training.policy import Policy
+
+
+def test_information():
+    same = torch.full((6, 3), 0.4)
+    assert information(same).item() == pytest.approx(0, abs=1e-6)
+    halves = torch.tensor([0.0, 1.0]).repeat(3)[:, None]
+    assert information(halves).item() == pytest.approx(math.log(2), abs=1e-4)
+    assert information(torch.cat([halves, same[:, :1]], 1)).item() == pytest.approx(math.log(2) / 2, abs=1e-4)
+
+
+def test_information_drives_images_apart():
+    scores = torch.tensor([[0.4], [0.6]], requires_grad=True)
+    information(scores).backward()
+    assert scores.grad[0] < 0 < scores.grad[1]
+
+
+def test_batch_shaping_is_least_at_the_prior():
+    places = torch.arange(1, 100) / 100
+    at_prior = (1 - (1 - places) ** (1 / 0.4)) ** (1 / 0.6)
+    assert batch_shaping_loss(at_prior[torch.randperm(99), None]).item() == pytest.approx(0, abs=1e-6)
+    for other in (torch.full((99,), 0.5), torch.zeros(99), torch.ones(99)):
+        assert batch_shaping_loss(other[:, None]) > 0.02
+
+
+def test_the_prior_is_close_to_beta():
+    """Kumaraswamy's distribution function is within 0.04 of Beta(0.6, 0.4)'s, which is drawn."""
+    torch.manual_seed(0)
+    draws = Beta(0.6, 0.4).sample((20000,)).sort().values
+    assert (1 - (1 - draws**0.6) ** 0.4 - torch.arange(20000) / 20000).abs().max() < 0.04
+
+
+def test_distillation():
+    ours, theirs = torch.randn(4, 5), torch.randn(4, 5)
+    expected = 9 * (theirs / 3).softmax(1) * ((theirs / 3).log_softmax(1) - (ours / 3).log_softmax(1))
+    torch.testing.assert_close(distillation_loss(ours, theirs, 3.0), expected.sum(1).mean())
+    assert distillation_loss(theirs, theirs, 2.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_noise_of_scale_one_draws_with_the_score():
+    torch.manual_seed(0)
+    score = torch.tensor([0.1, 0.5, 0.9]).repeat_interleave(4000)
+    opened = (noisy(score, 1.0) > 0.5).float().view(3, -1).mean(1)
+    torch.testing.assert_close(opened, torch.tensor([0.1, 0.5, 0.9]), atol=0.03, rtol=0)
+    assert noisy(score, 0.0) is score
+
+
+def test_a_binary_gate_decides_as_in_inference_and_learns():
+    gate = PooledGate(3)
+    pooled = torch.randn(8, 3)
+    gate.binary = True
+    taken = gate(pooled)
+    assert torch.equal(taken != 0, gate.score(pooled) > 0.5)
+    taken.sum().backward()
+    score = gate.logit(pooled).sigmoid().detach()
+    torch.testing.assert_close(gate.linear.bias.grad[0], (score * (1 - score)).sum())
+
+
+def test_what_a_binary_gate_did_is_what_is_told():
+    model = make_small("dsn-navon").train()
+    for gate in model.modules():
+        if isinstance(gate, PooledGate):
+            gate.binary = True
+    set_noise(model, 5.0)
+    seen = []
+    model.coarse.blocks[0].gates[1].register_forward_hook(lambda m, args, out: seen.append(out.detach() != 0))
+    torch.manual_seed(0)
+    model(make_images(model, 16))
+    assert torch.equal(model.last_gates["coarse"][:, 1].bool(), seen[0]) and 0 < seen[0].sum() < 16
+
+
+def test_noise_reaches_the_decisions_of_a_skipnet_in_training_only():
+    model = make_small("skipnet-38-rnn")
+    set_noise(model, 20.0)
+    images = make_images(model, 16)
+    with torch.no_grad():
+        model(images)
+        assert len(model.last_gates["units"].unique(dim=0)) < 4
+        model.train()(images)
+    assert len(model.last_gates["units"].unique(dim=0)) == 4
+
+
+def recipe(text, policy, tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(text + policy)
+    return load_recipe(path)
+
+
+def test_the_cost_is_in_macs_and_its_target_falls(tmp_path):
+    policy = "[policy]\ncost = 10.0\ntarget = 0.2\ntarget_end = 0.5\n"
+    settings = recipe(DSN, policy, tmp_path)
+    model = dsn_models.create(settings.model, **settings.options)
+    terms = Policy(settings, model)
+    ones = {name: torch.ones(4, count, requires_grad=True) for name, count in model.gate_counts.items()}
+    images = torch.zeros(4, 1, 16, 16)
+    macs = terms.macs
+    share = (macs.executed(ones)[0] / macs.dense).item()
+    assert share == pytest.approx(1, abs=0.01)
+    for progress, target in ((0.0, 1.0), (0.25, 0.6), (0.5, 0.2), (1.0, 0.2)):
+        loss, facts = terms.loss(ones, ones, images, (), progress)
+        assert loss.item() == pytest.approx(10 * max(share - target, 0) ** 2, rel=1e-4)
+        assert facts["macs"] == pytest.approx(share)
+    loss.backward()
+    gradient = ones["fine"].grad[0].double()
+    torch.testing.assert_close(gradient / gradient[0], macs.gates["fine"] / macs.gates["fine"][0], rtol=1e-4, atol=0)
+
+
+def test_noise_ends(tmp_path):
+    settings = recipe(DSN, "[policy]\nnoise = 2.0\nnoise_end = 0.5\nbinary = true\n", tmp_path)
+    model = dsn_models.create(settings.model, **settings.options)
+    terms, gate = Policy(settings, model), model.fine.blocks[0].gates[0]
+    for progress, scale in ((0.0, 2.0), (0.25, 1.0), (0.5, 0.0), (0.9, 0.0)):
+        terms.begin_step(model, progress)
+        assert gate.noise == pytest.approx(scale) and gate.binary
+
+
+ALL = """
+[policy]
+noise = 1.0
+cost = 20.0
+target = 0.5
+target_end = 0.2
+information = 0.1
+shaping = 0.1
+distillation = 0.5
+teacher = "{teacher}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "extra"),
+    [
+        (DSN, "binary = true\n"),
+        (LSN, "binary = true\n"),
+        (SKIPNET.replace("[options]", '[options]\nshortcut = "pad"'), ""),
+    ],
+)
+def test_a_training_with_all_of_it(text, extra, tmp_path):
+    text = text.replace("[train]", '[train]\ncompute = "selected"')
+    plain = recipe(text, "", tmp_path)
+    torch.manual_seed(1)
+    teacher = dsn_models.save(dsn_models.create(plain.model, **plain.options), tmp_path / "teacher.safetensors")
+    path = train(recipe(text, ALL.format(teacher=teacher) + extra, tmp_path), None, tmp_path / "out", progress=False)
+    facts = read_metadata(path)
+    assert facts["recipe"]["policy"]["cost"] == 20 and facts["images_seen"] > 0
+    assert all(p.isfinite().all() for p in dsn_models.load(path).parameters())
+
+
+def test_the_teachers_answers_are_part_of_the_loss(tmp_path):
+    torch.manual_seed(0)
+    model = dsn_models.create("dsn-navon", image_size=16, block_layers=(1, 1, 1))
+    teacher = dsn_models.save(model, tmp_path / "teacher.safetensors")
+    policy = f'[policy]\ndistillation = 1.0\nteacher = "{teacher}"\ntemperature = 1.0\n'
+    terms = Policy(recipe(DSN, policy, tmp_path), model)
+    images = torch.rand(4, 1, 16, 16)
+    with torch.no_grad():
+        same = model.eval().dense_equivalent()(images)
+        assert terms.loss({}, {}, images, same, 0.0)[0].item() == pytest.approx(0, abs=1e-5)
+        assert terms.loss({}, {}, images, [torch.zeros(4, 10)] * 2, 0.0)[0] > 0.001
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("distillation = 1.0", "distillation and teacher belong together"),
+        ("target = 0.5", "a target below 1 needs a weight, cost"),
+        ("penalty = 1.0", "unknown key 'policy.penalty'"),
+    ],
+)
+def test_options_that_do_not_fit(policy, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        recipe(DSN, f"[policy]\n{policy}\n", tmp_path)
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    teacher = dsn_models.save(
+        dsn_models.create("dsn-navon", image_size=16, block_layers=(1, 1), classes=(3, 4)), tmp_path / "t.safetensors"
+    )
+    settings = recipe(DSN, f'[policy]\ndistillation = 1.0\nteacher = "{teacher}"\n', tmp_path)
+    with pytest.raises(UserError, match=r"has \(3, 4\) classes; the model has \(10, 10\)"):
+        Policy(settings, dsn_models.create(settings.model, **settings.options))
+
+
+def test_the_table_is_for_families_with_such_gates(tmp_path):
+    model = make_small("gunn-15")
+    settings = Recipe.model_validate(
+        {
+            "name": "x", "model": "gunn-15", "task": "fine", "data": {"kind": "navon-sklearn"}, "train": {"epochs": 1},
+            "policy": {"cost": 1.0},
+        }
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"table \[policy\] is not for gunn-15"):
+        make_objective(settings, model)
