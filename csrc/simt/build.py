@@ -51,6 +51,11 @@ def cuda_headers() -> Path:
     raise BuildError("no CUDA headers (cuda_fp16.h): install a CUDA toolkit or set CUDA_HOME")
 
 
+def module_path(sanitizer: str = "none", folder: str = "") -> Path:
+    """Where :func:`build` leaves the module."""
+    return CSRC.parent / "build" / "simt" / sanitizer / folder / f"dsn_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
 def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: str = "") -> Path:
     """Builds what changed and returns the module's path.
 
@@ -70,7 +75,7 @@ def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: st
         kernels = sorted((SIMT / "bindings").glob("*.cpp"))
         pybind += sorted((SIMT / "python").glob("*.cpp"))
     root = CSRC.parent / "build" / "simt"
-    module = Path(sanitizer, folder, f"dsn_simt{sysconfig.get_config_var('EXT_SUFFIX')}")
+    module = module_path(sanitizer, folder).relative_to(root)
     (root / module).parent.mkdir(parents=True, exist_ok=True)
 
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(cuda_headers())]
