@@ -27,8 +27,8 @@ struct Facts {
   DeviceLimits limits;
 };
 
-// Blocks of a cluster, each with a multiprocessor's shared memory to itself, that the device can run; 1 where it does
-// not say, as launches of one block run everywhere.
+// Blocks of a cluster, each with a multiprocessor's shared memory to itself, that the device can run: fewer than usual
+// where it is a slice of one. Where it does not say, what devices with clusters promise.
 int largest_cluster(int device) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(kLargestCluster);
@@ -40,7 +40,7 @@ int largest_cluster(int device) {
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   if (status == cudaSuccess) status = cudaOccupancyMaxPotentialClusterSize(&blocks, probe_kernel, &config);
   cudaGetLastError();
-  return status == cudaSuccess ? std::clamp(blocks, 1, kLargestCluster) : 1;
+  return status == cudaSuccess ? std::clamp(blocks, 1, kLargestCluster) : kLargestCluster;
 }
 
 Facts find_facts(int device) {
