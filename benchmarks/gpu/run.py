@@ -46,8 +46,8 @@ class Runner:
         self.context.set_forkserver_preload(["gpu.preload"])
         self.logs = (out / "steps.log").open("w")
         if scale.rehearsal:
-            standins.make_toolkit(self.scratch / "cuda")
-            os.environ["CUDA_HOME"] = str(self.scratch / "cuda")
+            tools = standins.make_tools(self.scratch / "bin")
+            os.environ["PATH"] = os.pathsep.join([str(tools), os.environ.get("PATH", "")])
 
     def left(self) -> float:
         return self.deadline - time.monotonic()

@@ -129,9 +129,10 @@ FAULTY: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def make_toolkit(home: Path) -> None:
-    """A toolkit's folder with a compute-sanitizer that runs its command and finds nothing."""
-    script = home / "bin" / "compute-sanitizer"
-    script.parent.mkdir(parents=True)
+def make_tools(folder: Path) -> Path:
+    """Puts a compute-sanitizer there that runs its command and finds nothing."""
+    folder.mkdir()
+    script = folder / "compute-sanitizer"
     script.write_text('#!/bin/sh\nshift 4\n"$@" && echo "========= ERROR SUMMARY: 0 errors"\n')
     script.chmod(0o755)
+    return folder

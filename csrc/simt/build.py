@@ -82,7 +82,10 @@ def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: st
     # Unique symbols would be shared by two modules in one process, such as the product's and one with kernels of tests.
     common = [compiler, "-std=c++20 -fPIC -fvisibility=hidden -fno-gnu-unique -march=native -DDSN_SIMT -Wall -Wextra"]
     common += ["-Wno-unknown-pragmas -fno-strict-aliasing"]  # kernels unroll, and read halves as wider words
-    common += [f"-I{CSRC}", *(f"-I{kernel.parents[1]}" for kernel in kernels[:1]), *(f"-isystem {i}" for i in includes)]
+    common.append(f"-I{CSRC}")
+    headers = [f"-isystem {i}" for i in includes]
+    # The runner's objects are shared: their commands, by which ninja knows what to build again, name no kernels.
+    own = {"kernel": [f"-I{kernel.parents[1]}" for kernel in kernels[:1]]}
     flags = {
         "pybind": "-O1",
         "runner": f"-O2 -g1 {RUNNER_FLAGS[sanitizer]}",
@@ -92,7 +95,8 @@ def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: st
     sources = {"pybind": pybind, "runner": sorted({*SIMT.glob("*.cpp")} - {*pybind}), "kernel": kernels}
     plan, objects = [], []
     for rule, paths in sources.items():
-        plan.append(f"rule {rule}\n  command = {' '.join(common)} {flags[rule]} -MD -MF $out.d -c $in -o $out")
+        command = " ".join([*common, *own.get(rule, []), *headers, flags[rule]])
+        plan.append(f"rule {rule}\n  command = {command} -MD -MF $out.d -c $in -o $out")
         plan.append("  depfile = $out.d\n  deps = gcc")
         objects += [f"{folders[rule]}/{path.stem}.o" for path in paths]
         plan += [f"build {folders[rule]}/{path.stem}.o: {rule} {path}" for path in paths]
