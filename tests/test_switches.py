@@ -119,7 +119,9 @@ def test_switches_of_the_tests(monkeypatch):
 
 def test_seconds_of_the_gpu_script(tmp_path):
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
-    done = subprocess.run(command, env={**os.environ, "GPU_SECONDS": "soon"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHON": sys.executable, "GPU_SECONDS": "soon"}, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "GPU_SECONDS is 'soon'; expected whole seconds, such as 525\n"
 

@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 #endif
 
+#include <atomic>
 #include <cstdint>
 #include <type_traits>
 
@@ -56,20 +57,39 @@ struct LaunchConfig {
   cudaStream_t stream = nullptr;
 };
 
+// Lets every launch of a kernel on this device ask for all the shared memory that a block may have. Once, and to the
+// same limit for all: one that followed each launch's own bytes would be lowered beneath a launch of another host
+// thread, or a node of a graph, that needs more.
+template <auto kKernel>
+cudaError_t allow_shared_memory(int device) {
+  static std::atomic<uint64_t> allowed = 0;  // a bit for each device
+  const uint64_t bit = uint64_t{1} << (device & 63);
+  if (device < 64 && allowed.load(std::memory_order_acquire) & bit) return cudaSuccess;
+  int most = 0;
+  cudaError_t status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess)
+    status =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel), cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (status == cudaSuccess) allowed.fetch_or(bit, std::memory_order_release);
+  return status;
+}
+
+constexpr int kSharedWithoutAsking = 48 * 1024;  // bytes of a block, on every device
+
 // launch<foo_kernel<Traits>>(config, params): the one way a kernel is started, on the device and on the host. Returns
 // the launch's error, without synchronising; on the host, what a kernel did wrong is thrown as simt::Error.
 template <auto kKernel, class Params>
 cudaError_t launch(const LaunchConfig& config, const Params& params) {
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess && config.shared_bytes > kSharedWithoutAsking)
+    status = allow_shared_memory<kKernel>(device);
+  if (status != cudaSuccess) return status;
 #ifdef DSN_SIMT
   return simt::launch<kKernel>(config, params);
 #else
-  int device = 0;
   int major = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (status == cudaSuccess && config.shared_bytes > 48 * 1024) {
-    status = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes);
-  }
+  status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (status != cudaSuccess) return status;
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t described = {};

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -26,6 +27,22 @@ struct Facts {
   DeviceLimits limits;
 };
 
+// Blocks of a cluster, each with a multiprocessor's shared memory to itself, that the device can run: fewer than usual
+// where it is a slice of one. Where it does not say, what devices with clusters promise.
+int largest_cluster(int device) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(kLargestCluster);
+  config.blockDim = dim3(1);
+  int shared_bytes = 0, blocks = 1;
+  cudaError_t status = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess)
+    status = cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  if (status == cudaSuccess) status = cudaOccupancyMaxPotentialClusterSize(&blocks, probe_kernel, &config);
+  cudaGetLastError();
+  return status == cudaSuccess ? std::clamp(blocks, 1, kLargestCluster) : kLargestCluster;
+}
+
 Facts find_facts(int device) {
   Facts facts;
   int major = 0, minor = 0;
@@ -36,12 +53,12 @@ Facts find_facts(int device) {
   if (status == cudaSuccess)
     status = cudaDeviceGetAttribute(&facts.limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   facts.arch = 10 * major + minor;
-  if (major < 9) facts.limits.cluster = 1;
   cudaFuncAttributes attributes;
   if (status == cudaSuccess) {
     facts.has_code = cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess;
     cudaGetLastError();
   }
+  if (facts.has_code && major >= 9) facts.limits.cluster = largest_cluster(device);
   facts.error = message(status);
   return facts;
 }
@@ -54,13 +71,20 @@ class ThreadStreams : public Streams {
     for (cudaEvent_t event : events_) cudaEventDestroy(event);
   }
 
+  // A thread's first call makes its streams. Where that is in a capture, in which none is to be made, the plan's
+  // streams are one behind the other in the caller's.
   int open(int streams) override {
     thread_local std::map<std::pair<int, int>, cudaStream_t> beside;
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    if (streams > 1)
+      if (const cudaError_t status = cudaStreamIsCapturing(streams_[0], &capture)) return status;
     for (int s = 1; s < streams; ++s) {
-      cudaStream_t& found = beside[{device_, s}];
-      if (!found)
+      cudaStream_t found = beside[{device_, s}];
+      if (!found && capture == cudaStreamCaptureStatusNone) {
         if (const cudaError_t status = cudaStreamCreateWithFlags(&found, cudaStreamNonBlocking)) return status;
-      streams_.push_back(found);
+        beside[{device_, s}] = found;
+      }
+      streams_.push_back(found ? found : streams_[0]);
     }
     return cudaSuccess;
   }

@@ -12,11 +12,14 @@
 
 namespace dsn::cuda {
 
+constexpr int kLargestCluster = 8;  // blocks that every device with clusters can run together
+
+// What the device says of itself, and one rate that it does not tell.
 struct DeviceLimits {
-  int multiprocessors = 132;
-  int shared_bytes = 227 * 1024;  // of a block
-  int cluster = 8;                // blocks
-  double l2_rate = 5.5e12;        // bytes/s that blocks copy from the second-level cache
+  int multiprocessors = 0;
+  int shared_bytes = 0;     // of a block
+  int cluster = 1;          // blocks
+  double l2_rate = 5.5e12;  // bytes/s that blocks copy from the second-level cache
 };
 
 // A buffer of the plan: its channels and what decides on them.

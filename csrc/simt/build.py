@@ -51,6 +51,11 @@ def cuda_headers() -> Path:
     raise BuildError("no CUDA headers (cuda_fp16.h): install a CUDA toolkit or set CUDA_HOME")
 
 
+def module_path(sanitizer: str = "none", folder: str = "") -> Path:
+    """Where :func:`build` leaves the module."""
+    return CSRC.parent / "build" / "simt" / sanitizer / folder / f"dsn_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
 def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: str = "") -> Path:
     """Builds what changed and returns the module's path.
 
@@ -70,14 +75,17 @@ def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: st
         kernels = sorted((SIMT / "bindings").glob("*.cpp"))
         pybind += sorted((SIMT / "python").glob("*.cpp"))
     root = CSRC.parent / "build" / "simt"
-    module = Path(sanitizer, folder, f"dsn_simt{sysconfig.get_config_var('EXT_SUFFIX')}")
+    module = module_path(sanitizer, folder).relative_to(root)
     (root / module).parent.mkdir(parents=True, exist_ok=True)
 
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(cuda_headers())]
     # Unique symbols would be shared by two modules in one process, such as the product's and one with kernels of tests.
     common = [compiler, "-std=c++20 -fPIC -fvisibility=hidden -fno-gnu-unique -march=native -DDSN_SIMT -Wall -Wextra"]
     common += ["-Wno-unknown-pragmas -fno-strict-aliasing"]  # kernels unroll, and read halves as wider words
-    common += [f"-I{CSRC}", *(f"-I{kernel.parents[1]}" for kernel in kernels[:1]), *(f"-isystem {i}" for i in includes)]
+    common.append(f"-I{CSRC}")
+    headers = [f"-isystem {i}" for i in includes]
+    # The runner's objects are shared: their commands, by which ninja knows what to build again, name no kernels.
+    own = {"kernel": [f"-I{kernel.parents[1]}" for kernel in kernels[:1]]}
     flags = {
         "pybind": "-O1",
         "runner": f"-O2 -g1 {RUNNER_FLAGS[sanitizer]}",
@@ -87,7 +95,8 @@ def build(sanitizer: str = "none", kernels: list[Path] | None = None, folder: st
     sources = {"pybind": pybind, "runner": sorted({*SIMT.glob("*.cpp")} - {*pybind}), "kernel": kernels}
     plan, objects = [], []
     for rule, paths in sources.items():
-        plan.append(f"rule {rule}\n  command = {' '.join(common)} {flags[rule]} -MD -MF $out.d -c $in -o $out")
+        command = " ".join([*common, *own.get(rule, []), *headers, flags[rule]])
+        plan.append(f"rule {rule}\n  command = {command} -MD -MF $out.d -c $in -o $out")
         plan.append("  depfile = $out.d\n  deps = gcc")
         objects += [f"{folders[rule]}/{path.stem}.o" for path in paths]
         plan += [f"build {folders[rule]}/{path.stem}.o: {rule} {path}" for path in paths]

@@ -40,6 +40,12 @@ DSN_SIMT_HOOKS(16)
 void __tsan_read_range(void* p, size_t bytes) { on_access(p, bytes, AccessKind::kRead, DSN_SIMT_CALLER); }
 void __tsan_write_range(void* p, size_t bytes) { on_access(p, bytes, AccessKind::kWrite, DSN_SIMT_CALLER); }
 
+// Atomics of the host's own code beside the kernels; these have those of CUDA.
+uint64_t __tsan_atomic64_load(const volatile uint64_t* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+uint64_t __tsan_atomic64_fetch_or(volatile uint64_t* p, uint64_t bits, int) {
+  return __atomic_fetch_or(p, bits, __ATOMIC_SEQ_CST);
+}
+
 }  // extern "C"
 
 #endif

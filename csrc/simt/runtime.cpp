@@ -45,6 +45,29 @@ Device& device() {
   return value;
 }
 
+// The dynamic shared memory that a block of a kernel may ask for: what any may until the limit is set.
+class SharedLimits {
+ public:
+  int of(const void* kernel) {
+    const std::lock_guard lock(mutex_);
+    const auto found = limits_.find(kernel);
+    return found == limits_.end() ? 48 * 1024 : found->second;
+  }
+  void set(const void* kernel, int bytes) {
+    const std::lock_guard lock(mutex_);
+    limits_[kernel] = bytes;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<const void*, int> limits_;
+};
+
+SharedLimits& shared_limits() {
+  static SharedLimits value;
+  return value;
+}
+
 }  // namespace
 
 cudaError_t refusal(const Launch& launch) {
@@ -62,6 +85,7 @@ cudaError_t refusal(const Launch& launch) {
   }
   if (threads * blocks > kMaxClusterThreads) return cudaErrorInvalidClusterSize;
   if (launch.shared_bytes < 0 || launch.shared_bytes > options().shared_limit) return cudaErrorInvalidValue;
+  if (launch.shared_bytes > shared_limits().of(launch.function)) return cudaErrorInvalidValue;
   return cudaSuccess;
 }
 
@@ -250,3 +274,28 @@ int64_t warp_reduce(WarpReduce kind, uint32_t mask, int64_t value) {
 void syncwarp(uint32_t mask) { running().warp_collective(kSyncWarp, mask, nullptr, DSN_SIMT_CALLER); }
 
 }  // namespace dsn::simt
+
+// ---- what launchers ask of the CUDA runtime, of the one device that is played ----
+// NOLINTBEGIN: names and signatures are CUDA's
+extern "C" {
+
+cudaError_t CUDARTAPI cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t CUDARTAPI cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin) return cudaErrorNotSupported;
+  *value = dsn::simt::options().shared_limit;
+  return cudaSuccess;
+}
+
+cudaError_t CUDARTAPI cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorNotSupported;
+  if (value < 0 || value > dsn::simt::options().shared_limit) return cudaErrorInvalidValue;
+  dsn::simt::shared_limits().set(kernel, value);
+  return cudaSuccess;
+}
+
+}  // extern "C"
+// NOLINTEND

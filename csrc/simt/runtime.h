@@ -33,6 +33,7 @@ struct Launch {
   const void* params;
   size_t params_bytes;
   const Stream* stream;
+  const void* function;  // the kernel, as cudaFuncSetAttribute knows it
 };
 
 // Runs a kernel to its end. Throws Error; a configuration that a device would refuse comes back as its error.
@@ -54,8 +55,17 @@ template <auto kKernel, class Config, class Params>
 cudaError_t launch(const Config& config, const Params& params) {
   auto entry = [](const void* p) { kKernel(*static_cast<const Params*>(p)); };
   auto* stream = reinterpret_cast<Stream*>(config.stream);
-  const Launch launch{kernel_name<kKernel>(), config.grid, config.block, config.cluster, config.shared_bytes,
-                      config.dependent,       entry,       &params,      sizeof(Params), stream};
+  const Launch launch{kernel_name<kKernel>(),
+                      config.grid,
+                      config.block,
+                      config.cluster,
+                      config.shared_bytes,
+                      config.dependent,
+                      entry,
+                      &params,
+                      sizeof(Params),
+                      stream,
+                      reinterpret_cast<const void*>(kKernel)};
   return stream ? enqueue(stream, launch) : run(launch);
 }
 

@@ -18,7 +18,10 @@ cudaError_t enqueue(Stream* stream, const Launch& launch) {
   work.run = [launch, params = std::vector<unsigned char>(bytes, bytes + launch.params_bytes)] {
     Launch own = launch;  // operator new aligns for any type
     own.params = params.data();
-    simt::run(own);
+    // As a graph's node is refused when it is replayed, if its kernel's limits have changed since.
+    if (const cudaError_t refused = simt::run(own); refused != cudaSuccess)
+      throw Error(std::string(own.kernel) + " was put into a stream and is refused now: error " +
+                  std::to_string(refused));
   };
   stream->work.push_back(std::move(work));
   return cudaSuccess;

@@ -14,17 +14,18 @@ SIDE, CHANNELS = 8, 16
 
 
 class Builder:
-    """A plan that begins with an image on 8 x 8 pixels. ``negative``: all weights of its convolutions are."""
+    """A plan that begins with an image of ``side`` x ``side`` pixels. ``negative``: all weights of its convolutions
+    are."""
 
-    def __init__(self, channels=CHANNELS, negative=False):
+    def __init__(self, channels=CHANNELS, negative=False, side=SIDE):
         torch.manual_seed(0)
-        self.channels, self.negative = channels, negative
+        self.channels, self.negative, self.side = channels, negative, side
         self.packer, self.plan = Packer(), Plan()
         self.x, self.inner = self.buffer(), self.buffer()
         self.plan.add("load", dst=self.x, in_channels=channels)
 
-    def buffer(self, channels=None, side=SIDE):
-        return self.plan.buffer(channels or self.channels, side, side)
+    def buffer(self, channels=None, side=None):
+        return self.plan.buffer(channels or self.channels, side or self.side, side or self.side)
 
     def conv(self, src, dst, taps=9, stride=1, flags=RELU, only_if=-1, norm=None):
         conv = nn.Conv2d(self.plan.buffers[src][0], self.plan.buffers[dst][0], 3 if taps == 9 else 1, stride, taps // 9)
@@ -60,6 +61,17 @@ class Builder:
         self.conv(self.x, deep, 1, flags=NORMALISE | RELU, norm=nn.BatchNorm2d(CHANNELS).eval())
         self.conv(deep, wide)
         self.conv(wide, self.x, 1, flags=ACCUMULATE)
+
+    def update(self, width=8, size=8):
+        """A unit of a gradually updated layer: of its first channels."""
+        deep, wide = self.middles
+        first, conv, last = nn.Conv2d(CHANNELS, width, 1), nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, size, 1)
+        for module, src, dst, flags in (
+            (first, self.x, deep, RELU),
+            (conv, deep, wide, RELU),
+            (last, wide, self.x, ACCUMULATE),
+        ):
+            self.plan.add("conv2d", src=src, dst=dst, flags=flags, **pack_conv2d(self.packer, module, None))
 
     def store(self, buffer):
         self.plan.add("store", src=buffer, in_channels=self.plan.buffers[buffer][0])
@@ -168,6 +180,32 @@ def test_what_others_read_is_there(host, case):
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
     macs = b.plan.macs(forced)
     assert torch.equal(walked(image, limits, forced).macs, macs.expand(batch))
+
+
+def updates(b):
+    """Units of a gradually updated layer."""
+    b.middles = b.buffer(8), b.buffer(8)
+    b.update(), b.update()
+    b.store(b.x)
+
+
+@pytest.mark.parametrize("blocks", [3, 5, 6, 7])
+@pytest.mark.parametrize(("case", "runs"), [(updates, "gradual_runs"), (bottlenecks_left, "bottleneck_runs")])
+def test_clusters_of_any_size(host, case, runs, blocks):
+    """Maps of two rows for each block; the same as by one block a launch."""
+    side, batch = 2 * blocks, 1
+    b = Builder(side=side)
+    case(b)
+    walked, single = (
+        PlanRunner(b.plan, b.packer.tensor(), torch.float16, "simt", clusters) for clusters in (True, False)
+    )
+    assert [run[2:4] for run in getattr(walked.schedule(batch), runs)] == [[2, blocks]]
+    image, limits = torch.randn(batch, CHANNELS, side, side), torch.empty(0)
+    for seed in range(2):
+        host.seeded(seed)
+        actual, expected = walked(image, limits), single(image, limits)
+        torch.testing.assert_close(actual.map, expected.map, rtol=2e-3, atol=2e-3)
+        assert torch.equal(actual.macs, expected.macs)
 
 
 def test_an_infinite_input_spreads_no_further(host):

@@ -25,7 +25,7 @@ class Played:
         self.images = make_images(model, BATCH)
         self.plan = self.runner.plan
 
-    def run(self, seed=0, batch=BATCH, rows=BATCH, forgotten=-1):
+    def run(self, seed=0, batch=BATCH, rows=BATCH, forgotten=-1, one_stream=False):
         """``batch`` samples of which ``rows`` are real and have memory: (logits, gates, launches in order)."""
         simt, plan = self.simt, self.plan
         simt.configure(seed=seed)
@@ -40,7 +40,7 @@ class Played:
         given += [simt.input(limits, "thresholds"), None, simt.input(count, "count")]
         given += [simt.output(t, n) for t, n in ((logits, "logits"), (gates, "gates"), (scores, "scores"))]
         given += [simt.output(macs, "macs"), simt.output(stored, "map"), simt.output(workspace, "workspace")]
-        return logits, gates, network.run(*given, forgotten_wait=forgotten)
+        return logits, gates, network.run(*given, forgotten_wait=forgotten, one_stream=one_stream)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["clusters", "layers"])
@@ -69,6 +69,14 @@ def test_any_order_that_the_events_allow_gives_the_same(played, seed):
             played.layer,
             "head",
         ]
+
+
+def test_one_stream_serves_both_branches(played):
+    """As in a capture by a host thread that has not called before, and so has made no stream."""
+    logits, gates, launches = played.run(one_stream=True)
+    expected, expected_gates, _ = played.run()
+    assert torch.equal(logits, expected) and torch.equal(gates, expected_gates)
+    assert {stream for stream, _ in launches} == {COARSE}
 
 
 def test_the_branches_run_side_by_side(played):

@@ -25,25 +25,29 @@ namespace {
 using namespace dsn;
 using dsn::simt::Array;
 
-// The runner's streams. `forgotten` numbers a wait that is left out, to test that it is missed.
+// The runner's streams. `forgotten` numbers a wait that is left out, to test that it is missed; `alone`: all of the
+// plan's streams are the caller's, as in a capture by a thread that has made none.
 class HostStreams : public cuda::Streams {
  public:
-  HostStreams(int streams, int forgotten) : set(streams), forgotten_(forgotten) {}
+  HostStreams(int streams, int forgotten, bool alone) : set(streams), forgotten_(forgotten), alone_(alone) {}
   int open(int) override { return 0; }
-  CUstream_st* get(int stream) override { return reinterpret_cast<CUstream_st*>(set.get(stream)); }
+  CUstream_st* get(int stream) override { return reinterpret_cast<CUstream_st*>(set.get(own(stream))); }
   int mark(int stream, int* event) override {
-    *event = set.mark(stream);
+    *event = set.mark(own(stream));
     return 0;
   }
   int wait(int stream, int event) override {
-    if (waits_++ != forgotten_) set.wait(stream, event);
+    if (waits_++ != forgotten_) set.wait(own(stream), event);
     return 0;
   }
 
   simt::StreamSet set;
 
  private:
+  int own(int stream) const { return alone_ ? 0 : stream; }
+
   int forgotten_, waits_ = 0;
+  bool alone_;
 };
 
 class Network {
@@ -64,9 +68,8 @@ class Network {
     }
     stream_of_ = streams_of(plan_);
     streams_ = 1 + *std::max_element(stream_of_.begin(), stream_of_.end());
-    schedule_.emplace(
-        "network", plan_, stream_of_, streams_, element_, batch,
-        cuda::DeviceLimits{multiprocessors, shared_bytes, clusters ? cuda::DeviceLimits{}.cluster : 1, l2_rate});
+    schedule_.emplace("network", plan_, stream_of_, streams_, element_, batch,
+                      cuda::DeviceLimits{multiprocessors, shared_bytes, clusters ? cuda::kLargestCluster : 1, l2_rate});
   }
 
   // Returns the launches in the order in which they ran: (stream, kernel).
@@ -74,7 +77,7 @@ class Network {
                                                const Array& thresholds, const Array* forced, const Array* count,
                                                const Array& logits, const Array& taken, const Array& scores,
                                                const Array& macs, const Array& map, const Array& workspace,
-                                               int forgotten) {
+                                               int forgotten, bool alone) {
     if (weights.size() < schedule_->weight_bytes || workspace.size() < schedule_->workspace_bytes)
       throw std::runtime_error("network: weights or workspace are too small");
     if (!forced && !schedule_->lists.empty())
@@ -93,7 +96,7 @@ class Network {
     call.map = map.data<void>();
     call.workspace = workspace.data<unsigned char>();
     call.batch = batch_;
-    HostStreams streams(streams_, forgotten);
+    HostStreams streams(streams_, forgotten, alone);
     streams.set.call(0, "memset", [&] { std::memset(call.workspace, 0, schedule_->zero_bytes); });
     start(call, streams);
     return streams.set.play(simt::options().seed);
@@ -108,7 +111,7 @@ class Network {
     call.macs = reinterpret_cast<unsigned long long*>(nowhere);
     call.map = nowhere;
     call.batch = batch_;
-    HostStreams streams(streams_, -1);
+    HostStreams streams(streams_, -1, false);
     start(call, streams);
     std::vector<std::vector<std::tuple<std::string, int64_t, int, int, int, int>>> all;
     for (int s = 0; s < streams_; ++s) {
@@ -209,7 +212,8 @@ DSN_SIMT_BINDINGS(network) {
            py::arg("l2_rate") = cuda::DeviceLimits{}.l2_rate)
       .def("run", &Network::run, py::arg("image"), py::arg("image_is_float"), py::arg("weights"), py::arg("thresholds"),
            py::arg("forced").none(true), py::arg("count").none(true), py::arg("logits"), py::arg("taken"),
-           py::arg("scores"), py::arg("macs"), py::arg("map"), py::arg("workspace"), py::arg("forgotten_wait") = -1)
+           py::arg("scores"), py::arg("macs"), py::arg("map"), py::arg("workspace"), py::arg("forgotten_wait") = -1,
+           py::arg("one_stream") = false)
       .def_property_readonly("workspace_bytes", &Network::workspace_bytes)
       .def_property_readonly("grouped", &Network::grouped)
       .def_property_readonly("gradual_runs", &Network::gradual_runs)
