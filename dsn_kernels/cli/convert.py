@@ -76,7 +76,7 @@ def convert_command(
             facts["normalisation"] = f"mean {_numbers(known.mean)}, std {_numbers(known.std)} ({known.source})"
         else:
             facts["normalisation"] = "not known; give it by --mean and --std"
-        origin = {"file": source.name, "format": found.format, **found.facts, "untrained": [*found.notes]}
+        origin = {**found.facts, "file": source.name, "format": found.format, "untrained": [*found.notes]}
         checkpoints.save(network, out, source=origin, data=data)
         facts["untrained"] = [*found.notes]
     _report(facts, json)

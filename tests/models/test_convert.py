@@ -206,6 +206,8 @@ def cifar_state(depth=20):
     [
         ({"layer1.2.conv1.weight": None}, "key 'layer1.2.conv1.weight' is missing; expected all tensors of resnet-20"),
         ({"linear.bias": None}, "key 'linear.bias' is missing"),
+        ({"layer1.999999999.conv1.weight": torch.ones(1)}, "convolutions of units are missing; expected all tensors"),
+        ({"layer4.0.bn1.weight": torch.ones(1)}, "convolutions of units are missing; expected all tensors of a cifar"),
         ({"layer1.0.conv3.bias": torch.ones(1)}, "unexpected key 'layer1.0.conv3.bias'; resnet-20 has no such tensor"),
         ({"bn1.weight": torch.ones(17)}, r"tensor 'bn1.weight' has shape \[17\]; expected \[16\]"),
         ({"bn1.weight": torch.full((16,), torch.nan)}, "tensor 'bn1.weight' holds NaN"),

@@ -229,11 +229,11 @@ def archive(kind):
             file.addfile(tarfile.TarInfo("model/weights.txt"))
     elif kind == "npz":
         np.savez(buffer, a=np.zeros(3))
-    elif kind == "script":
-        torch.jit.save(torch.jit.script(nn.Linear(1, 1)), buffer)
     else:
+        names = {"zip": ["readme.txt"], "script": ["data.pkl", "code/net.py", "constants.pkl"]}[kind]
         with zipfile.ZipFile(buffer, "w") as file:
-            file.writestr("model/readme.txt", "x")
+            for name in names:
+                file.writestr(f"model/{name}", "x")
     return buffer.getvalue()
 
 
@@ -261,6 +261,21 @@ def test_other_files_are_called_what_they_are(tmp_path, content, said):
     with pytest.raises(UserError, match=f"is no file of weights but {said}") as caught:
         convert(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_a_file_cut_anywhere_is_one_line(tmp_path, form):
+    path = tmp_path / "w.bin"
+    if form == "safetensors":
+        save_file(released(), path)
+    else:
+        torch.save({"net": released(), "acc": 1.0}, path, _use_new_zipfile_serialization=form == "zip")
+    data = path.read_bytes()
+    for cut in [*range(0, 64, 7), *range(64, len(data), len(data) // 30)]:
+        path.write_bytes(data[:cut])
+        with pytest.raises(UserError, match="is cut short or is no file of weights|is no file of weights") as caught:
+            convert(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_ours_needs_no_conversion(tmp_path):
