@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 from small_models import make_images, make_small
+from small_recipes import DSN
 from torch import nn
 
 from dsn_models import UserError
 from dsn_models.selection import run_gated, set_compute
+from dsn_models.training import train
 
 NETWORKS = ["dsn-navon", "concat-bc-100", "add-166", "lsn-navon", "skipnet-38-rnn", "skipnet-38-ff"]
 
@@ -166,6 +168,14 @@ def test_a_captured_graph_masks(name):
 def test_a_network_that_skips_no_layers_has_nothing_to_select():
     with pytest.raises(UserError, match="compute is 'selected', but a ResNet skips no layers or units; use 'masked'"):
         set_compute(make_small("resnet-164"), "selected")
+
+
+def test_several_processes_mask(tmp_path, monkeypatch):
+    path = tmp_path / "tiny.toml"
+    path.write_text(DSN.replace("[train]", '[train]\ncompute = "selected"'))
+    monkeypatch.setattr("dsn_models.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match="recipe tiny: train.compute 'selected' is for one process"):
+        train(path, None, tmp_path, progress=False)
 
 
 def test_another_form_is_refused():
