@@ -254,6 +254,8 @@ def check(case, corpus, seconds):
         try:
             found = run(case.words, seconds)
             return found, complaints(case.words, found, folder)
+        except (ValueError, OSError):  # of a file that is not whole
+            return found, [traceback.format_exc()]
         finally:
             os.chdir(before)
 

@@ -78,11 +78,11 @@ def make_corpus(folder):
 
 
 def whole(path):
-    """Whether a file is none that was begun, and holds what its name promises."""
+    """Whether a file is none that was begun, and is complete: JSON under any name, else what its name promises."""
     data = path.read_bytes()
     if path.name.startswith(".") and path.name != ".svg":
         return False
-    if path.suffix == ".json":
+    if data.startswith((b"{", b"[")):
         return bool(json.loads(data))
     if path.suffix == ".safetensors":
         return dsn_models.load(path) is not None
