@@ -21,8 +21,7 @@ def rehearsed(tmp_path_factory):
     except UserError as error:
         pytest.skip(str(error))
     out = tmp_path_factory.mktemp("gpu")
-    # Its first step waits for a build that another test may have begun.
-    done = shell(str(out), "--rehearse", "--inject", "hang,wrong,fault,missing", GPU_SECONDS="900")
+    done = shell(str(out), "--rehearse", "--inject", "hang,wrong,fault,missing")
     assert done.returncode == 1, done.stdout + done.stderr
     document = json.loads((out / "gpu.json").read_text())
     assert sorted(path.name for path in out.iterdir()) == ["gpu.json", "steps.log"]
