@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -247,7 +248,6 @@ class Network(Planned):
         self.num_parameters = sum(parameter.numel() for parameter in given.parameters())
         self.reference_dtype = next(given.parameters()).dtype  # of the images that it takes
         self.layers: dict[str, int] = dict(getattr(model, "gate_counts", {}))
-        self.dense_macs = count_macs(getattr(model, "dense_equivalent", lambda: model)(), model.config)
         self.gater = Chooser(model.gater, target) if isinstance(model, GaterNet) else None
         limits = self._per_gate(None)
         self.register_buffer("thresholds", limits, persistent=False)
@@ -328,6 +328,13 @@ class Network(Planned):
     def last_macs(self) -> Tensor:
         """Multiply-accumulates of the last call, counted by the kernels while they ran, int64 [B]."""
         return self._last[2] + self._other_macs
+
+    @cached_property
+    def dense_macs(self) -> int:
+        """MACs per image of the network without gates, by torch's counter; counted when first asked for."""
+        with torch.device("meta"):
+            model: Any = self.family(self.config)
+        return count_macs(getattr(model, "dense_equivalent", lambda: model)(), self.config)
 
     @property
     def parts(self) -> dict[str, Planned]:

@@ -15,6 +15,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from ..errors import UserError
+from ..lettering import shortened
 from .augmentation import RandomFlipCrop, RandomScaleCrop
 from .base import Batch, CoarseFineDataset
 from .images import SUFFIXES, read_image
@@ -63,7 +64,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
-    return ", ".join(map(repr, names[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(repr(shortened(name)) for name in names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def scan(root: str | Path) -> tuple[dict[str, list[Path]], list[str]]:

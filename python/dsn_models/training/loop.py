@@ -36,6 +36,14 @@ class _Step(nn.Module):
         return self.objective.loss(self.model, images, labels, phase)
 
 
+def _memory_format(model: nn.Module) -> torch.memory_format:
+    """Channels last, which is faster; but there oneDNN on AVX2 (seen in 3.12, of torch 2.13) writes beyond the gradient
+    of a 1x1 convolution with a stride and fewer than 8 input channels."""
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    narrow = any(c.kernel_size == (1, 1) and c.stride != (1, 1) and c.in_channels < 8 for c in convolutions)
+    return torch.contiguous_format if narrow else torch.channels_last
+
+
 class _Run:
     """One training run: everything that the steps of its epochs need."""
 
@@ -54,7 +62,8 @@ class _Run:
             )
         set_compute(self.model, recipe.train.compute)
         network: Any = self.model  # torch's annotations of ``to`` leave the memory format out
-        self.model = network.to(device, memory_format=torch.channels_last)
+        self.memory_format = _memory_format(self.model)
+        self.model = network.to(device, memory_format=self.memory_format)
         self.model = distributed.share_batch_norms(self.model)
         if recipe.train.batch % distributed.world_size():
             raise UserError(
@@ -79,7 +88,7 @@ class _Run:
         batch = self.recipe.train.batch
         images, coarse, fine = self.train_set.batch(distributed.own_rows(order[i * batch : (i + 1) * batch]))
         labels = {"coarse": coarse.to(self.device), "fine": fine.to(self.device)}
-        return images.to(self.device).contiguous(memory_format=torch.channels_last), labels
+        return images.to(self.device).contiguous(memory_format=self.memory_format), labels
 
     def epoch(self, bar: Progress) -> dict[str, float]:
         """One epoch, its order of images a function of seed and epoch alone. Returns the means over its steps."""
