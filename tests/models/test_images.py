@@ -177,3 +177,14 @@ def test_an_image_beyond_the_limit(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(encoded("PNG"))
     with pytest.raises(UserError, match="a.png is too large an image .*; make it smaller"):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_beyond_what_pillow_reads_is_refused_and_a_large_one_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for width in (15, 30):
+        Image.new("1", (width, 10), 1).save(tmp_path / f"{width}.png")
+    assert read_image(tmp_path / "15.png").size == (15, 10)
+    with pytest.raises(UserError, match=r"30.png is too large an image \(.*300 pixels.*\); make it smaller") as refusal:
+        read_image(tmp_path / "30.png")
+    assert "\n" not in str(refusal.value)

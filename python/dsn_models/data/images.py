@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import IO
 
@@ -32,12 +33,15 @@ def read_image(
         formats: Pillow's names of those that are read.
 
     Raises:
-        UserError: it is damaged, cut short or no image, larger than Pillow's limit, or :func:`to_rgb` refuses it.
+        UserError: it is damaged, cut short or no image, larger than twice Pillow's limit (179 million pixels), or
+            :func:`to_rgb` refuses it.
     """
     name = name or str(source)
     try:
-        with Image.open(source, formats=formats) as file:
-            return to_rgb(ImageOps.exif_transpose(file), name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as large is refused
+            with Image.open(source, formats=formats) as file:
+                return to_rgb(ImageOps.exif_transpose(file), name)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
