@@ -114,7 +114,7 @@ def test_the_cost_is_in_macs_and_its_target_falls(tmp_path):
     share = (macs.executed(ones)[0] / macs.dense).item()
     assert share == pytest.approx(1, abs=0.01)
     for progress, target in ((0.0, 1.0), (0.25, 0.6), (0.5, 0.2), (1.0, 0.2)):
-        loss, facts = terms.loss(ones, ones, images, (), progress)
+        loss, facts = terms.loss(ones, ones, {}, images, progress)
         assert loss.item() == pytest.approx(10 * max(share - target, 0) ** 2, rel=1e-4)
         assert facts["macs"] == pytest.approx(share)
     loss.backward()
@@ -138,6 +138,8 @@ cost = 20.0
 target = 0.5
 target_end = 0.2
 information = 0.1
+ranking = 0.2
+depth = 0.1
 shaping = 0.1
 distillation = 0.5
 teacher = "{teacher}"
@@ -172,8 +174,36 @@ def test_the_teachers_answers_are_part_of_the_loss(tmp_path):
     images = torch.rand(4, 1, 16, 16)
     with torch.no_grad():
         same = model.eval().dense_equivalent()(images)
-        assert terms.loss({}, {}, images, same, 0.0)[0].item() == pytest.approx(0, abs=1e-5)
-        assert terms.loss({}, {}, images, [torch.zeros(4, 10)] * 2, 0.0)[0] > 0.001
+        ones = {name: torch.ones(4, count) for name, count in model.gate_counts.items()}
+        labels = torch.zeros(4, dtype=torch.int64)
+        served = dict(zip(("coarse", "fine"), ((logits, labels) for logits in same), strict=True))
+        assert terms.loss(ones, ones, served, images, 0.0)[0].item() == pytest.approx(0, abs=1e-5)
+        other = {name: (torch.zeros(4, 10), labels) for name in served}
+        assert terms.loss(ones, ones, other, images, 0.0)[0] > 0.001
+
+
+def test_ranking_is_of_macs_and_wants_more_for_what_is_harder(tmp_path):
+    settings = recipe(DSN, "[policy]\nranking = 3.0\nmargin = 0.1\n", tmp_path)
+    model = dsn_models.create(settings.model, **settings.options)
+    terms = Policy(settings, model)
+    shares = terms.macs.gates["fine"] / terms.macs.gates["fine"].sum()
+    gates = {"coarse": torch.ones(2, 3), "fine": torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], requires_grad=True)}
+    labels, alike = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 10)
+    served = {"coarse": (alike, labels), "fine": (torch.eye(10)[:2] * 5, labels)}  # the second image is the harder one
+    loss, _ = terms.loss(gates, gates, served, torch.zeros(2, 1, 16, 16), 0.0)
+    assert loss.item() == pytest.approx(3 * max(0.1 + shares[0].item() - shares[1].item(), 0), rel=1e-5)
+    loss.backward()
+    assert gates["fine"].grad[0, 0] > 0 > gates["fine"].grad[1, 1]
+
+
+def test_layers_are_left_out_at_random_before_the_gates_join(tmp_path):
+    settings = recipe(DSN, "[policy]\ndepth = 0.5\n", tmp_path)
+    torch.manual_seed(0)
+    model = dsn_models.create(settings.model, **settings.options).train()
+    labels = {name: torch.zeros(64, dtype=torch.int64) for name in ("coarse", "fine")}
+    objective = make_objective(settings, model)
+    objective.loss(model, torch.rand(64, 1, 16, 16), labels, "ungated")
+    assert 0.3 < model.last_gates["fine"].float().mean() < 0.7
 
 
 @pytest.mark.parametrize(

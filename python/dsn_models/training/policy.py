@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..checkpoints import load
 from ..computation import GateMacs, gate_macs
-from ..distributed import gather_rows
+from ..distributed import gather_rows, own_rows, world_size
 from ..errors import UserError
 from ..gates import PooledGate, set_noise
-from .losses import batch_shaping_loss, distillation_loss, information
+from .losses import batch_shaping_loss, distillation_loss, information, ranking_loss
 from .recipe import Recipe
 
 
 class Policy:
     """The terms of ``[policy]``, summed over the names of a model's gates, and the noise of its decisions.
 
-    ``cost max(0, c - t)^2``, c the batch's mean MACs by :func:`.computation.gate_macs` as a fraction of the network's
-    without gates, t the target as it falls; ``- information`` :func:`.losses.information`; ``shaping``
-    :func:`.losses.batch_shaping_loss`; ``distillation`` :func:`.losses.distillation_loss`, summed over the tasks.
+    - ``cost max(0, c - t)^2``, c the batch's mean MACs by :func:`.computation.gate_macs` as a fraction of those of the
+      network without gates, t the target as it falls;
+    - ``- information`` times :func:`.losses.information`;
+    - ``shaping`` times :func:`.losses.batch_shaping_loss`;
+    - ``ranking`` times :func:`.losses.ranking_loss`, of MACs;
+    - ``distillation`` times :func:`.losses.distillation_loss`, summed over the tasks.
 
     Raises:
         UserError: the teacher cannot be read or has other classes than the model.
@@ -30,7 +33,7 @@ class Policy:
 
     def __init__(self, recipe: Recipe, model: Any) -> None:
         self.section = recipe.policy
-        self.macs: GateMacs | None = gate_macs(model) if self.section.cost else None
+        self.macs: GateMacs = gate_macs(model)
         self.teacher: nn.Module | None = None
         if self.section.teacher is not None:
             teacher: Any = load(self.section.teacher)
@@ -50,26 +53,29 @@ class Policy:
         self,
         scores: dict[str, Tensor],
         gates: dict[str, Tensor],
+        served: dict[str, tuple[Tensor, Tensor]],
         images: Tensor,
-        outputs: Sequence[Tensor],
         progress: float,
     ) -> tuple[Tensor, dict[str, float]]:
         """The terms, and facts to log.
 
         Args:
             scores, gates: by name, [B, L] of the process's own images: probabilities to open and multipliers.
+            served: by the same names, logits [B, classes] and labels [B] of the task that the gates serve.
             images: [B, C, H, W].
-            outputs: logits of each task.
             progress: of the phase, 0 to 1.
         """
-        section, facts = self.section, {}
+        section = self.section
         loss = torch.zeros((), device=images.device)
-        if self.macs is not None:
-            whole = {name: gather_rows(taken) for name, taken in gates.items()}
-            cost = (self.macs.executed(whole) / self.macs.dense).mean()
-            target = 1 - (1 - section.target) * min(progress / section.target_end, 1.0)
-            loss = loss + section.cost * (cost - target).clamp(min=0) ** 2
-            facts["macs"] = cost.item()
+        whole = {name: gather_rows(taken) for name, taken in gates.items()}
+        cost = (self.macs.executed(whole) / self.macs.dense).mean()
+        target = 1 - (1 - section.target) * min(progress / section.target_end, 1.0)
+        loss = loss + section.cost * (cost - target).clamp(min=0) ** 2
+        for name in whole if section.ranking else ():
+            weights = self.macs.gates[name].to(whole[name])
+            hardness = gather_rows(F.cross_entropy(served[name][0].detach(), served[name][1], reduction="none"))
+            ranked = ranking_loss(hardness, whole[name] * weights / weights.mean(), section.margin)
+            loss = loss + section.ranking * ranked
         for name in scores if section.information or section.shaping else ():
             whole_scores = gather_rows(scores[name])
             loss = loss - section.information * information(whole_scores)
@@ -77,6 +83,13 @@ class Policy:
         if self.teacher is not None:
             with torch.no_grad():
                 taught = self.teacher.to(images.device)(images)
-            for ours, theirs in zip(outputs, taught if isinstance(taught, tuple) else (taught,), strict=True):
+            teachings = taught if isinstance(taught, tuple) else (taught,)
+            for (ours, _), theirs in zip(served.values(), teachings, strict=True):
                 loss = loss + section.distillation * distillation_loss(ours, theirs, section.temperature)
-        return loss, facts
+        return loss, {"macs": cost.item()}
+
+    def left_out(self, model: Any, images: Tensor) -> dict[str, Tensor]:
+        """Gates of an ungated step, uint8 [B, L] by name: each 0 with the probability ``depth``."""
+        count = len(images) * world_size()
+        draws = {name: own_rows(torch.rand(count, gates)) for name, gates in model.gate_counts.items()}
+        return {name: (draw >= self.section.depth).byte().to(images.device) for name, draw in draws.items()}

@@ -174,6 +174,9 @@ class PolicySection(Section):
     target_end: fraction of the phase over which the target falls from 1.
     information: weight of what a gate tells of the image, which is maximised.
     shaping: weight of the distance between a gate's scores over a batch and a distribution with both ends.
+    ranking: weight of the loss on harder images that run fewer MACs than easier ones.
+    margin: how many more, as a fraction of what the task's gates decide on, a harder image is to run.
+    depth: rate at which layers are left out at random in the ungated phase of dual skipping networks.
     distillation: weight of the divergence from the teacher's answers.
     temperature: that both answers are softened by.
     teacher: a checkpoint; it runs without gates.
@@ -187,6 +190,9 @@ class PolicySection(Section):
     target_end: float = Field(0.4, gt=0, le=1)
     information: float = Field(0.0, ge=0)
     shaping: float = Field(0.0, ge=0)
+    ranking: float = Field(0.0, ge=0)
+    margin: float = Field(0.05, ge=0)
+    depth: float = Field(0.0, ge=0, lt=1)
     distillation: float = Field(0.0, ge=0)
     temperature: float = Field(2.0, gt=0)
     teacher: str | None = None

@@ -76,8 +76,12 @@ class DualSkippingObjective(Objective):
             self.policy(model).begin_step(model, self.progress)
         scores: dict[str, Tensor] = {}
         taken: dict[str, Tensor] = {}
+        forced = None
+        if phase == "ungated":
+            depth = self.recipe.policy.depth
+            forced = self.policy(model).left_out(model, images) if depth else all_open(model, len(images))
         with GateRecorder(model) as recorder:
-            outputs = model(images, forced_gates=all_open(model, len(images)) if phase == "ungated" else None)
+            outputs = model(images, forced_gates=forced)
         loss = torch.zeros((), device=images.device)
         facts: dict[str, float] = {}
         for name, logits, target in zip(BRANCHES, outputs, gates.target, strict=True):
@@ -97,7 +101,8 @@ class DualSkippingObjective(Objective):
                 values = multipliers.detach()
                 facts[f"{name}/undecided"] = ((values > 0) & (values < 1)).float().mean().item()
         if phase == "gated":
-            terms, more = self.policy(model).loss(scores, taken, images, outputs, self.progress)
+            served = {name: (logits, labels[name]) for name, logits in zip(BRANCHES, outputs, strict=True)}
+            terms, more = self.policy(model).loss(scores, taken, served, images, self.progress)
             loss, facts = loss + terms, facts | more
         return loss, facts
 

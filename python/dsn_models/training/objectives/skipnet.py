@@ -94,7 +94,8 @@ class SkipNetObjective(SingleTaskObjective):
         section = self.recipe.skipping
         if phase == "gated":
             scores, taken = {UNITS: torch.stack(gates.scores, 1)}, {UNITS: torch.stack(gates.values, 1)}
-            terms, more = self.policy(model).loss(scores, taken, images, (logits,), self.progress)
+            served = {UNITS: (logits, labels[self.recipe.task])}
+            terms, more = self.policy(model).loss(scores, taken, served, images, self.progress)
             loss, facts = loss + terms, facts | more
             if section.penalty:
                 mean = gather_rows(torch.stack(gates.values, 1)).mean()
