@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from dsn_models.densenet import DenseBlock, DenseLayer, DenseNet, Head, Transition
 from dsn_models.dual_skipping import DualSkippingNetwork, SkipDenseBlock
 from dsn_models.errors import UserError
-from dsn_models.gaternet import GaterNet
+from dsn_models.gaternet import GaterNet, find_gate_points
 from dsn_models.gradually_updated import GradualLayer, GraduallyUpdatedNetwork
 from dsn_models.inception import Branches, ConvNorm, InceptionV4
 from dsn_models.layer_skippable import LayerSkippableNetwork
@@ -43,6 +43,27 @@ def flat(sequence: Any, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 def _network(model: Any) -> nn.Module:
     family: Any = family_of(model)
     return family(model.config)
+
+
+def _inception(model: Any) -> nn.Module:
+    """Whatever is in its stem and units, which a plan takes as they are arranged."""
+    fresh: Any = InceptionV4(model.config)
+    fresh.stem, fresh.units = _inception_part(model.stem), _inception_part(model.units)
+    last: Any = [module for _, module in flat(model.head)][-1]
+    fresh.head[-1] = nn.Linear(last.in_features, model.config.classes)
+    return fresh
+
+
+def _gaternet(model: Any) -> nn.Module:
+    """Around the backbone that is given."""
+    fresh: Any = GaterNet(model.config)
+    family = family_of(model.backbone)
+    if family is None:
+        raise UserError(f"backbone is a {type(model.backbone).__name__}, which is of no family that has kernels")
+    fresh.backbone = BLUEPRINTS[family](model.backbone)
+    fresh.gate_points = find_gate_points(fresh.backbone, model.config.gated)
+    fresh.gater.fc2 = nn.Linear(model.config.bottleneck, fresh.num_gates)
+    return fresh
 
 
 def _residual_unit(unit: Any) -> nn.Module:
@@ -125,10 +146,10 @@ BLUEPRINTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     DenseNet: _network,
     ResNet: _network,
     SkipNet: _network,
-    GaterNet: _network,
+    GaterNet: _gaternet,
     GraduallyUpdatedNetwork: _network,
     ShakeShake: _network,
-    InceptionV4: _network,
+    InceptionV4: _inception,
     LeNet: _network,
     BasicUnit: _residual_unit,
     BottleneckUnit: _residual_unit,

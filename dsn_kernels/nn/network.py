@@ -255,6 +255,8 @@ class Network(Planned):
         self.register_buffer("_plan_limits", torch.full((self.plan.gates,), 0.5, dtype=torch.float32), persistent=False)
         # Gates, scores and MACs of the last call.
         self._last = (limits.new_empty(0, len(limits)).byte(), limits.new_empty(0, len(limits)), torch.empty(0).long())
+        # In a tuple, since it is no part of this module.
+        self._without_weights = (model.to("meta"),)
         self.eval()
         self.requires_grad_(False)
 
@@ -332,8 +334,7 @@ class Network(Planned):
     @cached_property
     def dense_macs(self) -> int:
         """MACs per image of the network without gates, by torch's counter; counted when first asked for."""
-        with torch.device("meta"):
-            model: Any = self.family(self.config)
+        (model,) = self._without_weights
         return count_macs(getattr(model, "dense_equivalent", lambda: model)(), self.config)
 
     @property
