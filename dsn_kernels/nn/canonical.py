@@ -76,7 +76,7 @@ def overrides(module: nn.Module, family: type) -> list[str]:
     return sorted(name for name in code if hasattr(family, name) or name in held)
 
 
-def _take_over(given: nn.Module, fresh: nn.Module, path: str) -> None:
+def _take_over(given: Any, fresh: Any, path: str) -> None:
     """Moves what ``fresh`` needs from ``given``, of which it is the blueprint, and refuses what does not match."""
     given = _unwrapped(given, fresh)
     _refuse_kind(given, fresh, path)
@@ -90,8 +90,8 @@ def _take_over(given: nn.Module, fresh: nn.Module, path: str) -> None:
         for (name, theirs_), (_, ours_) in zip(theirs, ours, strict=True):
             _take_over(theirs_, ours_, _join(path, name))
         return
-    if isinstance(fresh, nn.ModuleList) and len(given) != len(fresh):  # type: ignore[arg-type]
-        raise UserError(f"{path or 'model'} has {len(given)} modules; the kernels compute {len(fresh)}")  # type: ignore[arg-type]
+    if isinstance(fresh, nn.ModuleList) and len(given) != len(fresh):
+        raise UserError(f"{path or 'model'} has {len(given)} modules; the kernels compute {len(fresh)}")
     for name, child in fresh.named_children():
         theirs_child = given._modules.get(name)
         if theirs_child is None:
@@ -137,7 +137,7 @@ def _refuse_overrides(module: nn.Module, family: type, path: str) -> None:
         )
 
 
-def _refuse_attributes(given: nn.Module, fresh: nn.Module, path: str) -> None:
+def _refuse_attributes(given: Any, fresh: Any, path: str) -> None:
     """What the class's code reads from the object must be what the constructor leaves there; eps goes along."""
     theirs, ours = vars(given), vars(fresh)
     for name in theirs.keys() - ours.keys() - _UNREAD:
@@ -145,7 +145,7 @@ def _refuse_attributes(given: nn.Module, fresh: nn.Module, path: str) -> None:
             raise UserError(f"{_place(path, given)} with a {name} of its own; the kernels compute what its class does")
     for name in ours.keys() - _UNREAD:
         if name == "eps":
-            fresh.eps = given.eps  # type: ignore[assignment]
+            fresh.eps = given.eps
         elif not _same(found := theirs.get(name, given._modules.get(name)), ours[name]):
             found = type(found).__name__ if isinstance(found, nn.Module) else repr(found)
             raise UserError(
