@@ -78,12 +78,14 @@ def make_corpus(folder):
 
 
 def whole(path):
-    """Whether a file is none that was begun, and is complete: JSON under any name, else what its name promises."""
+    """Whether a file is none that was begun, and is complete: JSON and pages whatever it is called, else what its name says."""
     data = path.read_bytes()
     if path.name.startswith(".") and path.name != ".svg":
         return False
     if data.startswith((b"{", b"[")):
         return bool(json.loads(data))
+    if data.lstrip().lower().startswith(b"<!doctype html"):
+        return data.rstrip().endswith(b"</html>")
     if path.suffix == ".safetensors":
         return dsn_models.load(path) is not None
     ends = {".html": b"</html>", ".svg": b"</svg>", ".pdf": b"%%EOF", ".png": b"IEND\xaeB`\x82"}

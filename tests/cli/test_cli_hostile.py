@@ -57,6 +57,12 @@ def test_a_class_without_images_is_told_by_its_shortened_name(dsn, folder):
     ]
 
 
+@pytest.mark.parametrize("device", ["mps", "meta", "gpu", "cuda:x", "", "cpu:-2"])
+def test_devices_that_training_does_not_know(dsn, folder, device):
+    (folder / "tiny.toml").write_text(RECIPE)
+    refused(dsn("train", "tiny.toml", "--device", device), f"device is '{device}'; training runs on 'cpu', 'cuda' or")
+
+
 def test_a_recipe_with_a_byte_order_mark(dsn, folder):
     (folder / "marked.toml").write_text("\ufeff" + RECIPE, encoding="utf-8")
     status, out, _ = dsn("train", "marked.toml", "--epochs", 1, "--threads", 1)

@@ -36,6 +36,20 @@ class _Step(nn.Module):
         return self.objective.loss(self.model, images, labels, phase)
 
 
+def _known_device(device: str | torch.device) -> torch.device:
+    try:
+        known = torch.device(device)
+    except (RuntimeError, TypeError):
+        known = None
+    if known is None or known.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {str(device)!r}; training runs on 'cpu', 'cuda' or 'cuda:N'")
+    if known.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but torch sees no GPU here; train on the cpu")
+    if known.type == "cuda" and (known.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device is '{known}'; this machine has {torch.cuda.device_count()} CUDA devices")
+    return known
+
+
 def _memory_format(model: nn.Module) -> torch.memory_format:
     """Channels last, which is faster; but there oneDNN on AVX2 (seen in 3.12, of torch 2.13) writes beyond the gradient
     of a 1x1 convolution with a stride and fewer than 8 input channels."""
@@ -189,9 +203,7 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is cuda, but torch sees no GPU here; train on the cpu")
-    with distributed.process_group(torch.device(device)) as own_device:
+    with distributed.process_group(_known_device(device)) as own_device:
         return _train(recipe, data, Path(out), resume, progress, own_device)
 
 
