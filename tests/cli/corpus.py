@@ -78,7 +78,7 @@ def make_corpus(folder):
 
 
 def whole(path):
-    """Whether a file is none that was begun, and is complete: JSON and pages whatever it is called, else what its name says."""
+    """Whether a file is complete and none that was begun: JSON and pages by what is in them, others by their names."""
     data = path.read_bytes()
     if path.name.startswith(".") and path.name != ".svg":
         return False
