@@ -136,6 +136,9 @@ def test_export_and_back(tmp_path):
     assert all(torch.equal(value, own[key]) for key, value in again.state_dict().items())
     with pytest.raises(UserError, match="model is a LeNet; only a SkipNet has the authors' format"):
         export_skipnet(dsn_models.create("lenet"), tmp_path / "x.pth")
+    model = dsn_models.create("skipnet-38-rnn", stage_units=(1, 1, 1))
+    with pytest.raises(UserError, match="x.safetensors would be a file of torch.save, .*; name it .pth"):
+        export_skipnet(model, tmp_path / "x.safetensors")
 
 
 @needs_data

@@ -119,10 +119,12 @@ def export_skipnet(model: nn.Module, path: str | Path) -> Path:
     ``control.proj`` is a linear layer in CIFAR networks, a 1x1 convolution in ImageNet's; no counters.
 
     Raises:
-        UserError: the model is no SkipNet, or the file cannot be written.
+        UserError: the model is no SkipNet, the name is that of another format, or the file cannot be written.
     """
     if not isinstance(model, SkipNet):
         raise UserError(f"model is a {type(model).__name__}; only a SkipNet has the authors' format")
+    if Path(path).suffix == ".safetensors":
+        raise UserError(f"{path} would be a file of torch.save, which is the authors' format; name it .pth")
     state = export(model, names.released_skipnet(model.config))
     for key, tensor in state.items():
         embedding = re.fullmatch(r"group\d+_gate\d+\.(1|linear_layer)\.weight", key)
