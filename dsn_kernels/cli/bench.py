@@ -212,7 +212,7 @@ def bench(
     With --load, the dense network and ours serve the same Poisson arrivals, batched as they come up to the largest
     --batch; the last of --gates is what skipping means.
     """
-    check_writable(json)
+    check_writable(json, weights=False)
     check_writable(plot)
     if tune:
         tune_backends(device, _dtype(dtype), seconds, json)

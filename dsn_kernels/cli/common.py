@@ -102,15 +102,18 @@ def set_threads(threads: int | None, pin: str | None = None) -> None:
         torch.set_num_threads(threads)
 
 
-def check_writable(target: str | Path | None) -> None:
+def check_writable(target: str | Path | None, weights: bool = True) -> None:
     """Refuses a file that cannot be written, before the work whose result it is to hold.
 
     Raises:
-        UserError: the folder is missing or read-only, or the path is no regular file.
+        UserError: the folder is missing or read-only, the path is no regular file, or it is named as a checkpoint
+            and is to hold no ``weights``.
     """
     if target is None or target == "-":
         return
     path = Path(target)
+    if not weights and path.suffix == ".safetensors":
+        raise UserError(f"{path} is named as a checkpoint and would hold none; choose another name")
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is a folder or a device; expected a file name, or - for stdout")
     folder = path.absolute().parent

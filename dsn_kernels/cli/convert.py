@@ -56,7 +56,7 @@ def convert_command(
             )
     given = _given(mean, std)
     check_writable(out)
-    check_writable(json)
+    check_writable(json, weights=False)
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"{out} is the file to convert; choose another name for the result")
     facts: dict[str, Any] = {"checkpoint": str(out)}

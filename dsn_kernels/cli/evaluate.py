@@ -131,7 +131,7 @@ def evaluate(
     json: JsonOption = None,
 ) -> None:
     """Accuracy and skip ratio of each branch on a test set; under attack and under other gates, if asked for."""
-    check_writable(json)
+    check_writable(json, weights=False)
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint)
     task = resolve_task(model, metadata, task)

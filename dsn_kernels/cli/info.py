@@ -94,7 +94,7 @@ def collect() -> dict[str, Any]:
 
 def info(json: JsonOption = None) -> None:
     """What was built, and what runs here."""
-    check_writable(json)
+    check_writable(json, weights=False)
     facts = collect()
     if json is not None:
         write_json(facts, json)

@@ -45,8 +45,8 @@ def check_targets(html: Path, json: str | None, pictures: Path | None) -> None:
     Raises:
         UserError: a folder is missing or read-only, or a name is taken by something else.
     """
-    check_writable(json)
-    check_writable(html)
+    check_writable(json, weights=False)
+    check_writable(html, weights=False)
     if pictures is not None and pictures.exists() and not pictures.is_dir():
         raise UserError(f"{pictures} is a file; expected a folder for pictures")
 

@@ -46,7 +46,7 @@ def train(
 
     Under ``torchrun --nproc-per-node N --no-python dsn train ...`` the processes share each batch.
     """
-    check_writable(json)
+    check_writable(json, weights=False)
     set_threads(threads)
     chosen = _override(load_recipe(recipe), epochs=epochs, ungated_epochs=ungated_epochs, batch=batch, lr=lr)
     if seed is not None:

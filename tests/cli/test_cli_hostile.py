@@ -201,3 +201,10 @@ def test_a_checkpoint_that_is_written_to_the_last_byte_or_not_at_all(folder, mon
     with pytest.raises(KeyboardInterrupt):
         checkpoints.write_atomically(folder / "new.json", b"{}")
     assert set(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("words", [("info", "--json"), ("report", "folder.safetensors", "--out")])
+def test_a_checkpoint_is_not_overwritten_by_what_is_none(dsn, folder, words):
+    before = (folder / "folder.safetensors").read_bytes()
+    refused(dsn(*words, "folder.safetensors"), "folder.safetensors is named as a checkpoint and would hold none")
+    assert (folder / "folder.safetensors").read_bytes() == before
