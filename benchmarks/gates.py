@@ -45,6 +45,7 @@ _CIFAR: dict[str, Any] = {
 }
 _DENSE = {"ungated_epochs": 16, "compute": "masked"}
 _LONG = {"epochs": 40, "lr": 0.05}
+_DEEP = {"epochs": 120, "lr": 0.05}
 _FITTED = {**_POLICY, "target": 0.58, "noise": 0.1, "information": 0.1, "binary": True}
 
 # What each arm changes in its base, table by table.
@@ -62,6 +63,16 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         _DIGITS,
         {"train": _LONG, "gates": {"begin": "kept"}, "policy": {**_FITTED, "ranking": 0.3}},
     ),
+    # Three times as long again; at first layers are left out at random, so that no path relies on all of them.
+    "digits-deep-fitted": (
+        _DIGITS,
+        {
+            "train": {**_DEEP, "ungated_epochs": 30},
+            "gates": {"begin": "kept"},
+            "policy": {**_FITTED, "depth": 0.2},
+        },
+    ),
+    "digits-deep-dense": (_DIGITS, {"train": {**_DEEP, "ungated_epochs": 120, "compute": "masked"}}),
     "digits-cost": (_DIGITS, {"policy": {**_POLICY, "binary": True}}),
     "digits-information": (_DIGITS, {"policy": {**_POLICY, "binary": True, "information": 0.3}}),
     "digits-shaping": (_DIGITS, {"policy": {**_POLICY, "binary": True, "shaping": 1.0}}),
