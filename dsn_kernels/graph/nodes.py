@@ -162,9 +162,9 @@ class DenseBlock(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Transition(Node):
-    """BN-ReLU-1x1 and an average pool of 2x2; ``guide``: a map whose channels, enlarged, follow those of ``src``, or -1.
+    """BN-ReLU-1x1, weight [O, I + G, 1, 1], and an average pool of 2x2.
 
-    ``weight`` is [O, I + G, 1, 1].
+    ``guide``: a map whose channels, enlarged, follow those of ``src``; -1 without.
     """
 
     op = "transition"
@@ -248,7 +248,7 @@ class Conv2d(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subsample(Node):
-    """Every stride-th pixel of ``src``, its channels from ``out_offset`` on, zeros in the others of ``out_channels``."""
+    """Every stride-th pixel of ``src``; its channels begin at ``out_offset``, the others of ``out_channels`` are zero."""
 
     op = "subsample"
     out_channels: int
@@ -297,7 +297,7 @@ class Add(Node):
 class Recurrence(NamedTuple):
     """The LSTM(10, 10) that recurrent gates share, and its projection; torch's order of gates.
 
-    ``input`` and ``hidden`` are [40, 10], ``bias`` [40] (the sum of both), ``projection`` [10], ``projection_bias`` [1].
+    ``input`` and ``hidden`` are [40, 10], ``bias`` [40] is the sum of both, ``projection`` [10], its bias [1].
     """
 
     input: Tensor
