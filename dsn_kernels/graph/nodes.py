@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -248,7 +248,7 @@ class Conv2d(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subsample(Node):
-    """Every stride-th pixel of ``src``; its channels begin at ``out_offset``, the others of ``out_channels`` are zero."""
+    """Every stride-th pixel of ``src``, from channel ``out_offset`` on; the others of ``out_channels`` are zero."""
 
     op = "subsample"
     out_channels: int
@@ -382,11 +382,12 @@ class Graph:
         self.nodes.append(node)
 
     @contextmanager
-    def region(self, kind: str) -> Iterator[None]:
-        """The nodes that are added meanwhile form a region."""
+    def region(self, kind: str | None) -> Iterator[None]:
+        """The nodes that are added meanwhile form a region, unless ``kind`` is None."""
         begin = len(self.nodes)
         yield
-        self.regions.append(Region(kind, begin, len(self.nodes)))
+        if kind is not None:
+            self.regions.append(Region(kind, begin, len(self.nodes)))
 
     @property
     def gates(self) -> int:
@@ -424,7 +425,7 @@ class Graph:
             if node.dst >= 0 and node.dst not in sizes:
                 sizes[node.dst] = (height, width) if node.src < 0 else _map_size(node, *sizes[node.src])
         maps = [Map(map.channels, *sizes[i]) for i, map in enumerate(self.maps)]
-        return replace(self, maps=maps)
+        return Graph(maps, self.nodes, self.regions)
 
 
 def _map_size(node: Node, height: int, width: int) -> tuple[int, int]:
