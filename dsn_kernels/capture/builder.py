@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from dsn_models.densenet import Head as ReferenceHead
 
-from ..graph import AvgPool, Conv2d, Graph, Head, Linear, Load, MaxPool, PoolSums, Window
+from ..graph import AvgPool, Conv2d, Graph, Head, Linear, Load, MaxPool, PoolSums, Store, Window
 from .folding import fold, folded_conv, relu_alone, window_of
 
 # Path of a convolution, or of a concatenation, to the first of the gates that choose its filters or channels.
 Masks = Mapping[str, int]
+# A part of a network is captured on maps of this side and runs on others too.
+PART_SIDE = 64
 
 
 class GraphBuilder(Graph):
@@ -104,3 +106,8 @@ class GraphBuilder(Graph):
         if not pooled:
             self.add(PoolSums(src=src, in_channels=self.channels(src)))
         self.add(Linear(**weights, **common))
+
+    def stored_at(self, map: int) -> Graph:
+        """The graph, ended by ``map`` as what leaves."""
+        self.add(Store(src=map, in_channels=self.channels(map)))
+        return self

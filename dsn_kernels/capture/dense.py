@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from dsn_models.densenet import DenseBlock as ReferenceDenseBlock
+from dsn_models.densenet import DenseLayer as ReferenceDenseLayer
 from dsn_models.densenet import DenseNet
-from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
+from dsn_models.densenet import Head as ReferenceHead
+from dsn_models.densenet import Transition as ReferenceTransition
+from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork, SkipDenseBlock, resolve_thresholds
 from dsn_models.errors import UserError
+from dsn_models.layer_skippable import LayerSkippableNetwork
 from dsn_models.layer_skippable import PathHead as ReferencePathHead
+from dsn_models.resnet import PreActivationUnit
 
 from ..graph import DenseBlock, DenseLayer, Graph, Load, PathHead, Stem, Transition
-from .builder import GraphBuilder, Masks
+from .builder import PART_SIDE, GraphBuilder, Masks
 from .folding import fold, folded_conv
+from .registry import FAMILIES, Family, from_config
 
 
 def capture_dense(model: DualSkippingNetwork | DenseNet, side: int, masks: Masks | None = None) -> Graph:
@@ -151,3 +158,60 @@ def _layer(layer: Any, gate: Any) -> DenseLayer:
     conv, conv_bias = folded_conv(layer.conv2, layer.norm3 if adds else None)
     expand = folded_conv(layer.conv3, None)[0] if adds else None
     return DenseLayer(norm, reduce, reduce_bias, conv, conv_bias if adds else None, expand, decides, bias)
+
+
+def _capture_block(block: Any) -> Graph:
+    builder = DenseBuilder()
+    x = builder.map(block_width(block), PART_SIDE)
+    builder.add(Load(dst=x, in_channels=block.layers[0].norm1.num_features))
+    builder.add_block(block, x)
+    return builder.stored_at(x)
+
+
+def _capture_transition(transition: Any) -> Graph:
+    builder = DenseBuilder()
+    x = builder.load(transition.norm.num_features, PART_SIDE)
+    y = builder.map(transition.conv.out_channels, PART_SIDE // 2)
+    return builder.stored_at(builder.add_transition(transition, x, y))
+
+
+def _capture_head(head: Any) -> Graph:
+    builder = GraphBuilder()
+    builder.head(builder.load(head.norm.num_features, PART_SIDE), head)
+    return builder
+
+
+def _layer_shape(layer: Any) -> tuple[int, int, bool]:
+    """Input channels, growth rate and whether there is a bottleneck."""
+    growth = (layer.conv2 if layer.bottleneck else layer.conv1).out_channels
+    return layer.norm1.num_features, growth, layer.bottleneck
+
+
+def _block(block: Any) -> nn.Module:
+    channels, growth, bottleneck = _layer_shape(block.layers[0])
+    return ReferenceDenseBlock(channels, growth, len(block.layers), bottleneck)
+
+
+def _skip_block(block: Any) -> nn.Module:
+    first, count, kind = block.layers[0], len(block.layers), block.gates[0].kind
+    if block.merge == "add":
+        channels = first.conv3.out_channels
+        layers: list[nn.Module] = [PreActivationUnit(channels, channels) for _ in range(count)]
+        return SkipDenseBlock(channels, layers, 0, "add", kind)
+    channels, growth, bottleneck = _layer_shape(first)
+    layers = [ReferenceDenseLayer(channels + i * growth, growth, bottleneck) for i in range(count)]
+    return SkipDenseBlock(channels, layers, growth, "concat", kind)
+
+
+FAMILIES |= {
+    **dict.fromkeys(
+        (DualSkippingNetwork, LayerSkippableNetwork), Family(from_config, capture_dense, limits=resolve_thresholds)
+    ),
+    DenseNet: Family(from_config, capture_dense),
+    ReferenceDenseBlock: Family(_block, part=_capture_block),
+    SkipDenseBlock: Family(_skip_block, part=_capture_block),
+    ReferenceTransition: Family(
+        lambda t: ReferenceTransition(t.norm.num_features, t.conv.out_channels), part=_capture_transition
+    ),
+    ReferenceHead: Family(lambda h: ReferenceHead(h.norm.num_features, h.classifier.out_features), part=_capture_head),
+}

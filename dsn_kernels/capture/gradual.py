@@ -10,8 +10,9 @@ from torch import nn
 from dsn_models.gradually_updated import GradualLayer, GraduallyUpdatedNetwork
 
 from ..graph import Add, Graph, Subsample, Window
-from .builder import GraphBuilder
+from .builder import PART_SIDE, GraphBuilder
 from .folding import folded_conv
+from .registry import FAMILIES, Family, from_config
 
 _POINT = Window(1, 1)
 
@@ -75,7 +76,9 @@ class GradualBuilder(GraphBuilder):
         """``y[segment] += G(x)``. ``joined`` gets the first 1x1's output and, behind it, G as it grows."""
         first, *others = map(list, unit.bodies)
         width, shortcut = first[0].out_channels, unit.shortcut
-        parts = [folded_conv(first[0], first[1])] + ([] if shortcut is None else [folded_conv(shortcut[0], shortcut[1])])
+        parts = [folded_conv(first[0], first[1])] + (
+            [] if shortcut is None else [folded_conv(shortcut[0], shortcut[1])]
+        )
         weight, bias = (torch.cat(part) for part in zip(*parts, strict=True))
         # The first 1x1's channels get the ReLU, the shortcut's do not.
         ends = 0 if shortcut is None else width
@@ -91,3 +94,21 @@ class GradualBuilder(GraphBuilder):
             self.conv(body[6], body[7], inner, joined, accumulate=True, out_offset=width)
         size = segment.stop - segment.start
         self.add(Add(src=joined, dst=y, in_channels=size, src_offset=width, out_offset=segment.start))
+
+
+def _capture_layer(layer: Any) -> Graph:
+    builder = GradualBuilder()
+    return builder.stored_at(builder.add_layer(layer, builder.load(sum(layer.sizes), PART_SIDE)))
+
+
+def _layer(layer: Any) -> nn.Module:
+    unit = layer.units[0]
+    expansion = unit.bodies[0][0].out_channels // layer.sizes[0]
+    units, shortcut = len(unit.bodies), unit.shortcut is not None
+    return GradualLayer(layer.sizes, expansion, units, shortcut, layer.order, layer.recompute)
+
+
+FAMILIES |= {
+    GraduallyUpdatedNetwork: Family(from_config, capture_gradual, stem=lambda model: model.stem[0]),
+    GradualLayer: Family(_layer, part=_capture_layer),
+}

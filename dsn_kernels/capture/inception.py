@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import nn
 
+from dsn_models.errors import UserError
 from dsn_models.inception import Branches, ConvNorm, InceptionV4
 
 from ..graph import Graph
-from .builder import GraphBuilder, Masks
+from .builder import PART_SIDE, GraphBuilder, Masks
 from .folding import window_of
+from .registry import FAMILIES, Family, flat
 
 
 def capture_inception(model: InceptionV4, side: int, masks: Masks | None = None) -> Graph:
@@ -89,3 +91,40 @@ def _side(steps: list[Any], side: int) -> int:
     for step in steps:
         side, _ = window_of(step.conv if isinstance(step, ConvNorm) else step).output_size(side, side)
     return side
+
+
+def _capture_branches(module: Branches) -> Graph:
+    builder = InceptionBuilder()
+    return builder.stored_at(builder.add_part("branches", module, builder.load(module.in_channels, PART_SIDE)))
+
+
+def _network(model: Any) -> nn.Module:
+    """Whatever is in its stem and units, which a graph takes as they are arranged."""
+    fresh: Any = InceptionV4(model.config)
+    fresh.stem, fresh.units = _part(model.stem), _part(model.units)
+    last: Any = [module for _, module in flat(model.head)][-1]
+    fresh.head[-1] = nn.Linear(last.in_features, model.config.classes)
+    return fresh
+
+
+def _part(module: Any) -> nn.Module:
+    """Branches, and what they are made of, whatever their arrangement."""
+    if isinstance(module, Branches):
+        return Branches(module.in_channels, *map(_part, module.branches))
+    if isinstance(module, ConvNorm):
+        conv: Any = module.conv
+        return ConvNorm(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride[0], not any(conv.padding))
+    if isinstance(module, nn.Sequential):
+        return nn.Sequential(*(_part(m) for _, m in flat(module)))
+    if isinstance(module, nn.MaxPool2d):
+        return nn.MaxPool2d(module.kernel_size, module.stride, module.padding)
+    if isinstance(module, nn.AvgPool2d):
+        counted = module.count_include_pad and not module.padding  # without padding it says nothing
+        return nn.AvgPool2d(module.kernel_size, module.stride, module.padding, count_include_pad=counted)
+    raise UserError(f"a {type(module).__name__} in Branches; expected ConvNorm, Branches, a sequence or a pool of them")
+
+
+FAMILIES |= {
+    InceptionV4: Family(_network, capture_inception),
+    Branches: Family(_part, part=_capture_branches),
+}

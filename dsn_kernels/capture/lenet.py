@@ -11,6 +11,7 @@ from dsn_models.lenet import LeNet
 from ..graph import Graph, Tanh, Window
 from .builder import GraphBuilder
 from .folding import folded_conv, window_of
+from .registry import FAMILIES, Family, from_config
 
 
 def capture_lenet(model: LeNet, side: int) -> Graph:
@@ -32,3 +33,6 @@ def capture_lenet(model: LeNet, side: int) -> Graph:
             builder.add(Tanh(src=x, in_channels=builder.channels(x)))
     builder.head(x, [layers[-1]])
     return builder
+
+
+FAMILIES[LeNet] = Family(from_config, capture_lenet)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from dsn_models.resnet import BasicUnit, PadShortcut, ResidualBottleneck, ResidualUnit
-from dsn_models.skipnet import RecurrentGate
+from dsn_models.resnet import BasicUnit, BottleneckUnit, PadShortcut, ResidualBottleneck, ResidualUnit, ResNet
+from dsn_models.skipnet import UNITS, FeedForwardGate, RecurrentGate, SkipNet, resolve_thresholds
 
 from ..graph import Gate, Graph, Recurrence, Subsample
-from .builder import GraphBuilder, Masks
+from .builder import PART_SIDE, GraphBuilder, Masks
+from .registry import FAMILIES, Family, family_of, from_config
 
 
 def capture_residual(model: Any, side: int, masks: Masks | None = None) -> Graph:
@@ -126,3 +128,35 @@ def _recurrence(control: RecurrentGate) -> Recurrence:
         projection=projection.weight.detach().double().flatten(),
         projection_bias=projection.bias.detach().double(),
     )
+
+
+def capture_units(units: Sequence[Any], gates: Sequence[Any] = (), control: RecurrentGate | None = None) -> Graph:
+    """Residual units as a part of their own; ``gates`` decide on the last of them, as in `dsn_models.SkipNet`."""
+    builder = ResidualBuilder()
+    first: Any = units[0].residual if isinstance(units[0], ResidualBottleneck) else units[0]
+    x = builder.load(first.conv1.in_channels, PART_SIDE)
+    return builder.stored_at(builder.add_units(list(units), list(gates), control, x, len(units) - len(gates)))
+
+
+def _unit(unit: Any) -> nn.Module:
+    family: Any = family_of(unit)
+    body = unit.residual if family is ResidualBottleneck else unit
+    last = body.conv2 if family is BasicUnit else body.conv3
+    stride = max(body.conv1.stride[0], body.conv2.stride[0])
+    shortcut = "pad" if isinstance(unit.shortcut, PadShortcut) else "projection"
+    return family(body.conv1.in_channels, last.out_channels, stride, shortcut)
+
+
+FAMILIES |= {
+    ResNet: Family(from_config, capture_residual),
+    SkipNet: Family(
+        from_config,
+        capture_residual,
+        limits=lambda thresholds, config: {UNITS: resolve_thresholds(thresholds, config)},
+    ),
+    **dict.fromkeys(
+        (BasicUnit, BottleneckUnit, ResidualBottleneck), Family(_unit, part=lambda unit: capture_units([unit]))
+    ),
+    FeedForwardGate: Family(lambda gate: FeedForwardGate(gate.conv1.in_channels, gate.deep)),
+    RecurrentGate: Family(lambda gate: RecurrentGate()),
+}

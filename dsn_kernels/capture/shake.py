@@ -10,8 +10,9 @@ from dsn_models.densenet import Head
 from dsn_models.shake_shake import ShakeShake, ShakeShortcut, ShakeUnit
 
 from ..graph import Graph, Window
-from .builder import GraphBuilder, Masks
+from .builder import PART_SIDE, GraphBuilder, Masks
 from .folding import fold, folded_conv, relu_alone
+from .registry import FAMILIES, Family, from_config
 
 _RELU = nn.ReLU()
 
@@ -74,3 +75,19 @@ class ShakeBuilder(GraphBuilder):
             self.folded_conv(weight, shift[rows], window, x, y, before=before, out_offset=offset)
             offset = rows.stop
         return y
+
+
+def _capture_unit(unit: Any) -> Graph:
+    builder = ShakeBuilder()
+    return builder.stored_at(builder.add_unit("unit", unit, builder.load(unit.branch1.conv1.in_channels, PART_SIDE)))
+
+
+def _unit(unit: Any) -> nn.Module:
+    first, last = unit.branch1.conv1, unit.branch1.conv2
+    return ShakeUnit(first.in_channels, last.out_channels, first.stride[0])
+
+
+FAMILIES |= {
+    ShakeShake: Family(from_config, capture_shake),
+    ShakeUnit: Family(_unit, part=_capture_unit),
+}

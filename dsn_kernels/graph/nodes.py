@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 
 class Map(NamedTuple):
@@ -426,6 +428,15 @@ class Graph:
                 sizes[node.dst] = (height, width) if node.src < 0 else _map_size(node, *sizes[node.src])
         maps = [Map(map.channels, *sizes[i]) for i, map in enumerate(self.maps)]
         return Graph(maps, self.nodes, self.regions)
+
+    def without_weights(self) -> Graph:
+        """The same with tensors that have a shape alone."""
+        return Graph(self.maps, [_on_meta(node) for node in self.nodes], self.regions)
+
+
+def _on_meta(node: Node) -> Node:
+    values = {own.name: getattr(node, own.name) for own in fields(node)}
+    return replace(node, **tree_map_only(Tensor, lambda tensor: tensor.to("meta"), values))
 
 
 def _map_size(node: Node, height: int, width: int) -> tuple[int, int]:

@@ -147,9 +147,7 @@ class _Lowering:
         for row, layer in enumerate(node.layers):
             if layer.gate is not None and layer.gate_bias is not None:
                 gates[row, : len(layer.gate)], biases[row] = layer.gate, layer.gate_bias
-        self._add(
-            _C.cuda.gates_layout(*whole.args(), len(node.layers)), gate=whole.spread(gates, 1), gate_bias=biases
-        )
+        self._add(_C.cuda.gates_layout(*whole.args(), len(node.layers)), gate=whole.spread(gates, 1), gate_bias=biases)
         merge = _C.MERGES[node.merge]
         for i, layer in enumerate(node.layers):
             before = replace(whole, slices=i if node.added else 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class Plan:
         regions = [n for region in graph.regions for n in (_C.REGIONS[region.kind], region.begin, region.end)]
         code = [fields.get(name, default) for fields in self.code for name, default in _C.INSTRUCTION_FIELDS]
         return torch.tensor([_C.PLAN_FORMAT, len(graph.maps), len(graph.regions), *sizes, *regions, *code])
+
+    def without_weights(self) -> Plan:
+        """The same with a graph whose tensors have a shape alone, and no packed weights."""
+        return replace(self, graph=self.graph.without_weights(), weights=torch.empty(0, device="meta"))
 
 
 def steps(graph: Graph) -> Iterator[tuple[int, int]]:
