@@ -13,8 +13,6 @@ import torch
 from torch import nn
 
 import dsn_models
-from dsn_models.densenet import Head, Transition
-from dsn_models.dual_skipping import SkipDenseBlock
 from dsn_models.errors import UserError
 from dsn_models.gaternet import GaterNet
 from dsn_models.skipnet import SkipNet
@@ -24,13 +22,6 @@ from . import nn as twins
 from .verify import called_modules, check_model, check_twin
 
 _Twins = Mapping[type[nn.Module], Callable[..., nn.Module]]
-_TWINS: _Twins = {
-    **dict.fromkeys(twins.NETWORKS, twins.Network),
-    **dict.fromkeys(twins.STAGES, twins.Stage),
-    SkipDenseBlock: twins.DenseBlock,
-    Transition: twins.Transition,
-    Head: twins.Head,
-}
 _BACKENDS = ("auto", "cpu", "cuda", "triton", "simt", "reference")
 _GPU_BACKENDS = ("cuda", "triton", "simt", "auto")  # "auto" once it is resolved: a choice on a GPU
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
@@ -100,12 +91,10 @@ def accelerate(
     _check_weights(model)
     if backend == "reference":
         return _copy(model)
-    twin_of = _TWINS
-    if backend == "cpu" and dtype == torch.bfloat16:
-        twin_of = dict.fromkeys(twins.NETWORKS, partial(twins.Network, target=twins.Target("cpu", dtype)))
-    if gpu:
-        chosen = backend == "auto"
-        twin_of = _chosen_twins(model, dtype, device, graph) if chosen else _gpu_twins(dtype, backend, graph)
+    if backend == "auto":
+        twin_of = _chosen_twins(model, dtype, device, graph)
+    else:
+        twin_of = _twins(twins.Target(backend, dtype, graph))
     verify = verify and device.type == ("cuda" if gpu else "cpu")
     family = twins.family_of(model)
     if family is not None and family in twin_of and not _changes_parts_alone(model, family):
@@ -208,29 +197,24 @@ def _chosen_twins(model: nn.Module, dtype: torch.dtype, device: torch.device, gr
     """On a GPU, the twins of the backend that the table of measured times prefers for each operator."""
     from .choice import choose, times
 
-    table, made = times(), {}
-    for cls in _TWINS:
+    table, made = times(), dict[type[nn.Module], Callable[..., nn.Module]]()
+    for kind in _twins(twins.Target()):
         try:
-            backend = choose(cls.__name__, device, dtype, table).backend
+            backend = choose(kind.__name__, device, dtype, table).backend
         except UserError:
-            if type(model) is cls:
+            if type(model) is kind:
                 raise
             continue
-        served = _gpu_twins(dtype, backend, graph)
-        if cls in served:
-            made[cls] = served[cls]
+        made[kind] = _twins(twins.Target(backend, dtype, graph))[kind]
     return made
 
 
-def _gpu_twins(dtype: torch.dtype, backend: str, graph: bool | Sequence[int]) -> _Twins:
-    from .nn import gpu
-
-    return {
-        **dict.fromkeys(twins.NETWORKS, partial(twins.Network, target=twins.Target(backend, dtype, graph))),
-        SkipDenseBlock: partial(gpu.GpuDenseBlock, dtype=dtype, backend=backend),
-        Transition: partial(gpu.GpuTransition, dtype=dtype, backend=backend),
-        Head: partial(gpu.GpuHead, dtype=dtype, backend=backend),
-    }
+def _twins(target: twins.Target) -> _Twins:
+    """The twin of each class. On the CPU bfloat16 is for whole networks."""
+    networks = dict.fromkeys(twins.NETWORKS, partial(twins.Network, target=target))
+    if target.backend == "cpu" and target.dtype == torch.bfloat16:
+        return networks
+    return {**networks, **dict.fromkeys(twins.STAGES, partial(twins.Stage, target=target))}
 
 
 def _check_bfloat16(model: nn.Module) -> None:

@@ -18,10 +18,11 @@ from . import _C
 from .costs import cache_folder
 
 SCHEMA = 1
-# Classes of `dsn_models` that become an operator.
+# Classes of `dsn_models` that become a plan.
 OPERATORS = (
     "DualSkippingNetwork", "LayerSkippableNetwork", "SkipNet", "GaterNet", "GraduallyUpdatedNetwork", "DenseNet",
-    "ResNet", "ShakeShake", "InceptionV4", "LeNet", "SkipDenseBlock", "Transition", "Head",
+    "ResNet", "ShakeShake", "InceptionV4", "LeNet", "BasicUnit", "BottleneckUnit", "ResidualBottleneck", "ShakeUnit",
+    "Branches", "GradualLayer", "DenseBlock", "SkipDenseBlock", "Transition", "Head",
 )  # fmt: skip
 
 # device name -> dtype -> operator -> backend -> milliseconds

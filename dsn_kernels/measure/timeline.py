@@ -21,6 +21,7 @@ from .flops import plan_layers, planned_parts
 from .networks import run
 from .ranges import named_range
 
+_PLAN, _TIMED = 5, 10  # arguments of the operator
 WHOLE_BATCH = -1  # in place of a sample: what torch runs beside the plans
 
 
@@ -84,7 +85,7 @@ class _Call(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Runs each plan by ``timed_network`` and takes the time of everything else."""
+    """Runs each plan timed and takes the time of everything else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,10 +95,10 @@ class _Recorder(TorchDispatchMode):
         name = func.overloadpacket.__name__
         with named_range(name):
             start = time.monotonic_ns()
-            if func is torch.ops.dsn.network.default:
-                *out, spans = torch.ops.dsn.timed_network(*args, **(kwargs or {}))
-                self.calls.append(_Call("", start, time.monotonic_ns(), args[4], spans))
-                return tuple(out)
+            if func is torch.ops.dsn.run_plan.default:
+                out = func(*args[:_TIMED], True)
+                self.calls.append(_Call("", start, time.monotonic_ns(), args[_PLAN], out[-1]))
+                return out
             out = func(*args, **(kwargs or {}))
             if not func.is_view:
                 self.calls.append(_Call(name, start, time.monotonic_ns()))

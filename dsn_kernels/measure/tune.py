@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import dsn_models
-from dsn_models.densenet import Head, Transition
 
 from .. import choice
 from ..accelerate import accelerate
@@ -31,18 +30,30 @@ _MODELS = {
 }
 
 
+# Of a part: a network that has it, and its input: channels and side.
+_PARTS = {
+    "BasicUnit": ("resnet-110", 16, 32),
+    "BottleneckUnit": ("resnet-50", 64, 56),
+    "ResidualBottleneck": ("resnet-164", 16, 32),
+    "ShakeUnit": ("shake-shake-64d", 16, 32),
+    "Branches": ("inception-v4", 64, 147),
+    "GradualLayer": ("gunn-15", 240, 32),
+    "DenseBlock": ("densenet-bc-100", 24, 32),
+    "SkipDenseBlock": ("concat-bc-100", 24, 32),
+    "Transition": ("concat-bc-100", 216, 32),
+    "Head": ("concat-bc-100", 342, 8),
+}
+
+
 def example(operator: str) -> tuple[nn.Module, torch.Tensor]:
     """A module of an operator's class, with random weights, and a batch for it."""
     if operator in _MODELS:
         model: Any = dsn_models.create(_MODELS[operator]).eval()
         side = model.config.image_size
         return model, torch.randn(_BATCH, model.config.in_channels, side, side)
-    if operator == "SkipDenseBlock":
-        network: Any = dsn_models.create("concat-bc-100")
-        return network.fine.blocks[0].eval(), torch.randn(_BATCH, 24, 32, 32)
-    if operator == "Transition":
-        return Transition(216, 108).eval(), torch.randn(_BATCH, 216, 32, 32)
-    return Head(342, 100).eval(), torch.randn(_BATCH, 342, 8, 8)
+    name, channels, side = _PARTS[operator]
+    parts = dsn_models.create(name).eval().modules()
+    return next(m for m in parts if type(m).__name__ == operator), torch.randn(_BATCH, channels, side, side)
 
 
 def _timed(module: nn.Module, x: torch.Tensor) -> Callable[[], None]:

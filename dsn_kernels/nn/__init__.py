@@ -1,24 +1,18 @@
-"""Twins: modules that hold a reference module's packed weights and call one operator in its place."""
+"""Twins: modules that hold a reference module's packed weights and run its plan in its place."""
 
 from .blueprints import family_of
 from .canonical import canonical, overrides
-from .dense_block import DenseBlock
-from .head import Head
 from .network import NETWORKS, Network, Target
-from .stage import STAGES, ResidualStage, SelectConv2d, Stage
-from .transition import Transition
+from .stage import STAGES, ChosenConv2d, ResidualUnits, Stage
 
 __all__ = [
     "NETWORKS",
     "STAGES",
-    "DenseBlock",
-    "Head",
+    "ChosenConv2d",
     "Network",
-    "ResidualStage",
-    "SelectConv2d",
+    "ResidualUnits",
     "Stage",
     "Target",
-    "Transition",
     "canonical",
     "family_of",
     "overrides",

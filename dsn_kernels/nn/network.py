@@ -97,7 +97,7 @@ class Planned(nn.Module):
         self.stem, side, self.stem_macs = _take_stem(model, target)
         self.plan, weights = _plan(model, side, target, masks)
         if target.backend == "cpu":
-            self._sizes = {"gates": self.plan.gates, "logits": self.plan.logits}
+            self.sizes = ops.plan_sizes(self.plan)
             self.register_buffer("weights", weights)
             self.register_buffer("plan_words", self.plan.words(), persistent=False)
         else:
@@ -111,7 +111,10 @@ class Planned(nn.Module):
         if self.target.backend != "cpu":
             out = (self._graphs or self.runner)(x, limits, forced)
             return out.logits, out.gates, out.scores, out.macs
-        return ops.network(x.float(), self.weights, limits, forced, self.plan_words, **self._sizes)
+        logits, _, gates, scores, macs, _ = ops.run_plan(
+            x.float(), self.weights, limits, forced, self.plan_words, **self.sizes
+        )
+        return logits, gates, scores, macs
 
 
 def _take_stem(model: Any, target: Target) -> tuple[nn.Module | None, int, int]:

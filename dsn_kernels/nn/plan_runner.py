@@ -1,4 +1,4 @@
-"""Runs a plan with the GPU kernels: on a GPU, or on the host runner that plays one."""
+"""Runs a plan: on the CPU, on a GPU, or on the host runner that plays one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dsn_models.errors import UserError
 
-from ..ops import run_plan as ops
+from .. import ops
 from ..ops.inference import refuse_gradients
-from ..ops.network import Plan
+from ..ops.network import Instruction, Plan
 from .cuda_packing import ELEMENTS, pack_for_cuda
 
 
@@ -28,6 +28,70 @@ class Outputs(NamedTuple):
     gates: Tensor
     scores: Tensor
     macs: Tensor
+
+
+class Sized(NamedTuple):
+    """A plan for maps of one size, its words and what the operator is told beside them."""
+
+    plan: Plan
+    words: Tensor  # on the CPU: a plan is read there
+    sizes: dict[str, Any]
+
+
+def _sized(plan: Plan) -> Sized:
+    return Sized(plan, plan.words(), ops.plan_sizes(plan))
+
+
+class Resizable:
+    """A plan, and what it becomes for maps of another size; only for one that loads a map or whose stem takes any.
+
+    Args:
+        plan: as it is made.
+        code: the instructions that run, where they are others.
+    """
+
+    def __init__(self, plan: Plan, code: list[Instruction] | None = None) -> None:
+        self.plan, self.code = plan, plan.code if code is None else code
+        self.own = _sized(Plan(plan.buffers, self.code))
+        self._kept: dict[tuple[int, int], Sized] = {}
+
+    def at(self, height: int, width: int) -> Sized:
+        """Kept once made, but not while a program is compiled, where sizes may be symbols.
+
+        Raises:
+            UserError: the map is so small that nothing is left of it on the way.
+        """
+        if not torch.compiler.is_compiling() and (height, width) in self._kept:
+            return self._kept[height, width]
+        buffers = self.plan.resized(height, width).buffers
+        if any(min(size) < 1 for _, *size in buffers):
+            raise UserError(f"maps are {height} x {width}; expected larger ones, of which the halvings leave a pixel")
+        made = _sized(Plan(buffers, self.code))
+        if not torch.compiler.is_compiling():
+            self._kept[height, width] = made
+        return made
+
+
+class CpuRunner(nn.Module):
+    """A plan and its packed weights, for the CPU kernels; called as :class:`PlanRunner` is, without a count."""
+
+    weights: Tensor
+
+    def __init__(self, plan: Plan, weights: Tensor) -> None:
+        super().__init__()
+        self.plan, self._resizable = plan, Resizable(plan)
+        self.register_buffer("weights", weights)
+
+    def at(self, height: int, width: int) -> Callable[..., Outputs]:
+        """The same for images of another size, see :class:`Resizable`."""
+        return partial(self._run, self._resizable.at(height, width))
+
+    def forward(self, image: Tensor, thresholds: Tensor, forced: Tensor | None = None) -> Outputs:
+        return self._run(self._resizable.own, image, thresholds, forced)
+
+    def _run(self, sized: Sized, image: Tensor, thresholds: Tensor, forced: Tensor | None = None) -> Outputs:
+        *out, _ = ops.run_plan(image, self.weights, thresholds, forced, sized.words, **sized.sizes)
+        return Outputs(*out)
 
 
 class PlanRunner(nn.Module):
@@ -50,30 +114,21 @@ class PlanRunner(nn.Module):
         self.clusters = clusters
         self.plan, packed = pack_for_cuda(plan, weights, dtype)
         self.dtype, self.backend = dtype, backend
-        self.words = self.plan.words()  # stays on the CPU: the schedule is made there
+        self._resizable = Resizable(plan, self.plan.code)
         self.register_buffer("weights", packed)
-        self._resized: dict[tuple[int, int], tuple[Plan, Tensor]] = {}
 
     def at(self, height: int, width: int) -> Callable[..., Outputs]:
-        """The same for images of another size; only for a plan that begins with a load and halves the size, if it does,
-        from one buffer to the next."""
-        key = height, width
-        if key not in self._resized:
-            buffers = [(c, height >> i, width >> i) for i, (c, _, _) in enumerate(self.plan.buffers)]
-            plan = Plan(buffers, self.plan.code)
-            self._resized[key] = plan, plan.words()
-        plan, words = self._resized[key]
-        return partial(self._run, plan, words)
+        """The same for images of another size, see :class:`Resizable`."""
+        return partial(self._run, self._resizable.at(height, width))
 
     def forward(
         self, image: Tensor, thresholds: Tensor, forced: Tensor | None = None, count: Tensor | None = None
     ) -> Outputs:
-        return self._run(self.plan, self.words, image, thresholds, forced, count)
+        return self._run(self._resizable.own, image, thresholds, forced, count)
 
     def _run(
         self,
-        plan: Plan,
-        words: Tensor,
+        sized: Sized,
         image: Tensor,
         thresholds: Tensor,
         forced: Tensor | None = None,
@@ -81,10 +136,12 @@ class PlanRunner(nn.Module):
     ) -> Outputs:
         refuse_gradients(image, self.weights, thresholds)
         if self.backend == "simt":
-            return self._run_on_host(plan, image, thresholds, forced, count)
+            return self._run_on_host(sized, image, thresholds, forced, count)
         if not (self.weights.is_cuda and self.weights.device == image.device):
             raise UserError(f"images are on {image.device}, the weights on {self.weights.device}; expected one GPU")
-        return Outputs(*ops.run_plan(image, self.weights, thresholds, forced, count, plan, words, ELEMENTS[self.dtype]))
+        options = {"count": count, "element": ELEMENTS[self.dtype]}
+        *out, _ = ops.run_plan(image, self.weights, thresholds, forced, sized.words, **sized.sizes, **options)
+        return Outputs(*out)
 
     def schedule(self, batch: int, plan: Plan | None = None) -> Any:
         """The host runner's launches for a batch."""
@@ -95,12 +152,12 @@ class PlanRunner(nn.Module):
         return load_simt().Network(plan.buffers, code, *shape, *device)
 
     def _run_on_host(
-        self, plan: Plan, image: Tensor, thresholds: Tensor, forced: Tensor | None, count: Tensor | None
+        self, sized: Sized, image: Tensor, thresholds: Tensor, forced: Tensor | None, count: Tensor | None
     ) -> Outputs:
-        simt, batch = load_simt(), image.shape[0]
+        simt, batch, plan = load_simt(), image.shape[0], sized.plan
         out = Outputs(
             _poisoned(batch, plan.logits),
-            _poisoned(batch, *ops.stored_map(plan), dtype=image.dtype),
+            _poisoned(batch, *sized.sizes["map"], dtype=image.dtype),
             _poisoned(batch, plan.gates, dtype=torch.uint8),
             _poisoned(batch, plan.gates),
             torch.zeros(batch, dtype=torch.int64),
@@ -127,7 +184,7 @@ class PlanRunner(nn.Module):
 
 
 class Runner(Protocol):
-    """What :class:`PlanRunner` and `dsn_kernels.triton.runner.TritonRunner` have in common."""
+    """What the runners of all backends have in common; that of the CPU takes no count."""
 
     def __call__(
         self, image: Tensor, thresholds: Tensor, forced: Tensor | None = None, count: Tensor | None = None
@@ -137,7 +194,9 @@ class Runner(Protocol):
 
 
 def make_runner(plan: Plan, weights: Tensor, dtype: torch.dtype, backend: str) -> Any:
-    """The :class:`Runner`, a module, of a plan of the CPU kernels for ``backend``: "cuda", "simt" or "triton"."""
+    """The :class:`Runner`, a module, of a plan of the CPU kernels, for one of the backends of :class:`Target`."""
+    if backend == "cpu":
+        return CpuRunner(plan, weights)
     if backend == "triton":
         from ..triton.runner import TritonRunner
 

@@ -1,4 +1,4 @@
-"""A whole network in one operator: each worker walks one sample through it."""
+"""A plan: a network, or a part of one, as the instructions that the kernels run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from .. import _C
-from .dense_block import dense_layer_macs
-from .head import head_macs
-from .inference import refuse_gradients
-from .preact_conv2d import preact_conv2d_macs
+from .macs import dense_layer_macs, gate_macs
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Plan:
         self.code.append(Instruction(op=_C.OPS[op], **fields))
 
     def words(self) -> Tensor:
-        """What :func:`network` takes as ``plan``: int64, buffers first, then the instructions."""
+        """What :func:`~dsn_kernels.ops.run_plan` takes as ``plan``: int64, buffers first, then the instructions."""
         buffers = [n for sizes in self.buffers for n in sizes]
         return torch.tensor([len(self.buffers), *buffers, *(n for i in self.code for n in vars(i).values())])
 
@@ -168,9 +164,9 @@ class Plan:
             return self._pixels(step.dst) * 9 * step.in_channels * step.out_channels
         if op == "transition":
             inputs = live.count(step.src) + (live.count(step.guide) if step.guide >= 0 else 0)
-            return preact_conv2d_macs(self._pixels(step.dst), inputs, step.out_channels)
+            return self._pixels(step.dst) * inputs * step.out_channels
         if op == "head":
-            return head_macs(live.count(step.src), step.out_channels)
+            return live.count(step.src) * step.out_channels
         if op == "path_head":  # scaled features, then the classifier; the path's columns are sums
             return step.in_channels * (1 + step.out_channels)
         if op == "gate":
@@ -241,94 +237,3 @@ class _Live:
         taken = self.chosen(block.first_gate if block.gate != _C.GATES["none"] else -1, block.layers)
         before = self._live[block.dst][:, : block.in_channels]
         self._live[block.dst] = torch.cat([before, taken.repeat_interleave(added, 1)], 1)
-
-
-def gate_macs(in_channels: int, recurrent: bool) -> int:
-    """A linear map of the pooled input; a recurrent gate embeds in 10, goes through an LSTM(10, 10) and projects."""
-    return 10 * in_channels + 8 * 100 + 10 if recurrent else in_channels
-
-
-def network(
-    image: Tensor,
-    weights: Tensor,
-    thresholds: Tensor,
-    forced_gates: Tensor | None,
-    plan: Tensor,
-    gates: int,
-    logits: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Runs ``plan`` for each sample; what stands between its instructions never leaves a worker's memory.
-
-    The working memory is one copy of the plan's buffers per thread, whatever the batch.
-
-    Args:
-        image: float32 [B, C, H, W].
-        weights: float32, packed by :mod:`dsn_kernels.nn`.
-        thresholds: float32 [L] in [0, 1], L the gated layers of all blocks.
-        forced_gates: uint8 [B, L] of 0 and 1, or None.
-        plan: int64, ``Plan.words()``.
-        gates: ``Plan.gates``, L.
-        logits: ``Plan.logits``.
-
-    Returns:
-        logits float32 [B, logits]; gates taken uint8 [B, L]; scores float32 [B, L]; MACs executed
-        int64 [B].
-
-    Raises:
-        RuntimeError: an argument has the wrong device, dtype, shape or values, or the plan does not fit; the message
-            names it.
-    """
-    refuse_gradients(image, weights, thresholds)
-    return torch.ops.dsn.network(image, weights, thresholds, forced_gates, plan, gates, logits)
-
-
-@torch.library.register_fake("dsn::network")
-def _(image, weights, thresholds, forced_gates, plan, gates, logits):
-    batch = image.shape[0]
-    return (
-        image.new_empty(batch, logits),
-        image.new_empty(batch, gates, dtype=torch.uint8),
-        image.new_empty(batch, gates),
-        image.new_empty(batch, dtype=torch.int64),
-    )
-
-
-def timed_network(
-    image: Tensor,
-    weights: Tensor,
-    thresholds: Tensor,
-    forced_gates: Tensor | None,
-    plan: Tensor,
-    gates: int,
-    logits: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """:func:`network`, which also notes when each step ran; the steps are those of ``Plan.steps()``.
-
-    Returns:
-        What :func:`network` returns, and spans int64 [B, threads, steps, 3]: nanoseconds of the system's steady clock
-        (``time.monotonic_ns``) at which a thread began and ended a step of a sample, and the MACs it did in between;
-        zeros where it had no part in it. A dense block's layers lie within its own span.
-
-    Raises:
-        RuntimeError: as :func:`network`.
-    """
-    refuse_gradients(image, weights, thresholds)
-    return torch.ops.dsn.timed_network(image, weights, thresholds, forced_gates, plan, gates, logits)
-
-
-@torch.library.register_fake("dsn::timed_network")
-def _(image, weights, thresholds, forced_gates, plan, gates, logits):
-    batch = image.shape[0]
-    threads, steps = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
-    return (
-        image.new_empty(batch, logits),
-        image.new_empty(batch, gates, dtype=torch.uint8),
-        image.new_empty(batch, gates),
-        image.new_empty(batch, dtype=torch.int64),
-        image.new_empty(batch, threads, steps, 3, dtype=torch.int64),
-    )
-
-
-@register_flop_formula([torch.ops.dsn.network, torch.ops.dsn.timed_network], get_raw=True)
-def _(*args, out_val, **kwargs) -> int:
-    return 2 * int(out_val[3].sum())

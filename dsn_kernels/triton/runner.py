@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .. import _C
-from ..nn.plan_runner import Outputs
+from ..nn.plan_runner import Outputs, Resizable
 from ..ops.inference import refuse_gradients
 from ..ops.network import Instruction, Plan
 from . import steps
@@ -32,7 +32,8 @@ class TritonRunner(nn.Module):
         super().__init__()
         self.plan, self.dtype = plan, dtype
         self.gates, self.logits = plan.gates, plan.logits
-        self.sizes = [(height, width) for _, height, width in plan.buffers]
+        self.sizes = [size for _, *size in plan.buffers]
+        self._resizable = Resizable(plan)
         facts = Facts(plan, weights.detach().cpu().double(), dtype)
         self.steps = nn.ModuleList(steps.make(index, facts) for index in range(len(plan.code)))
         self.layouts: list[Channels] = facts.layouts
@@ -40,9 +41,9 @@ class TritonRunner(nn.Module):
         self._done = _last_readers(plan)
 
     def at(self, height: int, width: int) -> Callable[..., Outputs]:
-        """The same for images of another size; only for a plan that begins with a load and halves the size, if it does,
-        from one buffer to the next."""
-        return partial(self._run, [(height >> i, width >> i) for i in range(len(self.sizes))])
+        """The same for images of another size, see :class:`dsn_kernels.nn.plan_runner.Resizable`."""
+        buffers = self._resizable.at(height, width).plan.buffers
+        return partial(self._run, [size for _, *size in buffers])
 
     def forward(
         self, image: Tensor, thresholds: Tensor, forced: Tensor | None = None, count: Tensor | None = None
@@ -51,7 +52,7 @@ class TritonRunner(nn.Module):
 
     def _run(
         self,
-        sizes: list[tuple[int, int]],
+        sizes: Sequence[Sequence[int]],
         image: Tensor,
         thresholds: Tensor,
         forced: Tensor | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +75,7 @@ class Run:
 
     image: Tensor
     dtype: torch.dtype
-    sizes: list[tuple[int, int]]
+    sizes: Sequence[Sequence[int]]
     layouts: list[Channels]
     thresholds: Tensor
     forced: Tensor | None

@@ -8,7 +8,7 @@ from small_models import SMALL, make_images
 import dsn_models
 from dsn_kernels.measure.gpu_map_work import Cuts
 from dsn_kernels.measure.gpu_work import network_work
-from dsn_kernels.nn.gpu import GpuDenseBlock
+from dsn_kernels.nn import Stage, Target
 from dsn_kernels.nn.network import plan_network
 from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, PlanRunner
 
@@ -51,7 +51,7 @@ def test_a_skipped_layer_reads_its_gate_word_and_nothing_more(simt):
     """A layer that no sample runs: its blocks load 8 bytes each; nobody reads its slice, its weights or the state."""
     loaded, blocks = [], []
     for layers in (1, 2):
-        twin = GpuDenseBlock(make_block(24, layers), DTYPE, "simt")
+        twin = Stage(make_block(24, layers), Target("simt", DTYPE))
         twin.runner.clusters = False
         simt.reset_counters()
         twin(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
@@ -70,7 +70,7 @@ def test_a_skipped_layer_of_a_resident_block_reads_its_gate_alone(simt):
     """Every thread of a sample's blocks reads what decides, and one stores the gate; no launch, no barrier."""
     counts = []
     for layers in (1, 2):
-        twin = GpuDenseBlock(make_block(24, layers), DTYPE, "simt")
+        twin = Stage(make_block(24, layers), Target("simt", DTYPE))
         simt.reset_counters()
         twin(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
         counts.append(simt.counters())

@@ -16,30 +16,34 @@ def fast():
 def arguments(fast, batch=2, forced=None):
     plan = fast.plan
     images = make_images(fast, batch)
-    return [images, fast.weights, fast.thresholds, forced, fast.plan_words, plan.gates, plan.logits]
+    return [images, fast.weights, fast.thresholds, forced, fast.plan_words, plan.gates, plan.logits, [0, 1, 1]]
 
 
 def test_opcheck(fast):
     forced = torch.randint(0, 2, (2, fast.plan.gates), dtype=torch.uint8)
     for gates in (None, forced):
-        torch.library.opcheck(torch.ops.dsn.network.default, tuple(arguments(fast, 2, gates)))
+        *first, plan, count, logits, stored = arguments(fast, 2, gates)
+        given = (*first, None, plan, count, logits, stored, 0, False)
+        torch.library.opcheck(torch.ops.dsn.run_plan.default, given)
 
 
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
-        (0, torch.zeros(2, 3, 9, 8), "network: instruction 0 of the plan does not fit its buffers"),
-        (1, torch.zeros(10), "network: weights hold 10 floats, instruction 0 of the plan needs"),
-        (4, torch.tensor([1, 2, 3]), "network: plan of 3 words does not hold whole instructions"),
-        (4, torch.tensor([99]), "network: plan must start with its number of buffers"),
-        (5, 3, "network: the plan has 12 gates and 120 logits, got gates=3"),
+        (0, torch.zeros(2, 3, 9, 8), "run_plan: instruction 0 of the plan does not fit its buffers"),
+        (1, torch.zeros(10), "run_plan: weights hold 10 floats, instruction 0 of the plan needs"),
+        (4, torch.tensor([1, 2, 3]), "run_plan: plan of 3 words does not hold whole instructions"),
+        (4, torch.tensor([99]), "run_plan: plan must start with its number of buffers"),
+        (5, 3, "run_plan: the plan has 12 gates and 120 logits, got gates=3"),
+        (7, [8, 4, 4], "run_plan: the plan stores a map of 0 x 1 x 1, not of 8 x 4 x 4"),
+        (7, [8, 4], "run_plan: map must have channels, height and width"),
     ],
 )
 def test_bad_arguments(fast, position, value, message):
     given = arguments(fast)
     given[position] = value
     with pytest.raises(RuntimeError, match=message):
-        dsn_kernels.ops.network(*given)
+        dsn_kernels.ops.run_plan(*given)
 
 
 def test_no_corrupted_plan_leaves_its_memory(fast):
@@ -53,9 +57,9 @@ def test_no_corrupted_plan_leaves_its_memory(fast):
             changed[i] = value
             given[4] = changed
             try:
-                dsn_kernels.ops.network(*given)
+                dsn_kernels.ops.run_plan(*given)
             except RuntimeError as error:
-                assert str(error).startswith("network: ")
+                assert str(error).startswith("run_plan: ")
                 refused += 1
     assert refused > len(words)
 
@@ -69,6 +73,8 @@ def test_plan_of_load_and_head():
     module, head = make_head(3, 2), Packer()
     pack_head(head, module, [])
     x = torch.randn(5, 3, 4, 4)
-    logits, gates, _, macs = dsn_kernels.ops.network(x, head.tensor(), torch.empty(0), None, plan.words(), 0, 2)
+    given = (x, head.tensor(), torch.empty(0), None, plan.words(), 0, 2)
+    logits, stored, gates, scores, macs, spans = dsn_kernels.ops.run_plan(*given)
     torch.testing.assert_close(logits, module(x))
-    assert gates.shape == (5, 0) and macs.tolist() == [6] * 5
+    assert gates.shape == scores.shape == (5, 0) and macs.tolist() == [6] * 5
+    assert stored.shape == (5, 0, 1, 1) and spans.shape == (0,)

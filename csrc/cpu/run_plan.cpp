@@ -1,5 +1,4 @@
-// network: a whole network, sample by sample; run_plan: any part of one, from a map to a map; dense_block,
-// preact_conv2d and head are plans of one instruction.
+// run_plan on the CPU: a network, or a part of one, sample by sample.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -165,8 +164,10 @@ namespace {
 
 using torch::stable::Tensor;
 
+constexpr const char* kOp = "run_plan";
+
 struct Outputs {
-  Tensor logits, map, gates, scores, macs;
+  Tensor logits, map, gates, scores, macs, spans;
 };
 
 struct Batch {
@@ -275,7 +276,7 @@ void run_batch(Batch& batch) {
   });
 }
 
-// Straight from the C shim: a fifth of what the dispatcher's empty costs, five times a call.
+// Straight from the C shim: a fifth of what the dispatcher's empty costs, six times a call.
 Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
@@ -286,36 +287,16 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
   return Tensor(handle);
 }
 
-Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& input, const Tensor& image,
-            const Tensor& weights, const std::optional<Tensor>& thresholds, const std::optional<Tensor>& forced,
-            const BufferSpec& output, std::optional<Tensor>* spans = nullptr) {
+// Fills `out`, of a batch that is not empty; its spans are empty unless the run is timed.
+void run(const CompiledPlan& compiled, const BufferSpec& input, const Tensor& image, const Tensor& weights,
+         const Tensor& thresholds, const std::optional<Tensor>& forced, int threads, Outputs& out) {
   const Plan& plan = compiled.plan;
   const int64_t batch = image.size(0);
-  check(output == compiled.map, op, ": the plan stores a map of ", compiled.map.channels, " x ", compiled.map.height,
-        " x ", compiled.map.width, ", not of ", output.channels, " x ", output.height, " x ", output.width);
-  check_tensor(op, "image", image, ScalarType::Float, {-1, input.channels, input.height, input.width});
-  if (thresholds) check_tensor(op, "thresholds", *thresholds, ScalarType::Float, {plan.gates});
-  if (forced) check_tensor(op, "forced_gates", *forced, ScalarType::Byte, {batch, plan.gates});
-
-  const int32_t float32 = aoti_torch_dtype_float32();
-  Outputs out{empty({batch, plan.logits}, float32),
-              empty({batch, output.channels, output.height, output.width}, float32),
-              empty({batch, plan.gates}, aoti_torch_dtype_uint8()), empty({batch, plan.gates}, float32),
-              empty({batch}, aoti_torch_dtype_int64())};
-  const int threads = std::min<int>(static_cast<int>(torch::stable::get_num_threads()), Team::kMaxSize);
-  if (spans) {
-    *spans = empty({batch, threads, compiled.steps, kSpanFields}, aoti_torch_dtype_int64());
-    std::fill_n((*spans)->mutable_data_ptr<int64_t>(), (*spans)->numel(), int64_t{0});
-  }
-  if (batch == 0) return out;
-
   const Tensor x = torch::stable::contiguous(image), w = torch::stable::contiguous(weights);
-  std::vector<float> threshold(plan.gates, 0.5f);
-  if (thresholds) {
-    const Tensor t = torch::stable::contiguous(*thresholds);
-    std::copy_n(t.const_data_ptr<float>(), plan.gates, threshold.begin());
-  }
-  for (float t : threshold) check(t >= 0 && t <= 1, op, ": thresholds must lie in [0, 1], got ", t);
+  const Tensor limits = torch::stable::contiguous(thresholds);
+  const float* threshold = limits.const_data_ptr<float>();
+  for (int64_t i = 0; i < plan.gates; ++i)
+    check(threshold[i] >= 0 && threshold[i] <= 1, "run_plan: thresholds must lie in [0, 1], got ", threshold[i]);
   std::optional<Tensor> f;
   if (forced) {
     f = torch::stable::contiguous(*forced);
@@ -323,151 +304,76 @@ Outputs run(const char* op, const CompiledPlan& compiled, const BufferSpec& inpu
     const int64_t count = f->numel();
     uint8_t most = 0;  // no branch in the loop: a vector at a time
     for (int64_t i = 0; i < count; ++i) most = std::max(most, values[i]);
-    check(most <= 1, op, ": forced_gates must hold 0 (skip) or 1 (run), got ", static_cast<int>(most));
+    check(most <= 1, "run_plan: forced_gates must hold 0 (skip) or 1 (run), got ", static_cast<int>(most));
     // Gates that no instruction decides, such as filter masks, are inputs.
     std::copy_n(values, count, out.gates.mutable_data_ptr<uint8_t>());
   }
   if (!f) std::fill_n(out.gates.mutable_data_ptr<uint8_t>(), out.gates.numel(), uint8_t{0});
-  check(f || !compiled.needs_masks, op, ": forced_gates must say which filters run, got none");
+  check(f || !compiled.needs_masks, "run_plan: forced_gates must say which filters run, got none");
   std::fill_n(out.scores.mutable_data_ptr<float>(), out.scores.numel(), 0.f);
 
+  int64_t* spans = nullptr;
+  if (out.spans.numel() > 0) {
+    spans = out.spans.mutable_data_ptr<int64_t>();
+    std::fill_n(spans, out.spans.numel(), int64_t{0});
+  }
   Batch b{compiled,
           plan,
           w.const_data_ptr<float>(),
           batch,
           std::vector<std::atomic<int64_t>>(static_cast<size_t>(batch)),
-          {x.const_data_ptr<float>(), f ? f->const_data_ptr<uint8_t>() : nullptr, threshold.data(),
+          {x.const_data_ptr<float>(), f ? f->const_data_ptr<uint8_t>() : nullptr, threshold,
            out.gates.mutable_data_ptr<uint8_t>(), out.scores.mutable_data_ptr<float>(),
            out.logits.mutable_data_ptr<float>(), out.map.mutable_data_ptr<float>(), nullptr, nullptr},
           input.channels * input.pixels(),
-          output.channels * output.pixels(),
-          spans ? (*spans)->mutable_data_ptr<int64_t>() : nullptr,
+          compiled.map.channels * compiled.map.pixels(),
+          spans,
           threads,
           {}};
   run_batch(b);
   int64_t* macs = out.macs.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < batch; ++i) macs[i] = b.macs[i].load();
-  return out;
 }
 
-BufferSpec map_of(const char* op, const char* name, const Tensor& x, const Tensor& weights) {
-  check_tensor(op, name, x, ScalarType::Float, {-1, -1, -1, -1});
-  check_tensor(op, "weights", weights, ScalarType::Float, {-1});
-  return {x.size(1), x.size(2), x.size(3)};
-}
-
-// Of a plan in words; `map` is what it stores.
-Outputs run_words(const char* op, const Tensor& image, const Tensor& weights, const Tensor& thresholds,
-                  const std::optional<Tensor>& forced_gates, const Tensor& plan_words, int64_t gates, int64_t logits,
-                  const BufferSpec& map = {0, 1, 1}, std::optional<Tensor>* spans = nullptr) {
-  const BufferSpec input = map_of(op, "image", image, weights);
-  check_tensor(op, "plan", plan_words, ScalarType::Long, {-1});
-  const Tensor words = torch::stable::contiguous(plan_words);
-  const auto compiled = CompiledPlan::get(op, words.const_data_ptr<int64_t>(), words.numel(), input, weights.numel());
-  const Plan& plan = compiled->plan;
-  check(plan.gates == gates && plan.logits == logits, op, ": the plan has ", plan.gates, " gates and ", plan.logits,
-        " logits, got gates=", gates, " and logits=", logits);
-  return run(op, *compiled, input, image, weights, thresholds, forced_gates, map, spans);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> network_cpu(const Tensor& image, const Tensor& weights,
-                                                       const Tensor& thresholds,
-                                                       const std::optional<Tensor>& forced_gates,
-                                                       const Tensor& plan_words, int64_t gates, int64_t logits) {
-  Outputs out = run_words("network", image, weights, thresholds, forced_gates, plan_words, gates, logits);
-  return {out.logits, out.gates, out.scores, out.macs};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> timed_network_cpu(const Tensor& image, const Tensor& weights,
-                                                                     const Tensor& thresholds,
-                                                                     const std::optional<Tensor>& forced_gates,
-                                                                     const Tensor& plan_words, int64_t gates,
-                                                                     int64_t logits) {
-  std::optional<Tensor> spans;
-  Outputs out = run_words("network", image, weights, thresholds, forced_gates, plan_words, gates, logits,
-                          BufferSpec{0, 1, 1}, &spans);
-  return {out.logits, out.gates, out.scores, out.macs, *spans};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cpu(const Tensor& image, const Tensor& weights,
-                                                                const Tensor& thresholds,
-                                                                const std::optional<Tensor>& forced_gates,
-                                                                const std::optional<Tensor>& count,
-                                                                const Tensor& plan_words, int64_t gates, int64_t logits,
-                                                                const std::vector<int64_t>& map, int64_t element) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cpu(
+    const Tensor& image, const Tensor& weights, const Tensor& thresholds, const std::optional<Tensor>& forced,
+    const std::optional<Tensor>& count, const Tensor& plan_words, int64_t gates, int64_t logits,
+    const std::vector<int64_t>& map, int64_t element, bool timed) {
   check(!count, "run_plan: count is for a GPU; on the CPU every sample is real");
   check(element == 0, "run_plan: element must be 0, float32, on the CPU, got ", element);
   check(map.size() == 3, "run_plan: map must have channels, height and width");
-  Outputs out = run_words("run_plan", image, weights, thresholds, forced_gates, plan_words, gates, logits,
-                          {map[0], map[1], map[2]});
-  return {out.logits, out.map, out.gates, out.scores, out.macs};
-}
+  check_tensor(kOp, "image", image, ScalarType::Float, {-1, -1, -1, -1});
+  check_tensor(kOp, "weights", weights, ScalarType::Float, {-1});
+  check_tensor(kOp, "plan", plan_words, ScalarType::Long, {-1});
+  const BufferSpec input{image.size(1), image.size(2), image.size(3)}, output{map[0], map[1], map[2]};
+  const Tensor words = torch::stable::contiguous(plan_words);
+  const auto shared = CompiledPlan::get(kOp, words.const_data_ptr<int64_t>(), words.numel(), input, weights.numel());
+  const CompiledPlan& compiled = *shared;
+  const Plan& plan = compiled.plan;
+  check(plan.gates == gates && plan.logits == logits, "run_plan: the plan has ", plan.gates, " gates and ", plan.logits,
+        " logits, got gates=", gates, " and logits=", logits);
+  check(output == compiled.map, "run_plan: the plan stores a map of ", compiled.map.channels, " x ",
+        compiled.map.height, " x ", compiled.map.width, ", not of ", output.channels, " x ", output.height, " x ",
+        output.width);
+  const int64_t batch = image.size(0);
+  check_tensor(kOp, "thresholds", thresholds, ScalarType::Float, {plan.gates});
+  if (forced) check_tensor(kOp, "forced_gates", *forced, ScalarType::Byte, {batch, plan.gates});
 
-// A plan of a few instructions, through the same words as a whole network's.
-std::shared_ptr<const CompiledPlan> compile(const char* op, const std::vector<BufferSpec>& buffers,
-                                            const std::vector<Instruction>& code, const BufferSpec& input,
-                                            const Tensor& weights) {
-  std::vector<int64_t> words{static_cast<int64_t>(buffers.size())};
-  for (const BufferSpec& b : buffers) words.insert(words.end(), {b.channels, b.height, b.width});
-  for (const Instruction& i : code) each_field(i, [&](auto field) { words.push_back(static_cast<int64_t>(field)); });
-  return CompiledPlan::get(op, words.data(), static_cast<int64_t>(words.size()), input, weights.numel());
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> dense_block_cpu(const Tensor& x, const Tensor& weights,
-                                                           const Tensor& thresholds,
-                                                           const std::optional<Tensor>& forced_gates, int64_t growth,
-                                                           int64_t layers, int64_t bottleneck, int64_t gate,
-                                                           int64_t merge) {
-  const BufferSpec input = map_of("dense_block", "x", x, weights);
-  BufferSpec map = input;
-  if (merge == static_cast<int64_t>(Merge::kConcat)) map.channels += growth * layers;
-  const auto plan = compile("dense_block", {map},
-                            {{.op = Op::kLoad, .dst = 0, .in_channels = input.channels},
-                             {.op = Op::kDenseBlock,
-                              .dst = 0,
-                              .in_channels = input.channels,
-                              .out_channels = growth,
-                              .layers = layers,
-                              .bottleneck = bottleneck,
-                              .gate = static_cast<GateKind>(gate),
-                              .merge = static_cast<Merge>(merge)},
-                             {.op = Op::kStore, .src = 0, .in_channels = map.channels}},
-                            input, weights);
-  Outputs out = run("dense_block", *plan, input, x, weights, thresholds, forced_gates, map);
-  return {out.map, out.gates, out.scores, out.macs};
-}
-
-Tensor preact_conv2d_cpu(const Tensor& x, const Tensor& weights, int64_t out_channels) {
-  const BufferSpec input = map_of("preact_conv2d", "x", x, weights);
-  check(input.height > 1 && input.width > 1, "preact_conv2d: x must be at least 2 x 2, got ", shape_of(x));
-  const BufferSpec map{out_channels, input.height / 2, input.width / 2};
-  const auto plan =
-      compile("preact_conv2d", {input, map},
-              {{.op = Op::kLoad, .dst = 0, .in_channels = input.channels},
-               {.op = Op::kTransition, .src = 0, .dst = 1, .in_channels = input.channels, .out_channels = out_channels},
-               {.op = Op::kStore, .src = 1, .in_channels = out_channels}},
-              input, weights);
-  return run("preact_conv2d", *plan, input, x, weights, std::nullopt, std::nullopt, map).map;
-}
-
-Tensor head_cpu(const Tensor& x, const Tensor& weights, int64_t classes) {
-  const BufferSpec input = map_of("head", "x", x, weights);
-  const auto plan = compile("head", {input},
-                            {{.op = Op::kLoad, .dst = 0, .in_channels = input.channels},
-                             {.op = Op::kHead, .src = 0, .in_channels = input.channels, .out_channels = classes}},
-                            input, weights);
-  return run("head", *plan, input, x, weights, std::nullopt, std::nullopt, {0, 1, 1}).logits;
+  const int32_t float32 = aoti_torch_dtype_float32();
+  const int threads = std::min<int>(static_cast<int>(torch::stable::get_num_threads()), Team::kMaxSize);
+  Outputs out{empty({batch, plan.logits}, float32),
+              empty({batch, output.channels, output.height, output.width}, float32),
+              empty({batch, plan.gates}, aoti_torch_dtype_uint8()),
+              empty({batch, plan.gates}, float32),
+              empty({batch}, aoti_torch_dtype_int64()),
+              timed ? empty({batch, threads, compiled.steps, kSpanFields}, aoti_torch_dtype_int64())
+                    : empty({0}, aoti_torch_dtype_int64())};
+  if (batch > 0) run(compiled, input, image, weights, thresholds, forced, threads, out);
+  return {out.logits, out.map, out.gates, out.scores, out.macs, out.spans};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dsn, CPU, m) {
-  m.impl("network", TORCH_BOX(&network_cpu));
-  m.impl("timed_network", TORCH_BOX(&timed_network_cpu));
-  m.impl("run_plan", TORCH_BOX(&run_plan_cpu));
-  m.impl("dense_block", TORCH_BOX(&dense_block_cpu));
-  m.impl("preact_conv2d", TORCH_BOX(&preact_conv2d_cpu));
-  m.impl("head", TORCH_BOX(&head_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(dsn, CPU, m) { m.impl("run_plan", TORCH_BOX(&run_plan_cpu)); }
 
 }  // namespace dsn::cpu
