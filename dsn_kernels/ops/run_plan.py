@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -9,6 +11,17 @@ from torch.utils.flop_counter import register_flop_formula
 from .. import _C
 from .inference import refuse_gradients
 from .network import Plan
+
+
+class Outputs(NamedTuple):
+    """What a plan leaves: logits float32 [B, logits], the stored map or [B, 0, 1, 1], gates uint8 [B, L], scores
+    float32 [B, L] and MACs int64 [B]."""
+
+    logits: Tensor
+    map: Tensor
+    gates: Tensor
+    scores: Tensor
+    macs: Tensor
 
 
 def stored_map(plan: Plan) -> list[int]:
@@ -28,7 +41,7 @@ def run_plan(
     plan: Plan,
     words: Tensor,
     element: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Outputs:
     """Runs ``plan`` for every sample on the GPU, without a host synchronisation.
 
     Args:
@@ -42,17 +55,15 @@ def run_plan(
         element: of ``_C.cuda.ELEMENTS``.
 
     Returns:
-        logits float32 [B, logits]; the stored map, of the image's dtype; gates taken uint8 [B, L]; scores float32
-        [B, L]; MACs executed int64 [B].
+        what the plan leaves; the stored map is of the image's dtype.
 
     Raises:
         RuntimeError: an argument has the wrong device, dtype or shape, the device lacks the architecture or the memory,
             or the plan does not fit; the message names it.
     """
     refuse_gradients(image, weights, thresholds)
-    return torch.ops.dsn.run_plan(
-        image, weights, thresholds, forced_gates, count, words, plan.gates, plan.logits, stored_map(plan), element
-    )
+    sizes = (plan.gates, plan.logits, stored_map(plan), element)
+    return Outputs(*torch.ops.dsn.run_plan(image, weights, thresholds, forced_gates, count, words, *sizes))
 
 
 @torch.library.register_fake("dsn::run_plan")

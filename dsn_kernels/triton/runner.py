@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C
-from ..nn.plan_runner import Outputs
 from ..ops.inference import refuse_gradients
 from ..ops.network import Instruction, Plan
+from ..ops.run_plan import Outputs
 from . import steps
 from .layout import Channels
 from .routing import first_samples, words_of

@@ -13,7 +13,7 @@ from dsn_models.densenet import Head, Transition
 
 from .. import choice
 from ..accelerate import accelerate
-from .latency import InterleavedTimer
+from ..measure.latency import InterleavedTimer
 
 # Operator -> what is timed, and the shape of its input.
 _BATCH = 32
