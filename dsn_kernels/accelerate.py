@@ -19,11 +19,11 @@ from dsn_models.skipnet import SkipNet
 
 from . import _C
 from . import nn as twins
+from .nn.plan_runner import RUNNERS
 from .verify import called_modules, check_model, check_twin
 
 _Twins = Mapping[type[nn.Module], Callable[..., nn.Module]]
-_BACKENDS = ("auto", "cpu", "cuda", "triton", "simt", "reference")
-_GPU_BACKENDS = ("cuda", "triton", "simt", "auto")  # "auto" once it is resolved: a choice on a GPU
+_BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -59,9 +59,9 @@ def accelerate(
             gaters, stems, transitions and heads of dense networks and all else are float32. Fast where the CPU has
             AVX512_BF16 (`dsn info`), elsewhere right and slower than float32. Images may be float32 all the same.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` (NVIDIA and AMD GPUs, without nvcc; with TRITON_INTERPRET=1 in the
-            environment also the CPU, for tests: slow), ``"simt"`` (the CUDA kernels, played on the host for tests:
-            slow), ``"reference"`` (the model itself, in eval mode) or ``"auto"``: the CPU's, and on a GPU the one that
-            measured times prefer for each operator (`dsn info` says which, `dsn bench --tune` measures).
+            environment also the CPU, for tests: slow), ``"reference"`` (the model itself, in eval mode) or ``"auto"``:
+            the CPU's, and on a GPU the one that measured times prefer for each operator (`dsn info` says which,
+            `dsn bench --tune` measures).
         device: where the result runs; a GPU for ``"cuda"`` and ``"triton"``, else the CPU.
         graph: on a GPU, replay the launches of a network of `dsn_models` as one CUDA graph, of a GaterNet two: True, or
             the batch sizes to capture; smaller batches are padded to the next.
@@ -73,10 +73,10 @@ def accelerate(
         UserError: the kernels would not compute what the model does, nothing in it can be accelerated, a weight holds
             NaN or infinity or is not on the CPU, or dtype, backend, device, graph or example are not served.
     """
-    if backend not in _BACKENDS:
+    if backend not in _BACKENDS and backend not in RUNNERS:
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")
     backend, device = _resolve(backend, device, dtype)
-    gpu = backend in _GPU_BACKENDS
+    gpu = backend == "auto" or backend in RUNNERS  # once it is resolved, "auto" is a choice on a GPU
     if dtype not in (_GPU_DTYPES if gpu else _CPU_DTYPES if backend == "cpu" else _CPU_DTYPES[:1]):
         raise UserError(f"dtype is {dtype}; the {'GPU' if gpu else 'CPU'} kernels serve {_served(gpu)}")
     if not isinstance(model, nn.Module):
@@ -247,7 +247,7 @@ def _resolve(backend: str, device: torch.device | str | None, dtype: torch.dtype
         return backend, resolve_device(chosen, dtype)
     expected = "cuda" if backend == "cuda" else "cpu"
     chosen = chosen or torch.device(expected)
-    if chosen.type != expected or backend not in _BACKENDS:
+    if chosen.type != expected or (backend not in _BACKENDS and backend not in RUNNERS):
         raise UserError(f"device is '{chosen}'; the backend {backend!r} runs on 'cpu' or 'cuda', as its name says")
     if backend == "cuda":
         if not _C.build_info()["cuda"]:

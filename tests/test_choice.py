@@ -140,7 +140,7 @@ def test_tune_needs_a_gpu():
 
 @pytest.mark.parametrize("operator", choice.OPERATORS)
 def test_every_operator_has_an_example(operator):
-    from dsn_kernels.measure.tune import example
+    from dsn_kernels.tuning.tune import example
 
     module, x = example(operator)
     assert type(module).__name__ == operator

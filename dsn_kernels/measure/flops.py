@@ -14,7 +14,7 @@ from dsn_models import UserError
 
 from .. import _C
 from ..ops.network import Plan, Work
-from .networks import count_dense, executed_macs, gate_counts, image_shape
+from .networks import count_dense, executed_macs, image_shape, open_gates
 
 __all__ = ["FlopCount", "LayerCount", "count_dense", "flops", "layer_counts"]
 
@@ -113,8 +113,7 @@ def _dense(model: Any) -> int:
     if not hasattr(model, "swapped"):
         return count_dense(model)
     # Its parts are no longer the reference's; with every gate open it does the dense network's work, and its gates'.
-    opened = {name: torch.ones(1, count, dtype=torch.uint8) for name, count in gate_counts(model).items()}
-    return int(executed_macs(model, torch.zeros(1, *image_shape(model.config)), opened))
+    return int(executed_macs(model, torch.zeros(1, *image_shape(model.config)), open_gates(model, 1)))
 
 
 def layer_counts(fast: Any, gates: Mapping[str, Tensor], batch: int) -> list[LayerCount]:

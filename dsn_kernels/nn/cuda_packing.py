@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _C
 from ..ops.network import Instruction, Plan
+from ..ops.packed import Layout, Unit
 
 _GROUP: int = _C.cuda.GROUP
 ELEMENTS: dict[torch.dtype, int] = {
@@ -19,8 +20,7 @@ ELEMENTS: dict[torch.dtype, int] = {
     torch.bfloat16: _C.cuda.ELEMENTS["bfloat16"],
 }
 
-# (name, offset, shape) in floats, size; (name, offset, shape, wide) in bytes, size
-_CpuLayout = tuple[list[tuple[str, int, list[int]]], int]
+# (name, offset, shape, wide) in bytes, size
 _GpuLayout = tuple[list[tuple[str, int, list[int], bool]], int]
 
 
@@ -67,23 +67,6 @@ def _conv(weight: Tensor, spread: Callable[[Tensor, int], Tensor]) -> Tensor:
 def _norm(scale: Tensor, shift: Tensor) -> Tensor:
     """Both [places], to [groups, 2, 4]."""
     return torch.stack([scale, shift]).unflatten(1, (-1, _GROUP)).transpose(0, 1)
-
-
-class Unit:
-    """One packed unit of the CPU kernels, by field, without its padding."""
-
-    def __init__(self, weights: Tensor, offset: int, layout: _CpuLayout) -> None:
-        fields, self.size = layout
-        self._fields = {
-            name: weights[offset + at : offset + at + math.prod(shape)].reshape(shape) for name, at, shape in fields
-        }
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._fields[name]
-
-    def conv(self, name: str, out_channels: int) -> Tensor:
-        """[blocks, I, taps, rows] to [O, I, taps]."""
-        return self[name].permute(0, 3, 1, 2).flatten(0, 1)[:out_channels]
 
 
 class _Buffer:
@@ -146,7 +129,7 @@ class _Repacker:
             code.append(dataclasses.replace(made, weights=offset, shared=shared, flags=flags))
         return Plan(list(self.plan.buffers), code), self.out.tensor()
 
-    def _unit(self, step: Instruction, layout: _CpuLayout, offset: int = 0) -> Unit:
+    def _unit(self, step: Instruction, layout: Layout, offset: int = 0) -> Unit:
         return Unit(self.weights, step.weights + offset, layout)
 
     def _load(self, step: Instruction) -> None:

@@ -67,7 +67,7 @@ class Target:
     """What a twin runs on.
 
     Attributes:
-        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"simt"``, the host runner of csrc/simt.
+        backend: ``"cpu"``, or one of `plan_runner.RUNNERS`: ``"cuda"``, ``"triton"``.
         dtype: of weights and activations. On the CPU float32, or bfloat16: of the products of convolutions alone.
         graph: replay the launches as CUDA graphs: True, or the batch sizes to capture.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,17 @@ from .network import Plan
 
 _FLOAT = _C.cuda.ELEMENTS["float32"]
 _NO_MAP = (0, 1, 1)
+
+
+class Outputs(NamedTuple):
+    """What a plan leaves: logits float32 [B, logits], the stored map or [B, 0, 1, 1], gates uint8 [B, L], scores
+    float32 [B, L] and MACs int64 [B]."""
+
+    logits: Tensor
+    map: Tensor
+    gates: Tensor
+    scores: Tensor
+    macs: Tensor
 
 
 def plan_sizes(plan: Plan) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..nn.cuda_packing import Unit
 from ..ops.network import Instruction
+from ..ops.packed import Unit
 from . import resample
 from .conv2d import conv2d
 from .gate import EMBEDDING, gate, recurrent_gate

@@ -12,6 +12,7 @@ from .. import _C
 from ..nn.plan_runner import Outputs, Resizable
 from ..ops.inference import refuse_gradients
 from ..ops.network import Instruction, Plan
+from ..ops.run_plan import Outputs
 from . import steps
 from .layout import Channels
 from .routing import first_samples, words_of

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C
-from ..nn.cuda_packing import Unit
 from ..ops.network import Instruction, Plan
+from ..ops.packed import Unit
 from . import resample
 from .channel_lists import ChannelLists, Listed
 from .layout import Channels, pad

@@ -6,11 +6,11 @@ from references import make_block, randomise
 from small_models import SMALL, make_images
 
 import dsn_models
-from dsn_kernels.measure.gpu_map_work import Cuts
-from dsn_kernels.measure.gpu_work import network_work
+from benchmarks.gpu_model.map_work import Cuts
+from benchmarks.gpu_model.work import network_work
+from csrc.simt.host_runner import MULTIPROCESSORS, HostRunner
 from dsn_kernels.nn import Stage, Target
 from dsn_kernels.nn.network import plan_network
-from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, PlanRunner
 
 DTYPE = torch.float16
 NETWORKS = ["concat-bc-100", "concat-40", "add-166", "dsn-navon"]
@@ -20,7 +20,7 @@ def make_runner(name, clusters=True, **overrides):
     torch.manual_seed(0)
     model = randomise(dsn_models.create(name, **{**SMALL[name], **overrides}))
     plan, weights = plan_network(model)
-    return PlanRunner(plan, weights, DTYPE, "simt", clusters), make_images(model, 3)
+    return HostRunner(plan, weights, DTYPE, clusters), make_images(model, 3)
 
 
 def run(simt, runner, x, gates):
@@ -105,6 +105,6 @@ def test_dropped_slices_save_their_instructions(simt, clusters):
 
 def test_float32_uses_no_tensor_cores(simt):
     model = randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]))
-    runner = PlanRunner(*plan_network(model), torch.float32, "simt")
+    runner = HostRunner(*plan_network(model), torch.float32)
     gates = torch.ones(1, runner.plan.gates, dtype=torch.uint8)
     assert run(simt, runner, make_images(model, 1), gates)["mma_macs"] == 0

@@ -13,9 +13,9 @@ from dsn_kernels import ops
 from dsn_kernels.measure import timeline
 from dsn_kernels.measure.flops import flops
 from dsn_kernels.measure.gates import GateSetting
-from dsn_kernels.measure.plots import picture
 from dsn_kernels.measure.timeline import WHOLE_BATCH
-from dsn_kernels.measure.timeline_views import document, kinds, rows, timeline_figure, trace
+from dsn_kernels.report.plots import picture
+from dsn_kernels.report.timeline_views import document, kinds, rows, timeline_figure, trace
 from dsn_models import UserError
 
 FAMILIES = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsn_models.intervals import mean_interval, share_interval
 
-from .records import Record
+from ..measure.records import Record
 
 Thresholds = dict[str, float]
 

@@ -7,13 +7,12 @@ from functools import partial
 from itertools import cycle
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .baselines import build_all
-from .latency import InterleavedTimer
-from .networks import dense_network, gate_counts, run
-from .noise import Noise
+from ..measure.baselines import build_all
+from ..measure.latency import InterleavedTimer
+from ..measure.networks import dense_network, open_gates, run
+from ..measure.noise import Noise
 
 
 def compare(
@@ -47,13 +46,12 @@ def compare(
     rows = []
     for batch in batches:
         parts = [part for part in images.split(batch) if len(part) == batch]
-        every = {name: torch.ones(batch, count, dtype=torch.uint8) for name, count in gate_counts(model).items()}
         on_step(f"building what batch {batch} is compared with", 0.0)
         baselines, missing = build_all(against, dense, parts[0])
         contestants: dict[str, Callable[[Tensor], object]] = {
             "dense": dense,
             **baselines,
-            "open": partial(run, fast, gates=every),
+            "open": partial(run, fast, gates=open_gates(model, batch)),
             "skipping": partial(run, fast),
         }
         timer = InterleavedTimer({name: _next_of(call, parts) for name, call in contestants.items()})

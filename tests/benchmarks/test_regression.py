@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dsn_kernels.measure.regression import changes, read
+from benchmarks.regression import changes, read
 from dsn_models import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import _C
-from ..ops.network import Instruction, Plan
+from dsn_kernels import _C
+from dsn_kernels.ops.network import Instruction, Plan
 
 ROWS = 16  # pixels of an m16n8k16 instruction
 GROUP: int = _C.cuda.GROUP

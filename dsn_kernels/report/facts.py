@@ -17,13 +17,13 @@ from dsn_models.lettering import shortened
 from dsn_models.skipnet import UNITS
 from dsn_models.statistics import gate_kinds
 
-from . import machine
-from .baselines import relative_error
-from .flops import layer_counts
-from .networks import as_outputs, count_dense
-from .operating_point import own_thresholds
+from ..measure import machine
+from ..measure.baselines import relative_error
+from ..measure.flops import layer_counts
+from ..measure.networks import as_outputs, count_dense
+from ..measure.records import Labelled, Record, class_names, part_of
+from ..tuning.operating_point import own_thresholds
 from .page import by_block
-from .records import Labelled, Record, class_names, part_of
 
 _WORDS = {UNITS: ("units", "unit"), FILTERS: ("filters", "unit")}
 _REFERENCE_IMAGES = 100  # the reference is slow

@@ -16,7 +16,11 @@ from dsn_models import UserError
 from dsn_models.lettering import shortened
 from dsn_models.statistics import embed_gates, gate_kinds, principal_gates
 
-from .baselines import check_known
+from ..measure.baselines import check_known
+from ..measure.networks import gate_counts
+from ..measure.records import Labelled, Record, class_names, record
+from ..tuning.sweep import sweep
+from ..tuning.sweeper import SweepSettings
 from .compare import compare
 from .facts import blocks_of, cells_of, facts, ran_by_class
 from .feature_maps import feature_maps
@@ -30,11 +34,8 @@ from .figures import (
     latency_figure,
     macs_figure,
 )
-from .networks import gate_counts
 from .page import by_block, png, template
 from .plots import SWEEP_MEASURES, sweep_panel
-from .records import Labelled, Record, class_names, record
-from .sweep import SweepSettings, sweep
 
 _EMBEDDED = 500  # images whose gates are embedded in the plane; t-SNE takes seconds for them
 _SWEPT = 1000

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _C
-from ..ops.network import Instruction, Plan
-from . import gpu_map_work as maps
-from . import gpu_resident_work as resident
-from .gpu_map_work import GROUP, ROWS, Cuts, Launch, up
+from dsn_kernels import _C
+from dsn_kernels.ops.network import Instruction, Plan
+
+from . import map_work as maps
+from . import resident_work as resident
+from .map_work import GROUP, ROWS, Cuts, Launch, up
 
 
 def _groups(channels: int) -> int:

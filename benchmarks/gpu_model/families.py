@@ -1,8 +1,8 @@
 """Predicts what the GPU kernels gain for networks that skip units or filters and for gradually updated ones.
 
-    python benchmarks/gpu_families.py [--out FILE.json]
+    python -m benchmarks.gpu_model.families [--out FILE.json]
 
-Nothing here is measured: counts and machine are those of benchmarks/gpu_model.py. What it is held against is credited
+Nothing here is measured: counts and machine are those of this folder. What it is held against is credited
 generously: each convolution of the dense network is one kernel of a graph with batch norm, ReLU and sum in it, and
 takes the longest of three round trips to the second-level cache, its bytes through main memory, and its
 multiply-accumulates at 45 % of wgmma's rate. Eager PyTorch is credited with 5 us an operator.
@@ -16,9 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gpu_model
 import torch
-from gpu_bars import FAMILIES, REALISED, TIMES_EAGER, WITHIN, Family
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,6 +24,10 @@ import dsn_models
 from dsn_kernels import _C
 from dsn_kernels.nn.network import Network, Target
 from dsn_kernels.ops.network import Plan
+
+from ..gpu_bars import FAMILIES, REALISED, TIMES_EAGER, WITHIN, Family
+from . import predict
+from .model import Model, bar_table, random_gates
 
 DENSE_RATE = 0.45  # of 1,700 multiply-accumulates per clock and multiprocessor
 WGMMA_MACS = 1700
@@ -66,9 +68,9 @@ def dense_seconds(plan: Plan, batch: int) -> float:
         moved = step.in_channels * from_height * from_width + step.out_channels * height * width
         if step.flags & _C.FLAGS["accumulate"]:
             moved += step.out_channels * height * width
-        rate = DENSE_RATE * WGMMA_MACS * gpu_model.MULTIPROCESSORS * gpu_model.CLOCK
-        least = DENSE_TRIPS * gpu_model.ROUND_TRIP
-        seconds += gpu_model.NODE + max(least, 2 * (batch * moved + weights) / gpu_model.DRAM, batch * macs / rate)
+        rate = DENSE_RATE * WGMMA_MACS * predict.MULTIPROCESSORS * predict.CLOCK
+        least = DENSE_TRIPS * predict.ROUND_TRIP
+        seconds += predict.NODE + max(least, 2 * (batch * moved + weights) / predict.DRAM, batch * macs / rate)
     return seconds
 
 
@@ -78,16 +80,16 @@ def stem_seconds(network: Network, batch: int) -> float:
         return 0.0
     channels, height, width = network.plan.buffers[0]
     wide = 4 * channels * height * width  # before the pool
-    return 4 * gpu_model.NODE + 2 * batch * 6 * wide / gpu_model.DRAM
+    return 4 * predict.NODE + 2 * batch * 6 * wide / predict.DRAM
 
 
 def our_seconds(plans: list[Plan], gates: Tensor) -> float:
     """Of a gater without gates of its own, if there is one, and the network behind it."""
     seconds = 0.0
     for plan in plans:
-        model = gpu_model.Model.of(plan)
+        model = Model.of(plan)
         schedule = model.schedule(len(gates))
-        seconds += gpu_model.predict(schedule.timeline(), model.work(schedule, gates[:, : plan.gates]))
+        seconds += predict.predict(schedule.timeline(), model.work(schedule, gates[:, : plan.gates]))
     return seconds
 
 
@@ -102,7 +104,7 @@ def rows_of(family: Family) -> list[dict[str, Any]]:
     for batch in family.batches:
         kinds = {"open": torch.ones(batch, plans[-1].gates, dtype=torch.uint8)}
         if family.skipped:
-            kinds["different"] = gpu_model.random_gates(batch, plans[-1].gates, family.skipped)
+            kinds["different"] = random_gates(batch, plans[-1].gates, family.skipped)
             kinds["equal"] = kinds["different"][:1].expand(batch, -1)
         extra = stem_seconds(network, batch)
         baseline = dense_seconds(dense, batch) + extra
@@ -176,12 +178,12 @@ def table(document: dict[str, Any]) -> str:
             f"| {r['model']} | {r['batch']} | {gates} | {r['ms']:.3f} | {r['dense_ms']:.3f} | {r['ratio']:.2f} "
             f"| {realised} |"
         )
-    return "\n".join(lines) + "\n\n" + gpu_model.bar_table(document["bars"])
+    return "\n".join(lines) + "\n\n" + bar_table(document["bars"])
 
 
 def constants() -> dict[str, Any]:
     """Of the machine, of the dense run and of eager PyTorch."""
-    return gpu_model.constants() | {
+    return predict.constants() | {
         "dense_rate": DENSE_RATE,
         "dense_trips": DENSE_TRIPS,
         "wgmma_macs": WGMMA_MACS,

@@ -12,7 +12,7 @@ import dsn_models
 
 from .. import choice
 from ..accelerate import accelerate
-from .latency import InterleavedTimer
+from ..measure.latency import InterleavedTimer
 
 # Operator -> what is timed, and the shape of its input.
 _BATCH = 32

@@ -34,7 +34,7 @@ class Drawing(NamedTuple):
         return inline_svg(self.draw(PAGE))
 
     def file(self, kind: str) -> bytes:
-        """For a file of a kind in :data:`dsn_kernels.measure.plots.FORMATS`."""
+        """For a file of a kind in :data:`dsn_kernels.report.plots.FORMATS`."""
         return picture(self.draw, kind)
 
 

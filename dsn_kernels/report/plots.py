@@ -6,6 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from dsn_models import UserError
@@ -120,7 +121,7 @@ def sweep_panel(document: dict[str, Any], key: str, colours: Colours, axes: Axes
     The square is every gate forced open; bars are 95 % confidence intervals. Dual Skipping Networks, figure 4.
 
     Args:
-        document: of :func:`dsn_kernels.measure.sweep.sweep`.
+        document: of :func:`dsn_kernels.tuning.sweep.sweep`.
         key: of the measure.
         colours: to draw in.
         axes: to draw on; a figure of its own if not given.
@@ -151,6 +152,24 @@ def sweep_figure(document: dict[str, Any], colours: Colours = PAGE) -> Figure:
         sweep_panel(document, key, colours, axes)
     for axes in panels[1:]:
         axes.set_ylabel("")
+    return figure
+
+
+def load_figure(document: dict[str, Any], colours: Colours = PAGE) -> Figure:
+    """Median and 99th percentile of the latency against the load; the dotted line is the time allowed."""
+    figure = blank((6.4, 3.2))
+    axes = styled(figure.subplots(), colours)
+    for network in dict.fromkeys(row["network"] for row in document["rows"]):
+        rows = [row for row in document["rows"] if row["network"] == network]
+        rates = [row["rate"] for row in rows]
+        plot = partial(axes.plot, rates, color=getattr(colours, network), marker="o", markersize=3)
+        plot([row["p99"] for row in rows], label=f"{network}, 99th percentile")
+        plot([row["p50"] for row in rows], label=f"{network}, median", linestyle="--")
+    axes.axhline(document["slo_ms"], color=colours.ink, linewidth=0.8, linestyle=":")
+    axes.set_yscale("log")
+    axes.set_xlabel("requests a second")
+    axes.set_ylabel("milliseconds")
+    axes.legend(frameon=False, labelcolor=colours.ink, fontsize=8)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsn_kernels.measure.host_waits import host_waits
+from benchmarks.gpu.waits import host_waits
 
 
 def event(cat, name, ts, correlation=None, dur=1.0):

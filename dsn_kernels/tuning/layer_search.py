@@ -5,23 +5,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .budget import CLOSE, LINE_OFF, REFINEMENTS, Budget
 from .operating_point import gates_per_layer
 from .points import Point
+from .sweeper import Found, Sweeper
 
-if TYPE_CHECKING:
-    from .budget import Budget
-    from .sweep import Sweeper
-
-REFINEMENTS = 12
-CLOSE = 0.003  # so little below a budget no threshold is refined further
-TIMINGS = 4
-LINE_OFF = 0.01  # a line of latencies so far off is as good as can be timed
 _IMAGES = 256
 _FILLS = 5
 _LEFT = 0.2  # of a budget: where more of it is left, more would not be better
@@ -54,21 +47,11 @@ class LayerSearch:
         self.waiting: list[tuple[float, int, int, Point | None]]
         self.waiting = [(-float("inf"), -1, i, None) for i in range(len(self.order))]
 
-    def run(self) -> tuple[Point, Point | None]:
-        """The better of what was found and ``start``, and the nearest that is better but beyond the budget, if any.
-
-        What is found for a latency is timed; where the line was off by more than a hundredth it is corrected and the
-        search goes on.
-        """
+    def run(self) -> Found:
+        """The better of what was found and ``start``, and the nearest that is better but beyond the budget, if any."""
         sweeper, worth = self.sweeper, partial(self.sweeper.value, kind=self.kind)
         line = sweeper.base_ms, sweeper.ms_per_mac
-        whole = self._search()
-        for _ in range(TIMINGS if self.kind == "latency" else 0):
-            off = sweeper.measure(whole, sweeper.pick) / sweeper.latency(whole.macs)
-            sweeper.scale(off)
-            if abs(off - 1) < LINE_OFF:
-                break
-            whole = self._search()
+        whole, _ = sweeper.settled(self.kind, lambda: (self._search(), None))
         best, limit = whole, self.limit * (1 + LINE_OFF * (self.kind == "latency"))
         if worth(whole) >= worth(self.start) or sweeper.cost(whole, self.kind) > limit:
             best = self.start

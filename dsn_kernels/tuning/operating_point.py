@@ -14,7 +14,7 @@ from torch import Tensor
 from dsn_models import UserError
 from dsn_models.gates import PooledGate
 
-from .networks import gate_counts
+from ..measure.networks import gate_counts
 
 _EDGE = 1e-6  # a sigmoid's threshold is kept so far from 0 and 1, where its logit is infinite
 _SQUEEZE = 1 / 64  # a power of two, so that weights and sums keep every bit

@@ -2,76 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dsn_models import UserError
 
-from .layer_search import CLOSE, LINE_OFF, REFINEMENTS, TIMINGS, LayerSearch
+from .budget import CLOSE, REFINEMENTS, TOLERANCE, Budget
+from .layer_search import LayerSearch
 from .points import Point, summarise
-
-if TYPE_CHECKING:
-    from .sweep import Sweeper
-
-_BUDGET = re.compile(r"(latency)=(\d*\.?\d+)\s*ms|(macs)=(\d*\.?\d+)|(error)=\+?(\d*\.?\d+)\s*pt")
-TOLERANCE = 0.03  # a latency or MACs so little over their budget keep it
+from .sweeper import Found, Sweeper
 
 
-@dataclass(frozen=True)
-class Budget:
-    """``latency=2ms`` (per batch), ``macs=0.6`` (of the dense network's) or ``error=+0.5pt`` (above all gates open).
-
-    Under the first two the error is made least, under the third the MACs.
-    """
-
-    text: str
-
-    def __post_init__(self) -> None:
-        if not _BUDGET.fullmatch(self.text):
-            raise UserError(
-                f"budget is {self.text!r}; expected latency=2ms, macs=0.6 (of the dense network's) or error=+0.5pt"
-            )
-
-    @property
-    def kind(self) -> str:
-        """ "latency", "macs" or "error"."""
-        return self.text.split("=")[0]
-
-    @property
-    def limit(self) -> float:
-        """Milliseconds, a fraction of the dense MACs, or a fraction of all answers."""
-        match = _BUDGET.fullmatch(self.text)
-        assert match is not None
-        value = float(next(group for group in match.groups()[1::2] if group is not None))
-        return value / 100 if self.kind == "error" else value
-
-    def amount(self, cost: float) -> str:
-        """What this budget limits, in the words in which it is given."""
-        return {"latency": f"{cost:.3g}ms", "macs": f"{cost:.3g}", "error": f"{100 * cost:+.2f}pt"}[self.kind]
-
-
-def pick(sweeper: Sweeper, points: Sequence[Point], budget: Budget) -> tuple[Point, Point | None]:
+def pick(sweeper: Sweeper, points: Sequence[Point], budget: Budget) -> Found:
     """The best point within a budget, refined between it and the nearest better one beyond; and that one, if any.
-
-    A pick for a latency is timed; where the line was off by more than a hundredth it is corrected and the pick made
-    anew.
 
     Raises:
         UserError: no thresholds keep the budget; says what can be kept.
     """
-    best, beyond = _best(sweeper, points, budget)
-    for _ in range(TIMINGS if budget.kind == "latency" else 0):
-        off = sweeper.measure(best, sweeper.pick) / sweeper.latency(best.macs)
-        sweeper.scale(off)
-        if abs(off - 1) < LINE_OFF:
-            break
-        best, beyond = _best(sweeper, points, budget)
-    return best, beyond
-
-
-def _best(sweeper: Sweeper, points: Sequence[Point], budget: Budget) -> tuple[Point, Point | None]:
     kind, limit = budget.kind, budget.limit
     within = [point for point in points if sweeper.cost(point, kind) <= limit]
     if not within:
@@ -105,8 +52,9 @@ def picked(sweeper: Sweeper, points: Sequence[Point], budget: Budget) -> dict[st
     Where one threshold per branch stays more than ``TOLERANCE`` below the budget though more would be better, each
     layer's is searched.
     """
-    best, beyond = pick(sweeper, points, budget)
-    alike, kind = best, budget.kind
+    kind = budget.kind
+    best, beyond = sweeper.settled(kind, lambda: pick(sweeper, points, budget))
+    alike = best
     far = beyond is not None and sweeper.cost(best, kind) < (1 - TOLERANCE) * budget.limit and kind != "error"
     if sweeper.settings.per_layer or far:
         best, nearer = LayerSearch(sweeper, best, budget).run()

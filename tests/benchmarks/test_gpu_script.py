@@ -7,6 +7,7 @@ import pytest
 import torch
 from gpu_script import BENCHMARKS, ROOT, module, shell
 
+import csrc.simt.host_runner  # noqa: F401  (the backend "simt")
 from dsn_kernels.nn.network import Network, Target
 
 

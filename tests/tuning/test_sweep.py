@@ -8,19 +8,20 @@ import torch
 
 import dsn_kernels
 import dsn_models
-from dsn_kernels.measure.budget import Budget
 from dsn_kernels.measure.networks import count_dense
-from dsn_kernels.measure.operating_point import (
+from dsn_kernels.measure.records import Labelled, Record, read, record
+from dsn_kernels.report.plots import check_picture, picture, sweep_figure
+from dsn_kernels.tuning.budget import Budget
+from dsn_kernels.tuning.operating_point import (
     GateScale,
     gates_per_layer,
     own_thresholds,
     per_gate,
     set_operating_point,
 )
-from dsn_kernels.measure.plots import check_picture, picture, sweep_figure
-from dsn_kernels.measure.points import Point, pareto
-from dsn_kernels.measure.records import Labelled, Record, read, record
-from dsn_kernels.measure.sweep import Sweeper, SweepSettings, sweep
+from dsn_kernels.tuning.points import Point, pareto
+from dsn_kernels.tuning.sweep import sweep
+from dsn_kernels.tuning.sweeper import Sweeper, SweepSettings
 from dsn_models import UserError
 from dsn_models.data import open_dataset
 from dsn_models.gates import PooledGate

@@ -7,10 +7,10 @@ import sys
 import pytest
 from gpu_script import BENCHMARKS, module, shell
 
+from csrc.simt.build import BuildError
+from csrc.simt.host_runner import load_simt
 from dsn_kernels.measure import Latency
 from dsn_kernels.measure.rows import bench_row
-from dsn_kernels.nn.plan_runner import load_simt
-from dsn_models.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def rehearsed(tmp_path_factory):
     """gpu.json of a rehearsal in which a kernel hangs, one is wrong, one faults and packages are missing."""
     try:
         load_simt()
-    except UserError as error:
+    except BuildError as error:
         pytest.skip(str(error))
     out = tmp_path_factory.mktemp("gpu")
     done = shell(str(out), "--rehearse", "--inject", "hang,wrong,fault,missing")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..measure.timeline import WHOLE_BATCH, Timeline
 from .plots import PAGE, Colours, blank, styled
-from .timeline import WHOLE_BATCH, Timeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

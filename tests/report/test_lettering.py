@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dsn_kernels.measure.figures import classes_figure, embedding_figure
-from dsn_kernels.measure.plots import FORMATS, PAGE, inline_svg, picture
+from dsn_kernels.report.figures import classes_figure, embedding_figure
+from dsn_kernels.report.plots import FORMATS, PAGE, inline_svg, picture
 from dsn_models import lettering, plots
 
 FORMULAS = ["$x_1$", "a_b^c", r"\frac{1}{2}", "$\\frac$", "price $5", r"\$", "_hidden", "{0} %s"]

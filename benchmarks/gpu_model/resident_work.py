@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .. import _C
-from ..ops.network import Instruction, Plan
-from .gpu_map_work import GROUP, ROWS, Launch, up
+from dsn_kernels import _C
+from dsn_kernels.ops.network import Instruction, Plan
+
+from .map_work import GROUP, ROWS, Launch, up
 
 _STEP: int = _C.cuda.STEP
 _WARPS = 16  # of a block of a stage or of bottleneck units

@@ -1,4 +1,4 @@
-"""Thresholds against error, layers skipped, MACs and latency; and the thresholds that keep a budget."""
+"""Runs a network at any thresholds, and tells what they cost."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import dsn_kernels
-from dsn_models import UserError
 from dsn_models.intervals import Z95
 
-from . import machine
-from .budget import Budget, picked
-from .latency import InterleavedTimer
-from .networks import count_dense, gate_counts
-from .operating_point import GateScale, own_thresholds, per_gate
-from .points import Point, pareto, summarise
-from .records import Labelled, Record, counted, record
+from ..measure.latency import InterleavedTimer
+from ..measure.networks import count_dense, gate_counts, open_gates
+from ..measure.records import Labelled, Record, counted, record
+from .budget import LINE_OFF, Budget
+from .operating_point import GateScale, per_gate
+from .points import Point
 
 _INPUTS_TIMED = (8, 128)  # least and most batches of images per point, so many as a tenth of a second takes
-_TIMED_POINTS = 9
+_TIMINGS = 4
+Found = tuple[Point, Point | None]  # the best within a budget, and the nearest that is better but beyond it
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What :func:`sweep` measures.
+    """What :func:`~.sweep.sweep` measures.
 
     Attributes:
         steps: thresholds per branch, quantiles of its gates' scores; its own, and ends that all exceed or none, are
@@ -120,15 +119,15 @@ class Sweeper:
 
     def time(self, points: Sequence[Point], data: Labelled) -> list[dict[str, float]]:
         """Milliseconds per batch of each point on images of ``data``, in turns; with the MACs of those images."""
-        batch, every = self.settings.batch, gate_counts(self.model)
-        opened = {name: torch.ones(batch, n, dtype=torch.uint8) for name, n in every.items()}
-        count = self._inputs(data)
+        batch, count = self.settings.batch, self._inputs(data)
         inputs = [data.images[torch.arange(n * batch, (n + 1) * batch) % len(data.images)] for n in range(count)]
         calls, macs = {}, []
         for i, point in enumerate(points):
-            options: dict[str, Any] = {"forced_gates": opened} if point.thresholds is None else {}
-            if point.thresholds is not None and point.layers is None:
-                options = {"thresholds": self._inner(point.thresholds)}
+            options: dict[str, Any] = {}  # those of a point with layers are the network's own by now
+            if point.thresholds is None:
+                options["forced_gates"] = open_gates(self.model, batch)
+            elif point.layers is None:
+                options["thresholds"] = self._inner(point.thresholds)
             calls[str(i)] = [partial(self.fast, images, **options) for images in inputs]
             with torch.inference_mode():
                 macs.append(torch.cat([counted(self.fast, images, options)[1] for images in inputs]))
@@ -177,9 +176,20 @@ class Sweeper:
         self.deviation_ms = float(np.sqrt((off**2).sum() / max(1, len(ms) - 2)))
         return float(np.max(np.abs(off) / ms))
 
-    def scale(self, factor: float) -> None:
-        """Corrects the line by a factor."""
-        self.base_ms, self.ms_per_mac = factor * self.base_ms, factor * self.ms_per_mac
+    def settled(self, kind: str, search: Callable[[], Found]) -> Found:
+        """What ``search`` finds for a budget of ``kind``.
+
+        What it finds for a latency is timed; where the line was off by more than a hundredth it is corrected and the
+        search made anew.
+        """
+        found = search()
+        for _ in range(_TIMINGS if kind == "latency" else 0):
+            off = self.measure(found[0], self.pick) / self.latency(found[0].macs)
+            self.base_ms, self.ms_per_mac = off * self.base_ms, off * self.ms_per_mac
+            if abs(off - 1) < LINE_OFF:
+                break
+            found = search()
+        return found
 
     def latency(self, macs: float) -> float:
         return self.base_ms + self.ms_per_mac * macs
@@ -201,73 +211,3 @@ class Sweeper:
     def value(self, point: Point, kind: str) -> tuple[float, float]:
         """What is made least within the budget; ties go to the other of the two."""
         return (point.macs, point.record.loss) if kind == "error" else (point.record.error, point.record.loss)
-
-
-def sweep(
-    model: nn.Module,
-    name: str,
-    data: Labelled,
-    settings: SweepSettings,
-    *,
-    on_step: Callable[[str, float], None] = lambda text, fraction: None,
-) -> dict[str, Any]:
-    """Sweeps the gate thresholds of ``model``; the figure 4 of Dual Skipping Networks, with its latency twin.
-
-    One half of ``data``, drawn at random, is swept and picks; the other checks the pick. Latency is timed on the
-    points of the Pareto front, on up to 128 batches of images each, in turns; from there ``base_ms + ms_per_mac x
-    MACs`` gives that of the others.
-
-    Args:
-        model: a gated network that ``dsn_kernels.accelerate`` serves; it is not changed.
-        name: what the document calls it.
-        data: images and labels.
-        settings: what to measure.
-        on_step: told what is going on, and which part of it is done.
-
-    Returns:
-        The document: ``points``, ``front`` (indices into them), ``open`` (every gate forced open), ``latency``, and
-        ``pick`` if a budget is given, with its figures on both halves.
-
-    Raises:
-        UserError: the network has no gates, there are too few images, or the budget cannot be met.
-    """
-    own_thresholds(model)
-    if len(data.images) < 4 * settings.batch:
-        wanted = 4 * settings.batch
-        raise UserError(f"there are {len(data.images)} images; expected {wanted} or more for batch {settings.batch}")
-    sweeper = Sweeper(model, data, settings, on_step)
-    points = sweeper.grid()
-    front = pareto(points)
-    chosen = sorted({front[round(i)] for i in np.linspace(0, len(front) - 1, min(len(front), _TIMED_POINTS))})
-    timed = sweeper.time([sweeper.opened, *(points[i] for i in chosen)], sweeper.pick)
-    deviation = sweeper.fit(timed)
-    rows = [summarise(point, sweeper.dense) for point in points]
-    opened = summarise(sweeper.opened, sweeper.dense)
-    for row in rows:
-        row["latency_ms"] = sweeper.latency_interval(row["macs"])
-    document: dict[str, Any] = {
-        "schema": 1,
-        "model": name,
-        "images": {"pick": len(sweeper.pick.images), "check": len(sweeper.check.images)},
-        "seed": settings.seed,
-        "macs_dense": sweeper.dense,
-        "own_thresholds": sweeper.own,
-        "open": opened | {"latency_ms": sweeper.latency_interval(opened["macs"])},
-        "points": rows,
-        "front": front,
-        "latency": {
-            "batch": settings.batch,
-            "timed": [{"point": i, **row} for i, row in zip([None, *chosen], timed, strict=True)],
-            "base_ms": sweeper.base_ms,
-            "ms_per_mac": sweeper.ms_per_mac,
-            "deviation_ms": sweeper.deviation_ms,
-            "largest_deviation": deviation,
-        },
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": machine.source_commit(),
-        "machine": machine.describe(),
-    }
-    if settings.budget is not None:
-        document["pick"] = picked(sweeper, points, settings.budget)
-    return document

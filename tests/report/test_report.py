@@ -11,11 +11,11 @@ from pages import Reader, in_a_browser
 import dsn_kernels
 import dsn_models
 from dsn_kernels.measure import baselines
-from dsn_kernels.measure.feature_maps import feature_maps
-from dsn_kernels.measure.figures import classes_figure, embedding_figure
-from dsn_kernels.measure.plots import PRINT
 from dsn_kernels.measure.records import Labelled, read, record
-from dsn_kernels.measure.report import report
+from dsn_kernels.report.feature_maps import feature_maps
+from dsn_kernels.report.figures import classes_figure, embedding_figure
+from dsn_kernels.report.plots import PRINT
+from dsn_kernels.report.report import report
 from dsn_models import UserError
 from dsn_models.data import open_dataset
 
