@@ -14,12 +14,9 @@ from torch import nn
 
 import dsn_models
 from dsn_models.errors import UserError
-from dsn_models.gaternet import GaterNet
-from dsn_models.skipnet import SkipNet
 
-from . import _C
-from . import nn as twins
-from .nn.plan_runner import RUNNERS
+from . import _C, capture
+from .runtime import RUNNERS, Accelerated, Part, Target
 from .verify import called_modules, check_model, check_twin
 
 _Twins = Mapping[type[nn.Module], Callable[..., nn.Module]]
@@ -76,7 +73,7 @@ def accelerate(
     if backend not in _BACKENDS and backend not in RUNNERS:
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")
     backend, device = _resolve(backend, device, dtype)
-    gpu = backend == "auto" or backend in RUNNERS  # once it is resolved, "auto" is a choice on a GPU
+    gpu = backend not in ("cpu", "reference")  # once it is resolved, "auto" is a choice on a GPU
     if dtype not in (_GPU_DTYPES if gpu else _CPU_DTYPES if backend == "cpu" else _CPU_DTYPES[:1]):
         raise UserError(f"dtype is {dtype}; the {'GPU' if gpu else 'CPU'} kernels serve {_served(gpu)}")
     if not isinstance(model, nn.Module):
@@ -94,9 +91,9 @@ def accelerate(
     if backend == "auto":
         twin_of = _chosen_twins(model, dtype, device, graph)
     else:
-        twin_of = _twins(twins.Target(backend, dtype, graph))
+        twin_of = _twins(Target(backend, dtype, graph))
     verify = verify and device.type == ("cuda" if gpu else "cpu")
-    family = twins.family_of(model)
+    family = capture.family_of(model)
     if family is not None and family in twin_of and not _changes_parts_alone(model, family):
         twin = twin_of[family](model).to(device)
         if verify:
@@ -113,13 +110,13 @@ def _changes_parts_alone(model: nn.Module, family: type[nn.Module]) -> bool:
     Raises:
         UserError: the family decides its gates where it puts the parts together; the parts alone would skip nothing.
     """
-    changed = twins.overrides(model, family)
-    if changed and family in (SkipNet, GaterNet):
+    changed = capture.overrides(model, family)
+    if changed and capture.FAMILIES[family].limits and not capture.FAMILIES[family].parts_decide:
         raise UserError(
             f"model is a {type(model).__name__}, which overrides {', '.join(changed)} of {family.__name__}: its gates "
             f"would be lost; accelerate a {family.__name__}, or run the model itself (backend='reference')"
         )
-    return bool(changed) and family in twins.NETWORKS
+    return bool(changed) and family in capture.networks()
 
 
 def _swap_parts(
@@ -133,7 +130,7 @@ def _swap_parts(
     kept: dict[str, str] = {}
     made: dict[int, nn.Module] = {}  # of modules that the model has under several names
     for name, module in list(fast.named_modules(remove_duplicate=False)):
-        family = twins.family_of(module)
+        family = capture.family_of(module)
         if family is None or family not in twin_of or any(name.startswith(done + ".") for done in swapped):
             continue
         try:
@@ -198,23 +195,23 @@ def _chosen_twins(model: nn.Module, dtype: torch.dtype, device: torch.device, gr
     from .choice import choose, times
 
     table, made = times(), dict[type[nn.Module], Callable[..., nn.Module]]()
-    for kind in _twins(twins.Target()):
+    for kind in _twins(Target()):
         try:
             backend = choose(kind.__name__, device, dtype, table).backend
         except UserError:
             if type(model) is kind:
                 raise
             continue
-        made[kind] = _twins(twins.Target(backend, dtype, graph))[kind]
+        made[kind] = _twins(Target(backend, dtype, graph))[kind]
     return made
 
 
-def _twins(target: twins.Target) -> _Twins:
+def _twins(target: Target) -> _Twins:
     """The twin of each class. On the CPU bfloat16 is for whole networks."""
-    networks = dict.fromkeys(twins.NETWORKS, partial(twins.Network, target=target))
+    networks = dict.fromkeys(capture.networks(), partial(Accelerated, target=target))
     if target.backend == "cpu" and target.dtype == torch.bfloat16:
         return networks
-    return {**networks, **dict.fromkeys(twins.STAGES, partial(twins.Stage, target=target))}
+    return {**networks, **dict.fromkeys(capture.parts(), partial(Part, target=target))}
 
 
 def _check_bfloat16(model: nn.Module) -> None:
@@ -222,8 +219,8 @@ def _check_bfloat16(model: nn.Module) -> None:
         raise UserError(
             f"dtype is {torch.bfloat16}; on the CPU it needs AVX-512, this one has {_C.build_info()['isa']}"
         )
-    if twins.family_of(model) not in twins.NETWORKS:
-        served = ", ".join(kind.__name__ for kind in twins.NETWORKS)
+    if capture.family_of(model) not in capture.networks():
+        served = ", ".join(kind.__name__ for kind in capture.networks())
         raise UserError(f"dtype is {torch.bfloat16}; on the CPU it serves {served}, not a {type(model).__name__}")
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsn_kernels.nn.cuda_packing import ELEMENTS
-from dsn_kernels.nn.plan_runner import RUNNERS, PlanRunner
-from dsn_kernels.ops.inference import refuse_gradients
-from dsn_kernels.ops.network import Plan
-from dsn_kernels.ops.run_plan import Outputs, stored_map
+from dsn_kernels.graph import Graph
+from dsn_kernels.lower import Plan
+from dsn_kernels.lower.cuda import lower
+from dsn_kernels.ops import Outputs, refuse_gradients
+from dsn_kernels.runtime.runner import RUNNERS, PlanRunner, Sized
 
 from .build import build, module_path
 
@@ -38,50 +38,52 @@ def load_simt(build_first: bool = True) -> Any:
     return module
 
 
-def schedule(plan: Plan, dtype: torch.dtype, batch: int, clusters: bool = True) -> Any:
-    """The launches of a plan of the GPU kernels for a batch, on a device with clusters of thread blocks or without."""
-    code = [tuple(vars(step).values()) for step in plan.code]
-    shape = (plan.gates, plan.logits, ELEMENTS[dtype], batch)
-    return load_simt().Network(plan.buffers, code, *shape, MULTIPROCESSORS, SHARED_BYTES, clusters, L2_RATE)
+def schedule(plan: Plan, batch: int, graph: Graph | None = None, clusters: bool = True) -> Any:
+    """The launches of a plan of the GPU kernels for a batch, on a device with clusters of thread blocks or without.
+
+    ``graph``: that of the plan, for maps of another size.
+    """
+    graph = graph or plan.graph
+    shape = (graph.gates, graph.logits, plan.element, batch)
+    return load_simt().Network(plan.words(graph), *shape, MULTIPROCESSORS, SHARED_BYTES, clusters, L2_RATE)
 
 
 class HostRunner(PlanRunner):
     """`PlanRunner` on the host.
 
     Args:
-        plan, weights, dtype: as of a `PlanRunner`.
+        plan: of :func:`dsn_kernels.lower.cuda.lower`.
         clusters: whether the device that is played has clusters of thread blocks, as from sm_90 on.
     """
 
-    def __init__(self, plan: Plan, weights: Tensor, dtype: torch.dtype, clusters: bool = True) -> None:
-        super().__init__(plan, weights, dtype)
+    def __init__(self, plan: Plan, clusters: bool = True) -> None:
+        super().__init__(plan)
         self.clusters = clusters
 
-    def schedule(self, batch: int, plan: Plan | None = None) -> Any:
+    def schedule(self, batch: int, graph: Graph | None = None) -> Any:
         """The launches for a batch."""
-        return schedule(plan or self.plan, self.dtype, batch, self.clusters)
+        return schedule(self.plan, batch, graph, self.clusters)
 
     def _run(
         self,
-        plan: Plan,
-        words: Tensor,
+        sized: Sized,
         image: Tensor,
         thresholds: Tensor,
         forced: Tensor | None = None,
         count: Tensor | None = None,
     ) -> Outputs:
         refuse_gradients(image, self.weights, thresholds)
-        simt, batch = load_simt(), image.shape[0]
+        simt, batch, graph = load_simt(), image.shape[0], sized.graph
         out = Outputs(
-            _poisoned(batch, plan.logits),
-            _poisoned(batch, *stored_map(plan), dtype=image.dtype),
-            _poisoned(batch, plan.gates, dtype=torch.uint8),
-            _poisoned(batch, plan.gates),
+            _poisoned(batch, graph.logits),
+            _poisoned(batch, *graph.stored, dtype=image.dtype),
+            _poisoned(batch, graph.gates, dtype=torch.uint8),
+            _poisoned(batch, graph.gates),
             torch.zeros(batch, dtype=torch.int64),
         )
         if batch == 0:
             return out
-        network = self.schedule(batch, plan)
+        network = self.schedule(batch, graph)
         workspace = _poisoned(network.workspace_bytes, dtype=torch.uint8)
         network.run(
             simt.input(image.contiguous(), "image"),
@@ -108,4 +110,4 @@ def _poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return out
 
 
-RUNNERS["simt"] = HostRunner
+RUNNERS["simt"] = lambda graph, dtype, any_size: HostRunner(lower(graph, dtype))

@@ -203,10 +203,10 @@ def _skip_block(block: Any) -> nn.Module:
     return SkipDenseBlock(channels, layers, growth, "concat", kind)
 
 
+_GATED = Family(from_config, capture_dense, limits=resolve_thresholds, parts_decide=True)
 FAMILIES |= {
-    **dict.fromkeys(
-        (DualSkippingNetwork, LayerSkippableNetwork), Family(from_config, capture_dense, limits=resolve_thresholds)
-    ),
+    DualSkippingNetwork: _GATED,
+    LayerSkippableNetwork: _GATED,
     DenseNet: Family(from_config, capture_dense),
     ReferenceDenseBlock: Family(_block, part=_capture_block),
     SkipDenseBlock: Family(_skip_block, part=_capture_block),

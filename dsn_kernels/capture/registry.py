@@ -41,7 +41,8 @@ class Family(NamedTuple):
         chosen: from a network whose filters another chooses to both of them; None likewise.
         stem: the part of an ImageNet stem that torch runs.
         limits: from thresholds as the network takes them, or None, and its configuration to the thresholds of each name
-            of gates: a number for all of them, or one for each.
+            of gates: a number for all of them, or one for each; None for a network without gates.
+        parts_decide: the gates are decided within parts, which may stand in another network.
     """
 
     blueprint: Callable[[Any], nn.Module]
@@ -50,6 +51,7 @@ class Family(NamedTuple):
     chosen: Callable[[Any], Chosen] | None = None
     stem: Callable[[Any], nn.Module] = lambda model: model.stem
     limits: Callable[[Any, Any], Mapping[str, float | Sequence[float]]] | None = None
+    parts_decide: bool = False
 
 
 FAMILIES: dict[type[nn.Module], Family] = {}

@@ -147,6 +147,7 @@ def _unit(unit: Any) -> nn.Module:
     return family(body.conv1.in_channels, last.out_channels, stride, shortcut)
 
 
+_UNIT = Family(_unit, part=lambda unit: capture_units([unit]))
 FAMILIES |= {
     ResNet: Family(from_config, capture_residual),
     SkipNet: Family(
@@ -154,9 +155,9 @@ FAMILIES |= {
         capture_residual,
         limits=lambda thresholds, config: {UNITS: resolve_thresholds(thresholds, config)},
     ),
-    **dict.fromkeys(
-        (BasicUnit, BottleneckUnit, ResidualBottleneck), Family(_unit, part=lambda unit: capture_units([unit]))
-    ),
+    BasicUnit: _UNIT,
+    BottleneckUnit: _UNIT,
+    ResidualBottleneck: _UNIT,
     FeedForwardGate: Family(lambda gate: FeedForwardGate(gate.conv1.in_channels, gate.deep)),
     RecurrentGate: Family(lambda gate: RecurrentGate()),
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, NamedTuple
 

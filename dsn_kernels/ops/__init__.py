@@ -4,6 +4,7 @@ It is for inference, on the CPU in float32. It returns what it ran: gates, score
 meanwhile.
 """
 
-from .run_plan import plan_sizes, run_plan
+from .inference import refuse_gradients
+from .run_plan import Outputs, run_plan
 
-__all__ = ["plan_sizes", "run_plan"]
+__all__ = ["Outputs", "refuse_gradients", "run_plan"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .. import _C
 from .inference import refuse_gradients
-from .network import Plan
 
 _FLOAT = _C.cuda.ELEMENTS["float32"]
 _NO_MAP = (0, 1, 1)
@@ -26,13 +25,6 @@ class Outputs(NamedTuple):
     gates: Tensor
     scores: Tensor
     macs: Tensor
-
-
-def plan_sizes(plan: Plan) -> dict[str, Any]:
-    """What :func:`run_plan` is told of ``plan`` beside its words: gates, logits and the map that it stores."""
-    stores = (step for step in plan.code if step.op == _C.OPS["store"])
-    stored = next(([step.in_channels, *plan.buffers[step.src][1:]] for step in stores), list(_NO_MAP))
-    return {"gates": plan.gates, "logits": plan.logits, "map": stored}
 
 
 def run_plan(
@@ -57,18 +49,18 @@ def run_plan(
 
     Args:
         image: [B, C, H, W]; float32, on a GPU also the element's type.
-        weights: float32 [W], packed by :mod:`dsn_kernels.nn`; on a GPU uint8, packed by
-            :func:`dsn_kernels.nn.cuda_packing.pack_for_cuda`.
+        weights: float32 [W], packed by :mod:`dsn_kernels.lower.cpu`; on a GPU uint8, packed by
+            :mod:`dsn_kernels.lower.cuda`.
         thresholds: float32 [L] in [0, 1], L the gates of the plan. Not checked on a GPU, which would need a
             synchronisation.
         forced_gates: uint8 [B, L] of 0 (skip) and 1 (run), in place of the decisions, or None. Gates that no
             instruction decides, those that choose filters, are always given.
-        plan: int64, ``Plan.words()``, on the CPU; offsets in floats, on a GPU in bytes.
-        gates, logits, map: of the plan, see :func:`plan_sizes`.
+        plan: int64, ``dsn_kernels.lower.Plan.words()``, on the CPU; offsets in floats, on a GPU in bytes.
+        gates, logits, map: of the plan's graph: its gates, its logits and [channels, height, width] of what it stores.
         count: on a GPU, int32 [1], how many samples of the batch are real, or None for all; the outputs of the others,
             but for their MACs, which are 0, are undefined.
         element: of ``_C.cuda.ELEMENTS``; float32 on the CPU.
-        timed: on the CPU, note when each step ran; the steps are those of ``Plan.steps()``.
+        timed: on the CPU, note when each step ran; the steps are those of :func:`dsn_kernels.lower.steps`.
 
     Returns:
         logits float32 [B, logits]; the stored map [B, *map], of the image's type; gates taken uint8 [B, L]; scores

@@ -1,11 +1,10 @@
-"""What accelerated modules of every kind refuse: to be trained, or to be moved where their packed weights do not fit."""
+"""What every accelerated module refuses: to be trained, or moved to where its packed weights do not fit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dsn_models.errors import UserError

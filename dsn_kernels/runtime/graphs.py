@@ -1,4 +1,4 @@
-"""Twins that run on the GPU kernels: on a GPU, or on the host runner that plays one."""
+"""CUDA graphs of a plan, and what forced gates and thresholds are held to on every backend."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ import threading
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dsn_models.densenet import Head as ReferenceHead
-from dsn_models.densenet import Transition as ReferenceTransition
-from dsn_models.dual_skipping import SkipDenseBlock
 from dsn_models.errors import UserError
 
-from .canonical import canonical
-from .packing import Packer, block_width, pack_dense_block, pack_head, pack_transition
-from .plan_runner import Outputs, Plan, Runner, make_runner
+from ..ops import Outputs
+from .runner import Runner
 
 CAPTURED_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -118,60 +114,3 @@ def make_graphs(runner: Runner, graph: bool | Sequence[int]) -> Graphs | None:
     """The graphs of a plan, of :data:`CAPTURED_SIZES` or the batch sizes given; None if none are wanted."""
     sizes = CAPTURED_SIZES if graph is True else tuple(sorted(set(graph))) if graph else ()
     return Graphs(runner, sizes) if sizes else None
-
-
-class GpuDenseBlock(nn.Module):
-    """`dsn_kernels.nn.DenseBlock` on the GPU kernels; x is float32 or ``dtype``, y of x's dtype."""
-
-    def __init__(self, block: SkipDenseBlock, dtype: torch.dtype, backend: str) -> None:
-        super().__init__()
-        block, packer, plan = canonical(block), Packer(), Plan()
-        fields = pack_dense_block(packer, block)
-        self.layers = fields["layers"]
-        buffer = plan.buffer(block_width(block), 1, 1)
-        plan.add("load", dst=buffer, in_channels=fields["in_channels"])
-        plan.add("dense_block", dst=buffer, **fields)
-        plan.add("store", src=buffer, in_channels=block_width(block))
-        self.runner = make_runner(plan, packer.tensor(), dtype, backend)
-
-    def forward(self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        if forced is not None:
-            check_forced(forced)
-        limits = torch.full((self.layers,), check_threshold(threshold), dtype=torch.float32, device=x.device)
-        out = self.runner.at(*x.shape[2:])(x, limits, forced)
-        return out.map, out.gates, out.scores
-
-
-class GpuTransition(nn.Module):
-    """`dsn_kernels.nn.Transition` on the GPU kernels; x is float32 or ``dtype``, the result of x's dtype."""
-
-    def __init__(self, module: ReferenceTransition, dtype: torch.dtype, backend: str) -> None:
-        super().__init__()
-        module, packer, plan = canonical(module), Packer(), Plan()
-        pack_transition(packer, module, [])
-        channels, out_channels = module.conv.in_channels, module.conv.out_channels
-        before, after = plan.buffer(channels, 2, 2), plan.buffer(out_channels, 1, 1)
-        plan.add("load", dst=before, in_channels=channels)
-        plan.add("transition", src=before, dst=after, in_channels=channels, out_channels=out_channels)
-        plan.add("store", src=after, in_channels=out_channels)
-        self.runner = make_runner(plan, packer.tensor(), dtype, backend)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.runner.at(*x.shape[2:])(x, torch.empty(0, dtype=torch.float32, device=x.device)).map
-
-
-class GpuHead(nn.Module):
-    """`dsn_kernels.nn.Head` on the GPU kernels; x is float32 or ``dtype``, logits float32."""
-
-    def __init__(self, module: ReferenceHead, dtype: torch.dtype, backend: str) -> None:
-        super().__init__()
-        module, packer, plan = canonical(module), Packer(), Plan()
-        pack_head(packer, module, [])
-        channels = module.classifier.in_features
-        buffer = plan.buffer(channels, 1, 1)
-        plan.add("load", dst=buffer, in_channels=channels)
-        plan.add("head", src=buffer, in_channels=channels, out_channels=module.classifier.out_features)
-        self.runner = make_runner(plan, packer.tensor(), dtype, backend)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.runner.at(*x.shape[2:])(x, torch.empty(0, dtype=torch.float32, device=x.device)).logits

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dsn_models.errors import UserError
 
 from .. import _C, lower, ops
+from ..costs import costs
 from ..graph import Graph
 from ..lower import Plan
 from ..ops import Outputs
@@ -126,6 +127,7 @@ def resized(graph: Graph, height: int, width: int) -> Graph:
 
 
 def _on_cpu(graph: Graph, dtype: torch.dtype, any_size: bool) -> nn.Module:
+    costs()  # by these the kernels take samples side by side
     return PlanRunner(lower.cpu.lower(graph, bfloat16=dtype == torch.bfloat16, any_size=any_size))
 
 

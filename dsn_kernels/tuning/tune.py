@@ -9,51 +9,37 @@ import torch
 from torch import nn
 
 import dsn_models
+from dsn_models.errors import UserError
 
 from .. import choice
 from ..accelerate import accelerate
 from ..measure.latency import InterleavedTimer
 
-# Operator -> what is timed, and the shape of its input.
 _BATCH = 32
-_MODELS = {
-    "DualSkippingNetwork": "concat-bc-100",
-    "LayerSkippableNetwork": "lsn-concat-bc-100",
-    "SkipNet": "skipnet-38-rnn",
-    "GaterNet": "gaternet-resnet-20",
-    "GraduallyUpdatedNetwork": "gunn-15",
-    "DenseNet": "densenet-bc-100",
-    "ResNet": "resnet-110",
-    "ShakeShake": "shake-shake-64d",
-    "InceptionV4": "inception-v4",
-    "LeNet": "lenet",
-}
-
-
-# Of a part: a network that has it, and its input: channels and side.
-_PARTS = {
-    "BasicUnit": ("resnet-110", 16, 32),
-    "BottleneckUnit": ("resnet-50", 64, 56),
-    "ResidualBottleneck": ("resnet-164", 16, 32),
-    "ShakeUnit": ("shake-shake-64d", 16, 32),
-    "Branches": ("inception-v4", 64, 147),
-    "GradualLayer": ("gunn-15", 240, 32),
-    "DenseBlock": ("densenet-bc-100", 24, 32),
-    "SkipDenseBlock": ("concat-bc-100", 24, 32),
-    "Transition": ("concat-bc-100", 216, 32),
-    "Head": ("concat-bc-100", 342, 8),
-}
 
 
 def example(operator: str) -> tuple[nn.Module, torch.Tensor]:
-    """A module of an operator's class, with random weights, and a batch for it."""
-    if operator in _MODELS:
-        model: Any = dsn_models.create(_MODELS[operator]).eval()
-        side = model.config.image_size
-        return model, torch.randn(_BATCH, model.config.in_channels, side, side)
-    name, channels, side = _PARTS[operator]
-    parts = dsn_models.create(name).eval().modules()
-    return next(m for m in parts if type(m).__name__ == operator), torch.randn(_BATCH, channels, side, side)
+    """A module of an operator's class, with random weights, and a batch for it: the first of the zoo that has it."""
+    whole = [family.module.__name__ for family in dsn_models.zoo.FAMILIES.values()]
+    for family in dsn_models.zoo.FAMILIES.values():
+        if operator in whole and family.module.__name__ != operator:
+            continue
+        model: Any = dsn_models.create(family.zoo[0][0].name).eval()
+        images = torch.randn(_BATCH, model.config.in_channels, *[model.config.image_size] * 2)
+        if operator in whole:
+            return model, images
+        found = next((m for m in model.modules() if type(m).__name__ == operator), None)
+        if found is not None:
+            return found, torch.randn(_BATCH, *_input_shape(model, found, images[:1])[1:])
+    raise UserError(f"no network of the zoo has a {operator}")
+
+
+def _input_shape(model: nn.Module, part: nn.Module, images: torch.Tensor) -> torch.Size:
+    """Of what ``model`` gives to one of its parts."""
+    shapes: list[torch.Size] = []
+    with part.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape)), torch.inference_mode():
+        model(images)
+    return shapes[0]
 
 
 def _timed(module: nn.Module, x: torch.Tensor) -> Callable[[], None]:
