@@ -281,12 +281,8 @@ class Model:
         return model
 
     def schedule(self, batch: int) -> Any:
-        plan = self.plan
-        code = [tuple(vars(step).values()) for step in plan.code]
-        element = ELEMENTS[torch.float16]
-        return load_simt().Network(
-            plan.buffers, code, plan.gates, plan.logits, element, batch, MULTIPROCESSORS, SHARED_BYTES
-        )
+        words = self.plan.words().tolist()
+        return load_simt().Network(words, ELEMENTS[torch.float16], batch, MULTIPROCESSORS, SHARED_BYTES)
 
     def work(self, schedule: Any, gates: Tensor) -> list[Launch]:
         return network_work(self.plan, gates, Cuts.of(schedule, MULTIPROCESSORS), 2)

@@ -144,7 +144,7 @@ class _Repacker:
             made = getattr(self, "_" + names[step.op])(step) or step
             flags = made.flags & ~_C.FLAGS["winograd"]  # a way of the CPU's
             code.append(dataclasses.replace(made, weights=offset, shared=shared, flags=flags))
-        return Plan(list(self.plan.buffers), code), self.out.tensor()
+        return Plan(list(self.plan.buffers), code, self.plan.regions), self.out.tensor()
 
     def _unit(self, step: Instruction, layout: _CpuLayout, offset: int = 0) -> Unit:
         return Unit(self.weights, step.weights + offset, layout)

@@ -60,7 +60,7 @@ class PlanRunner(nn.Module):
         key = height, width
         if key not in self._resized:
             buffers = [(c, height >> i, width >> i) for i, (c, _, _) in enumerate(self.plan.buffers)]
-            plan = Plan(buffers, self.plan.code)
+            plan = Plan(buffers, self.plan.code, self.plan.regions)
             self._resized[key] = plan, plan.words()
         plan, words = self._resized[key]
         return partial(self._run, plan, words)
@@ -81,21 +81,25 @@ class PlanRunner(nn.Module):
     ) -> Outputs:
         refuse_gradients(image, self.weights, thresholds)
         if self.backend == "simt":
-            return self._run_on_host(plan, image, thresholds, forced, count)
+            return self._run_on_host(plan, words, image, thresholds, forced, count)
         if not (self.weights.is_cuda and self.weights.device == image.device):
             raise UserError(f"images are on {image.device}, the weights on {self.weights.device}; expected one GPU")
         return Outputs(*ops.run_plan(image, self.weights, thresholds, forced, count, plan, words, ELEMENTS[self.dtype]))
 
-    def schedule(self, batch: int, plan: Plan | None = None) -> Any:
+    def schedule(self, batch: int, words: Tensor | None = None) -> Any:
         """The host runner's launches for a batch."""
-        plan = plan or self.plan
-        code = [tuple(vars(step).values()) for step in plan.code]
-        shape = (plan.gates, plan.logits, ELEMENTS[self.dtype], batch)
         device = (MULTIPROCESSORS, SHARED_BYTES, self.clusters, L2_RATE)
-        return load_simt().Network(plan.buffers, code, *shape, *device)
+        words = self.words if words is None else words
+        return load_simt().Network(words.tolist(), ELEMENTS[self.dtype], batch, *device)
 
     def _run_on_host(
-        self, plan: Plan, image: Tensor, thresholds: Tensor, forced: Tensor | None, count: Tensor | None
+        self,
+        plan: Plan,
+        words: Tensor,
+        image: Tensor,
+        thresholds: Tensor,
+        forced: Tensor | None,
+        count: Tensor | None,
     ) -> Outputs:
         simt, batch = load_simt(), image.shape[0]
         out = Outputs(
@@ -107,7 +111,7 @@ class PlanRunner(nn.Module):
         )
         if batch == 0:
             return out
-        network = self.schedule(batch, plan)
+        network = self.schedule(batch, words)
         workspace = _poisoned(network.workspace_bytes, dtype=torch.uint8)
         network.run(
             simt.input(image.contiguous(), "image"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from contextlib import contextmanager
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,36 +17,16 @@ from .head import head_macs
 from .inference import refuse_gradients
 from .preact_conv2d import preact_conv2d_macs
 
-
-@dataclass(frozen=True)
-class Instruction:
-    """One step of a plan; the fields are those of ``Instruction`` in csrc/common/plan.h, in its order."""
-
-    op: int
-    src: int = -1
-    dst: int = -1
-    in_channels: int = 0
-    out_channels: int = 0
-    layers: int = 0
-    bottleneck: int = 0
-    gate: int = 0
-    merge: int = 0
-    weights: int = 0
-    first_gate: int = 0
-    guide: int = -1
-    out_offset: int = 0
-    taps: int = 0
-    stride: int = 0
-    flags: int = 0
-    only_if: int = -1
-    out_mask: int = -1
-    in_mask: int = -1
-    shared: int = 0
-    src_offset: int = 0
-    relu_channels: int = 0
-    columns: int = 0
-    pad_rows: int = 0
-    pad_columns: int = 0
+# One step of a plan: a frozen dataclass with the fields of csrc/plan/instructions.def, in its order.
+if TYPE_CHECKING:
+    Instruction = Any
+else:
+    Instruction = make_dataclass(
+        "Instruction",
+        [(name, int, field(default=value)) for name, value in _C.INSTRUCTION_FIELDS],
+        namespace={"__module__": __name__},
+        frozen=True,
+    )
 
 
 class Work(NamedTuple):
@@ -73,10 +54,14 @@ class Work(NamedTuple):
 
 @dataclass(eq=False)
 class Plan:
-    """A network as the kernels run it: buffers (channels, height, width) and the instructions that fill them."""
+    """A network as the kernels run it: buffers (channels, height, width) and the instructions that fill them.
+
+    ``regions`` (kind of ``_C.REGIONS``, begin, end) say which instructions belong together, in order.
+    """
 
     buffers: list[tuple[int, int, int]] = field(default_factory=list)
     code: list[Instruction] = field(default_factory=list)
+    regions: list[tuple[int, int, int]] = field(default_factory=list)
 
     def buffer(self, channels: int, height: int, width: int) -> int:
         """Adds a buffer; returns its number."""
@@ -86,10 +71,22 @@ class Plan:
     def add(self, op: str, **fields: int) -> None:
         self.code.append(Instruction(op=_C.OPS[op], **fields))
 
+    @contextmanager
+    def region(self, kind: str | None, front: int = 0) -> Iterator[None]:
+        """Notes that what is added meanwhile belongs together: ``kind`` of ``_C.REGIONS``, None for nothing.
+
+        ``front``: so many instructions before belong to it too.
+        """
+        begin = len(self.code) - front
+        yield
+        if kind is not None:
+            self.regions.append((_C.REGIONS[kind], begin, len(self.code)))
+
     def words(self) -> Tensor:
-        """What :func:`network` takes as ``plan``: int64, buffers first, then the instructions."""
-        buffers = [n for sizes in self.buffers for n in sizes]
-        return torch.tensor([len(self.buffers), *buffers, *(n for i in self.code for n in vars(i).values())])
+        """What :func:`network` takes as ``plan``: int64, the format of csrc/plan/plan.h."""
+        records = [*self.buffers, *self.regions, *(vars(i).values() for i in self.code)]
+        counts = [_C.PLAN_FORMAT, len(self.buffers), len(self.regions)]
+        return torch.tensor([*counts, *(n for record in records for n in record)])
 
     def steps(self) -> Iterator[tuple[int, int]]:
         """What a timed run tells apart: (instruction, -1), and for a dense block then (instruction, layer)."""
@@ -185,7 +182,7 @@ class Plan:
                 sizes[step.dst] = (height, width)
             elif step.src >= 0 and step.dst >= 0 and step.dst not in sizes:
                 sizes[step.dst] = self._map_size(step, sizes[step.src])
-        return Plan([(c, *sizes[i]) for i, (c, _, _) in enumerate(self.buffers)], self.code)
+        return Plan([(c, *sizes[i]) for i, (c, _, _) in enumerate(self.buffers)], self.code, self.regions)
 
     @staticmethod
     def _map_size(step: Instruction, size: tuple[int, int]) -> tuple[int, int]:
