@@ -16,7 +16,7 @@ namespace dsn::cpu {
 
 MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
   const Plan& plan = compiled.plan;
-  const int64_t streams = team_size == 1 ? 1 : static_cast<int64_t>(compiled.streams.size());
+  const int64_t streams = team_size == 1 ? 1 : static_cast<int64_t>(compiled.plan.streams.size());
   place_buffers(compiled, team_size == 1);
   recurrent = std::exchange(sample, sample + round_up(2 * gate::kEmbedding, kAlign) * streams);
   auto reserve = [&](int64_t floats) { return std::exchange(shared, shared + round_up(floats, kAlign)); };
@@ -80,7 +80,7 @@ void MemoryMap::place_buffers(const CompiledPlan& compiled, bool streams_take_tu
         uses[b].last = i;
       }
   auto together = [&](size_t a, size_t b) {
-    const bool in_turn = streams_take_turns || compiled.stream_of[a] == compiled.stream_of[b];
+    const bool in_turn = streams_take_turns || compiled.plan.stream_of[a] == compiled.plan.stream_of[b];
     return !in_turn || (uses[a].first <= uses[b].last && uses[b].first <= uses[a].last);
   };
   for (size_t b = 0; b < uses.size(); ++b) {  // the lowest place that is free all the while
@@ -98,15 +98,15 @@ void MemoryMap::place_buffers(const CompiledPlan& compiled, bool streams_take_tu
 
 int64_t phase_count(const CompiledPlan& compiled, int stream) {
   int64_t phases = 0;
-  for (int i : compiled.streams[stream]) {
+  for (int i : compiled.plan.streams[stream]) {
     const Instruction& in = compiled.plan.code[i];
-    phases += in.op == Op::kDenseBlock ? 1 + 2 * in.layers : 2;
+    phases += has(in.op, kLayered) ? 1 + 2 * in.layers : 2;
   }
   return phases;
 }
 
 void Worker::run() {
-  const int streams = static_cast<int>(compiled.streams.size());
+  const int streams = static_cast<int>(compiled.plan.streams.size());
   for (int i = 0; i < streams; ++i) walk((team().rank() + i) % streams);
   count_macs();
 }
@@ -115,9 +115,9 @@ void Worker::walk(int stream) {
   if (walked_[stream]) return;
   walked_[stream] = true;
   teams_[stream].join();
-  for (int i : compiled.streams[stream]) {
+  for (int i : compiled.plan.streams[stream]) {
     const Instruction& in = plan.code[i];
-    if (in.guide >= 0) walk(compiled.stream_of[in.guide]);  // help it to its end rather than wait
+    if (in.guide >= 0) walk(compiled.plan.stream_of[in.guide]);  // help it to its end rather than wait
     stream_ = stream;
     step(in);
   }
@@ -228,7 +228,7 @@ void run_batch(Batch& batch) {
   const MemoryMap alone(batch.compiled, 1), together(batch.compiled, threads);
   if (singles > 1) {
     double run = 1;
-    if (batch.compiled.needs_masks) {  // all gates are known by now
+    if (batch.compiled.plan.needs_masks) {  // all gates are known by now
       ByPattern sorted(batch.first.taken, batch.size, batch.plan.gates);
       run = static_cast<double>(batch.size) / static_cast<double>(sorted.patterns);
       batch.order = std::move(sorted.order);
@@ -242,7 +242,7 @@ void run_batch(Batch& batch) {
     arenas.push_back(std::make_unique<Arena>(std::max(alone.size(group), shared ? together.size(1) : 0)));
   std::vector<std::deque<TeamState>> states(static_cast<size_t>(shared));  // of each sample, of each stream
   for (std::deque<TeamState>& streams : states)
-    for (int s = 0; s < static_cast<int>(batch.compiled.streams.size()); ++s)
+    for (int s = 0; s < static_cast<int>(batch.compiled.plan.streams.size()); ++s)
       streams.emplace_back(phase_count(batch.compiled, s));
   std::atomic<float*> team_arena{singles ? nullptr : arenas[0]->data()};
   std::atomic<int64_t> next{0};
@@ -309,7 +309,7 @@ void run(const CompiledPlan& compiled, const BufferSpec& input, const Tensor& im
     std::copy_n(values, count, out.gates.mutable_data_ptr<uint8_t>());
   }
   if (!f) std::fill_n(out.gates.mutable_data_ptr<uint8_t>(), out.gates.numel(), uint8_t{0});
-  check(f || !compiled.needs_masks, "run_plan: forced_gates must say which filters run, got none");
+  check(f || !plan.needs_masks, "run_plan: forced_gates must say which filters run, got none");
   std::fill_n(out.scores.mutable_data_ptr<float>(), out.scores.numel(), 0.f);
 
   int64_t* spans = nullptr;
@@ -326,7 +326,7 @@ void run(const CompiledPlan& compiled, const BufferSpec& input, const Tensor& im
            out.gates.mutable_data_ptr<uint8_t>(), out.scores.mutable_data_ptr<float>(),
            out.logits.mutable_data_ptr<float>(), out.map.mutable_data_ptr<float>(), nullptr, nullptr},
           input.channels * input.pixels(),
-          compiled.map.channels * compiled.map.pixels(),
+          plan.map.channels * compiled.map.pixels(),
           spans,
           threads,
           {}};
@@ -350,11 +350,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cpu(
   const auto shared = CompiledPlan::get(kOp, words.const_data_ptr<int64_t>(), words.numel(), input, weights.numel());
   const CompiledPlan& compiled = *shared;
   const Plan& plan = compiled.plan;
-  check(plan.gates == gates && plan.logits == logits, "run_plan: the plan has ", plan.gates, " gates and ", plan.logits,
-        " logits, got gates=", gates, " and logits=", logits);
-  check(output == compiled.map, "run_plan: the plan stores a map of ", compiled.map.channels, " x ",
-        compiled.map.height, " x ", compiled.map.width, ", not of ", output.channels, " x ", output.height, " x ",
-        output.width);
+  plan.check_outputs(kOp, gates, logits, output);
   const int64_t batch = image.size(0);
   check_tensor(kOp, "thresholds", thresholds, ScalarType::Float, {plan.gates});
   if (forced) check_tensor(kOp, "forced_gates", *forced, ScalarType::Byte, {batch, plan.gates});

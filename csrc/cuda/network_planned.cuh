@@ -165,7 +165,7 @@ void NetworkRun<T>::resample(int index, const Instruction& in) {
   const int64_t written = whole ? in.out_channels : in.in_channels, offset = whole ? 0 : in.out_offset;
   p.first_group = static_cast<int32_t>(offset / kGroup);
   p.groups = static_cast<int32_t>(groups_of(written + offset) - p.first_group);
-  const bool pools = in.op == Op::kSubsample || in.op == Op::kPoolSums;
+  const bool pools = has(in.op, kLeavesPooled);
   if (pools) {
     p.pooling = pooling(index, 0, to, 0, written, tiles, tiles, 0);
     if (!s_.chains.empty()) p.gates = unit_gates(s_.chains[index]);

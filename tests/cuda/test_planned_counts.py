@@ -60,10 +60,7 @@ class Tile:
 
 
 def conv_tiles(simt, plan, batch, element):
-    code = [tuple(vars(step).values()) for step in plan.code]
-    network = simt.Network(
-        plan.buffers, code, plan.gates, plan.logits, element, batch, host_runner.MULTIPROCESSORS, SHARED_BYTES
-    )
+    network = simt.Network(plan.words().tolist(), element, batch, host_runner.MULTIPROCESSORS, SHARED_BYTES)
     return [Tile(fields) for fields in network.conv_tiles]
 
 
@@ -244,13 +241,14 @@ def gradual_layer(channels, side, sizes, width, shortcut, with_layer=True):
     for i, size in enumerate(sizes if with_layer else []):
         at = sum(sizes[:i])
         joins = {"relu_channels": width} if shortcut else {}
-        conv(channels, width + (size if shortcut else 0), 1, relu, src=x, dst=joined, **joins)
-        conv(width, width, 9, relu, src=joined, dst=inner)
-        if shortcut:
-            conv(width, size, 1, accumulate, src=inner, dst=joined, out_offset=width)
-            plan.add("add", src=joined, dst=x, in_channels=size, src_offset=width, out_offset=at)
-        else:
-            conv(width, size, 1, accumulate, src=inner, dst=x, out_offset=at)
+        with plan.region("update_unit"):
+            conv(channels, width + (size if shortcut else 0), 1, relu, src=x, dst=joined, **joins)
+            conv(width, width, 9, relu, src=joined, dst=inner)
+            if shortcut:
+                conv(width, size, 1, accumulate, src=inner, dst=joined, out_offset=width)
+                plan.add("add", src=joined, dst=x, in_channels=size, src_offset=width, out_offset=at)
+            else:
+                conv(width, size, 1, accumulate, src=inner, dst=x, out_offset=at)
     plan.add("store", src=x, in_channels=channels)
     return HostRunner(plan, packer.tensor() if with_layer else torch.empty(0), torch.float16)
 
@@ -265,8 +263,7 @@ def test_a_gradual_layer_is_one_launch(simt, channels, side, sizes, width, short
     whole, rest = (count(simt, runner, x, torch.empty(batch, 0, dtype=torch.uint8)) for runner in runners)
     counts = {name: whole[name] - rest[name] for name in whole}
     plan = runners[0].plan
-    code = [tuple(vars(step).values()) for step in plan.code]
-    network = simt.Network(plan.buffers, code, 0, 0, 1, batch, host_runner.MULTIPROCESSORS, SHARED_BYTES)
+    network = simt.Network(plan.words().tolist(), 1, batch, host_runner.MULTIPROCESSORS, SHARED_BYTES)
     ((begin, end, rows, blocks, _),) = network.gradual_runs
     assert (begin, end) == (1, len(plan.code) - 1) and blocks > 1
     assert counts["launches"] == 1 and counts["blocks"] == batch * blocks
@@ -321,17 +318,18 @@ def bottleneck_units(channels, width, side, units, with_units=True):
     relu, gate = _C.FLAGS["relu"], 0
     for _ in range(units if with_units else 0):
         mask = -1
-        for src, dst, flags in (
-            (x, first, relu | _C.FLAGS["normalise"]),
-            (first, inner, relu | _C.FLAGS["live"]),
-            (inner, x, _C.FLAGS["accumulate"] | _C.FLAGS["live"]),
-        ):
-            inputs, filters = plan.buffers[src][0], plan.buffers[dst][0]
-            conv = nn.Conv2d(inputs, filters, 3 if src == first else 1, padding=int(src == first))
-            before = randomise(nn.BatchNorm2d(inputs)).eval() if src == x else None
-            fields = pack_conv2d(packer, conv, None, before, masked=True)
-            plan.add("conv2d", src=src, dst=dst, flags=flags, out_mask=gate, in_mask=mask, **fields)
-            mask, gate = gate, gate + filters
+        with plan.region("bottleneck_unit"):
+            for src, dst, flags in (
+                (x, first, relu | _C.FLAGS["normalise"]),
+                (first, inner, relu | _C.FLAGS["live"]),
+                (inner, x, _C.FLAGS["accumulate"] | _C.FLAGS["live"]),
+            ):
+                inputs, filters = plan.buffers[src][0], plan.buffers[dst][0]
+                conv = nn.Conv2d(inputs, filters, 3 if src == first else 1, padding=int(src == first))
+                before = randomise(nn.BatchNorm2d(inputs)).eval() if src == x else None
+                fields = pack_conv2d(packer, conv, None, before, masked=True)
+                plan.add("conv2d", src=src, dst=dst, flags=flags, out_mask=gate, in_mask=mask, **fields)
+                mask, gate = gate, gate + filters
     plan.add("store", src=x, in_channels=channels)
     return HostRunner(plan, packer.tensor() if with_units else torch.empty(0), torch.float16)
 

@@ -4,6 +4,7 @@ from references import make_head
 from small_models import make_images, make_small
 
 import dsn_kernels
+from dsn_kernels import _C
 from dsn_kernels.nn.packing import Packer, pack_head
 from dsn_kernels.ops.network import Plan
 
@@ -30,10 +31,10 @@ def test_opcheck(fast):
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
-        (0, torch.zeros(2, 3, 9, 8), "run_plan: instruction 0 of the plan does not fit its buffers"),
-        (1, torch.zeros(10), "run_plan: weights hold 10 floats, instruction 0 of the plan needs"),
-        (4, torch.tensor([1, 2, 3]), "run_plan: plan of 3 words does not hold whole instructions"),
-        (4, torch.tensor([99]), "run_plan: plan must start with its number of buffers"),
+        (0, torch.zeros(2, 3, 9, 8), "run_plan: the plan is for images of 3 x 8 x 8, got 3 x 9 x 8"),
+        (1, torch.zeros(10), "run_plan: weights hold 10 floats, the plan needs"),
+        (4, torch.tensor([_C.PLAN_FORMAT, 2, 0]), "run_plan: plan of 3 words does not hold whole buffers"),
+        (4, torch.tensor([99]), f"run_plan: the plan is of format 99, expected {_C.PLAN_FORMAT}; make the model anew"),
         (5, 3, "run_plan: the plan has 12 gates and 120 logits, got gates=3"),
         (7, [8, 4, 4], "run_plan: the plan stores a map of 0 x 1 x 1, not of 8 x 4 x 4"),
         (7, [8, 4], "run_plan: map must have channels, height and width"),
@@ -44,6 +45,20 @@ def test_bad_arguments(fast, position, value, message):
     given[position] = value
     with pytest.raises(RuntimeError, match=message):
         dsn_kernels.ops.run_plan(*given)
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [[(len(_C.REGIONS), 0, 1)], [(-1, 0, 1)], [(0, -1, 1)], [(0, 1, 1)], [(0, 0, 10**6)], [(0, 0, 2), (1, 1, 3)]],
+    ids=str,
+)
+def test_regions_are_known_in_order_and_within_the_code(fast, regions):
+    given = arguments(fast)
+    given[4] = Plan(fast.plan.buffers, fast.plan.code, regions).words()
+    with pytest.raises(RuntimeError, match=r"^network: region \d of the plan is of unknown kind"):
+        dsn_kernels.ops.network(*given)
+    given[4] = Plan(fast.plan.buffers, fast.plan.code, [(0, 0, 2), (1, 2, 3)]).words()
+    dsn_kernels.ops.network(*given)
 
 
 def test_no_corrupted_plan_leaves_its_memory(fast):

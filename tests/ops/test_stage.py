@@ -184,7 +184,7 @@ def test_a_gate_at_the_threshold_stays_shut():
     ("position", "value", "message"),
     [
         (0, torch.zeros(2, 8, 9), "run_plan: image must have shape"),
-        (0, torch.zeros(2, 9, 8, 8), "run_plan: instruction 0 of the plan does not fit its buffers"),
+        (0, torch.zeros(2, 9, 8, 8), "run_plan: the plan is for images of 8 x 8 x 8, got 9 x 8 x 8"),
         (1, torch.zeros(10), "run_plan: weights hold 10 floats"),
         (2, torch.full((3,), 2.0), r"run_plan: thresholds must lie in \[0, 1\], got 2"),
         (2, torch.zeros(4), "run_plan: thresholds must have shape"),
