@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 
 class Map(NamedTuple):
@@ -248,7 +249,7 @@ class Conv2d(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subsample(Node):
-    """Every stride-th pixel of ``src``; its channels begin at ``out_offset``, the others of ``out_channels`` are zero."""
+    """Every stride-th pixel of ``src``; its channels begin at ``out_offset``, others of ``out_channels`` are zero."""
 
     op = "subsample"
     out_channels: int
@@ -416,6 +417,14 @@ class Graph:
             if isinstance(node, Store):
                 return self.maps[node.src]._replace(channels=node.in_channels)
         return Map(0, 1, 1)
+
+    def without_weights(self) -> Graph:
+        """The same with weights that have a shape and no data: what is left to ask when a backend has packed them."""
+
+        def strip(node: Node) -> Node:
+            return replace(node, **tree_map_only(Tensor, lambda weight: weight.to("meta"), vars(node)))
+
+        return replace(self, nodes=[strip(node) for node in self.nodes])
 
     def resized(self, height: int, width: int) -> Graph:
         """The same network for images of another size; it may have no linear layers on whole maps."""

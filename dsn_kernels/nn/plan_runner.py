@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,8 @@ from dsn_models.errors import UserError
 from ..ops import run_plan as ops
 from ..ops.inference import refuse_gradients
 from ..ops.network import Plan
+from ..outputs import Outputs
 from .cuda_packing import ELEMENTS, pack_for_cuda
-
-
-class Outputs(NamedTuple):
-    """What a plan leaves: logits float32 [B, logits], the stored map or [B, 0, 1, 1], gates uint8 [B, L], scores
-    float32 [B, L] and MACs int64 [B]."""
-
-    logits: Tensor
-    map: Tensor
-    gates: Tensor
-    scores: Tensor
-    macs: Tensor
 
 
 class PlanRunner(nn.Module):
