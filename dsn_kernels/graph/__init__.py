@@ -1,6 +1,17 @@
 """A network as typed nodes with their original weights, and what is known of it before any backend is."""
 
-from .analysis import Reads, Work, count_macs, find_reads, last_readers, pooled_maps, trace
+from .analysis import (
+    Gates,
+    Reads,
+    Work,
+    chosen_channels,
+    count_macs,
+    find_reads,
+    gate_columns,
+    last_readers,
+    pooled_maps,
+    trace,
+)
 from .nodes import (
     Add,
     Affine,
@@ -37,6 +48,7 @@ __all__ = [
     "DenseBlock",
     "DenseLayer",
     "Gate",
+    "Gates",
     "Graph",
     "Head",
     "Linear",
@@ -57,8 +69,10 @@ __all__ = [
     "Transition",
     "Window",
     "Work",
+    "chosen_channels",
     "count_macs",
     "find_reads",
+    "gate_columns",
     "last_readers",
     "pooled_maps",
     "trace",

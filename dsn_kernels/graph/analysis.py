@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .nodes import (
+    Add,
     Conv2d,
     DenseBlock,
     Gate,
@@ -25,6 +26,9 @@ from .nodes import (
     Transition,
 )
 
+# The gates that must all be on for a channel to hold data; none: it always does.
+Gates = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Reads:
@@ -34,10 +38,12 @@ class Reads:
         slices: channels of ``src``, and behind them of a guide, that hold data or not together: of a layer that a gate
             shuts, or of a filter that is off. Whoever reads them is told.
         in_mask: the mask by which one convolution wrote all of ``src``; -1 if none did.
+        channels: for each channel that is read, a guide's behind those of ``src``, the gates by which it holds data.
     """
 
     slices: tuple[range, ...] = ()
     in_mask: int = -1
+    channels: tuple[Gates, ...] = ()
 
     @property
     def one_by_one(self) -> bool:
@@ -45,35 +51,62 @@ class Reads:
         return any(len(channels) == 1 for channels in self.slices)
 
 
+def chosen_channels(mask: int, channels: int) -> list[Gates]:
+    """Of channels that a mask chooses, which begins at gate ``mask``; -1: there is none."""
+    return [(mask + c,) if mask >= 0 else () for c in range(channels)]
+
+
 def find_reads(graph: Graph) -> list[Reads]:
     """What each node reads, in the order of the nodes."""
     slices: dict[int, list[range]] = {}
+    gates_of: dict[int, list[Gates]] = {}
     mask_of: dict[int, int] = {}
     found = []
 
-    def write(map: int, offset: int, channels: int, chosen: bool) -> None:
+    def write(map: int, offset: int, channels: list[Gates]) -> None:
         kept = slices.get(map, []) if offset else []
-        new = [range(offset + c, offset + c + 1) for c in range(channels)] if chosen else []
+        new = [range(offset + c, offset + c + 1) for c in range(len(channels))] if any(channels) else []
         slices[map], mask_of[map] = kept + new, -1
+        gates_of[map] = read(map, 0, offset) + channels
+
+    def read(map: int, offset: int, channels: int) -> list[Gates]:
+        known = gates_of.get(map, [])[offset : offset + channels]
+        return known + [()] * (channels - len(known))
 
     for node in graph.nodes:
-        own = list(slices.get(node.src, []))
+        own, channels = list(slices.get(node.src, [])), read(node.src, _src_offset(node), node.in_channels)
         if isinstance(node, Transition) and node.guide >= 0:  # its channels follow the branch's own
             own += [range(s.start + node.in_channels, s.stop + node.in_channels) for s in slices.get(node.guide, [])]
-        found.append(Reads(tuple(own), mask_of.get(node.src, -1)))
+            channels += read(node.guide, 0, graph.maps[node.guide].channels)
+        found.append(Reads(tuple(own), mask_of.get(node.src, -1), tuple(channels)))
         if isinstance(node, Load):
-            write(node.dst, 0, node.in_channels, node.out_mask >= 0)
+            write(node.dst, 0, chosen_channels(node.out_mask, node.in_channels))
         elif isinstance(node, DenseBlock):
             starts = [node.channels_before(layer) for layer in range(len(node.layers))] if node.added else []
             slices[node.dst] = [range(start, start + node.added) for start in starts]
+            taken = chosen_channels(-1 if node.gate == "none" else node.first_gate, len(node.layers))
+            layers = [gate for gate in taken for _ in range(node.added)]
+            gates_of[node.dst] = read(node.dst, 0, node.in_channels) + layers
         elif isinstance(node, Conv2d) and not node.accumulate:
-            write(node.dst, node.out_offset, node.out_channels, node.out_mask >= 0)
+            write(node.dst, node.out_offset, chosen_channels(node.out_mask, node.out_channels))
             mask_of[node.dst] = node.out_mask if node.out_offset == 0 else -1
         elif isinstance(node, Pool):
-            write(node.dst, node.out_offset, node.in_channels, node.out_mask >= 0 or bool(slices.get(node.src)))
+            kept = chosen_channels(node.out_mask, node.in_channels)
+            write(node.dst, node.out_offset, [a + b for a, b in zip(channels, kept, strict=True)])
         elif isinstance(node, (Stem, Transition, Subsample)):
-            write(node.dst, 0, node.out_channels, False)
+            write(node.dst, 0, chosen_channels(-1, node.out_channels))
     return found
+
+
+def _src_offset(node: Node) -> int:
+    return node.src_offset if isinstance(node, (Conv2d, Add)) else 0
+
+
+def gate_columns(channels: Sequence[Gates], always: int) -> Tensor:
+    """The gates of each channel, int64 [C, depth]; ``always``, a gate that is always on, fills them up."""
+    depth = max([1, *map(len, channels)])
+    rows = [[*gates, *[always] * (depth - len(gates))] for gates in channels]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, depth)
 
 
 class Work(NamedTuple):
@@ -113,8 +146,7 @@ def trace(graph: Graph, gates: Tensor) -> Iterator[Work]:
     """What :func:`count_macs` counts, step by step, for gates [B, L] of 0 and 1."""
     gates = gates.long()
     none, all_ = gates.new_zeros(gates.shape[0]), gates.new_ones(gates.shape[0])
-    reads, live = find_reads(graph), _Live(gates)
-    for index, node in enumerate(graph.nodes):
+    for index, (node, reads) in enumerate(zip(graph.nodes, find_reads(graph), strict=True)):
         if isinstance(node, DenseBlock):
             channels = none + node.in_channels
             for layer in range(len(node.layers)):
@@ -125,25 +157,15 @@ def trace(graph: Graph, gates: Tensor) -> Iterator[Work]:
                 macs = taken * _layer_macs(node, graph.maps[node.dst].pixels, channels)
                 yield Work("layer", index, gate, taken, macs, layer)
                 channels = channels + taken * node.added
-            live.append_layers(node)
         elif isinstance(node, Conv2d):
-            filters = live.chosen(node.out_mask, node.out_channels)
-            inputs = live.count(node.src) if reads[index].slices else none + node.in_channels
-            runs, on = gates[:, node.only_if] if node.only_if >= 0 else all_, filters.sum(1)
+            on = _count_live(chosen_channels(node.out_mask, node.out_channels), gates)
+            inputs = _count_live(reads.channels, gates)
+            runs = gates[:, node.only_if] if node.only_if >= 0 else all_
             macs = runs * graph.maps[node.dst].pixels * node.window.taps * on * inputs
-            ran = runs * filters.double().mean(1)
+            ran = runs * on.double() / node.out_channels
             yield Work(node.op, index, max(node.only_if, node.out_mask), ran, macs, inputs=inputs, filters=on)
-            if not node.accumulate:
-                live.write(node.dst, node.out_offset, filters)
         else:
-            yield Work(node.op, index, -1, all_, none + _node_macs(graph, node, live))
-            if isinstance(node, Pool):
-                kept = live.of(node.src) * live.chosen(node.out_mask, node.in_channels)
-                live.write(node.dst, node.out_offset, kept)
-            elif isinstance(node, Load):
-                live.write(node.dst, 0, live.chosen(node.out_mask, node.in_channels))
-            elif isinstance(node, (Stem, Transition, Subsample)):
-                live.write(node.dst, 0, live.chosen(-1, node.out_channels))
+            yield Work(node.op, index, -1, all_, none + _node_macs(graph, node, _count_live(reads.channels, gates)))
 
 
 def _layer_macs(block: DenseBlock, pixels: int, live: Tensor) -> Tensor:
@@ -156,48 +178,27 @@ def _layer_macs(block: DenseBlock, pixels: int, live: Tensor) -> Tensor:
     return pixels * (live * width + 9 * width * block.out_channels)
 
 
-def _node_macs(graph: Graph, node: Node, live: _Live) -> int | Tensor:
-    """Of a node that always runs, where ``live`` channels of the maps hold data."""
+def _node_macs(graph: Graph, node: Node, inputs: Tensor) -> int | Tensor:
+    """Of a node that always runs; ``inputs``: channels that it reads and that hold data, int64 [B]."""
     if isinstance(node, Stem):
         return graph.maps[node.dst].pixels * 9 * node.in_channels * node.out_channels
     if isinstance(node, Transition):
-        inputs = live.count(node.src) + (live.count(node.guide) if node.guide >= 0 else 0)
         return graph.maps[node.dst].pixels * inputs * node.out_channels
     if isinstance(node, PathHead):  # scaled features, then the classifier; the path's columns are sums
         return node.in_channels * (1 + node.out_channels)
     if isinstance(node, Head):
-        return live.count(node.src) * node.out_channels
+        return inputs * node.out_channels
     if isinstance(node, Gate):  # a recurrent one embeds in 10, goes through an LSTM(10, 10) and projects
         return 10 * node.in_channels + 8 * 100 + 10 if node.recurrence else node.in_channels
     return node.in_channels * node.out_channels if isinstance(node, Linear) else 0
 
 
-class _Live:
-    """Which channels of each map hold data, for gates int64 [B, L]: int64 [B, C] of 0 and 1."""
-
-    def __init__(self, gates: Tensor) -> None:
-        self._gates, self._live = gates, dict[int, Tensor]()
-
-    def of(self, map: int) -> Tensor:
-        return self._live[map]
-
-    def count(self, map: int) -> Tensor:
-        return self._live[map].sum(1)
-
-    def chosen(self, mask: int, channels: int) -> Tensor:
-        """The columns of a mask that begins at gate ``mask``; all ones without one."""
-        if mask < 0:
-            return self._gates.new_ones(()).expand(len(self._gates), channels)
-        return self._gates[:, mask : mask + channels]
-
-    def write(self, map: int, offset: int, channels: Tensor) -> None:
-        """Puts ``channels`` behind the first ``offset`` of a map."""
-        self._live[map] = torch.cat([self._live[map][:, :offset], channels], 1) if offset else channels
-
-    def append_layers(self, block: DenseBlock) -> None:
-        taken = self.chosen(block.first_gate if block.gate != "none" else -1, len(block.layers))
-        before = self._live[block.dst][:, : block.in_channels]
-        self._live[block.dst] = torch.cat([before, taken.repeat_interleave(block.added, 1)], 1)
+def _count_live(channels: Sequence[Gates], gates: Tensor) -> Tensor:
+    """How many channels hold data for gates int64 [B, L]: int64 [B]."""
+    if not any(channels):
+        return gates.new_full((len(gates),), len(channels))
+    known = torch.cat([gates, gates.new_ones(len(gates), 1)], 1)
+    return known[:, gate_columns(channels, gates.shape[1]).to(gates.device)].amin(2).sum(1)
 
 
 def last_readers(graph: Graph) -> list[list[int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -419,6 +419,14 @@ class Graph:
                 return self.maps[node.src]._replace(channels=node.in_channels)
         return Map(0, 1, 1)
 
+    def without_weights(self) -> Graph:
+        """The same with weights that have a shape and no data: what is left to ask when a backend has packed them."""
+
+        def strip(node: Node) -> Node:
+            return replace(node, **tree_map_only(Tensor, lambda weight: weight.to("meta"), vars(node)))
+
+        return Graph(self.maps, [strip(node) for node in self.nodes], self.regions)
+
     def resized(self, height: int, width: int) -> Graph:
         """The same network for images of another size; it may have no linear layers on whole maps."""
         sizes: dict[int, tuple[int, int]] = {}
@@ -427,15 +435,6 @@ class Graph:
                 sizes[node.dst] = (height, width) if node.src < 0 else _map_size(node, *sizes[node.src])
         maps = [Map(map.channels, *sizes[i]) for i, map in enumerate(self.maps)]
         return Graph(maps, self.nodes, self.regions)
-
-    def without_weights(self) -> Graph:
-        """The same with tensors that have a shape alone."""
-        return Graph(self.maps, [_on_meta(node) for node in self.nodes], self.regions)
-
-
-def _on_meta(node: Node) -> Node:
-    values = {own.name: getattr(node, own.name) for own in fields(node)}
-    return replace(node, **tree_map_only(Tensor, lambda tensor: tensor.to("meta"), values))
 
 
 def _map_size(node: Node, height: int, width: int) -> tuple[int, int]:
