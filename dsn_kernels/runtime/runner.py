@@ -94,7 +94,7 @@ class PlanRunner(nn.Module):
     ) -> Outputs:
         if self.weights.device != image.device:
             raise UserError(f"images are on {image.device}, the weights on {self.weights.device}; expected one device")
-        options = {} if self.weights.is_cpu else {"count": count, "element": self.plan.element}
+        options: dict[str, Any] = {} if self.weights.is_cpu else {"count": count, "element": self.plan.element}
         *out, _ = ops.run_plan(image, self.weights, thresholds, forced, sized.words, **sized.sizes, **options)
         return Outputs(*out)
 
