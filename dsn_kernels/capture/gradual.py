@@ -79,8 +79,6 @@ class GradualBuilder(GraphBuilder):
         first, *others = map(list, unit.bodies)
         width, shortcut = first[0].out_channels, unit.shortcut
         parts = [folded_conv(*first[:2]), *([] if shortcut is None else [folded_conv(*list(shortcut)[:2])])]
-            [] if shortcut is None else [folded_conv(shortcut[0], shortcut[1])]
-        )
         weight, bias = (torch.cat(part) for part in zip(*parts, strict=True))
         # The first 1x1's channels get the ReLU, the shortcut's do not.
         ends = 0 if shortcut is None else width
