@@ -31,6 +31,7 @@ from .residual_planning import ResidualPlanner
 from .shake_planning import ShakePlanner
 
 _SIDE = 64  # a plan is made for maps of this side and adapts to others
+_THRESHOLD = 0.5  # unless a call gives another
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Stage(nn.Module):
         RuntimeError: an argument of a call has the wrong device, dtype or shape; the message names it.
     """
 
+    limits: Tensor
+
     def __init__(self, part: Any, target: Target = CPU) -> None:
         super().__init__()
         if target.backend == "cpu" and target.dtype != torch.float32:
@@ -102,21 +105,23 @@ class Stage(nn.Module):
         self.stores = y is not None
         self.gated = isinstance(part, SkipDenseBlock) or (isinstance(part, ResidualUnits) and len(part.gates) > 0)
         plan, weights = builder.result()
-        self.gates = plan.gates
+        self.register_buffer("limits", torch.full((plan.gates,), _THRESHOLD, dtype=torch.float32), persistent=False)
         self.runner = make_runner(plan, weights, target.dtype, target.backend)
         # Gates, scores and MACs of the last call.
-        none = torch.empty(0, self.gates, dtype=torch.float32)
+        none = torch.empty(0, plan.gates, dtype=torch.float32)
         self._last = (none.byte(), none, torch.empty(0, dtype=torch.int64))
         self.eval()
 
     def forward(
-        self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None
+        self, x: Tensor, threshold: float = _THRESHOLD, forced: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         if x.dim() != 4:
             raise UserError(f"x has shape {list(x.shape)}; expected a batch of maps, [B, C, H, W]")
         if forced is not None:
             check_forced(forced)
-        limits = torch.full((self.gates,), check_threshold(threshold), dtype=torch.float32, device=x.device)
+        limits = self.limits
+        if threshold != _THRESHOLD:
+            limits = torch.full_like(limits, check_threshold(threshold))
         out = self.runner.at(*x.shape[2:])(x, limits, forced)
         if not torch.compiler.is_exporting():  # an exported program returns the outputs alone
             self._last = (out.gates, out.scores, out.macs)
