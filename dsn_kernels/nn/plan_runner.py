@@ -139,7 +139,7 @@ class PlanRunner(nn.Module):
             return self._run_on_host(sized, image, thresholds, forced, count)
         if not (self.weights.is_cuda and self.weights.device == image.device):
             raise UserError(f"images are on {image.device}, the weights on {self.weights.device}; expected one GPU")
-        options = {"count": count, "element": ELEMENTS[self.dtype]}
+        options: dict[str, Any] = {"count": count, "element": ELEMENTS[self.dtype]}
         *out, _ = ops.run_plan(image, self.weights, thresholds, forced, sized.words, **sized.sizes, **options)
         return Outputs(*out)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -32,7 +32,7 @@ class TritonRunner(nn.Module):
         super().__init__()
         self.plan, self.dtype = plan, dtype
         self.gates, self.logits = plan.gates, plan.logits
-        self.sizes = [size for _, *size in plan.buffers]
+        self.sizes = [(height, width) for _, height, width in plan.buffers]
         self._resizable = Resizable(plan)
         facts = Facts(plan, weights.detach().cpu().double(), dtype)
         self.steps = nn.ModuleList(steps.make(index, facts) for index in range(len(plan.code)))
@@ -43,7 +43,7 @@ class TritonRunner(nn.Module):
     def at(self, height: int, width: int) -> Callable[..., Outputs]:
         """The same for images of another size, see :class:`dsn_kernels.nn.plan_runner.Resizable`."""
         buffers = self._resizable.at(height, width).plan.buffers
-        return partial(self._run, [size for _, *size in buffers])
+        return partial(self._run, [(high, wide) for _, high, wide in buffers])
 
     def forward(
         self, image: Tensor, thresholds: Tensor, forced: Tensor | None = None, count: Tensor | None = None
@@ -52,7 +52,7 @@ class TritonRunner(nn.Module):
 
     def _run(
         self,
-        sizes: Sequence[Sequence[int]],
+        sizes: list[tuple[int, int]],
         image: Tensor,
         thresholds: Tensor,
         forced: Tensor | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +74,7 @@ class Run:
 
     image: Tensor
     dtype: torch.dtype
-    sizes: Sequence[Sequence[int]]
+    sizes: list[tuple[int, int]]
     layouts: list[Channels]
     thresholds: Tensor
     forced: Tensor | None
