@@ -249,7 +249,7 @@ class Conv2d(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subsample(Node):
-    """Every stride-th pixel of ``src``; its channels begin at ``out_offset``, others of ``out_channels`` are zero."""
+    """Every stride-th pixel of ``src``, from channel ``out_offset`` on; the others of ``out_channels`` are zero."""
 
     op = "subsample"
     out_channels: int
@@ -383,11 +383,12 @@ class Graph:
         self.nodes.append(node)
 
     @contextmanager
-    def region(self, kind: str) -> Iterator[None]:
-        """The nodes that are added meanwhile form a region."""
+    def region(self, kind: str | None) -> Iterator[None]:
+        """The nodes that are added meanwhile form a region, unless ``kind`` is None."""
         begin = len(self.nodes)
         yield
-        self.regions.append(Region(kind, begin, len(self.nodes)))
+        if kind is not None:
+            self.regions.append(Region(kind, begin, len(self.nodes)))
 
     @property
     def gates(self) -> int:
@@ -424,7 +425,7 @@ class Graph:
         def strip(node: Node) -> Node:
             return replace(node, **tree_map_only(Tensor, lambda weight: weight.to("meta"), vars(node)))
 
-        return replace(self, nodes=[strip(node) for node in self.nodes])
+        return Graph(self.maps, [strip(node) for node in self.nodes], self.regions)
 
     def resized(self, height: int, width: int) -> Graph:
         """The same network for images of another size; it may have no linear layers on whole maps."""
@@ -433,7 +434,7 @@ class Graph:
             if node.dst >= 0 and node.dst not in sizes:
                 sizes[node.dst] = (height, width) if node.src < 0 else _map_size(node, *sizes[node.src])
         maps = [Map(map.channels, *sizes[i]) for i, map in enumerate(self.maps)]
-        return replace(self, maps=maps)
+        return Graph(maps, self.nodes, self.regions)
 
 
 def _map_size(node: Node, height: int, width: int) -> tuple[int, int]:

@@ -83,5 +83,5 @@ class ChannelLists(nn.Module):
         lists = torch.empty_like(masks, dtype=torch.int32)
         counts = lists.new_empty(len(gates), len(self))
         partition(masks, self.segments, lists, counts)
-        order, _, offsets = group_by_patterns(masks, self.parts)
+        order, offsets = group_by_patterns(masks, self.parts)
         return Listed(masks, lists, counts, order, offsets)

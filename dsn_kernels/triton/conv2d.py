@@ -444,8 +444,8 @@ def conv2d(
         inputs, input_counts: int32 [B, depth] and [B], the channels of src that hold data, then the others, for each
             sample.
         chosen, chosen_counts: int32 [B, filters] and [B], the filters that run, then the others, for each sample.
-        order, offsets: int64 [B] and [B + 1], as `group_by_pattern` gives them: samples of a group have the same inputs
-            and filters, and share tiles. None: each sample has its own.
+        order, offsets: int64 [B] and [B + 1], as `group_by_patterns` gives them: samples of a group have the same
+            inputs and filters, and share tiles. None: each sample has its own.
         size, out_size: height and width of src and of dst.
         window: as :class:`dsn_kernels.graph.Window`.
         depth: channels of src that are read.

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Graph, last_readers
-from ..ops.inference import refuse_gradients
-from ..outputs import Outputs
+from ..ops import Outputs, refuse_gradients
 from . import steps
 from .layout import Channels
 from .routing import first_samples, words_of

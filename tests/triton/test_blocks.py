@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from device_checks import check_chosen_conv2d, check_residual_units, check_without_gates
 from graph_reference import check_graph
 from small_graphs import dense_block, head, random_gates, transition
+from stage_parts import GATES, PARTS, make_part, make_stage, masks
 
 DTYPES = [torch.float32, torch.float16]
 # Small: each step of a product takes the interpreter milliseconds.
@@ -92,3 +94,22 @@ def test_nan_stays_nan(place):
     assert out.gates.item() == 0 and out.scores.isnan().all(), "a NaN score exceeds no threshold"
     forced = torch.ones(1, 1, dtype=torch.uint8, device=place.device)
     assert runner(x, limits, forced).map[0, 8:].isnan().any()
+
+
+@pytest.mark.parametrize("size", [(5, 7)])
+@pytest.mark.parametrize("name", [name for name, (_, channels) in PARTS.items() if channels < 160])
+def test_parts(place, name, size):
+    module, channels = make_part(name)
+    check_without_gates(place, module, images(2, channels, *size), torch.float32)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_residual_units(place, gate):
+    stage = make_stage("basic", gate, 1)
+    for forced in (None, masks(2, 3, 0.5)):
+        check_residual_units(place, stage, images(2, 8, 7, 6), torch.float32, forced)
+
+
+@pytest.mark.parametrize("name", ["3x3-stride", "1x1-preact", "valid"])
+def test_chosen_conv2d(place, name):
+    check_chosen_conv2d(place, name, torch.float16)
