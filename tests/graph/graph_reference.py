@@ -5,7 +5,7 @@ from references import assert_as_exact_as_torch, assert_gates_agree
 from torch.nn import functional as F
 
 from dsn_kernels import graph as g
-from dsn_kernels.outputs import Outputs
+from dsn_kernels.ops import Outputs
 
 
 def run_graph(graph, image, thresholds, forced=None, dtype=torch.float64):
