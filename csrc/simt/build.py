@@ -44,7 +44,7 @@ def find_compiler() -> str:
 def cuda_headers() -> Path:
     """The include folder of a CUDA toolkit: of CUDA_HOME, of the nvcc on PATH, or of /usr/local/cuda."""
     nvcc = shutil.which("nvcc")
-    homes = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda"]
+    homes = (os.environ.get("CUDA_HOME"), str(Path(nvcc).resolve().parents[1]) if nvcc else None, "/usr/local/cuda")
     for home in filter(None, homes):
         if (Path(home) / "include" / "cuda_fp16.h").exists():
             return Path(home) / "include"
