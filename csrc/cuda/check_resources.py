@@ -102,7 +102,7 @@ def compile_report(source: Path, number: str) -> str:
 
 
 def parse(report: str, launches: dict[str, dict[str, tuple[int, int]]]) -> list[Kernel]:
-    """The kernels of a report; ``launches[arch][name]``: threads and shared bytes. Of a kernel that no zoo model launches
+    """The kernels of a report; ``launches[arch][name]``: threads and shared bytes. Of a kernel that no model launches
     the threads are its only template argument, if it has one."""
     pattern = (
         r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores"
