@@ -261,7 +261,7 @@ def make_images(graph, batch):
 
 
 def random_gates(graph, batch, density=0.5):
-    generator = torch.Generator().manual_seed(batch)
+    generator = torch.Generator().manual_seed(100 + batch)
     return (torch.rand(batch, graph.gates, generator=generator) < density).to(torch.uint8)
 
 
