@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from csrc.simt.host_runner import MULTIPROCESSORS
+from csrc.simt.host_runner import L2_RATE, MULTIPROCESSORS
 
 from .map_work import ConvPace, Launch
 
@@ -17,7 +17,7 @@ CLOCK = 1.75e9  # Hz under load
 DRAM = 4.3e12  # bytes/s, a device-to-device copy
 MMA_MACS = 1280  # of mma.sync per clock and multiprocessor; 790 TFLOP/s of wgmma would be 1,700
 L1_BYTES = 128  # per clock and multiprocessor
-L2 = 5.5e12  # bytes/s
+L2 = L2_RATE
 STEP_CLOCKS = 100  # that a warp waits in a k-step: operands from shared memory, the last sum, issue of its loads
 NODE = 1.3e-6  # s, from one kernel of a graph to the next that depends on it
 ROUND_TRIP = 0.4e-6  # s, to the second-level cache
