@@ -168,9 +168,10 @@ class BuildNative(BuildExtension):
 def native_extension():
     floor = f"0x{TORCH_FLOOR[0]:02x}{TORCH_FLOOR[1]:02x}000000000000"
     optimise = ["-O0", "-g", "-UNDEBUG"] if switch("DEBUG") else ["-O3", "-g0"]
+    sources = sorted(source for folder in ("plan", "cpu") for source in (CSRC / folder).glob("*.cpp"))
     extension = CppExtension(
         "dsn_kernels._C",
-        ["csrc/library.cpp", *sorted(f"csrc/cpu/{source.name}" for source in (CSRC / "cpu").glob("*.cpp"))],
+        ["csrc/library.cpp", *(str(source.relative_to(CSRC.parent)) for source in sources)],
         include_dirs=[pybind11.get_include(), str(CSRC)],
         define_macros=[("TORCH_TARGET_VERSION", floor), ("DSN_BUILD_TORCH", f'"{torch.__version__}"')],
         # -Wpsabi is about vectors wider than the instruction set's; they cross only calls within one file.

@@ -1,10 +1,9 @@
-// Every operator's schema, the module's initialisation, and what was built.
+// The operator's schema, the module's initialisation, and what was built.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
 
 #include "common/layout.h"
-#include "common/plan.h"
 #include "cpu/grouping.h"
 #include "cpu/kernels.h"
 #include "cuda/layout_bindings.h"
@@ -16,24 +15,9 @@ namespace py = pybind11;
 
 STABLE_TORCH_LIBRARY(dsn, m) {
   m.def(
-      "network(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor plan, int gates, int "
-      "logits)"
-      " -> (Tensor logits, Tensor gates, Tensor scores, Tensor macs)");
-  m.def(
-      "timed_network(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor plan, int gates, "
-      "int "
-      "logits)"
-      " -> (Tensor logits, Tensor gates, Tensor scores, Tensor macs, Tensor spans)");
-  m.def(
-      "dense_block(Tensor x, Tensor weights, Tensor thresholds, Tensor? forced_gates, int growth, int layers,"
-      " int bottleneck, int gate, int merge) -> (Tensor y, Tensor gates, Tensor scores, Tensor macs)");
-  m.def("preact_conv2d(Tensor x, Tensor weights, int out_channels) -> Tensor");
-  m.def("head(Tensor x, Tensor weights, int classes) -> Tensor");
-  m.def(
       "run_plan(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor? count, Tensor plan,"
-      " int gates, int logits, int[] map, int element)"
-      " -> (Tensor logits, Tensor map, Tensor gates, Tensor scores, Tensor macs)");
-  m.def("group_by_pattern(Tensor gates) -> (Tensor order, Tensor group, Tensor offsets)");
+      " int gates, int logits, int[] map, int element, bool timed)"
+      " -> (Tensor logits, Tensor map, Tensor gates, Tensor scores, Tensor macs, Tensor spans)");
 }
 
 namespace {
@@ -51,6 +35,26 @@ py::tuple describe(const Layout& layout) {
     fields.append(py::make_tuple(f.name, f.offset, shape));
   }
   return py::make_tuple(fields, layout.size);
+}
+
+// The lists of plan/instructions.def: names to numbers, and (name, default) of each field in order.
+void bind_plan(py::module_& m) {
+  py::dict ops, flags, gates, merges, regions;
+  py::list fields;
+#define DSN_OP(id, name, traits) ops[#name] = static_cast<int64_t>(dsn::Op::id);
+#define DSN_FIELD(type, name, initial, description) fields.append(py::make_tuple(#name, initial));
+#define DSN_FLAG(id, name, bit, description) flags[#name] = bit;
+#define DSN_GATE(id, name) gates[#name] = static_cast<int64_t>(dsn::GateKind::id);
+#define DSN_MERGE(id, name) merges[#name] = static_cast<int64_t>(Merge::id);
+#define DSN_REGION(id, name, description) regions[#name] = static_cast<int64_t>(dsn::RegionKind::id);
+#include "plan/instructions.def"
+  m.attr("OPS") = ops;
+  m.attr("FLAGS") = flags;
+  m.attr("GATES") = gates;
+  m.attr("MERGES") = merges;
+  m.attr("REGIONS") = regions;
+  m.attr("INSTRUCTION_FIELDS") = fields;
+  m.attr("PLAN_FORMAT") = dsn::kPlanFormat;
 }
 
 py::dict build_info() {
@@ -116,29 +120,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_error", &cuda_error, "Why no CUDA device is usable, or nothing.");
   m.attr("TILE") = dsn::kTile;
   m.attr("WINOGRAD_ROWS") = dsn::kWinogradRows;
-  m.attr("OPS") = py::dict(
-      py::arg("load") = static_cast<int>(dsn::Op::kLoad), py::arg("stem") = static_cast<int>(dsn::Op::kStem),
-      py::arg("dense_block") = static_cast<int>(dsn::Op::kDenseBlock),
-      py::arg("transition") = static_cast<int>(dsn::Op::kTransition),
-      py::arg("head") = static_cast<int>(dsn::Op::kHead), py::arg("store") = static_cast<int>(dsn::Op::kStore),
-      py::arg("conv2d") = static_cast<int>(dsn::Op::kConv2d),
-      py::arg("subsample") = static_cast<int>(dsn::Op::kSubsample),
-      py::arg("max_pool") = static_cast<int>(dsn::Op::kMaxPool),
-      py::arg("avg_pool") = static_cast<int>(dsn::Op::kAvgPool),
-      py::arg("pool_sums") = static_cast<int>(dsn::Op::kPoolSums), py::arg("add") = static_cast<int>(dsn::Op::kAdd),
-      py::arg("gate") = static_cast<int>(dsn::Op::kGate), py::arg("linear") = static_cast<int>(dsn::Op::kLinear),
-      py::arg("tanh") = static_cast<int>(dsn::Op::kTanh), py::arg("path_head") = static_cast<int>(dsn::Op::kPathHead));
-  m.attr("FLAGS") = py::dict(
-      py::arg("normalise") = static_cast<int>(dsn::kNormalise), py::arg("relu") = static_cast<int>(dsn::kRelu),
-      py::arg("accumulate") = static_cast<int>(dsn::kAccumulate), py::arg("pool") = static_cast<int>(dsn::kPool),
-      py::arg("winograd") = static_cast<int>(dsn::kWinograd), py::arg("live") = static_cast<int>(dsn::kLive),
-      py::arg("means") = static_cast<int>(dsn::kMeans), py::arg("bfloat16") = static_cast<int>(dsn::kBfloat16));
-  m.attr("GATES") = py::dict(py::arg("none") = static_cast<int>(dsn::GateKind::kNone),
-                             py::arg("hard") = static_cast<int>(dsn::GateKind::kHard),
-                             py::arg("soft") = static_cast<int>(dsn::GateKind::kSoft),
-                             py::arg("recurrent") = static_cast<int>(dsn::GateKind::kRecurrent));
-  m.attr("MERGES") =
-      py::dict(py::arg("concat") = static_cast<int>(Merge::kConcat), py::arg("add") = static_cast<int>(Merge::kAdd));
+  bind_plan(m);
   dsn::cuda::bind_layouts(m);
   m.def(
       "measure_costs",

@@ -9,6 +9,9 @@ OPS: dict[str, int]
 GATES: dict[str, int]
 MERGES: dict[str, int]
 FLAGS: dict[str, int]
+REGIONS: dict[str, int]
+INSTRUCTION_FIELDS: list[tuple[str, int]]
+PLAN_FORMAT: int
 
 def build_info() -> dict[str, str | bool]: ...
 def cuda_devices() -> list[str]: ...

@@ -4,10 +4,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <sstream>
-#include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "check.h"
 
 namespace dsn {
 
@@ -20,15 +20,6 @@ inline std::string shape_of(const Tensor& t) {
   for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
   out << "]";
   return out.str();
-}
-
-// Throws what Python sees as a RuntimeError of one line; torch's own macro would put our source file before it.
-template <class... Parts>
-void check(bool condition, const Parts&... parts) {
-  if (condition) return;
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
 }
 
 // `shape` entries of -1 match any size.

@@ -1,10 +1,11 @@
-// Packed weight layouts and plan records: written here once, read by the kernels and, through
-// pybind11, by the Python code that packs.
+// Packed weight layouts: written here once, read by the kernels and, through pybind11, by the Python code that packs.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <initializer_list>
+
+#include "../plan/instruction.h"
 
 namespace dsn {
 
@@ -73,8 +74,6 @@ inline Shape conv_shape(int64_t out, int64_t in, int64_t taps) {
   int rows = row_block(out);
   return {ceil_div(out, rows), in, taps, rows};
 }
-
-enum class Merge : int64_t { kConcat = 0, kAdd = 1 };
 
 // One gated layer of a dense block with `in` input channels, of which the last `skippable * growth`
 // come from earlier layers of the block. BN1 is (scale, shift); BN2 is folded into the convolution

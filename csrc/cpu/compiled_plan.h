@@ -1,12 +1,12 @@
-// A plan read from its integers, checked so that no instruction can leave its memory, with what every sample would
-// otherwise compute again. Kept between calls: compiling costs as much as a small network.
+// A plan with what every sample would otherwise compute again. Kept between calls: compiling costs as much as a small
+// network.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "../common/checks.h"
-#include "../common/plan.h"
+#include "../plan/plan.h"
 
 namespace dsn::cpu {
 
@@ -23,38 +23,26 @@ struct Edges {
   }
 };
 
-class CompiledPlan {
- public:
-  // words: the number of buffers, kBufferFields words each, then kInstructionFields words for each instruction.
-  // Throws if the plan would read or write outside its buffers or weights, or does not start from such an image.
+struct CompiledPlan {
+  // Throws if the plan is refused, does not start from such an image, or needs other weights.
   static std::shared_ptr<const CompiledPlan> get(const char* op, const int64_t* words, int64_t count,
                                                  const BufferSpec& image, int64_t weight_count);
 
-  int64_t weight_bytes() const { return 4 * weight_count_; }
+  CompiledPlan(const char* op, const int64_t* words, int64_t count);
+
+  int64_t weight_bytes() const { return 4 * weight_count; }
 
   Plan plan;
   std::vector<std::vector<Layout>> layouts;  // of each instruction, of each layer
   std::vector<std::vector<Edges>> edges;     // of each buffer, of each tile
-  std::vector<std::vector<int>> streams;  // the instructions of each; threads may walk different ones at the same time
-  std::vector<int> stream_of;             // of each buffer, see streams_of
-  BufferSpec map{0, 1, 1};                // what is stored; no channels if nothing is
-  bool needs_masks = false;               // filters are chosen by gates that no instruction decides
-  int64_t chosen_bytes = 0;               // of the weights of the filters that may be chosen
-  std::vector<int64_t> map_bytes;         // of each step: of the maps that it reads and writes
-  std::vector<int> every_channel;         // 0, 1, 2, ...: where none can be missing
-  std::vector<bool> normalised;           // buffer -> a BN-ReLU reads it, so that its channels without data matter
+  int64_t weight_count = 0;                  // that the plan reads, at least
+  int64_t chosen_bytes = 0;                  // of the weights of the filters that may be chosen
+  std::vector<int64_t> map_bytes;            // of each step: of the maps that it reads and writes
+  std::vector<int> every_channel;            // 0, 1, 2, ...: where none can be missing
+  std::vector<bool> normalised;              // buffer -> a BN-ReLU reads it, so that its channels without data matter
   // What a timed run tells apart: an instruction, and after it the layers of a dense block.
   std::vector<int64_t> first_step;  // of each instruction
   int64_t steps = 0;
-
- private:
-  CompiledPlan(const char* op, const int64_t* words, int64_t count, const BufferSpec& image, int64_t weight_count);
-  void check(const char* op);
-  void find_streams(const char* op);
-
-  std::vector<int64_t> words_;
-  BufferSpec image_;
-  int64_t weight_count_;
 };
 
 }  // namespace dsn::cpu

@@ -80,7 +80,7 @@ class Worker {
         sample(sample),
         live(plan.buffers.size()),
         teams_(std::move(teams)),
-        walked_(compiled.streams.size()) {}
+        walked_(compiled.plan.streams.size()) {}
 
   void run();
   void step(const Instruction& in);

@@ -80,7 +80,7 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
         int64_t gate = in.out_mask;
         for (ChannelRun& run : pooled) {
           if (gate < 0) break;
-          require(op, run.both < 0, "pools of the plan put more than two masks on a channel; GPU kernels do not");
+          check(run.both < 0, op, ": pools of the plan put more than two masks on a channel; GPU kernels do not");
           (run.gate < 0 ? run.gate : run.both) = static_cast<int32_t>(gate);
           gate += run.channels;
         }
@@ -95,15 +95,15 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
     }
     if (in.op == Op::kTanh) rectified[in.src] = false;
     if (in.op != Op::kConv2d) {
-      if (is_planned(in.op) && in.dst >= 0) rectified[in.dst] = in.op != Op::kAdd && rectified[in.src];
+      if (has(in.op, kPlain) && in.dst >= 0) rectified[in.dst] = in.op != Op::kAdd && rectified[in.src];
       continue;
     }
     ConvStep& step = convs[i];
     const bool adds = in.flags & kAccumulate, relu = in.flags & kRelu && in.relu_channels == 0;
-    require(op, !has_chosen(in) || (in.src_offset % kGroup == 0 && in.relu_channels == 0 && !(in.flags & kPool)),
-            "a convolution of the plan has a mask and pools, or parts of it; GPU kernels do not");
-    require(op, packed_by[in.src] < 0 || packed_by[in.src] == in.in_mask,
-            "a convolution of the plan reads by another mask than its input was written by; GPU kernels do not");
+    check(!has_chosen(in) || (in.src_offset % kGroup == 0 && in.relu_channels == 0 && !(in.flags & kPool)), op,
+          ": a convolution of the plan has a mask and pools, or parts of it; GPU kernels do not");
+    check(packed_by[in.src] < 0 || packed_by[in.src] == in.in_mask, op,
+          ": a convolution of the plan reads by another mask than its input was written by; GPU kernels do not");
     if (packed_by[in.src] >= 0) {
       inputs[i] = find_list(lists, {run_of(in.in_channels, in.in_mask)});
     } else if (in.flags & kLive) {
@@ -125,9 +125,9 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
   if (lists.empty()) return;
   for (ChannelList& list : lists) {
     const auto runs = static_cast<int64_t>(list.runs.size());
-    require(op, list.channels() < 65536 && runs <= kRunsAtOnce,
-            "a map of the plan has more than 65,535 channels, or more than " + std::to_string(kRunsAtOnce) +
-                " convolutions wrote it by masks");
+    check(list.channels() < 65536 && runs <= kRunsAtOnce, op,
+          ": a map of the plan has more than 65,535 channels, or more than ", kRunsAtOnce,
+          " convolutions wrote it by masks");
     list.at = list_stride, list.first_run = run_count;
     list_stride += round_up(list.channels(), kListPiece), run_count += runs;
   }

@@ -7,10 +7,9 @@ namespace {
 
 // Whether an instruction leaves the pooled vector of a whole buffer.
 bool pools(const Plan& plan, const Instruction& in, int64_t buffer) {
-  if (in.op == Op::kPoolSums) return in.src == buffer;
-  if (in.dst != buffer) return false;
+  if (in.home() != buffer) return false;
   const bool whole = in.out_offset == 0 && in.out_channels == plan.buffers[buffer].channels;
-  return in.op == Op::kSubsample || (in.op == Op::kConv2d && in.flags & kPool && whole);
+  return has(in.op, kLeavesPooled) || (in.op == Op::kConv2d && in.flags & kPool && whole);
 }
 
 // The gates behind instruction i that read what it pools. One that follows a unit which may not run waits where it
@@ -48,8 +47,8 @@ std::vector<std::vector<ChainedGate>> chain_gates(const Plan& plan, const std::v
   const auto counts = [&](size_t i) { return !stage_of(i) || static_cast<int>(i) + 1 == stage_of(i)->end; };
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
-    const int64_t buffer = in.op == Op::kPoolSums ? in.src : in.dst;
-    if (buffer < 0 || !pools(plan, in, buffer) || !counts(i)) continue;
+    const int64_t buffer = in.home();
+    if (!pools(plan, in, buffer) || !counts(i)) continue;
     chains[i] = chain_behind(plan, i, buffer);
     const StageRun* stage = stage_of(i);
     size_t own = 0;  // gates that the stage decides on its way

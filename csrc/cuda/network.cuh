@@ -19,9 +19,8 @@ namespace dsn::cuda {
 template <class T>
 class NetworkRun {
  public:
-  NetworkRun(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
-             const NetworkCall& call, Streams& streams)
-      : plan_(plan), stream_of_(stream_of_buffer), s_(schedule), call_(call), streams_(streams) {}
+  NetworkRun(const Plan& plan, const Schedule& schedule, const NetworkCall& call, Streams& streams)
+      : plan_(plan), s_(schedule), call_(call), streams_(streams) {}
 
   // Streams take turns, a launch each, so that the first launches of one do not queue up behind all of another's. A
   // stream begins behind what the caller's holds, and what a guide leads to behind the guide's last launch.
@@ -68,8 +67,8 @@ class NetworkRun {
     follows_.assign(plan_.code.size(), -1);
     for (int i = 0; i < static_cast<int>(plan_.code.size()); ++i) {
       const Instruction& in = plan_.code[i];
-      const int stream = stream_of_[in.dst >= 0 ? in.dst : in.src];
-      if (in.guide >= 0 && stream_of_[in.guide] != stream) {
+      const int stream = plan_.stream_of[in.home()];
+      if (in.guide >= 0 && plan_.stream_of[in.guide] != stream) {
         follows_[i] = writer[in.guide];
         finished_[writer[in.guide]] = kNotYet;
       }
@@ -95,7 +94,7 @@ class NetworkRun {
 
   bool is_resident(int index) const { return !s_.tiles[index].empty() && s_.tiles[index][0].resident; }
   int64_t launches(int index) const {
-    return plan_.code[index].op == Op::kDenseBlock && !is_resident(index) ? plan_.code[index].layers : 1;
+    return has(plan_.code[index].op, kLayered) && !is_resident(index) ? plan_.code[index].layers : 1;
   }
 
   void keep(int status) {
@@ -224,7 +223,7 @@ class NetworkRun {
     p.tiles = static_cast<int32_t>(tiles);
     p.blocks = static_cast<int32_t>(blocks);
     if (state.pooled_at < 0 || (state.block >= 0 && next >= plan_.code[state.block].layers)) return p;
-    p.partial = reinterpret_cast<float*>(call_.workspace + s_.partial_at[stream_of_[buffer]]);
+    p.partial = reinterpret_cast<float*>(call_.workspace + s_.partial_at[plan_.stream_of[buffer]]);
     p.pooled = reinterpret_cast<float*>(call_.workspace + state.pooled_at);
     p.arrived = reinterpret_cast<unsigned*>(call_.workspace + s_.arrived_at[index][launch]);
     p.channels = static_cast<int32_t>(groups_of(channels) * kGroup);
@@ -468,7 +467,6 @@ class NetworkRun {
   static constexpr int kPointwiseSums = kPointwiseThreads / 32 * kPointwiseTiles * 8 * 4;  // bytes
 
   const Plan& plan_;
-  const std::vector<int>& stream_of_;
   const Schedule& s_;
   const NetworkCall& call_;
   Streams& streams_;
@@ -487,9 +485,8 @@ class NetworkRun {
 namespace dsn::cuda {
 
 template <class T>
-int run_network_as(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
-                   const NetworkCall& call, Streams& streams) {
-  return NetworkRun<T>(plan, stream_of_buffer, schedule, call, streams).run();
+int run_network_as(const Plan& plan, const Schedule& schedule, const NetworkCall& call, Streams& streams) {
+  return NetworkRun<T>(plan, schedule, call, streams).run();
 }
 
 }  // namespace dsn::cuda

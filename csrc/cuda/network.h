@@ -36,11 +36,9 @@ class Streams {
 
 // Starts the launches of `plan` without waiting for any of them; returns the first error, a cudaError_t. All of it lies
 // between what stream 0 held before and what it is given next.
-int run_network(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule, Element element,
-                const NetworkCall& call, Streams& streams);
+int run_network(const Plan& plan, const Schedule& schedule, Element element, const NetworkCall& call, Streams& streams);
 
 template <class T>
-int run_network_as(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule,
-                   const NetworkCall& call, Streams& streams);
+int run_network_as(const Plan& plan, const Schedule& schedule, const NetworkCall& call, Streams& streams);
 
 }  // namespace dsn::cuda

@@ -1,4 +1,3 @@
 #include "cuda/network.cuh"
 
-template int dsn::cuda::run_network_as<__half>(const Plan&, const std::vector<int>&, const Schedule&,
-                                               const NetworkCall&, Streams&);
+template int dsn::cuda::run_network_as<__half>(const Plan&, const Schedule&, const NetworkCall&, Streams&);

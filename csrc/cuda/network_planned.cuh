@@ -38,12 +38,7 @@ void NetworkRun<T>::filter_lists() {
     start<filter_lists_kernel<kThreads>>(call_.batch, 1, kThreads, 0, p);
   }
   if (!s_.grouped) return;
-  const GroupParams p{call_.forced,
-                      alike(),
-                      order(),
-                      nullptr,
-                      nullptr,
-                      static_cast<int32_t>(call_.batch),
+  const GroupParams p{call_.forced, alike(), order(), static_cast<int32_t>(call_.batch),
                       static_cast<int32_t>(plan_.gates)};
   start<first_equal_kernel>(ceil_div(call_.batch, kThreads), 1, kThreads, 0, p);
   start<place_kernel>(ceil_div(call_.batch, kThreads), 1, kThreads, kGroupBytes, p);
@@ -170,7 +165,7 @@ void NetworkRun<T>::resample(int index, const Instruction& in) {
   const int64_t written = whole ? in.out_channels : in.in_channels, offset = whole ? 0 : in.out_offset;
   p.first_group = static_cast<int32_t>(offset / kGroup);
   p.groups = static_cast<int32_t>(groups_of(written + offset) - p.first_group);
-  const bool pools = in.op == Op::kSubsample || in.op == Op::kPoolSums;
+  const bool pools = has(in.op, kLeavesPooled);
   if (pools) {
     p.pooling = pooling(index, 0, to, 0, written, tiles, tiles, 0);
     if (!s_.chains.empty()) p.gates = unit_gates(s_.chains[index]);

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/plan.h"
+#include "common/layout.h"
 
 namespace dsn::cuda {
 

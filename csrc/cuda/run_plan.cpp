@@ -2,47 +2,30 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <limits>
-#include <mutex>
 #include <optional>
 #include <tuple>
 
-#include "cpu/compiled_plan.h"
+#include "common/checks.h"
 #include "cuda/runtime.h"
 #include "cuda/torch_device.h"
 
 namespace dsn::cuda {
 namespace {
 
-using cpu::CompiledPlan;
+// A plan and how it is run by one device in batches of one size.
+struct Scheduled {
+  Scheduled(const int64_t* words, int64_t count, Element element, int64_t batch, const DeviceLimits& limits)
+      : plan("run_plan", words, count), schedule("run_plan", plan, element, batch, limits) {}
 
-struct Kept {
-  std::shared_ptr<const CompiledPlan> plan;
-  Element element;
-  int64_t batch;
-  int device;
-  std::shared_ptr<const Schedule> schedule;
+  Plan plan;
+  Schedule schedule;
 };
 
-std::shared_ptr<const Schedule> schedule_of(const std::shared_ptr<const CompiledPlan>& plan, Element element,
-                                            int64_t batch, int device, const DeviceLimits& limits) {
-  constexpr size_t kKept = 64;
-  static std::mutex mutex;
-  static auto* cache = new std::vector<Kept>;  // outlives every thread
-  std::lock_guard lock(mutex);
-  for (const Kept& k : *cache)
-    if (k.plan == plan && k.element == element && k.batch == batch && k.device == device) return k.schedule;
-  if (cache->size() == kKept) cache->erase(cache->begin());
-  auto schedule = std::make_shared<const Schedule>("run_plan", plan->plan, plan->stream_of,
-                                                   static_cast<int>(plan->streams.size()), element, batch, limits);
-  cache->push_back({plan, element, batch, device, schedule});
-  return schedule;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
     const Tensor& image, const Tensor& weights, const Tensor& thresholds, const std::optional<Tensor>& forced,
     const std::optional<Tensor>& count, const Tensor& plan_words, int64_t gates, int64_t logits,
-    const std::vector<int64_t>& map, int64_t element_code) {
+    const std::vector<int64_t>& map, int64_t element_code, bool timed) {
+  check(!timed, "run_plan: timed is for the CPU; dsn bench times what runs on a GPU");
   check(image.is_cuda(), "run_plan: image must be on a GPU");
   check(image.dim() == 4, "run_plan: image must have shape [any, any, any, any], got ", shape_of(image));
   check(element_code >= 0 && element_code <= 2 && map.size() == 3, "run_plan: unknown element or map");
@@ -65,20 +48,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
 
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Tensor words = torch::stable::contiguous(plan_words);
-  const auto compiled =
-      CompiledPlan::get("run_plan", static_cast<const int64_t*>(words.data_ptr()), words.numel(),
-                        {image.size(1), image.size(2), image.size(3)}, std::numeric_limits<int64_t>::max());
-  const Plan& plan = compiled->plan;
-  check(plan.gates == gates && plan.logits == logits, "run_plan: the plan has ", plan.gates, " gates and ", plan.logits,
-        " logits, got gates=", gates, " and logits=", logits);
-  bool stores = false;
-  for (const Instruction& in : plan.code) {
-    if (in.op != Op::kStore) continue;
-    const BufferSpec& b = plan.buffers[in.src];
-    check(!stores && map[0] == in.in_channels && map[1] == b.height && map[2] == b.width,
-          "run_plan: map does not fit what the plan stores");
-    stores = true;
-  }
+  const auto* word = static_cast<const int64_t*>(words.data_ptr());
+  DeviceLimits limits;
+  const std::string refused = probe_device(device, element, &limits);
+  check(refused.empty(), "run_plan: ", refused);
+  static auto* cache = new MostRecent<Scheduled>;  // outlives every thread
+  const int64_t samples = std::max<int64_t>(batch, 1);
+  const auto scheduled = cache->get({element_code, samples, device}, word, words.numel(), [&] {
+    return std::make_shared<const Scheduled>(word, words.numel(), element, samples, limits);
+  });
+  const Plan& plan = scheduled->plan;
+  const Schedule& schedule = scheduled->schedule;
+  plan.check_image("run_plan", {image.size(1), image.size(2), image.size(3)});
+  plan.check_outputs("run_plan", gates, logits, {map[0], map[1], map[2]});
 
   const int32_t image_type = image.scalar_type() == ScalarType::Float  ? aoti_torch_dtype_float32()
                              : image.scalar_type() == ScalarType::Half ? aoti_torch_dtype_float16()
@@ -87,21 +69,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
     return empty("run_plan", sizes, dtype, device, "an output");
   };
   const int32_t float32 = aoti_torch_dtype_float32();
-  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> out{
-      output({batch, plan.logits}, float32), output({batch, map[0], map[1], map[2]}, image_type),
-      output({batch, plan.gates}, aoti_torch_dtype_uint8()), output({batch, plan.gates}, float32),
-      output({batch}, aoti_torch_dtype_int64())};
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> out{output({batch, plan.logits}, float32),
+                                                                 output({batch, map[0], map[1], map[2]}, image_type),
+                                                                 output({batch, plan.gates}, aoti_torch_dtype_uint8()),
+                                                                 output({batch, plan.gates}, float32),
+                                                                 output({batch}, aoti_torch_dtype_int64()),
+                                                                 output({0}, aoti_torch_dtype_int64())};
   if (batch == 0) return out;
 
-  DeviceLimits limits;
-  const std::string refused = probe_device(device, element, &limits);
-  check(refused.empty(), "run_plan: ", refused);
-  const auto schedule = schedule_of(compiled, element, batch, device, limits);
-  check(forced || schedule->lists.empty(), "run_plan: forced_gates must say which filters run, got none");
-  check(schedule->weight_bytes <= weights.numel(), "run_plan: weights hold ", weights.numel(),
-        " bytes, the plan needs ", schedule->weight_bytes, "; pack them anew");
-  const Tensor workspace = empty("run_plan", {schedule->workspace_bytes}, aoti_torch_dtype_uint8(), device,
-                                 "the " + std::to_string(schedule->workspace_bytes >> 20) + " MiB that a batch of " +
+  check(forced || schedule.lists.empty(), "run_plan: forced_gates must say which filters run, got none");
+  check(schedule.weight_bytes <= weights.numel(), "run_plan: weights hold ", weights.numel(), " bytes, the plan needs ",
+        schedule.weight_bytes, "; pack them anew");
+  const Tensor workspace = empty("run_plan", {schedule.workspace_bytes}, aoti_torch_dtype_uint8(), device,
+                                 "the " + std::to_string(schedule.workspace_bytes >> 20) + " MiB that a batch of " +
                                      std::to_string(batch) + " works in");
   const Tensor x = torch::stable::contiguous(image), w = torch::stable::contiguous(weights);
   const Tensor t = torch::stable::contiguous(thresholds);
@@ -122,10 +102,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
   call.workspace = static_cast<unsigned char*>(workspace.data_ptr());
   call.batch = batch;
   CUstream_st* stream = current_stream("run_plan", device);
-  std::string error = zero_memory(call.workspace, schedule->zero_bytes, stream);
+  std::string error = zero_memory(call.workspace, schedule.zero_bytes, stream);
   if (error.empty()) error = zero_memory(call.macs, batch * 8, stream);
-  if (error.empty())
-    error = error_text(run_network(plan, compiled->stream_of, *schedule, element, call, *make_streams(device, stream)));
+  if (error.empty()) error = error_text(run_network(plan, schedule, element, call, *make_streams(device, stream)));
   check(error.empty(), "run_plan: CUDA error on cuda:", device, ": ", error);
   return out;
 }

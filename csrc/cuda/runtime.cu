@@ -130,15 +130,15 @@ std::string zero_memory(void* memory, int64_t bytes, CUstream_st* stream) {
   return message(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream));
 }
 
-int run_network(const Plan& plan, const std::vector<int>& stream_of_buffer, const Schedule& schedule, Element element,
-                const NetworkCall& call, Streams& streams) {
+int run_network(const Plan& plan, const Schedule& schedule, Element element, const NetworkCall& call,
+                Streams& streams) {
   switch (element) {
     case Element::kFloat:
-      return run_network_as<float>(plan, stream_of_buffer, schedule, call, streams);
+      return run_network_as<float>(plan, schedule, call, streams);
     case Element::kHalf:
-      return run_network_as<__half>(plan, stream_of_buffer, schedule, call, streams);
+      return run_network_as<__half>(plan, schedule, call, streams);
     case Element::kBfloat16:
-      return run_network_as<__nv_bfloat16>(plan, stream_of_buffer, schedule, call, streams);
+      return run_network_as<__nv_bfloat16>(plan, schedule, call, streams);
   }
   return cudaErrorInvalidValue;
 }

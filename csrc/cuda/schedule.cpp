@@ -89,26 +89,26 @@ void Schedule::place_states(const char* op, const Plan& plan, int64_t batch) {
   std::vector<int> writers(states.size(), 0);
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
-    if (in.op == Op::kGate || in.op == Op::kLinear) states[in.src].pooled_at = 0;
+    if (has(in.op, kReadsPooled)) states[in.src].pooled_at = 0;
     if (in.dst < 0) continue;
     State& state = states[in.dst];
     if (in.op == Op::kDenseBlock) {
-      require(op, state.block < 0, "the plan runs two dense blocks on one buffer; GPU kernels need a buffer for each");
-      require(op, in.in_channels == state.channels.first, "a dense block of the plan leaves part of its input out");
+      check(state.block < 0, op, ": the plan runs two dense blocks on one buffer; GPU kernels need a buffer for each");
+      check(in.in_channels == state.channels.first, op, ": a dense block of the plan leaves part of its input out");
       state.block = static_cast<int>(i);
       if (in.merge == Merge::kConcat) state.channels = {in.in_channels, in.layers, in.out_channels};
-    } else if (is_planned(in.op)) {
+    } else if (has(in.op, kPlain)) {
       state.channels.first = plan.buffers[in.dst].channels;
       writers[in.dst] += 2;
     } else {
-      require(op, writers[in.dst]++ == 0, "the plan fills a buffer twice; GPU kernels need a buffer for each");
+      check(writers[in.dst]++ == 0, op, ": the plan fills a buffer twice; GPU kernels need a buffer for each");
       state.channels.first = in.op == Op::kLoad ? in.in_channels : in.out_channels;
     }
   }
   for (const Instruction& in : plan.code)
     for (int64_t b : {in.src, in.dst})
-      require(op, !is_planned(in.op) || b < 0 || states[b].block < 0,
-              "the plan convolves the state of a dense block; GPU kernels do not");
+      check(!has(in.op, kPlain) || b < 0 || states[b].block < 0, op,
+            ": the plan convolves the state of a dense block; GPU kernels do not");
   for (State& state : states) {
     if (state.block >= 0) {
       state.pooled_at = 0;
@@ -118,14 +118,14 @@ void Schedule::place_states(const char* op, const Plan& plan, int64_t batch) {
   }
 }
 
-Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams,
-                   Element element, int64_t batch, const DeviceLimits& limits) {
+Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits) {
+  const auto streams = static_cast<int>(plan.streams.size());
   word_count = ceil_div(batch, 64);
   multiprocessors = limits.multiprocessors;
   place_states(op, plan, batch);
   for (const Instruction& in : plan.code) {
     arrived_at.emplace_back();
-    const int64_t launches = in.op == Op::kDenseBlock ? in.layers : 1;
+    const int64_t launches = has(in.op, kLayered) ? in.layers : 1;
     for (int64_t l = 0; l < launches; ++l) arrived_at.back().push_back(reserve(batch * 4));
   }
   if (std::any_of(plan.code.begin(), plan.code.end(), [](const Instruction& in) { return in.op == Op::kGate; })) {
@@ -140,7 +140,7 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
   gradual = find_gradual_runs(plan, element, batch, limits);
   bottlenecks = find_bottleneck_runs(plan, element, batch, limits);
 
-  std::vector<int64_t> partial(static_cast<size_t>(streams), 0);
+  std::vector<int64_t> partial(plan.streams.size(), 0);
   for (const Instruction& in : plan.code) {
     layouts.emplace_back();
     tiles.emplace_back();
@@ -179,9 +179,8 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
           tiles.back().push_back(resident.rows ? resident
                                                : choose_tile(*map, in, before, element, batch, streams, limits));
           const LayerTile& tile = tiles.back().back();
-          require(op, tile.rows > 0,
-                  "a layer of " + std::to_string(before.first) + " channels does not fit the " +
-                      std::to_string(limits.shared_bytes) + " bytes of a block's shared memory");
+          check(tile.rows > 0, op, ": a layer of ", before.first, " channels does not fit the ", limits.shared_bytes,
+                " bytes of a block's shared memory");
           cuts = std::max<int64_t>(cuts, tile.tiles());
         }
         written = in.merge == Merge::kAdd ? in.in_channels : in.out_channels;
@@ -193,9 +192,8 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
                                                      element));
         ConvTile& tile = convs[layouts.size() - 1].tile;
         tile = choose_conv_tile(*map, in, element, batch, limits);
-        require(op, tile.rows > 0,
-                "a convolution of " + std::to_string(in.in_channels) + " channels does not fit the " +
-                    std::to_string(limits.shared_bytes) + " bytes of a block's shared memory");
+        check(tile.rows > 0, op, ": a convolution of ", in.in_channels, " channels does not fit the ",
+              limits.shared_bytes, " bytes of a block's shared memory");
         if (in.flags & kPool) written = in.out_channels, cuts = tile.tiles();
         const int64_t items = batch * tile.blocks(), blocks = int64_t{multiprocessors} * tile.resident;
         const auto index = static_cast<int64_t>(layouts.size()) - 1;
@@ -224,7 +222,7 @@ Schedule::Schedule(const char* op, const Plan& plan, const std::vector<int>& str
         break;
     }
     if (written) {
-      int64_t& most = partial[stream_of_buffer[in.dst >= 0 ? in.dst : in.src]];
+      int64_t& most = partial[plan.stream_of[in.home()]];
       most = std::max(most, batch * cuts * groups_of(written) * kGroup * 4);
     }
     int64_t end = in.weights;

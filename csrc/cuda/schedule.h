@@ -2,13 +2,13 @@
 // from the plan and the batch size alone, so that a captured graph fits every gate pattern.
 #pragma once
 
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "common/plan.h"
+#include "common/check.h"
 #include "cuda/layout.h"
 #include "cuda/params.h"
+#include "plan/plan.h"
 
 namespace dsn::cuda {
 
@@ -163,9 +163,8 @@ struct BottleneckRun {
 };
 
 struct Schedule {
-  // Throws std::runtime_error of one line if the plan asks for what these kernels do not do.
-  Schedule(const char* op, const Plan& plan, const std::vector<int>& stream_of_buffer, int streams, Element element,
-           int64_t batch, const DeviceLimits& limits);
+  // Throws one line if the plan asks for what these kernels do not do.
+  Schedule(const char* op, const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits);
 
   std::vector<State> states;                       // of each buffer
   std::vector<std::vector<PackedLayout>> layouts;  // of each instruction: a dense block's gates, then its layers
@@ -197,13 +196,6 @@ struct Schedule {
   void place_lists(const char* op, const Plan& plan, int64_t batch);
   void place_groups(const Plan& plan, Element element, int64_t batch, double l2_rate);
 };
-
-inline void require(const char* op, bool ok, const std::string& what) {
-  if (!ok) throw std::runtime_error(std::string(op) + ": " + what);
-}
-
-// Instructions on maps without slices.
-inline bool is_planned(Op op) { return op > Op::kStore && op != Op::kPathHead; }
 
 // Channels of a state as layer `layer` of its block reads them.
 inline Channels channels_before(const State& state, int64_t layer) {

@@ -4,7 +4,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "common/streams.h"
 #include "cuda/network.h"
 #include "cuda/refusals.h"
 #include "simt/options.h"
@@ -19,6 +18,7 @@
 #include "cuda/gradual_runs.cpp"
 #include "cuda/schedule.cpp"
 #include "cuda/stage_runs.cpp"
+#include "plan/plan.cpp"
 
 namespace {
 
@@ -52,25 +52,13 @@ class HostStreams : public cuda::Streams {
 
 class Network {
  public:
-  // buffers: (channels, height, width); code: the fields of Instruction, in order
-  Network(const std::vector<std::array<int64_t, kBufferFields>>& buffers, const std::vector<std::vector<int64_t>>& code,
-          int64_t gates, int64_t logits, int64_t element, int64_t batch, int multiprocessors, int shared_bytes,
+  Network(const std::vector<int64_t>& words, int64_t element, int64_t batch, int multiprocessors, int shared_bytes,
           bool clusters, double l2_rate)
-      : element_(static_cast<cuda::Element>(element)), batch_(batch) {
-    plan_.gates = gates;
-    plan_.logits = logits;
-    for (const auto& b : buffers) plan_.buffers.push_back({b[0], b[1], b[2]});
-    for (const auto& fields : code) {
-      size_t next = 0;
-      each_field(plan_.code.emplace_back(), [&](auto& field) {
-        field = static_cast<std::remove_reference_t<decltype(field)>>(fields.at(next++));
-      });
-    }
-    stream_of_ = streams_of(plan_);
-    streams_ = 1 + *std::max_element(stream_of_.begin(), stream_of_.end());
-    schedule_.emplace("network", plan_, stream_of_, streams_, element_, batch,
-                      cuda::DeviceLimits{multiprocessors, shared_bytes, clusters ? cuda::kLargestCluster : 1, l2_rate});
-  }
+      : plan_("network", words.data(), static_cast<int64_t>(words.size())),
+        element_(static_cast<cuda::Element>(element)),
+        batch_(batch),
+        schedule_("network", plan_, element_, batch,
+                  {multiprocessors, shared_bytes, clusters ? cuda::kLargestCluster : 1, l2_rate}) {}
 
   // Returns the launches in the order in which they ran: (stream, kernel).
   std::vector<std::pair<int, std::string>> run(const Array& image, bool image_is_float, const Array& weights,
@@ -78,9 +66,9 @@ class Network {
                                                const Array& logits, const Array& taken, const Array& scores,
                                                const Array& macs, const Array& map, const Array& workspace,
                                                int forgotten, bool alone) {
-    if (weights.size() < schedule_->weight_bytes || workspace.size() < schedule_->workspace_bytes)
+    if (weights.size() < schedule_.weight_bytes || workspace.size() < schedule_.workspace_bytes)
       throw std::runtime_error("network: weights or workspace are too small");
-    if (!forced && !schedule_->lists.empty())
+    if (!forced && !schedule_.lists.empty())
       throw std::runtime_error("network: forced gates must say which filters run");
     cuda::NetworkCall call;
     call.image = image.data<void>();
@@ -96,8 +84,8 @@ class Network {
     call.map = map.data<void>();
     call.workspace = workspace.data<unsigned char>();
     call.batch = batch_;
-    HostStreams streams(streams_, forgotten, alone);
-    streams.set.call(0, "memset", [&] { std::memset(call.workspace, 0, schedule_->zero_bytes); });
+    HostStreams streams(stream_count(), forgotten, alone);
+    streams.set.call(0, "memset", [&] { std::memset(call.workspace, 0, schedule_.zero_bytes); });
     start(call, streams);
     return streams.set.play(simt::options().seed);
   }
@@ -111,10 +99,10 @@ class Network {
     call.macs = reinterpret_cast<unsigned long long*>(nowhere);
     call.map = nowhere;
     call.batch = batch_;
-    HostStreams streams(streams_, -1, false);
+    HostStreams streams(stream_count(), -1, false);
     start(call, streams);
     std::vector<std::vector<std::tuple<std::string, int64_t, int, int, int, int>>> all;
-    for (int s = 0; s < streams_; ++s) {
+    for (int s = 0; s < stream_count(); ++s) {
       all.emplace_back();
       for (const simt::Work& w : streams.set.get(s)->work)
         all.back().emplace_back(w.name, w.blocks, w.threads, w.shared_bytes, w.waits_for, w.marks);
@@ -122,14 +110,14 @@ class Network {
     return all;
   }
 
-  bool grouped() const { return schedule_->grouped; }
-  int64_t workspace_bytes() const { return schedule_->workspace_bytes; }
-  const std::vector<int>& stream_of_buffer() const { return stream_of_; }
+  bool grouped() const { return schedule_.grouped; }
+  int64_t workspace_bytes() const { return schedule_.workspace_bytes; }
+  const std::vector<int>& stream_of_buffer() const { return plan_.stream_of; }
   // (rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down, depth, resident, walk,
   // scattered, stages, split, old_stride, pack) of each convolution
   std::vector<std::array<int, 16>> conv_tiles() const {
     std::vector<std::array<int, 16>> all;
-    for (const auto& step : schedule_->convs)
+    for (const auto& step : schedule_.convs)
       if (const cuda::ConvTile& t = step.tile; t.rows)
         all.push_back({t.rows, t.columns, t.down, t.across, t.block_columns, t.column_blocks, t.warp_tiles,
                        t.warps_down, t.depth, t.resident, step.walk, step.scattered, t.stages, t.split, t.old_stride,
@@ -139,14 +127,14 @@ class Network {
   // (first instruction, one past the last, rows, blocks of a cluster, shared_bytes) of each gradual layer
   std::vector<std::array<int, 5>> gradual_runs() const {
     std::vector<std::array<int, 5>> all;
-    for (const cuda::GradualRun& r : schedule_->gradual)
+    for (const cuda::GradualRun& r : schedule_.gradual)
       all.push_back({r.begin, r.end, r.rows, r.blocks, r.shared_bytes});
     return all;
   }
   // (first instruction, one past the last, rows, blocks of a cluster, shared_bytes) of each run of bottleneck units
   std::vector<std::array<int, 5>> bottleneck_runs() const {
     std::vector<std::array<int, 5>> all;
-    for (const cuda::BottleneckRun& r : schedule_->bottlenecks)
+    for (const cuda::BottleneckRun& r : schedule_.bottlenecks)
       all.push_back({r.begin, r.end, r.cut.rows, r.cut.blocks, r.cut.shared_bytes});
     return all;
   }
@@ -154,7 +142,7 @@ class Network {
   // each run of residual units
   std::vector<std::tuple<int, int, std::vector<std::array<int, 7>>>> stage_runs() const {
     std::vector<std::tuple<int, int, std::vector<std::array<int, 7>>>> all;
-    for (const cuda::StageRun& r : schedule_->stages) {
+    for (const cuda::StageRun& r : schedule_.stages) {
       auto& maps = std::get<2>(all.emplace_back(r.begin, r.end, std::vector<std::array<int, 7>>{}));
       for (const auto& [buffer, units, c] : r.maps)
         maps.push_back(
@@ -165,7 +153,7 @@ class Network {
   // (rows, columns, down, across, resident, mid_stride, shared_bytes) of each layer of each dense block
   std::vector<std::array<int, 7>> tiles() const {
     std::vector<std::array<int, 7>> all;
-    for (const auto& block : schedule_->tiles)
+    for (const auto& block : schedule_.tiles)
       for (const cuda::LayerTile& t : block)
         all.push_back({t.rows, t.columns, t.down, t.across, t.resident, t.mid_stride, t.shared_bytes});
     return all;
@@ -176,24 +164,24 @@ class Network {
     int error = 0;
     switch (element_) {
       case cuda::Element::kFloat:
-        error = cuda::run_network_as<float>(plan_, stream_of_, *schedule_, call, streams);
+        error = cuda::run_network_as<float>(plan_, schedule_, call, streams);
         break;
       case cuda::Element::kHalf:
-        error = cuda::run_network_as<__half>(plan_, stream_of_, *schedule_, call, streams);
+        error = cuda::run_network_as<__half>(plan_, schedule_, call, streams);
         break;
       case cuda::Element::kBfloat16:
-        error = cuda::run_network_as<__nv_bfloat16>(plan_, stream_of_, *schedule_, call, streams);
+        error = cuda::run_network_as<__nv_bfloat16>(plan_, schedule_, call, streams);
         break;
     }
     simt::check(static_cast<cudaError_t>(error));
   }
 
+  int stream_count() const { return static_cast<int>(plan_.streams.size()); }
+
   Plan plan_;
-  std::vector<int> stream_of_;
-  int streams_;
   cuda::Element element_;
   int64_t batch_;
-  std::optional<cuda::Schedule> schedule_;
+  cuda::Schedule schedule_;
 };
 
 }  // namespace
@@ -205,11 +193,9 @@ DSN_SIMT_BINDINGS(network) {
   m.def("no_memory", &cuda::no_memory);
   m.def("refuse_place", &cuda::refuse_place);
   py::class_<Network>(m, "Network")
-      .def(py::init<const std::vector<std::array<int64_t, kBufferFields>>&, const std::vector<std::vector<int64_t>>&,
-                    int64_t, int64_t, int64_t, int64_t, int, int, bool, double>(),
-           py::arg("buffers"), py::arg("code"), py::arg("gates"), py::arg("logits"), py::arg("element"),
-           py::arg("batch"), py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("clusters") = true,
-           py::arg("l2_rate") = cuda::DeviceLimits{}.l2_rate)
+      .def(py::init<const std::vector<int64_t>&, int64_t, int64_t, int, int, bool, double>(), py::arg("words"),
+           py::arg("element"), py::arg("batch"), py::arg("multiprocessors"), py::arg("shared_bytes"),
+           py::arg("clusters") = true, py::arg("l2_rate") = cuda::DeviceLimits{}.l2_rate)
       .def("run", &Network::run, py::arg("image"), py::arg("image_is_float"), py::arg("weights"), py::arg("thresholds"),
            py::arg("forced").none(true), py::arg("count").none(true), py::arg("logits"), py::arg("taken"),
            py::arg("scores"), py::arg("macs"), py::arg("map"), py::arg("workspace"), py::arg("forgotten_wait") = -1,
