@@ -5,10 +5,10 @@ import time
 
 import pytest
 import torch
+from dsn_kernels.nn.network import Network, Target
 from gpu_script import BENCHMARKS, ROOT, module, shell
 
 import csrc.simt.host_runner  # noqa: F401  (the backend "simt")
-from dsn_kernels.nn.network import Network, Target
 
 
 def row(model, gates, ms, batch=8, realised=None, **baselines):

@@ -5,11 +5,11 @@ import copy
 
 import pytest
 import torch
-from references import assert_as_exact_as_torch
+from dsn_kernels.nn.plan_builder import PlanBuilder
 
 from csrc.simt import host_runner
 from csrc.simt.host_runner import HostRunner
-from dsn_kernels.nn.plan_builder import PlanBuilder
+from tests.checks import assert_as_exact_as_torch
 
 MIDDLE, LAST = 40, 24
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from references import make_block, randomise
-from small_models import SMALL, make_images
+from dsn_kernels.nn import Stage, Target
+from dsn_kernels.nn.network import plan_network
+from references import make_block
 
 import dsn_models
 from benchmarks.gpu_model.map_work import Cuts
 from benchmarks.gpu_model.work import network_work
 from csrc.simt.host_runner import MULTIPROCESSORS, HostRunner
-from dsn_kernels.nn import Stage, Target
-from dsn_kernels.nn.network import plan_network
+from tests.networks import SMALL, make_images, randomise
 
 DTYPE = torch.float16
 NETWORKS = ["concat-bc-100", "concat-40", "add-166", "dsn-navon"]

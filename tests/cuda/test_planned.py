@@ -4,17 +4,17 @@ import copy
 
 import pytest
 import torch
-from device_checks import accelerate, check_network, check_samples_alone, same_dtype
-from references import assert_as_exact_as_torch
-from small_models import make_images, random_gates
-from small_planned import PLANNED, make_planned, residual_units
-
-import dsn_kernels
-from dsn_kernels import _C
+from device_checks import accelerate, check_network, check_samples_alone
 from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
 from dsn_kernels.nn.plan_builder import PlanBuilder
 from dsn_kernels.nn.plan_runner import make_runner
 from dsn_kernels.ops.network import Plan
+from small_planned import residual_units
+
+import dsn_kernels
+from dsn_kernels import _C
+from tests.checks import assert_as_exact_as_torch, same_dtype
+from tests.networks import PLANNED, make_images, make_planned, random_gates
 
 BFLOAT16 = ("resnet-preact", "skipnet-rnn", "gaternet-all", "gunn")  # the same code as float16's but for a type
 CASES = [(n, t) for n in PLANNED for t in (torch.float32, torch.float16)] + [(n, torch.bfloat16) for n in BFLOAT16]

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from references import randomise
-from small_models import make_images
-from small_planned import make_planned, residual_units
+from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
+from dsn_kernels.ops.network import Plan
+from small_planned import residual_units
 from torch import nn
 
 import dsn_kernels
@@ -13,8 +13,7 @@ from benchmarks.gpu_model.work import network_work
 from csrc.simt import host_runner
 from csrc.simt.host_runner import SHARED_BYTES, HostRunner
 from dsn_kernels import _C
-from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
-from dsn_kernels.ops.network import Plan
+from tests.networks import make_images, make_planned, randomise
 
 WARPS = 8
 GATE = _C.OPS["gate"]

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate, pack_linear
+from dsn_kernels.ops.network import Plan
 from torch import nn
 
 from csrc.simt.host_runner import HostRunner
 from dsn_kernels import _C
-from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate, pack_linear
-from dsn_kernels.ops.network import Plan
 
 RELU, ACCUMULATE, POOL, NORMALISE = (_C.FLAGS[name] for name in ("relu", "accumulate", "pool", "normalise"))
 SIDE, CHANNELS = 8, 16

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from references import randomise
-from small_models import SMALL, make_images
+from dsn_kernels.nn.network import plan_network
 
 import dsn_models
 from csrc.simt.host_runner import HostRunner
-from dsn_kernels.nn.network import plan_network
+from tests.networks import SMALL, make_images, randomise
 
 BATCH = 2
 COARSE, FINE = 0, 1

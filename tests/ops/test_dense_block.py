@@ -7,11 +7,12 @@ from device_checks import BLOCKS, PATTERNS, block_gates, forced_gates, images
 from dsn_kernels.ops.network import Plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import assert_as_exact_as_torch, assert_gates_agree, make_block
+from references import make_block
 
 from dsn_kernels import Part, ops
 from dsn_kernels.graph import count_macs
 from dsn_models.errors import UserError
+from tests.checks import assert_as_exact_as_torch, assert_gates_agree
 
 
 @pytest.mark.parametrize("case", BLOCKS)
