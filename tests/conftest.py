@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
-from tests.networks import is_quick, zoo_name
+from tests.networks import QUICK, zoo_name
 
 # Triton's kernels run in its interpreter where there is no GPU; that is settled when Triton is first imported.
 if not torch.cuda.is_available():
@@ -25,10 +25,10 @@ QUICK_CASES = 3  # of each test
 
 def _fits(item):
     """Whether a case is in float32, and of a network that `make quick` knows, as far as it has these."""
-    values = getattr(item, "callspec", None) and item.callspec.params.values() or ()
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
     dtypes = [value for value in values if isinstance(value, torch.dtype)]
     networks = [name for name in map(zoo_name, values) if name]
-    return all(dtype == torch.float32 for dtype in dtypes) and all(map(is_quick, networks))
+    return all(dtype == torch.float32 for dtype in dtypes) and set(networks) <= set(QUICK)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
