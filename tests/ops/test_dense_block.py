@@ -6,11 +6,12 @@ import torch
 from device_checks import BLOCKS, PATTERNS, block_gates, forced_gates, images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import assert_as_exact_as_torch, assert_gates_agree, make_block
+from references import make_block
 
 from dsn_kernels import Part, ops
 from dsn_kernels.graph import count_macs
 from dsn_models.errors import UserError
+from tests.checks import assert_as_exact_as_torch, assert_gates_agree
 
 
 @pytest.mark.parametrize("case", BLOCKS)
@@ -70,7 +71,8 @@ def test_lower_instruction_sets_agree(isa, subprocess_python):
         """
         import copy, torch
         from dsn_kernels import _C, Part
-        from references import assert_as_exact_as_torch, make_block, make_head, make_transition
+        from references import make_block, make_head, make_transition
+        from tests.checks import assert_as_exact_as_torch
         for bottleneck in (True, False):
             block = make_block(24, 3, bottleneck=bottleneck)
             x, forced = torch.randn(3, 24, 9, 16), torch.tensor([[1, 0, 1]] * 3, dtype=torch.uint8)
