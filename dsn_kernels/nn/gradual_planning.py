@@ -85,10 +85,10 @@ class GradualPlanner(PlanBuilder):
         for group in groups:
             if len(group) == 1:
                 ((channels, unit),) = group
-                self.packed_conv(
-                    pack_joined_1x1(self.packer, _parts(unit)), x, joined, "relu", relu_channels=_relu_channels(unit)
-                )
-                self._plan_rest(unit, y, channels, joined, 0, inner, narrow)
+                packed, rectified = pack_joined_1x1(self.packer, _parts(unit)), _relu_channels(unit)
+                with self.plan.region("update_unit"):
+                    self.packed_conv(packed, x, joined, "relu", relu_channels=rectified)
+                    self._plan_rest(unit, y, channels, joined, 0, inner, narrow)
             else:
                 self._plan_together(group, x, joined, inner, narrow)
         return y

@@ -68,6 +68,14 @@ class ResidualPlanner(PlanBuilder):
 
     def plan_unit(self, path: str, unit: ResidualUnit, x: int, gate: int = -1, pool: bool = False) -> int:
         """A unit that runs where ``gate`` is open; returns its output's buffer. ``pool``: keep its pooled vector."""
+        if isinstance(unit, BasicUnit):
+            with self.plan.region("residual_unit", front=int(self.recurrent and gate >= 0)):
+                return self._plan_convs(path, unit, x, gate, pool)
+        in_place = isinstance(unit, ResidualBottleneck) and isinstance(unit.shortcut, nn.Identity)
+        with self.plan.region("bottleneck_unit" if in_place else None):
+            return self._plan_convs(path, unit, x, gate, pool)
+
+    def _plan_convs(self, path: str, unit: ResidualUnit, x: int, gate: int, pool: bool) -> int:
         preact = isinstance(unit, ResidualBottleneck)
         residual: Any = unit.residual if preact else unit
         where = f"{path}.residual" if preact else path

@@ -46,32 +46,34 @@ class Builder:
         self.plan.add("linear", src=src, in_channels=channels, out_channels=3, out_offset=at, weights=weights)
 
     def unit(self, gate=-1):
-        self.conv(self.x, self.inner, only_if=gate)
-        self.conv(self.inner, self.x, flags=ACCUMULATE | RELU | POOL, only_if=gate)
+        """``gate``: decided by the instruction before."""
+        with self.plan.region("residual_unit", front=int(gate >= 0)):
+            self.conv(self.x, self.inner, only_if=gate)
+            self.conv(self.inner, self.x, flags=ACCUMULATE | RELU | POOL, only_if=gate)
 
     def enter(self):
         """A unit that leads to a map of half the side; which is then the one at hand."""
         before, self.x, self.inner = self.x, self.buffer(2 * CHANNELS, SIDE // 2), self.buffer(2 * CHANNELS, SIDE // 2)
-        self.conv(before, self.x, 1, 2, POOL)
-        self.conv(before, self.inner, 9, 2)
-        self.conv(self.inner, self.x, flags=ACCUMULATE | RELU | POOL)
+        with self.plan.region("residual_unit"):
+            self.conv(before, self.x, 1, 2, POOL)
+            self.conv(before, self.inner, 9, 2)
+            self.conv(self.inner, self.x, flags=ACCUMULATE | RELU | POOL)
 
     def bottleneck(self):
         deep, wide = self.middles
-        self.conv(self.x, deep, 1, flags=NORMALISE | RELU, norm=nn.BatchNorm2d(CHANNELS).eval())
-        self.conv(deep, wide)
-        self.conv(wide, self.x, 1, flags=ACCUMULATE)
+        with self.plan.region("bottleneck_unit"):
+            self.conv(self.x, deep, 1, flags=NORMALISE | RELU, norm=nn.BatchNorm2d(CHANNELS).eval())
+            self.conv(deep, wide)
+            self.conv(wide, self.x, 1, flags=ACCUMULATE)
 
     def update(self, width=8, size=8):
         """A unit of a gradually updated layer: of its first channels."""
         deep, wide = self.middles
         first, conv, last = nn.Conv2d(CHANNELS, width, 1), nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, size, 1)
-        for module, src, dst, flags in (
-            (first, self.x, deep, RELU),
-            (conv, deep, wide, RELU),
-            (last, wide, self.x, ACCUMULATE),
-        ):
-            self.plan.add("conv2d", src=src, dst=dst, flags=flags, **pack_conv2d(self.packer, module, None))
+        steps = (first, self.x, deep, RELU), (conv, deep, wide, RELU), (last, wide, self.x, ACCUMULATE)
+        with self.plan.region("update_unit"):
+            for module, src, dst, flags in steps:
+                self.plan.add("conv2d", src=src, dst=dst, flags=flags, **pack_conv2d(self.packer, module, None))
 
     def store(self, buffer):
         self.plan.add("store", src=buffer, in_channels=self.plan.buffers[buffer][0])

@@ -198,7 +198,8 @@ def residual_units(channels: int, size: tuple[int, int], gated: tuple[bool, ...]
         if has_gate:
             weights = pack_gate(packer, units.gates[-1].weight, units.gates[-1].bias)
             plan.add("gate", src=x, in_channels=channels, gate=_C.GATES["soft"], first_gate=number, weights=weights)
-        for conv, src, dst, flags in zip(convs, (x, inner), (inner, x), (relu, ends), strict=True):
-            plan.add("conv2d", src=src, dst=dst, only_if=number, flags=flags, **pack_conv2d(packer, conv, None))
+        with plan.region("residual_unit", front=int(has_gate)):
+            for conv, src, dst, flags in zip(convs, (x, inner), (inner, x), (relu, ends), strict=True):
+                plan.add("conv2d", src=src, dst=dst, only_if=number, flags=flags, **pack_conv2d(packer, conv, None))
     plan.add("store", src=x, in_channels=channels)
     return units
