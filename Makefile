@@ -3,7 +3,7 @@
 # make test-triton   the tests of the Triton kernels, in its interpreter or on a GPU; a few minutes more
 # make bench   the benchmark against the runtimes a user would run instead; BENCH chooses runs of benchmarks/cpu.py
 # make bench-compare   the same anew, and its ratios against this machine's committed results
-# make lint    ruff, clang-format, mypy            make format   rewrites the code in the house style
+# make lint    ruff, clang-format, mypy, lint-imports   make format   rewrites the code in the house style
 # make resources   registers, shared memory and occupancy of the GPU kernels on every architecture; fails on spills
 # make clean   removes the environment and everything built
 #
@@ -50,6 +50,7 @@ lint: $(VENV)/stamp-test
 	$(VENV)/bin/ruff format --check $(wildcard $(python))
 	$(VENV)/bin/clang-format --dry-run -Werror $(cpp)
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 format: $(VENV)/stamp-test
 	$(VENV)/bin/ruff check --fix $(wildcard $(python))

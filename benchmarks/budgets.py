@@ -19,8 +19,9 @@ import torch
 
 from dsn_kernels.cli.common import load_checkpoint, read_test_data
 from dsn_kernels.measure import machine
-from dsn_kernels.measure.budget import TOLERANCE, Budget, picked
-from dsn_kernels.measure.sweep import Sweeper, SweepSettings
+from dsn_kernels.tuning.budget import TOLERANCE, Budget
+from dsn_kernels.tuning.pick import picked
+from dsn_kernels.tuning.sweeper import Sweeper, SweepSettings
 
 
 def landed(sweeper: Sweeper, points: list[Any], share: float, own_ms: float) -> dict[str, Any]:
@@ -78,9 +79,7 @@ def main() -> None:
         "images": {"pick": len(sweeper.pick.images), "check": len(sweeper.check.images)},
         "batch": arguments.batch,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": machine.source_commit(),
-        "machine": machine.describe(),
+        **machine.facts(),
         "tolerance": TOLERANCE,
         "rows": rows,
     }

@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 from cpu import KERNELS, RUNS, check_runs, machine_name, measure, result_file
+from regression import Change, changes, read
 from rich.console import Console
 from rich.table import Table
 
-from dsn_kernels.measure.regression import Change, changes, read
 from dsn_models import UserError
 
 YARDSTICK = ("--against", "openvino")

@@ -25,7 +25,7 @@ import dsn_kernels
 import dsn_models
 from dsn_kernels.measure import machine
 from dsn_kernels.measure.latency import InterleavedTimer
-from dsn_kernels.measure.plots import Colours, picture, styled
+from dsn_kernels.report.plots import Colours, picture, styled
 
 NAMES = ("concat-bc-100", "skipnet-110-rnn")
 BATCHES = (1, 2, 4, 8, 16, 32)

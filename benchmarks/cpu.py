@@ -158,9 +158,7 @@ def measure_kernels(target: Path) -> int:
         "model": KERNELS,
         "threads": torch.get_num_threads(),
         "affinity": machine.affinity(),
-        "torch": torch.__version__,
-        "commit": machine.source_commit(),
-        "machine": machine.describe(),
+        **machine.facts(),
         "rows": rows,
     }
     target.write_text(json.dumps(document, indent=2) + "\n")

@@ -15,8 +15,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import dsn_kernels
 import dsn_models
 from dsn_kernels.cli.demo import CHECKPOINT
@@ -136,9 +134,7 @@ def run(arm: str, seed: int, runs: Path, data: Path | None) -> Path | None:
     document = {
         "schema": 1,
         "command": f"python benchmarks/gates.py --runs DIR --data DIR --arms {arm} --seeds {seed}",
-        "commit": machine.source_commit(),
-        "torch": torch.__version__,
-        "machine": machine.describe(),
+        **machine.facts(),
         "threads": facts["threads"],
         "images_seen": facts["images_seen"],
         "seconds": facts["seconds"],

@@ -52,12 +52,12 @@ def measure(name: str, seconds: float) -> dict[str, float]:
         if fast.gater is not None:
             fast.gater(images)
         y = images if fast.stem is None else fast.stem(images)
-        ops.network(y, fast.weights, limits, forced, fast.plan_words, fast.plan.gates, fast.plan.logits)
+        ops.run_plan(y, fast.weights, limits, forced, fast.plan_words, **fast.sizes)
 
     calls = {
         "model": lambda: fast(images, forced_gates=gates) if gates else fast(images),
         "operator": kernels,
-        "empty": lambda: ops.network(x, weights, none, None, words, 0, 1),
+        "empty": lambda: ops.run_plan(x, weights, none, None, words, 0, 1),
     }
     timer = InterleavedTimer(calls)
     timer.run(seconds)

@@ -67,9 +67,7 @@ def main() -> None:
     document = {
         "schema": 1,
         "command": f"python benchmarks/selected_training.py {arguments.out} --repeats {arguments.repeats}",
-        "commit": machine.source_commit(),
-        "torch": torch.__version__,
-        "machine": machine.describe(),
+        **machine.facts(),
         "threads": 1,
         "models": models,
     }

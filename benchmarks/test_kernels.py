@@ -1,4 +1,4 @@
-"""Throughput of each operator: ``pytest benchmarks/test_kernels.py``; GFLOP/s of executed work is in ``extra_info``.
+"""Throughput of parts of a network: ``pytest benchmarks/test_kernels.py``; executed GFLOP/s are in ``extra_info``.
 
 Shapes are those of concat-bc-100 (bottleneck) and concat-40 (plain) on 32 x 32 images.
 """
@@ -38,7 +38,7 @@ def test_dense_block(benchmark, name, block, skipped, batch):
     generator = torch.Generator().manual_seed(0)
     forced = (torch.rand(batch, len(module.layers), generator=generator) >= skipped).to(torch.uint8)
     images = torch.randn(batch, channels, side, side, generator=generator)
-    measure(benchmark, twins.DenseBlock(module), images, 0.5, forced)
+    measure(benchmark, twins.Stage(module), images, 0.5, forced)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -46,10 +46,10 @@ def test_dense_block(benchmark, name, block, skipped, batch):
 def test_preact_conv2d(benchmark, transition, batch):
     module = branch("concat-bc-100").transitions[transition]
     side = 32 >> transition
-    measure(benchmark, twins.Transition(module), torch.randn(batch, module.conv.in_channels, side, side))
+    measure(benchmark, twins.Stage(module), torch.randn(batch, module.conv.in_channels, side, side))
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_head(benchmark, batch):
     module = branch("concat-bc-100").head
-    measure(benchmark, twins.Head(module), torch.randn(batch, module.classifier.in_features, 8, 8))
+    measure(benchmark, twins.Stage(module), torch.randn(batch, module.classifier.in_features, 8, 8))

@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("models", nargs="*")
     options = parser.parse_args()
-    facts = {"commit": machine.source_commit(), "machine": machine.describe(), "torch": torch.__version__}
+    facts = machine.facts()
     rows = []
     for name in options.models or dsn_models.names():
         rows.append(counts(name))

@@ -1,4 +1,4 @@
-// Every operator's schema, the module's initialisation, and what was built.
+// The operator's schema, the module's initialisation, and what was built.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
@@ -15,24 +15,9 @@ namespace py = pybind11;
 
 STABLE_TORCH_LIBRARY(dsn, m) {
   m.def(
-      "network(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor plan, int gates, int "
-      "logits)"
-      " -> (Tensor logits, Tensor gates, Tensor scores, Tensor macs)");
-  m.def(
-      "timed_network(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor plan, int gates, "
-      "int "
-      "logits)"
-      " -> (Tensor logits, Tensor gates, Tensor scores, Tensor macs, Tensor spans)");
-  m.def(
-      "dense_block(Tensor x, Tensor weights, Tensor thresholds, Tensor? forced_gates, int growth, int layers,"
-      " int bottleneck, int gate, int merge) -> (Tensor y, Tensor gates, Tensor scores, Tensor macs)");
-  m.def("preact_conv2d(Tensor x, Tensor weights, int out_channels) -> Tensor");
-  m.def("head(Tensor x, Tensor weights, int classes) -> Tensor");
-  m.def(
       "run_plan(Tensor image, Tensor weights, Tensor thresholds, Tensor? forced_gates, Tensor? count, Tensor plan,"
-      " int gates, int logits, int[] map, int element)"
-      " -> (Tensor logits, Tensor map, Tensor gates, Tensor scores, Tensor macs)");
-  m.def("group_by_pattern(Tensor gates) -> (Tensor order, Tensor group, Tensor offsets)");
+      " int gates, int logits, int[] map, int element, bool timed)"
+      " -> (Tensor logits, Tensor map, Tensor gates, Tensor scores, Tensor macs, Tensor spans)");
 }
 
 namespace {

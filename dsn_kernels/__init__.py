@@ -5,12 +5,31 @@
 >>> coarse, fine = fast(images)
 """
 
+from importlib.metadata import version
+
 import torch  # noqa: F401  (loads the libraries that _C links against)
 
-from . import _C, nn, ops
+from dsn_models.errors import UserError
+
+from . import _C, capture, graph, ops
 from .accelerate import accelerate
 from .forked import survive_forks
+from .runtime import Accelerated, Part, Result, Target
+
+__version__ = version("dsn-kernels")
 
 survive_forks()
 
-__all__ = ["_C", "accelerate", "nn", "ops"]
+__all__ = [
+    "_C",
+    "Accelerated",
+    "Part",
+    "Result",
+    "Target",
+    "UserError",
+    "__version__",
+    "accelerate",
+    "capture",
+    "graph",
+    "ops",
+]

@@ -13,26 +13,14 @@ import torch
 from torch import nn
 
 import dsn_models
-from dsn_models.densenet import Head, Transition
-from dsn_models.dual_skipping import SkipDenseBlock
 from dsn_models.errors import UserError
-from dsn_models.gaternet import GaterNet
-from dsn_models.skipnet import SkipNet
 
-from . import _C
-from . import nn as twins
+from . import _C, capture
+from .runtime import RUNNERS, Accelerated, Part, Target
 from .verify import called_modules, check_model, check_twin
 
 _Twins = Mapping[type[nn.Module], Callable[..., nn.Module]]
-_TWINS: _Twins = {
-    **dict.fromkeys(twins.NETWORKS, twins.Network),
-    **dict.fromkeys(twins.STAGES, twins.Stage),
-    SkipDenseBlock: twins.DenseBlock,
-    Transition: twins.Transition,
-    Head: twins.Head,
-}
-_BACKENDS = ("auto", "cpu", "cuda", "triton", "simt", "reference")
-_GPU_BACKENDS = ("cuda", "triton", "simt", "auto")  # "auto" once it is resolved: a choice on a GPU
+_BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -68,9 +56,9 @@ def accelerate(
             gaters, stems, transitions and heads of dense networks and all else are float32. Fast where the CPU has
             AVX512_BF16 (`dsn info`), elsewhere right and slower than float32. Images may be float32 all the same.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` (NVIDIA and AMD GPUs, without nvcc; with TRITON_INTERPRET=1 in the
-            environment also the CPU, for tests: slow), ``"simt"`` (the CUDA kernels, played on the host for tests:
-            slow), ``"reference"`` (the model itself, in eval mode) or ``"auto"``: the CPU's, and on a GPU the one that
-            measured times prefer for each operator (`dsn info` says which, `dsn bench --tune` measures).
+            environment also the CPU, for tests: slow), ``"reference"`` (the model itself, in eval mode) or ``"auto"``:
+            the CPU's, and on a GPU the one that measured times prefer for each operator (`dsn info` says which,
+            `dsn bench --tune` measures).
         device: where the result runs; a GPU for ``"cuda"`` and ``"triton"``, else the CPU.
         graph: on a GPU, replay the launches of a network of `dsn_models` as one CUDA graph, of a GaterNet two: True, or
             the batch sizes to capture; smaller batches are padded to the next.
@@ -82,10 +70,10 @@ def accelerate(
         UserError: the kernels would not compute what the model does, nothing in it can be accelerated, a weight holds
             NaN or infinity or is not on the CPU, or dtype, backend, device, graph or example are not served.
     """
-    if backend not in _BACKENDS:
+    if backend not in _BACKENDS and backend not in RUNNERS:
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")
     backend, device = _resolve(backend, device, dtype)
-    gpu = backend in _GPU_BACKENDS
+    gpu = backend not in ("cpu", "reference")  # once it is resolved, "auto" is a choice on a GPU
     if dtype not in (_GPU_DTYPES if gpu else _CPU_DTYPES if backend == "cpu" else _CPU_DTYPES[:1]):
         raise UserError(f"dtype is {dtype}; the {'GPU' if gpu else 'CPU'} kernels serve {_served(gpu)}")
     if not isinstance(model, nn.Module):
@@ -100,14 +88,12 @@ def accelerate(
     _check_weights(model)
     if backend == "reference":
         return _copy(model)
-    twin_of = _TWINS
-    if backend == "cpu" and dtype == torch.bfloat16:
-        twin_of = dict.fromkeys(twins.NETWORKS, partial(twins.Network, target=twins.Target("cpu", dtype)))
-    if gpu:
-        chosen = backend == "auto"
-        twin_of = _chosen_twins(model, dtype, device, graph) if chosen else _gpu_twins(dtype, backend, graph)
+    if backend == "auto":
+        twin_of = _chosen_twins(model, dtype, device, graph)
+    else:
+        twin_of = _twins(Target(backend, dtype, graph))
     verify = verify and device.type == ("cuda" if gpu else "cpu")
-    family = twins.family_of(model)
+    family = capture.family_of(model)
     if family is not None and family in twin_of and not _changes_parts_alone(model, family):
         twin = twin_of[family](model).to(device)
         if verify:
@@ -124,13 +110,13 @@ def _changes_parts_alone(model: nn.Module, family: type[nn.Module]) -> bool:
     Raises:
         UserError: the family decides its gates where it puts the parts together; the parts alone would skip nothing.
     """
-    changed = twins.overrides(model, family)
-    if changed and family in (SkipNet, GaterNet):
+    changed = capture.overrides(model, family)
+    if changed and capture.FAMILIES[family].limits and not capture.FAMILIES[family].parts_decide:
         raise UserError(
             f"model is a {type(model).__name__}, which overrides {', '.join(changed)} of {family.__name__}: its gates "
             f"would be lost; accelerate a {family.__name__}, or run the model itself (backend='reference')"
         )
-    return bool(changed) and family in twins.NETWORKS
+    return bool(changed) and family in capture.networks()
 
 
 def _swap_parts(
@@ -144,7 +130,7 @@ def _swap_parts(
     kept: dict[str, str] = {}
     made: dict[int, nn.Module] = {}  # of modules that the model has under several names
     for name, module in list(fast.named_modules(remove_duplicate=False)):
-        family = twins.family_of(module)
+        family = capture.family_of(module)
         if family is None or family not in twin_of or any(name.startswith(done + ".") for done in swapped):
             continue
         try:
@@ -208,29 +194,24 @@ def _chosen_twins(model: nn.Module, dtype: torch.dtype, device: torch.device, gr
     """On a GPU, the twins of the backend that the table of measured times prefers for each operator."""
     from .choice import choose, times
 
-    table, made = times(), {}
-    for cls in _TWINS:
+    table, made = times(), dict[type[nn.Module], Callable[..., nn.Module]]()
+    for kind in _twins(Target()):
         try:
-            backend = choose(cls.__name__, device, dtype, table).backend
+            backend = choose(kind.__name__, device, dtype, table).backend
         except UserError:
-            if type(model) is cls:
+            if type(model) is kind:
                 raise
             continue
-        served = _gpu_twins(dtype, backend, graph)
-        if cls in served:
-            made[cls] = served[cls]
+        made[kind] = _twins(Target(backend, dtype, graph))[kind]
     return made
 
 
-def _gpu_twins(dtype: torch.dtype, backend: str, graph: bool | Sequence[int]) -> _Twins:
-    from .nn import gpu
-
-    return {
-        **dict.fromkeys(twins.NETWORKS, partial(twins.Network, target=twins.Target(backend, dtype, graph))),
-        SkipDenseBlock: partial(gpu.GpuDenseBlock, dtype=dtype, backend=backend),
-        Transition: partial(gpu.GpuTransition, dtype=dtype, backend=backend),
-        Head: partial(gpu.GpuHead, dtype=dtype, backend=backend),
-    }
+def _twins(target: Target) -> _Twins:
+    """The twin of each class. On the CPU bfloat16 is for whole networks."""
+    networks = dict.fromkeys(capture.networks(), partial(Accelerated, target=target))
+    if target.backend == "cpu" and target.dtype == torch.bfloat16:
+        return networks
+    return {**networks, **dict.fromkeys(capture.parts(), partial(Part, target=target))}
 
 
 def _check_bfloat16(model: nn.Module) -> None:
@@ -238,8 +219,8 @@ def _check_bfloat16(model: nn.Module) -> None:
         raise UserError(
             f"dtype is {torch.bfloat16}; on the CPU it needs AVX-512, this one has {_C.build_info()['isa']}"
         )
-    if twins.family_of(model) not in twins.NETWORKS:
-        served = ", ".join(kind.__name__ for kind in twins.NETWORKS)
+    if capture.family_of(model) not in capture.networks():
+        served = ", ".join(kind.__name__ for kind in capture.networks())
         raise UserError(f"dtype is {torch.bfloat16}; on the CPU it serves {served}, not a {type(model).__name__}")
 
 
@@ -263,7 +244,7 @@ def _resolve(backend: str, device: torch.device | str | None, dtype: torch.dtype
         return backend, resolve_device(chosen, dtype)
     expected = "cuda" if backend == "cuda" else "cpu"
     chosen = chosen or torch.device(expected)
-    if chosen.type != expected or backend not in _BACKENDS:
+    if chosen.type != expected or (backend not in _BACKENDS and backend not in RUNNERS):
         raise UserError(f"device is '{chosen}'; the backend {backend!r} runs on 'cpu' or 'cuda', as its name says")
     if backend == "cuda":
         if not _C.build_info()["cuda"]:

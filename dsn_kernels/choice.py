@@ -15,14 +15,12 @@ from dsn_models.checkpoints import write_atomically
 from dsn_models.errors import UserError
 
 from . import _C
+from .capture import networks, parts
 from .costs import cache_folder
 
 SCHEMA = 1
 # Classes of `dsn_models` that become an operator.
-OPERATORS = (
-    "DualSkippingNetwork", "LayerSkippableNetwork", "SkipNet", "GaterNet", "GraduallyUpdatedNetwork", "DenseNet",
-    "ResNet", "ShakeShake", "InceptionV4", "LeNet", "SkipDenseBlock", "Transition", "Head",
-)  # fmt: skip
+OPERATORS = tuple(kind.__name__ for kind in (*networks(), *parts()))
 
 # device name -> dtype -> operator -> backend -> milliseconds
 Table = dict[str, dict[str, dict[str, dict[str, float]]]]

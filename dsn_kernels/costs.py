@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,18 @@ from . import _C
 SCHEMA = 1
 _NAMES = ("fetch", "pack", "reload")
 _FORCED = {"resident": (0.0, 0.0, 1.0), "compacted": (1.0, 1.0, 0.0)}
+
+
+def cpu_model() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def cache_folder() -> Path:
@@ -52,8 +65,6 @@ def costs() -> dict[str, float]:
     Raises:
         UserError: ``DSN_STRATEGY`` is neither, or ``DSN_ISA`` no instruction set.
     """
-    from .measure.machine import cpu_model
-
     if strategy := os.environ.get("DSN_STRATEGY"):
         if strategy not in _FORCED:
             raise UserError(f"DSN_STRATEGY is {strategy!r}; expected one of {', '.join(_FORCED)}, or none")

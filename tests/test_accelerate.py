@@ -211,7 +211,7 @@ def test_memory_does_not_grow_with_the_batch():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "tpu"}, "backend is 'tpu'; expected one of auto, cpu, cuda, triton, simt, reference"),
+        ({"backend": "tpu"}, "backend is 'tpu'; expected one of auto, cpu, cuda, triton, reference"),
         ({"dtype": torch.float16}, "dtype is torch.float16; the CPU kernels serve torch.float32, torch.bfloat16"),
     ],
 )

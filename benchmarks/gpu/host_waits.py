@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 import dsn_kernels
-from dsn_kernels.measure.host_waits import observe
 
 from . import networks
 from .plan import MODEL, Scale
 from .process import Report
+from .waits import observe
 
 BATCH = 8
 

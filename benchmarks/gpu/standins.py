@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .plan import ROOT, Scale
+from .plan import Scale
 
 MISSING = ("kornia", "pydantic", "triton")
 
@@ -90,12 +90,11 @@ def _install_device() -> None:
 def _install_kernels(faults: set[str]) -> None:
     """The host runner for the CUDA kernels; ``faults`` strike where a plan is run."""
     import dsn_kernels
-    from dsn_kernels.nn import plan_runner
+    from csrc.simt import host_runner
 
-    builder = plan_runner._import("dsn_simt_build", ROOT / "csrc" / "simt" / "build.py")
-    built = plan_runner._import("dsn_simt", builder.module_path())  # by the first step; others may be building beside
-    plan_runner.load_simt = lambda: built
-    real, run = dsn_kernels.accelerate, plan_runner.PlanRunner.forward
+    built = host_runner.load_simt(build_first=False)  # the first step has; others may be building beside
+    host_runner.load_simt = lambda: built
+    real, run = dsn_kernels.accelerate, host_runner.HostRunner.forward
 
     def accelerate(model: Any, dtype: Any, backend: str, graph: Any = False) -> Any:
         return real(model, dtype=dtype, backend="simt" if backend == "cuda" else backend)
@@ -108,7 +107,7 @@ def _install_kernels(faults: set[str]) -> None:
 
     dsn_kernels.accelerate = accelerate
     if faults:
-        plan_runner.PlanRunner.forward = faulty  # type: ignore[method-assign]
+        host_runner.HostRunner.forward = faulty  # type: ignore[method-assign]
 
 
 def _hang(out: Any) -> Any:

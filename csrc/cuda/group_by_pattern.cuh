@@ -1,4 +1,5 @@
-// group_by_pattern: samples with equal gates side by side, groups in the order of their first member, members in order.
+// Samples with equal gates side by side, groups in the order of their first member, members in order: so that blocks
+// that walk them gather the weights of the filters that are on once for all of a group.
 #pragma once
 
 #include "cuda/element.cuh"
@@ -9,8 +10,6 @@ struct GroupParams {
   const uint8_t* gates;  // [B][L]; 0 and anything else
   int32_t* first;        // [B] scratch: the first sample with equal gates
   int64_t* order;        // [B] samples, group after group
-  int64_t* group;        // [B] of each sample, or null
-  int64_t* offsets;      // [B + 1] where a group begins in `order`; B beyond the last; or null
   int32_t batch, layers;
 };
 
@@ -39,7 +38,7 @@ static __global__ void __launch_bounds__(kThreads) place_kernel(const __grid_con
   int32_t* staged = shared_memory<int32_t>();  // [kThreads]
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   const int own = i < p.batch ? p.first[i] : -1;
-  int64_t group = 0, begin = 0, before = 0, groups = 0;
+  int64_t begin = 0, before = 0;
   for (int base = 0; base < p.batch; base += blockDim.x) {
     const int j = base + threadIdx.x;
     __syncthreads();
@@ -48,33 +47,13 @@ static __global__ void __launch_bounds__(kThreads) place_kernel(const __grid_con
     const int count = min(static_cast<int>(blockDim.x), p.batch - base);
     for (int k = 0; k < count; ++k) {
       const int first = staged[k];
-      const bool leads = first == base + k;
-      groups += leads;
-      group += leads && first < own;
       begin += first < own;
       before += first == own && base + k < i;
     }
   }
-  if (i >= p.batch) return;
-  p.order[begin + before] = i;
-  if (!p.group) return;
-  p.group[i] = group;
-  if (own == i) p.offsets[group] = begin;
-  if (i >= groups) p.offsets[i] = p.batch;
-  if (i == 0) p.offsets[p.batch] = p.batch;
+  if (i < p.batch) p.order[begin + before] = i;
 }
 
 constexpr int kGroupBytes = kThreads * sizeof(int32_t);  // shared memory of place_kernel
-
-inline cudaError_t launch_group_by_pattern(const GroupParams& p, cudaStream_t stream) {
-  LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>((p.batch + kThreads - 1) / kThreads));
-  config.block = dim3(kThreads);
-  config.stream = stream;
-  const cudaError_t status = launch<first_equal_kernel>(config, p);
-  if (status != cudaSuccess) return status;
-  config.shared_bytes = kGroupBytes;
-  return launch<place_kernel>(config, p);
-}
 
 }  // namespace dsn::cuda

@@ -38,12 +38,7 @@ void NetworkRun<T>::filter_lists() {
     start<filter_lists_kernel<kThreads>>(call_.batch, 1, kThreads, 0, p);
   }
   if (!s_.grouped) return;
-  const GroupParams p{call_.forced,
-                      alike(),
-                      order(),
-                      nullptr,
-                      nullptr,
-                      static_cast<int32_t>(call_.batch),
+  const GroupParams p{call_.forced, alike(), order(), static_cast<int32_t>(call_.batch),
                       static_cast<int32_t>(plan_.gates)};
   start<first_equal_kernel>(ceil_div(call_.batch, kThreads), 1, kThreads, 0, p);
   start<place_kernel>(ceil_div(call_.batch, kThreads), 1, kThreads, kGroupBytes, p);

@@ -21,10 +21,11 @@ struct Scheduled {
   Schedule schedule;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
     const Tensor& image, const Tensor& weights, const Tensor& thresholds, const std::optional<Tensor>& forced,
     const std::optional<Tensor>& count, const Tensor& plan_words, int64_t gates, int64_t logits,
-    const std::vector<int64_t>& map, int64_t element_code) {
+    const std::vector<int64_t>& map, int64_t element_code, bool timed) {
+  check(!timed, "run_plan: timed is for the CPU; dsn bench times what runs on a GPU");
   check(image.is_cuda(), "run_plan: image must be on a GPU");
   check(image.dim() == 4, "run_plan: image must have shape [any, any, any, any], got ", shape_of(image));
   check(element_code >= 0 && element_code <= 2 && map.size() == 3, "run_plan: unknown element or map");
@@ -68,10 +69,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
     return empty("run_plan", sizes, dtype, device, "an output");
   };
   const int32_t float32 = aoti_torch_dtype_float32();
-  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> out{
-      output({batch, plan.logits}, float32), output({batch, map[0], map[1], map[2]}, image_type),
-      output({batch, plan.gates}, aoti_torch_dtype_uint8()), output({batch, plan.gates}, float32),
-      output({batch}, aoti_torch_dtype_int64())};
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> out{output({batch, plan.logits}, float32),
+                                                                 output({batch, map[0], map[1], map[2]}, image_type),
+                                                                 output({batch, plan.gates}, aoti_torch_dtype_uint8()),
+                                                                 output({batch, plan.gates}, float32),
+                                                                 output({batch}, aoti_torch_dtype_int64()),
+                                                                 output({0}, aoti_torch_dtype_int64())};
   if (batch == 0) return out;
 
   check(forced || schedule.lists.empty(), "run_plan: forced_gates must say which filters run, got none");

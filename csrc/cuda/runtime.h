@@ -19,8 +19,4 @@ std::string error_text(int status);
 // Zeroes device memory on a stream; returns the error.
 std::string zero_memory(void* memory, int64_t bytes, CUstream_st* stream);
 
-// Starts the kernels of group_by_pattern.cuh, where its parameters are described; returns the error.
-std::string group_by_pattern(const uint8_t* gates, int32_t* first, int64_t* order, int64_t* group, int64_t* offsets,
-                             int32_t batch, int32_t layers, CUstream_st* stream);
-
 }  // namespace dsn::cuda

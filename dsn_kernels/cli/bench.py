@@ -20,8 +20,8 @@ from ..measure.bench import BenchSettings, Images, noise
 from ..measure.bench import bench as measure
 from ..measure.gates import GateSetting
 from ..measure.networks import gate_counts
-from ..measure.plots import check_picture, picture
-from ..measure.serving import Load, load_figure, under_load
+from ..measure.serving import Load, under_load
+from ..report.plots import check_picture, load_figure, picture
 from .common import (
     SEEDS,
     JsonOption,
@@ -29,6 +29,7 @@ from .common import (
     SecondsOption,
     ThreadsOption,
     check_writable,
+    columned,
     console,
     load_model,
     mega,
@@ -38,6 +39,7 @@ from .common import (
     progress_bar,
     set_threads,
     split,
+    steps_shown,
     test_images,
     write_json,
 )
@@ -84,10 +86,9 @@ def tables(document: dict[str, Any]) -> list[Table]:
     """The document's rows for people: the network under its gates, then the dense network run in other ways."""
     title = f"{document['model']} on {document['machine']['cpu']}, {document['threads']} threads: median ms per batch"
     extra = [name for name in _EXTRA if any(row.get(name) is not None for row in document["rows"])]
-    ours = Table(title=title, caption=_caption(document["rows"]))
     columns = ["batch", "gates", "ours", "noise", "all open", "best dense", "speed-up", "MACs", "saved"]
-    for column in [*columns, "latency saved", "realised", *(_EXTRA[name][0] for name in extra)]:
-        ours.add_column(column, justify="right")
+    columns += ["latency saved", "realised", *(_EXTRA[name][0] for name in extra)]
+    ours = columned(title, columns, caption=_caption(document["rows"]))
     dense: dict[int, dict[str, dict[str, float]]] = {}
     for row in document["rows"]:
         dense[row["batch"]] = row["baselines_ms"]
@@ -109,9 +110,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
     if not any(dense.values()):
         return [ours]
     names = [name for name in BASELINES if any(name in entries for entries in dense.values())]
-    others = Table(title=f"{document['baseline_model']} without gates: median ms per batch")
-    for column in ("batch", *names):
-        others.add_column(column, justify="right")
+    others = columned(f"{document['baseline_model']} without gates: median ms per batch", ("batch", *names))
     for batch, entries in dense.items():
         cells = (millis(entries[name]["median"]) if name in entries else "-" for name in names)
         others.add_row(str(batch), *cells)
@@ -120,9 +119,9 @@ def tables(document: dict[str, Any]) -> list[Table]:
 
 def load_table(document: dict[str, Any]) -> Table:
     """Latency percentiles of each network at each load."""
-    table = Table(title=f"{document['model']} under load, batches of up to {document['max_batch']}: ms to the answer")
-    for column in ("requests/s", "network", "median", "p90", "p99", f"within {document['slo_ms']:g} ms", "mean batch"):
-        table.add_column(column, justify="left" if column == "network" else "right")
+    title = f"{document['model']} under load, batches of up to {document['max_batch']}: ms to the answer"
+    within = f"within {document['slo_ms']:g} ms"
+    table = columned(title, ("requests/s", "network", "median", "p90", "p99", within, "mean batch"), ("network",))
     for row in document["rows"]:
         times = (millis(row[key]) for key in ("p50", "p90", "p99"))
         table.add_row(f"{row['rate']:g}", row["network"], *times, percent(row["in_time"]), f"{row['mean_batch']:.1f}")
@@ -142,8 +141,7 @@ def _under_load(
     data = (images or noise(network.config, settings.seed))(count, 0)
     generator = torch.Generator().manual_seed(settings.seed)
     gates = settings.gates[-1].draw(network.config, gate_counts(network), count, generator)
-    with progress_bar() as progress:
-        task = progress.add_task("", total=1.0)
+    with steps_shown() as show:
         document = under_load(
             network,
             name,
@@ -153,10 +151,9 @@ def _under_load(
             seconds=settings.seconds,
             seed=settings.seed,
             gates=gates,
-            on_step=lambda text, done: progress.update(task, description=text, completed=done, refresh=True),
+            on_step=show,
         )
-    facts = {"commit": machine.source_commit(), "machine": machine.describe(), "torch": torch.__version__}
-    document = {"schema": 1, **document, "gates": settings.gates[-1].text, **facts}
+    document = {"schema": 1, **document, "gates": settings.gates[-1].text, **machine.facts()}
     if plot is not None:
         write_atomically(plot, picture(partial(load_figure, document), plot.suffix.removeprefix(".")))
     if json is not None:

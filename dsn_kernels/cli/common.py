@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from torch import nn
 
 import dsn_models
@@ -66,6 +67,14 @@ def console(stderr: bool = False) -> Console:
     # Names of files and classes are no markup, whatever brackets and colons they hold.
     plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
     return Console(stderr=stderr, **plain, width=None if stream.isatty() else _PIPED_WIDTH)
+
+
+def columned(title: str, columns: Iterable[str], left: Sequence[str] = (), caption: str | None = None) -> Table:
+    """An empty table, its columns aligned to the right but for those of ``left``."""
+    table = Table(title=title, caption=caption)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right")
+    return table
 
 
 def progress_bar() -> Progress:

@@ -11,12 +11,13 @@ from rich.table import Table
 from dsn_models import UserError
 
 from ..measure.records import read, tasks_of
-from ..measure.report import report as measure
+from ..report.report import report as measure
 from .common import (
     MANY,
     JsonOption,
     SecondsOption,
     ThreadsOption,
+    columned,
     console,
     load_model,
     mega,
@@ -48,9 +49,8 @@ def tables(document: dict[str, Any]) -> list[Table]:
     gates = reference["same_gates"]
     same = "same gates as PyTorch" if gates == 1 else f"{100 * gates:.3f} % of the gates as PyTorch's"
     work.add_row("outputs", same, f"difference {reference['relative_difference']:.0e}")
-    time = Table(title=f"median ms per batch, {document['threads']} threads, {document['machine']['cpu']}")
-    for column in ("batch", "dense (PyTorch)", "ours, every layer", "ours, skipping", "speed-up"):
-        time.add_column(column, justify="right")
+    title = f"median ms per batch, {document['threads']} threads, {document['machine']['cpu']}"
+    time = columned(title, ("batch", "dense (PyTorch)", "ours, every layer", "ours, skipping", "speed-up"))
     for row in document["latency"]:
         cells = (millis(row[key]["median"]) for key in ("dense_ms", "open_ms", "skipping_ms"))
         time.add_row(str(row["batch"]), *cells, f"{row['speedup']:.1f}x")

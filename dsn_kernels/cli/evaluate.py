@@ -25,6 +25,7 @@ from .common import (
     ThreadsOption,
     check_classes,
     check_writable,
+    columned,
     console,
     finite,
     load_checkpoint,
@@ -39,9 +40,7 @@ from .common import (
 
 def results_table(results: dict[str, Any]) -> Table:
     """Accuracy and layers skipped per branch, of what ``dsn_models.training.evaluate`` returns."""
-    table = Table(title=f"{results['images']} test images")
-    for column in ("branch", "accuracy", "layers skipped"):
-        table.add_column(column, justify="left" if column == "branch" else "right")
+    table = columned(f"{results['images']} test images", ("branch", "accuracy", "layers skipped"), ("branch",))
     for name in BRANCHES:
         if name in results:
             skipped = results[name].get("skipped")
@@ -52,9 +51,8 @@ def results_table(results: dict[str, Any]) -> Table:
 def attack_table(results: list[dict[str, Any]]) -> Table:
     """Accuracy before and under attack, per branch, of what ``robustness.attacked_accuracy`` returns."""
     first = results[0]
-    table = Table(title=f"{first['attack']}, epsilon {first['epsilon']:g}, {first['images']} test images")
-    for column in ("branch", "skipping", "clean", "attacked", "layers skipped"):
-        table.add_column(column, justify="left" if column == "branch" else "right")
+    title = f"{first['attack']}, epsilon {first['epsilon']:g}, {first['images']} test images"
+    table = columned(title, ("branch", "skipping", "clean", "attacked", "layers skipped"), ("branch",))
     for result in results:
         for name in BRANCHES:
             if name in result:
@@ -81,18 +79,18 @@ def _range(found: dict[str, Any], value: str, low: str, high: str) -> str:
 def controls_tables(results: dict[str, Any]) -> list[Table]:
     """Accuracy under the network's own gates and under others, and what each gate depends on."""
     tasks = [name for name in BRANCHES if name in results["under"]["own"]]
-    table = Table(title=f"the same {results['images']} test images under other gates; in %, with 95 % intervals")
-    for column in ("gates", "MACs", *(f"{task}{what}" for task in tasks for what in ("", ": own gain"))):
-        table.add_column(column, justify="left" if column == "gates" else "right")
+    title = f"the same {results['images']} test images under other gates; in %, with 95 % intervals"
+    columns = ("gates", "MACs", *(f"{task}{what}" for task in tasks for what in ("", ": own gain")))
+    table = columned(title, columns, ("gates",))
     for name, label in _CONTROLS.items():
         found, cells = results["under"][name], []
         for task in tasks:
             gain = "-" if name == "own" else _range(found[task], "gain", "gain_low", "gain_high")
             cells += [_range(found[task], "accuracy", "low", "high"), gain]
         table.add_row(label, percent(found["macs"]), *cells)
-    gates = Table(title="what the gates depend on: mutual information in bits, mean over the gates")
-    for column in ("gates", "task", "open for 5 to 95 % of the images", "with the class", "with the loss"):
-        gates.add_column(column, justify="left" if column in ("gates", "task") else "right")
+    title = "what the gates depend on: mutual information in bits, mean over the gates"
+    columns = ("gates", "task", "open for 5 to 95 % of the images", "with the class", "with the loss")
+    gates = columned(title, columns, ("gates", "task"))
     for name, found in results["gates"].items():
         between = sum(0.05 <= rate <= 0.95 for rate in found["open"])
         for task in tasks if name not in tasks else (name,):

@@ -12,8 +12,8 @@ from dsn_models import UserError
 from dsn_models.checkpoints import write_atomically
 
 from ..measure.baselines import BASELINES, check_known
-from ..measure.report import Report
-from ..measure.report import report as measure
+from ..report.report import Report
+from ..report.report import report as measure
 from .common import (
     MANY,
     CheckpointArgument,

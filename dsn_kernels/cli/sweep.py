@@ -13,11 +13,11 @@ import dsn_models
 from dsn_models import UserError
 from dsn_models.checkpoints import write_atomically
 
-from ..measure.budget import TOLERANCE, Budget
-from ..measure.operating_point import set_operating_point
-from ..measure.plots import check_picture, picture, sweep_figure
-from ..measure.sweep import SweepSettings
-from ..measure.sweep import sweep as measure
+from ..report.plots import check_picture, picture, sweep_figure
+from ..tuning.budget import TOLERANCE, Budget
+from ..tuning.operating_point import set_operating_point
+from ..tuning.sweep import sweep as measure
+from ..tuning.sweeper import SweepSettings
 from .common import (
     DAY,
     MANY,
@@ -29,6 +29,7 @@ from .common import (
     TaskOption,
     ThreadsOption,
     check_writable,
+    columned,
     console,
     finite,
     load_checkpoint,
@@ -52,10 +53,9 @@ def front_table(document: dict[str, Any]) -> Table:
     title = (
         f"{document['model']}: error against MACs on {images} images; latency of batch {document['latency']['batch']}"
     )
-    table = Table(title=title)
     tasks = list(document["open"]["error"])
-    for column in ("thresholds", *(f"{task} error" for task in tasks), "skipped", "MACs", "of dense", "latency"):
-        table.add_column(column, justify="left" if column == "thresholds" else "right")
+    columns = ("thresholds", *(f"{task} error" for task in tasks), "skipped", "MACs", "of dense", "latency")
+    table = columned(title, columns, ("thresholds",))
     for point in (document["open"], *(document["points"][i] for i in reversed(document["front"]))):
         errors = [point["error"][task] for task in tasks]
         table.add_row(

@@ -18,10 +18,10 @@ from ..measure import machine
 from ..measure.bench import noise
 from ..measure.gates import GateSetting
 from ..measure.networks import gate_counts
-from ..measure.plots import check_picture, picture
 from ..measure.timeline import Timeline
 from ..measure.timeline import timeline as measure
-from ..measure.timeline_views import document, kinds, rows, timeline_figure, trace
+from ..report.plots import check_picture, picture
+from ..report.timeline_views import document, kinds, rows, timeline_figure, trace
 from .common import (
     MANY,
     SEEDS,
@@ -29,6 +29,7 @@ from .common import (
     PinOption,
     ThreadsOption,
     check_writable,
+    columned,
     console,
     load_model,
     mega,
@@ -44,9 +45,7 @@ def table(timeline: Timeline, title: str, top: int) -> Table:
     """The ``top`` steps that took the most, in the network's order, and what the others took together."""
     every = rows(timeline)
     costly = sorted(every, key=lambda row: row["share"], reverse=True)[:top]
-    result = Table(title=title)
-    for column in ("step", "ran", "µs if run", "share", "MACs if run", "GFLOP/s"):
-        result.add_column(column, justify="left" if column == "step" else "right")
+    result = columned(title, ("step", "ran", "µs if run", "share", "MACs if run", "GFLOP/s"), ("step",))
     for row in every:
         if row in costly:
             result.add_row(
@@ -66,9 +65,7 @@ def table(timeline: Timeline, title: str, top: int) -> Table:
 def kind_table(timeline: Timeline, title: str, top: int) -> Table:
     """The ``top`` kinds of steps that took the most, and what lies outside of them."""
     every = kinds(timeline)
-    result = Table(title=title)
-    for column in ("kind of step", "steps", "share", "GFLOP/s a thread"):
-        result.add_column(column, justify="left" if column == "kind of step" else "right")
+    result = columned(title, ("kind of step", "steps", "share", "GFLOP/s a thread"), ("kind of step",))
     for row in every[:top]:
         speed = "-" if row["gflops"] is None else f"{row['gflops']:.0f}"
         result.add_row(row["kind"], str(row["steps"]), percent(row["share"]), speed)
@@ -123,8 +120,7 @@ def timeline(
         kind_of_picture = picture_file.suffix.removeprefix(".")
         write_atomically(picture_file, picture(partial(timeline_figure, found), kind_of_picture))
     if json is not None:
-        facts = {"commit": machine.source_commit(), "machine": machine.describe(), "torch": torch.__version__}
-        write_json({"schema": 1, "model": model, "gates": setting.text, **document(found), **facts}, json)
+        write_json({"schema": 1, "model": model, "gates": setting.text, **document(found), **machine.facts()}, json)
         return
     title = f"{model}, batch {batch}, gates {setting.text}, {found.threads} threads: {found.total_ms:.2f} ms"
     console().print((kind_table if by_kind else table)(found, title, top))

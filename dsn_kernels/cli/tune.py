@@ -8,7 +8,7 @@ from rich.table import Table
 from dsn_models import UserError
 
 from .. import choice
-from ..measure.tune import tune
+from ..tuning.tune import tune
 from .common import console, millis, write_json
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from dsn_models import UserError
 
-from .. import _C
-from ..ops.network import Plan, Work
-from .networks import count_dense, executed_macs, gate_counts, image_shape
+from ..graph import Graph, Stem, Transition, Work, trace
+from .networks import count_dense, executed_macs, image_shape, open_gates
 
 __all__ = ["FlopCount", "LayerCount", "count_dense", "flops", "layer_counts"]
 
@@ -113,8 +112,7 @@ def _dense(model: Any) -> int:
     if not hasattr(model, "swapped"):
         return count_dense(model)
     # Its parts are no longer the reference's; with every gate open it does the dense network's work, and its gates'.
-    opened = {name: torch.ones(1, count, dtype=torch.uint8) for name, count in gate_counts(model).items()}
-    return int(executed_macs(model, torch.zeros(1, *image_shape(model.config)), opened))
+    return int(executed_macs(model, torch.zeros(1, *image_shape(model.config)), open_gates(model, 1)))
 
 
 def layer_counts(fast: Any, gates: Mapping[str, Tensor], batch: int) -> list[LayerCount]:
@@ -127,8 +125,8 @@ def layer_counts(fast: Any, gates: Mapping[str, Tensor], batch: int) -> list[Lay
     joined = torch.cat([gates[name] for name in names], 1) if names else torch.empty(batch, 0, dtype=torch.uint8)
     counts = []
     for part, module in planned_parts(fast):
-        rows = joined[:, : module.plan.gates]
-        layers = (count for _, count in plan_layers(part, module.plan, rows, fast.layers))
+        rows = joined[:, : module.graph.gates]
+        layers = (count for _, count in graph_layers(part, module.graph, rows, fast.layers))
         counts += [count for count in layers if count.executed.any() or count.dense]
     rest = fast.macs(gates) - torch.stack([count.executed for count in counts]).sum(0)
     dense_rest = int(fast.dense_macs) - sum(count.dense for count in counts)
@@ -139,58 +137,43 @@ def layer_counts(fast: Any, gates: Mapping[str, Tensor], batch: int) -> list[Lay
 
 
 def planned_parts(fast: Any) -> list[tuple[str, Any]]:
-    """The modules of an accelerated network that hold a plan, in the order in which they run: itself, or its parts."""
+    """The modules of an accelerated network that hold a graph, in the order in which they run: itself, or its parts."""
     return list(fast.parts.items())
 
 
-def plan_layers(part: str, plan: Plan, gates: Tensor, layers: Mapping[str, int]) -> Iterator[tuple[Work, LayerCount]]:
-    """The steps of one plan by name, those without MACs too.
+def graph_layers(
+    part: str, graph: Graph, gates: Tensor, layers: Mapping[str, int]
+) -> Iterator[tuple[Work, LayerCount]]:
+    """The steps of one graph by name, those without MACs too.
 
-    Branches follow each other and end with their heads; gates are numbered in that order.
+    Branches follow each other; gates are numbered in that order.
     """
     firsts, first = {}, 0
     for name, count in layers.items():
         firsts[name], first = first, first + count
-    order = list(layers)
-    branch = order[0] if order else ""
+    only = next(iter(layers), "")  # a network of one branch does not name it
     seen: Counter[str] = Counter()
     stems = 0
-    of_gates = _gate_convolutions(plan)
-    works = zip(plan.trace(gates), plan.trace(torch.ones(1, plan.gates, dtype=torch.uint8)), strict=True)
+    works = zip(trace(graph, gates), trace(graph, torch.ones(1, graph.gates, dtype=torch.uint8)), strict=True)
     for work, opened in works:
-        dense = 0 if part == "gater" or work.index in of_gates else _dense_macs(plan, opened)
-        if work.op == "stem":  # each branch runs it into its own buffer, a framework once
+        node = graph.nodes[work.index]
+        branch = node.branch or only
+        dense = 0 if part == "gater" or node.where == "gate" else _dense_macs(graph, opened)
+        if isinstance(node, Stem):  # each branch runs it into its own map, a framework once
             stems += 1
             dense = dense if stems == 1 else 0
         gate = work.gate - firsts[branch] if work.gate >= 0 else -1
-        where = ".".join(word for word in (part, branch if len(order) > 1 else "") if word)
-        if work.index in of_gates:
-            where = "gate"
-        elif work.op == "conv2d" and work.gate >= 0 and plan.code[work.index].only_if >= 0:
-            where = f"units.{work.gate + 1}"  # the first unit has no gate
+        where = node.where or ".".join(word for word in (part, node.branch) if word)
         key = f"{where}.{work.op}" if where else work.op
         yield work, LayerCount(f"{key}.{seen[key]}", branch, gate, dense, work.ran.double(), work.macs)
         seen[key] += 1
-        if work.op in ("head", "path_head") and len(order) > 1 and branch != order[-1]:
-            branch = order[order.index(branch) + 1]
 
 
-def _gate_convolutions(plan: Plan) -> set[int]:
-    """Instructions of convolutions that belong to a feed-forward gate: one, or two behind a pooling."""
-    found = set()
-    gate, pool = _C.OPS["gate"], _C.OPS["max_pool"]
-    for i, step in enumerate(plan.code):
-        if step.op == gate and step.gate == _C.GATES["soft"]:
-            found |= {i - 1, i - 2} if plan.code[i - 3].op == pool else {i - 1}
-    return found
-
-
-def _dense_macs(plan: Plan, opened: Work) -> int:
+def _dense_macs(graph: Graph, opened: Work) -> int:
     """MACs in the network without gates, of a step that all gates let run."""
     if opened.op == "gate":
         return 0
-    step, macs = plan.code[opened.index], int(opened.macs)
-    if opened.op == "transition":  # a framework pools after the convolution
-        pixels = [plan.buffers[buffer][1] * plan.buffers[buffer][2] for buffer in (step.src, step.dst)]
-        return macs * pixels[0] // pixels[1]
+    node, macs = graph.nodes[opened.index], int(opened.macs)
+    if isinstance(node, Transition):  # a framework pools after the convolution
+        return macs * graph.maps[node.src].pixels // graph.maps[node.dst].pixels
     return macs

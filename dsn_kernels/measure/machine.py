@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dsn_models import UserError
 
-
-def cpu_model() -> str:
-    """The processor's name, as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+from ..costs import cpu_model
 
 
 def affinity() -> list[int]:
@@ -70,6 +60,11 @@ def _ranges(numbers: Sequence[int]) -> str:
 def describe() -> dict[str, str | int]:
     """Processor and the number of cores this process may use."""
     return {"cpu": cpu_model(), "cores": len(affinity())}
+
+
+def facts() -> dict[str, Any]:
+    """What a document says of where it was made: the machine, the commit and torch's version."""
+    return {"commit": source_commit(), "machine": describe(), "torch": torch.__version__}
 
 
 def source_commit() -> str | None:

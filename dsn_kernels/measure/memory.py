@@ -8,6 +8,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def _measure(name: str, path: str) -> dict[str, Any]:
     import dsn_models
 
     from .baselines import BaselineUnavailable, build
-    from .networks import gate_counts, run
+    from .networks import open_gates, run
 
     small = dsn_models.create("resnet-20", stage_units=(1, 1, 1), image_size=8).eval()
     with torch.inference_mode():
@@ -73,21 +75,14 @@ def _measure(name: str, path: str) -> dict[str, Any]:
     before = _resident("VmRSS")
     network, images = torch.load(path, weights_only=False)
     with torch.inference_mode():
+        call: Callable[[], object]
         if name == OURS:
-            fast = dsn_kernels.accelerate(network)
-            opened = {key: torch.ones(len(images), n, dtype=torch.uint8) for key, n in gate_counts(network).items()}
-
-            def call() -> object:
-                return run(fast, images, opened)
+            call = partial(run, dsn_kernels.accelerate(network), images, open_gates(network, len(images)))
         else:
             try:
-                made = build(name, network, images)
+                call = partial(build(name, network, images), images)
             except BaselineUnavailable as error:
                 return {"not_available": str(error)}
-
-            def call() -> object:
-                return made(images)
-
         del network
         _settle()
         for _ in range(_CALLS):

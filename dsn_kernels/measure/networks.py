@@ -31,6 +31,11 @@ def gate_counts(model: Any) -> dict[str, int]:
     return dict(getattr(model, "gate_counts", layers if isinstance(layers, dict) else {}))
 
 
+def open_gates(model: Any, batch: int) -> Gates:
+    """Every gate open, to be forced: uint8 [batch, L] by their name in ``last_gates``."""
+    return {name: torch.ones(batch, count, dtype=torch.uint8) for name, count in gate_counts(model).items()}
+
+
 def dense_network(model: Any) -> nn.Module:
     """The network without gates that a user would otherwise run: every layer, unit or filter."""
     return model.dense_equivalent() if hasattr(model, "dense_equivalent") else model

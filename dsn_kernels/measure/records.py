@@ -17,7 +17,7 @@ from dsn_models.data import CoarseFineDataset
 from dsn_models.data.base import Clusters
 from dsn_models.dual_skipping import BRANCHES
 
-from .networks import as_outputs, gate_counts
+from .networks import as_outputs, gate_counts, open_gates
 
 
 class Labelled(NamedTuple):
@@ -130,9 +130,7 @@ def record(
         images = data.images[indices]
         options: dict[str, Any] = {} if thresholds is None else {"thresholds": dict(thresholds)}
         if all_open and counts:
-            options["forced_gates"] = {
-                name: torch.ones(len(images), n, dtype=torch.uint8) for name, n in counts.items()
-            }
+            options["forced_gates"] = open_gates(fast, len(images))
         outputs, executed = counted(fast, images, options)
         for name, logits in zip(tasks, outputs, strict=True):
             losses[name].append(F.cross_entropy(logits.double(), data.labels[name][indices], reduction="none"))

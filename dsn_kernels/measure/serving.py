@@ -6,8 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +15,11 @@ from torch import Tensor
 import dsn_kernels
 from dsn_models import UserError
 
-from .networks import dense_network, gate_counts, run
-from .plots import PAGE, Colours, blank, styled
+from .networks import dense_network, gate_counts, open_gates, run
 from .ranges import named_range
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_LOAD = re.compile(r"qps=(\d*\.?\d+),slo=(\d*\.?\d+)(ms)?")
+_NUMBER = r"\d*\.?\d+"
+_LOAD = re.compile(rf"qps={_NUMBER},slo={_NUMBER}(ms)?")
 _LARGEST = 1e6
 _SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -39,23 +35,21 @@ class Load:
     text: str
 
     def __post_init__(self) -> None:
-        match = _LOAD.fullmatch(self.text)
-        if not match or not all(0 < float(number) <= _LARGEST for number in match.groups()[:2]):
+        if not _LOAD.fullmatch(self.text) or not all(0 < number <= _LARGEST for number in self._numbers):
             raise UserError(f"load is {self.text!r}; expected requests a second and milliseconds: qps=200,slo=20ms")
 
     @property
     def rates(self) -> list[float]:
         """Requests per second of each step."""
-        return [share * self._number(1) for share in _SHARES]
+        return [share * self._numbers[0] for share in _SHARES]
 
     @property
     def slo_ms(self) -> float:
-        return self._number(2)
+        return self._numbers[1]
 
-    def _number(self, group: int) -> float:
-        match = _LOAD.fullmatch(self.text)
-        assert match is not None
-        return float(match[group])
+    @property
+    def _numbers(self) -> list[float]:
+        return [float(number) for number in re.findall(_NUMBER, self.text)]
 
 
 @dataclass(frozen=True)
@@ -139,21 +133,19 @@ def under_load(
     """
     fast: Any = dsn_kernels.accelerate(model.eval())
     dense = dense_network(model).eval()
-    counts = gate_counts(model)
 
     def skipping(requests: Sequence[int]) -> object:
         chosen = torch.tensor(requests) % len(images)
         return run(fast, images[chosen], None if gates is None else {key: g[chosen] for key, g in gates.items()})
 
     def every(requests: Sequence[int]) -> object:
-        opened = {key: torch.ones(len(requests), count, dtype=torch.uint8) for key, count in counts.items()}
-        return run(fast, images[torch.tensor(requests) % len(images)], opened)
+        return run(fast, images[torch.tensor(requests) % len(images)], open_gates(model, len(requests)))
 
     networks: dict[str, Callable[[Sequence[int]], object]] = {
         "dense": lambda requests: dense(images[torch.tensor(requests) % len(images)]),
         "open": every,
     }
-    if counts:
+    if gate_counts(model):
         networks["skipping"] = skipping
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
@@ -195,21 +187,3 @@ def _row(network: str, rate: float, served: Served, slo_ms: float) -> dict[str, 
         "in_time": float(np.mean(ms <= slo_ms)),
         "mean_batch": float(np.mean(served.batches)),
     }
-
-
-def load_figure(document: dict[str, Any], colours: Colours = PAGE) -> Figure:
-    """Median and 99th percentile of the latency against the load; the dotted line is the time allowed."""
-    figure = blank((6.4, 3.2))
-    axes = styled(figure.subplots(), colours)
-    for network in dict.fromkeys(row["network"] for row in document["rows"]):
-        rows = [row for row in document["rows"] if row["network"] == network]
-        rates = [row["rate"] for row in rows]
-        plot = partial(axes.plot, rates, color=getattr(colours, network), marker="o", markersize=3)
-        plot([row["p99"] for row in rows], label=f"{network}, 99th percentile")
-        plot([row["p50"] for row in rows], label=f"{network}, median", linestyle="--")
-    axes.axhline(document["slo_ms"], color=colours.ink, linewidth=0.8, linestyle=":")
-    axes.set_yscale("log")
-    axes.set_xlabel("requests a second")
-    axes.set_ylabel("milliseconds")
-    axes.legend(frameon=False, labelcolor=colours.ink, fontsize=8)
-    return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsn_models import UserError
 
-from .. import _C
-from ..ops.network import Instruction, Plan
-from .flops import plan_layers, planned_parts
+from ..graph import Conv2d, DenseBlock, Graph, Node
+from ..lower import steps
+from .flops import graph_layers, planned_parts
 from .networks import run
 from .ranges import named_range
 
+_PLAN, _TIMED = 5, 10  # arguments of the operator
 WHOLE_BATCH = -1  # in place of a sample: what torch runs beside the plans
 
 
@@ -84,7 +84,7 @@ class _Call(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Runs each plan by ``timed_network`` and takes the time of everything else."""
+    """Runs each plan timed and takes the time of everything else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,10 +94,10 @@ class _Recorder(TorchDispatchMode):
         name = func.overloadpacket.__name__
         with named_range(name):
             start = time.monotonic_ns()
-            if func is torch.ops.dsn.network.default:
-                *out, spans = torch.ops.dsn.timed_network(*args, **(kwargs or {}))
-                self.calls.append(_Call("", start, time.monotonic_ns(), args[4], spans))
-                return tuple(out)
+            if func is torch.ops.dsn.run_plan.default:
+                out = func(*args[:_TIMED], True)
+                self.calls.append(_Call("", start, time.monotonic_ns(), args[_PLAN], out[-1]))
+                return out
             out = func(*args, **(kwargs or {}))
             if not func.is_view:
                 self.calls.append(_Call(name, start, time.monotonic_ns()))
@@ -124,7 +124,7 @@ def timeline(fast: Any, images: Tensor, gates: Mapping[str, Tensor] | None = Non
         raise UserError("the batch is empty; expected at least one image to time")
     if runs < 1:
         raise UserError(f"runs is {runs}; expected at least 1")
-    if not hasattr(fast, "parts") or hasattr(fast, "runner"):  # a runner is a GPU's
+    if not hasattr(fast, "parts") or fast.target.backend != "cpu":
         raise UserError(
             f"a timeline is of a network that runs as a plan on the CPU; {type(fast).__name__} does not: give what "
             "dsn_kernels.accelerate makes of a whole model of dsn_models"
@@ -149,7 +149,7 @@ def _once(fast: Any, images: Tensor, gates: Mapping[str, Tensor] | None) -> Time
 class _Builder:
     def __init__(self, fast: Any, gates: Tensor, start: int) -> None:
         self.gates, self.layers, self.start = gates, fast.layers, start
-        self.parts = {module.plan_words.data_ptr(): (part, module.plan) for part, module in planned_parts(fast)}
+        self.parts = {module.runner.own.words.data_ptr(): (part, module.graph) for part, module in planned_parts(fast)}
         self.names: list[tuple[str, str, int, str]] = []
         self.columns: list[tuple[Tensor, Tensor, Tensor]] = []  # ran, ms, macs
         self.spans: list[Span] = []
@@ -180,7 +180,7 @@ class _Builder:
         self.names.append(names)
         self.columns.append((torch.ones_like(ms) if ran is None else ran, ms, macs))
 
-    def _add_plan(self, part: str, plan: Plan, spans: Tensor) -> None:
+    def _add_plan(self, part: str, graph: Graph, spans: Tensor) -> None:
         """Spans int64 [B, threads, steps, 3] of a plan."""
         batch = len(self.gates)
         # A thread that only waited while others worked had no part in a step.
@@ -188,39 +188,39 @@ class _Builder:
         long = torch.where(busy, spans[..., 1] - spans[..., 0], 0).sum(1).double() / 1e6  # [B, steps]
         done = spans[..., 2].sum(1)
         named = {}
-        for work, count in plan_layers(part, plan, self.gates[:, : plan.gates].expand(batch, -1), self.layers):
+        for work, count in graph_layers(part, graph, self.gates[:, : graph.gates].expand(batch, -1), self.layers):
             named[work.index, work.layer] = count
         first = len(self.names)
-        for i, (index, layer) in enumerate(plan.steps()):
-            ms, macs, step = long[:, i], done[:, i], plan.code[index]
-            layers = step.layers if layer < 0 and step.op == _C.OPS["dense_block"] else 0
+        for i, (index, layer) in enumerate(steps(graph)):
+            ms, macs, node = long[:, i], done[:, i], graph.nodes[index]
+            layers = len(node.layers) if layer < 0 and isinstance(node, DenseBlock) else 0
             if layers:  # a block: what is not its layers', its gates
                 inner = slice(i + 1, i + 1 + layers)
                 ms, macs = (ms - long[:, inner].sum(1)).clamp_min(0), macs - done[:, inner].sum(1)
                 of = named[index, 0]
                 key = of.name.rpartition("layer.")[0] + "block"
-                kind = f"gates of a dense block, {_map(plan, step)}"
+                kind = f"gates of a dense block, {_map(graph, node)}"
                 self._add((f"{key}.{self.seen[key]}", of.branch, -1, kind), None, ms, macs)
                 self.seen[key] += 1
             else:
                 of = named[index, layer]
-                self._add((of.name, of.branch, of.gate, _kind(plan, step)), of.ran.expand(batch), ms, macs)
+                self._add((of.name, of.branch, of.gate, _kind(graph, node)), of.ran.expand(batch), ms, macs)
         for sample, thread, step in busy.nonzero().tolist():
             begin, end, macs = spans[sample, thread, step].tolist()
             self.spans.append(Span(sample, first + step, thread, begin - self.start, end - self.start, macs))
 
 
-def _map(plan: Plan, step: Instruction) -> str:
-    _, height, width = plan.buffers[step.src if step.dst < 0 else step.dst]
+def _map(graph: Graph, node: Node) -> str:
+    _, height, width = graph.maps[node.src if node.dst < 0 else node.dst]
     return f"{height} x {width}"
 
 
-def _kind(plan: Plan, step: Instruction) -> str:
-    name = {code: name for name, code in _C.OPS.items()}[step.op]
-    if name == "dense_block":
-        return f"dense layer, {_map(plan, step)}"
-    if name != "conv2d":
-        return f"{name}, {_map(plan, step)}"
-    rows, columns = (step.taps // step.columns, step.columns) if step.columns else (math.isqrt(step.taps),) * 2
-    stride = f" stride {step.stride}" if step.stride > 1 else ""
-    return f"conv2d {rows} x {columns}{stride}, {step.in_channels} to {step.out_channels}, {_map(plan, step)}"
+def _kind(graph: Graph, node: Node) -> str:
+    if isinstance(node, DenseBlock):
+        return f"dense layer, {_map(graph, node)}"
+    if not isinstance(node, Conv2d):
+        return f"{node.op}, {_map(graph, node)}"
+    window = node.window
+    stride = f" stride {window.stride}" if window.stride > 1 else ""
+    channels = f"{node.in_channels} to {node.out_channels}"
+    return f"conv2d {window.rows} x {window.columns}{stride}, {channels}, {_map(graph, node)}"

@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..graph import Window
 from .routing import select_group, select_samples, words_of
 from .support import autotuned, launch, precision, register
-from .tiles import UNIT, WIDEST, Window, configs, prune, units_of
+from .tiles import UNIT, WIDEST, configs, prune, units_of
 
 
 @autotuned(
@@ -315,8 +316,9 @@ def launch_conv2d(
     batch = src.shape[0]
     columns = weight.shape[1]
     (height, width), (out_height, out_width) = size, out_size
-    taps, across, stride, top, left = window
-    bottom, right = (out_height - 1) * stride - top + taps // across, (out_width - 1) * stride - left + across
+    rows, across, stride, top, left = window
+    taps = rows * across
+    bottom, right = (out_height - 1) * stride - top + rows, (out_width - 1) * stride - left + across
     units = units_of(out_height * out_width)
     per_sample = inputs is not None or chosen is not None
     flat = taps > 1 and weight.shape[0] < taps * UNIT  # its channels are not padded
@@ -442,10 +444,10 @@ def conv2d(
         inputs, input_counts: int32 [B, depth] and [B], the channels of src that hold data, then the others, for each
             sample.
         chosen, chosen_counts: int32 [B, filters] and [B], the filters that run, then the others, for each sample.
-        order, offsets: int64 [B] and [B + 1], as `group_by_pattern` gives them: samples of a group have the same inputs
-            and filters, and share tiles. None: each sample has its own.
+        order, offsets: int64 [B] and [B + 1], as `group_by_patterns` gives them: samples of a group have the same
+            inputs and filters, and share tiles. None: each sample has its own.
         size, out_size: height and width of src and of dst.
-        window: as :class:`Window`.
+        window: as :class:`dsn_kernels.graph.Window`.
         depth: channels of src that are read.
         filters: of the convolution; stored: columns that are written, padding included.
         relu_filters: so many of them get the ReLU.

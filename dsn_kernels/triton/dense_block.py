@@ -45,8 +45,12 @@ def dense_block(
     kind: str,
     concat: bool,
 ) -> None:
-    """Runs, for each sample, the layers whose gate opens: `dsn_kernels.ops.dense_block`, section 3.1 of Dual Skipping
-    Networks.
+    """Runs, for each sample, the layers of a dense block whose gate opens. Dual Skipping Networks, section 3.1.
+
+    For layer l with input x (concat: all before it; add: the running sum) and p the global average of x:
+    ``score = clamp(w . p + b + 1/2, 0, 1)`` (hard) or ``sigmoid(w . p + b)`` (soft); the layer runs iff
+    ``score > thresholds[l]``, or iff ``forced[:, l]``. Its output is BN-ReLU-3x3(x), or BN-ReLU-1x1-BN-ReLU-3x3(x) with
+    a bottleneck, or BN-ReLU-1x1-BN-ReLU-3x3-BN-ReLU-1x1(x) added to x. A layer that does not run yields zeros.
 
     A layer is three launches: its gate, which first pools what the layer before has written; the 1x1; the 3x3 (and
     with the add merge a second 1x1). A bottleneck goes through memory.

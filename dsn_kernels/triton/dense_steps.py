@@ -1,40 +1,33 @@
-"""The instructions of dense networks, with their packed weights: stem, dense block, transition, head."""
+"""The nodes of dense networks: stem, dense block, transition, head."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..nn.cuda_packing import Unit
-from ..ops.network import Instruction
+from ..graph import nodes
 from . import resample
 from .conv2d import conv2d
 from .dense_block import dense_block
 from .head import head, linear, path_features
 from .layout import Channels, pad, padded
 from .preact_conv2d import preact_conv2d
-from .step import KINDS, Facts, Map, Run, Step
-from .tiles import THREE
+from .step import Facts, Map, Run, Step, pack_norm
+from .tiles import THREE, UNIT
 
 
 class Stem(Step):
-    def __init__(self, index: int, facts: Facts) -> None:
-        super().__init__(index, facts)
-        step = self.step
-        unit = facts.unit(step, _C.stem_layout(step.in_channels, step.out_channels))
-        weight = unit.conv("weight", step.out_channels)
-        flat = step.in_channels < 16
-        matrix = facts.matrix(weight, None if flat else Channels(step.in_channels))
-        self._keep("weight", matrix, None)
-        self._keep("bias", torch.zeros(matrix.shape[1]))
+    def __init__(self, node: nodes.Stem, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.out_channels = node.out_channels
+        flat = node.in_channels < UNIT
+        self._keep("weight", facts.matrix(node.weight, None if flat else Channels(node.in_channels)), facts.dtype)
+        self._keep("bias", torch.zeros(padded(node.out_channels)))
 
     def forward(self, run: Run) -> None:
-        step = self.step
-        height, width = run.sizes[step.dst]
-        to = run.into(step.dst, self.pool)
+        size, to = run.sizes[self.dst], run.into(self.dst, self.pool)
         conv2d(
-            resample.as_rows(run.image, run.dtype, step.in_channels),
+            resample.as_rows(run.image, run.dtype, self.in_channels),
             self.weight,
             self.bias,
             None,
@@ -42,18 +35,15 @@ class Stem(Step):
             to.sums,
             run.macs,
             run.enabled,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            (height, width),
-            (height, width),
+            *run.chosen(-1),
+            *run.chosen(-1),
+            *run.grouped(-1),
+            size,
+            size,
             THREE,
-            step.in_channels,
-            step.out_channels,
-            run.layouts[step.dst].first_places,
+            self.in_channels,
+            self.out_channels,
+            run.layouts[self.dst].first_places,
             0,
             False,
             False,
@@ -62,55 +52,31 @@ class Stem(Step):
 
 
 class DenseBlock(Step):
-    def __init__(self, index: int, facts: Facts) -> None:
-        super().__init__(index, facts)
-        step = self.step
-        self.kind, self.concat = KINDS[step.gate], step.merge == _C.MERGES["concat"]
-        self.layout = facts.layouts[step.dst]
-        lists: dict[str, list[Tensor]] = {name: [] for name in ("norm", "reduce", "reduce_bias", "constants")}
-        lists |= {name: [] for name in ("conv", "conv_bias", "expand", "expand_bias")}
-        gates, biases, offset = [], [], 0
-        for layer in range(step.layers):
-            before = self.layout.before(layer)
-            cpu = _C.dense_layer_layout(before.total, step.out_channels, step.bottleneck, layer, step.merge)
-            unit = facts.unit(step, cpu, offset)
-            offset += unit.size
-            gate = before.spread(unit["gate"], 0)
-            gates.append(torch.cat([gate, gate.new_zeros(self.layout.places - len(gate))]))
-            biases.append(unit["gate_bias"])
-            for name, value in self._layer(step, facts, unit, before).items():
+    def __init__(self, node: nodes.DenseBlock, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.kind, self.concat = node.gate, node.merge == "concat"
+        self.out_channels, self.bottleneck = node.out_channels, node.bottleneck
+        self.columns = slice(node.first_gate, node.first_gate + len(node.layers))
+        self.layout = facts.layouts[node.dst]
+        lists: dict[str, list[Tensor]] = {name: [] for name in (*_PRODUCTS, *_FLOATS)}
+        gates, biases = [], []
+        for i, layer in enumerate(node.layers):
+            gate, bias = layer.gate, layer.gate_bias
+            if gate is None or bias is None:
+                gate, bias = layer.conv.new_zeros(node.channels_before(i)), layer.conv.new_zeros(1)
+            spread = self.layout.before(i).spread(gate, 0)
+            gates.append(torch.cat([spread, spread.new_zeros(self.layout.places - len(spread))]))
+            biases.append(bias)
+            for name, value in _pack_layer(layer, facts, self.layout.before(i)).items():
                 lists[name].append(value)
         self._keep("gate_weight", torch.stack(gates))
         self._keep("gate_bias", torch.cat(biases))
         for name, values in lists.items():
-            self._keep_list(name, values, None if name in ("reduce", "conv", "expand") else torch.float32)
-
-    def _layer(self, step: Instruction, facts: Facts, unit: Unit, before: Channels) -> dict[str, Tensor]:
-        inner = Channels(step.bottleneck)
-        out_channels = step.out_channels if self.concat else step.bottleneck
-        conv = unit.conv("conv", out_channels)
-        fields = {"norm": torch.stack([before.spread(unit[name], 0) for name in ("scale", "shift")])}
-        if step.bottleneck:
-            fields["reduce"] = facts.matrix(unit.conv("reduce", step.bottleneck), before)
-            fields["reduce_bias"] = pad(unit["reduce_bias"][: step.bottleneck], 0)
-            fields["conv"] = facts.matrix(conv, inner)
-        else:
-            fields["conv"] = facts.matrix(conv, before)
-        if self.concat:
-            width = step.bottleneck or step.out_channels
-            constants = unit["constants"][..., :width].unflatten(0, (-1, 1)) if step.bottleneck else unit["constants"]
-            fields["constants"] = pad(constants[..., :width], 2)
-            fields["conv_bias"] = torch.zeros(fields["conv"].shape[1])
-            return fields
-        fields["conv_bias"] = pad(unit["conv_bias"][: step.bottleneck], 0)
-        fields["expand"] = facts.matrix(unit.conv("expand", step.in_channels), inner)
-        fields["expand_bias"] = torch.zeros(fields["expand"].shape[1])
-        return fields
+            self._keep_list(name, values, facts.dtype if name in _PRODUCTS else torch.float32)
 
     def forward(self, run: Run) -> None:
-        step, m = self.step, run.maps[self.step.dst]
+        m, columns = run.maps[self.dst], self.columns
         assert m.sums is not None
-        columns = slice(step.first_gate, step.first_gate + step.layers)
         pooled = m.sums.new_empty(run.batch, self.layout.places)
         live = torch.arange(self.layout.groups, dtype=torch.int32, device=pooled.device).repeat(run.batch, 1)
         counts = torch.full_like(live[:, 0], self.layout.first_groups)
@@ -137,10 +103,10 @@ class DenseBlock(Step):
             self._list("conv_bias"),
             self._list("expand"),
             self._list("expand_bias"),
-            *run.sizes[step.dst],
-            step.in_channels,
-            step.out_channels,
-            step.bottleneck,
+            *run.sizes[self.dst],
+            self.in_channels,
+            self.out_channels,
+            self.bottleneck,
             self.kind,
             self.concat,
         )
@@ -148,89 +114,94 @@ class DenseBlock(Step):
             m.live, m.live_counts, m.taken = live, counts, run.taken[:, columns]
 
 
+_PRODUCTS = ("reduce", "conv", "expand")
+_FLOATS = ("norm", "reduce_bias", "constants", "conv_bias", "expand_bias")
+
+
+def _pack_layer(layer: nodes.DenseLayer, facts: Facts, before: Channels) -> dict[str, Tensor]:
+    """A layer whose input lies as ``before``, in the names of :func:`dense_block`."""
+    state, fields = before, {"norm": pack_norm(layer.norm, before)}
+    if layer.reduce is not None and layer.reduce_bias is not None:
+        fields["reduce"] = facts.matrix(layer.reduce, before)
+        fields["reduce_bias"] = pad(layer.reduce_bias, 0)
+        state = Channels(len(layer.reduce))
+    fields["conv"] = facts.matrix(layer.conv, state)
+    if layer.conv_bias is not None and layer.expand is not None:
+        fields["conv_bias"] = pad(layer.conv_bias, 0)
+        fields["expand"] = facts.matrix(layer.expand, Channels(len(layer.conv)))
+        fields["expand_bias"] = layer.expand.new_zeros(fields["expand"].shape[1])
+        return fields
+    reader = layer.conv if layer.reduce is None else layer.reduce
+    fields["constants"] = before.constants(reader.flatten(2), layer.norm.shift)
+    fields["conv_bias"] = layer.conv.new_zeros(fields["conv"].shape[1])
+    return fields
+
+
 class Transition(Step):
-    def __init__(self, index: int, facts: Facts) -> None:
-        super().__init__(index, facts)
-        step = self.step
-        layouts = [facts.layouts[step.src], *([facts.layouts[step.guide]] if step.guide >= 0 else [])]
-        slices = sum(c.slices for c in layouts)
-        unit = facts.unit(step, _C.transition_layout(sum(c.total for c in layouts), step.out_channels, slices))
-        weight, constants = unit.conv("weight", step.out_channels), unit["constants"][:, None, : step.out_channels]
-        first_channel = first_slice = 0
-        for i, layout in enumerate(layouts):
-            channels = slice(first_channel, first_channel + layout.total)
-            own = slice(first_slice, first_slice + layout.slices)
-            norm = torch.stack([layout.spread(unit[name][channels], 0) for name in ("scale", "shift")])
-            self._keep(f"norm{i}", norm)
-            self._keep(f"weight{i}", facts.matrix(weight[:, channels], layout), None)
-            self._keep(f"constants{i}", pad(constants[own], 2))
-            first_channel, first_slice = channels.stop, own.stop
-        self._keep("bias", torch.zeros(padded(step.out_channels)))
+    def __init__(self, node: nodes.Transition, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.guide, self.out_channels = node.guide, node.out_channels
+        layouts = [facts.layouts[map] for map in (node.src, node.guide) if map >= 0]
+        widths = [layout.total for layout in layouts]
+        parts = zip(node.weight.split(widths, 1), *(part.split(widths) for part in node.norm), strict=True)
+        for i, (layout, (weight, scale, shift)) in enumerate(zip(layouts, parts, strict=True)):
+            self._keep(f"norm{i}", pack_norm(nodes.Affine(scale, shift), layout))
+            self._keep(f"weight{i}", facts.matrix(weight, layout), facts.dtype)
+            self._keep(f"constants{i}", layout.constants(weight.flatten(2), shift))
+        self._keep("bias", torch.zeros(padded(node.out_channels)))
 
     def forward(self, run: Run) -> None:
-        step = self.step
-        source, to = run.maps[step.src], run.into(step.dst, self.pool)
-        height, width = run.sizes[step.src]
-        if step.guide < 0:
-            self._convolve(run, 0, source, source.data, to.data, to.sums, step.src, False)
+        source, to = run.maps[self.src], run.into(self.dst, self.pool)
+        if self.guide < 0:
+            self._convolve(run, 0, source, source.data, to.data, to.sums)
             return
         # The sum of both parts is rounded once.
         total = torch.empty_like(to.data, dtype=torch.float32)
-        guide = run.maps[step.guide]
-        wide = resample.upsample(guide.data, *run.sizes[step.guide], height, width)
-        self._convolve(run, 0, source, source.data, total, None, step.src, False)
-        self._convolve(run, 1, guide, wide, total, to.sums, step.guide, True)
+        guide = run.maps[self.guide]
+        wide = resample.upsample(guide.data, *run.sizes[self.guide], *run.sizes[self.src])
+        self._convolve(run, 0, source, source.data, total, None)
+        self._convolve(run, 1, guide, wide, total, to.sums)
         to.data.copy_(total)
 
-    def _convolve(
-        self,
-        run: Run,
-        part: int,
-        source: Map,
-        data: Tensor,
-        dst: Tensor,
-        sums: Tensor | None,
-        buffer: int,
-        accumulate: bool,
-    ) -> None:
-        layout, skippable = run.layouts[buffer], source.taken is not None
+    def _convolve(self, run: Run, part: int, source: Map, data: Tensor, dst: Tensor, sums: Tensor | None) -> None:
+        """``part``: 0 for the branch's own map, 1 for the guide, which is added."""
+        layout = run.layouts[self.guide if part else self.src]
         inputs, counts, group = self._inputs(run, source, layout)
         preact_conv2d(
             data,
             getattr(self, f"norm{part}"),
             getattr(self, f"weight{part}"),
             self.bias,
-            getattr(self, f"constants{part}") if skippable else None,
-            dst[..., : run.layouts[self.step.dst].first_places],
+            None if source.taken is None else getattr(self, f"constants{part}"),
+            dst[..., : run.layouts[self.dst].first_places],
             sums,
             run.macs,
             run.enabled,
             source.taken,
             inputs,
             counts,
-            *run.sizes[self.step.src],
+            *run.sizes[self.src],
             layout.total,
-            self.step.out_channels,
+            self.out_channels,
             group,
             layout.first,
             layout.width,
-            accumulate,
+            part > 0,
         )
 
 
 class Head(Step):
-    def __init__(self, index: int, facts: Facts) -> None:
-        super().__init__(index, facts)
-        step = self.step
-        layout = facts.layouts[step.src]
-        unit = facts.unit(step, _C.head_layout(layout.total, step.out_channels, layout.slices))
-        self._keep("norm", torch.stack([layout.spread(unit[name], 0) for name in ("scale", "shift")]))
-        self._keep("weight", pad(layout.spread(unit["weight"], 0), 1))
-        self._keep("bias", pad(unit["bias"], 0))
-        self._keep("constants", pad(unit["constants"], 1))
+    def __init__(self, node: nodes.Head, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.out_channels, self.out_offset = node.out_channels, node.out_offset
+        layout = facts.layouts[node.src]
+        self._keep("norm", pack_norm(node.norm, layout))
+        self._keep("weight", pad(layout.spread(node.weight.T, 0), 1))
+        self._keep("bias", pad(node.bias, 0))
+        self._keep("constants", layout.constants(node.weight[:, :, None], node.norm.shift).squeeze(1))
 
     def forward(self, run: Run) -> None:
-        step, m, layout = self.step, run.maps[self.step.src], run.layouts[self.step.src]
+        m, layout = run.maps[self.src], run.layouts[self.src]
         inputs, counts, group = self._inputs(run, m, layout)
         head(
             m.data,
@@ -238,15 +209,15 @@ class Head(Step):
             self.weight,
             self.bias,
             None if m.taken is None else self.constants,
-            run.logits[:, step.out_offset :],
+            run.logits[:, self.out_offset :],
             run.macs,
             run.enabled,
             m.taken,
             inputs,
             counts,
-            run.pixels(step.src),
+            run.pixels(self.src),
             layout.total,
-            step.out_channels,
+            self.out_channels,
             group,
             layout.first,
             layout.width,
@@ -257,21 +228,20 @@ class PathHead(Step):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, index: int, facts: Facts) -> None:
-        super().__init__(index, facts)
-        step = self.step
-        layout = facts.layouts[step.src]
-        unit = facts.unit(step, _C.path_head_layout(layout.total, step.out_channels, step.layers))
-        self._keep("norm", torch.stack([layout.spread(unit[name], 0) for name in ("scale", "shift")]))
-        self._keep("path", layout.spread(unit["path"], 2))
-        self._keep("path_bias", layout.spread(unit["path_bias"], 1))
-        self._keep("weight", pad(pad(unit["weight"], 0), 1))
-        self._keep("bias", pad(unit["bias"], 0))
+    def __init__(self, node: nodes.PathHead, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.out_channels, self.out_offset = node.out_channels, node.out_offset
+        self.columns = slice(node.first_gate, node.first_gate + node.gates)
+        layout = facts.layouts[node.src]
+        self._keep("norm", pack_norm(node.norm, layout))
+        self._keep("path", layout.spread(node.path.permute(2, 0, 1), 2))
+        self._keep("path_bias", layout.spread(node.path_bias, 1))
+        self._keep("weight", pad(pad(node.weight.T, 0), 1))
+        self._keep("bias", pad(node.bias, 0))
 
     def forward(self, run: Run) -> None:
-        step, m, layout = self.step, run.maps[self.step.src], run.layouts[self.step.src]
+        m, layout = run.maps[self.src], run.layouts[self.src]
         features = run.logits.new_empty(run.batch, 1, layout.places)
-        path_gates = run.taken[:, step.first_gate : step.first_gate + step.layers]
         path_features(
             m.data,
             self.norm,
@@ -280,13 +250,12 @@ class PathHead(Step):
             features,
             run.macs,
             run.enabled,
-            path_gates,
+            run.taken[:, self.columns],
             m.taken,
             layout.total,
             layout.group,
             layout.first,
             layout.width,
         )
-        logits = run.logits[:, step.out_offset :]
-        sizes = (1, layout.total, step.out_channels)
+        logits, sizes = run.logits[:, self.out_offset :], (1, layout.total, self.out_channels)
         linear(layout.gather(features), self.weight, self.bias, logits, run.macs, run.enabled, *sizes)

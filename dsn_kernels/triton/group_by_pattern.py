@@ -35,7 +35,7 @@ def first_kernel(masks, parts, first, batch, row, ROWS: tl.constexpr, COLUMNS: t
 
 
 @triton.jit
-def place_kernel(first, order, group, offsets, batch, ROWS: tl.constexpr):
+def place_kernel(first, order, offsets, batch, ROWS: tl.constexpr):
     sample = tl.program_id(0).to(tl.int64)
     pattern = tl.program_id(1).to(tl.int64)
     own = tl.load(first + pattern * batch + sample)
@@ -48,54 +48,35 @@ def place_kernel(first, order, group, offsets, batch, ROWS: tl.constexpr):
         before += tl.sum((other < own).to(tl.int64), 0)
         leaders += tl.sum(((other == i) & (i < own)).to(tl.int64), 0)
         rank += tl.sum(((other == own) & (i < sample)).to(tl.int64), 0)
-    tl.store(group + pattern * batch + sample, leaders)
     tl.store(order + pattern * batch + before + rank, sample)
     if own == sample:
         tl.store(offsets + pattern * (batch + 1) + leaders, before)
 
 
-@register("group_by_pattern", mutates=["first", "order", "group", "offsets"])
-def _group(masks: Tensor, parts: Tensor, first: Tensor, order: Tensor, group: Tensor, offsets: Tensor) -> None:
+@register("group_by_pattern", mutates=["first", "order", "offsets"])
+def _group(masks: Tensor, parts: Tensor, first: Tensor, order: Tensor, offsets: Tensor) -> None:
     (patterns, batch), row = first.shape, masks.shape[1]
     if batch and patterns:
         launch(first_kernel, (batch, patterns), masks, parts, first, batch, row, ROWS=_ROWS, COLUMNS=_COLUMNS)
-        launch(place_kernel, (batch, patterns), first, order, group, offsets, batch, ROWS=_ROWS)
+        launch(place_kernel, (batch, patterns), first, order, offsets, batch, ROWS=_ROWS)
 
 
-def group_by_patterns(masks: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`group_by_pattern` by several patterns at once.
+def group_by_patterns(masks: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups the samples whose masks are equal, by several patterns at once, without a host synchronisation.
+
+    Groups are in the order of their first members, members in order.
 
     Args:
         masks: uint8 [B, E] of 0 and 1.
         parts: int32 [P, 4]: first column and number of columns, twice; a pattern is what lies in both.
 
     Returns:
-        order int64 [P, B], group int64 [P, B], offsets int64 [P, B + 1].
+        order int64 [P, B], the samples group after group; offsets int64 [P, B + 1], where each group begins in
+        ``order``, and B beyond the last.
     """
     batch, patterns = len(masks), len(parts)
     first = masks.new_empty(patterns, batch, dtype=torch.int32)
-    order, group = (masks.new_empty(patterns, batch, dtype=torch.int64) for _ in range(2))
+    order = masks.new_empty(patterns, batch, dtype=torch.int64)
     offsets = masks.new_full((patterns, batch + 1), batch, dtype=torch.int64)
-    _group(masks, parts, first, order, group, offsets)
-    return order, group, offsets
-
-
-def group_by_pattern(gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`dsn_kernels.ops.group_by_pattern`, without a host synchronisation.
-
-    Args:
-        gates: uint8 [B, L] of 0 and 1.
-
-    Returns:
-        order int64 [B], group int64 [B], offsets int64 [B + 1].
-
-    Raises:
-        RuntimeError: gates have the wrong dtype or shape.
-    """
-    if gates.dtype != torch.uint8 or gates.dim() != 2:
-        given = f"{gates.dtype} {list(gates.shape)}"
-        raise RuntimeError(f"group_by_pattern: gates must be uint8 [any, any], got {given}")
-    parts = torch.zeros(1, 4, dtype=torch.int32, device=gates.device)
-    parts[:, 1] = gates.shape[1]
-    order, group, offsets = group_by_patterns(gates.contiguous(), parts)
-    return order[0], group[0], offsets[0]
+    _group(masks, parts, first, order, offsets)
+    return order, offsets

@@ -72,6 +72,19 @@ class Channels:
         parts += [x[..., self.place(i) : self.place(i) + self.width] for i in range(self.slices)]
         return torch.cat(parts, -1)
 
+    def constants(self, weight: Tensor, shift: Tensor) -> Tensor:
+        """What each slice gives where it was skipped: ``relu(shift)`` of its channels times their weights.
+
+        Args:
+            weight: [O, total, taps], of who reads the map.
+            shift: [total], of its batch norm.
+
+        Returns:
+            [slices, taps, columns].
+        """
+        products = (weight * shift.relu()[:, None])[:, self.first :]
+        return pad(products.unflatten(1, (self.slices, self.width)).sum(2).permute(1, 2, 0), 2)
+
 
 def pad(x: Tensor, dim: int, multiple: int = ALIGN) -> Tensor:
     """``x`` with zeros up to a multiple of entries along ``dim``."""

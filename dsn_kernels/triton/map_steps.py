@@ -1,182 +1,171 @@
-"""The instructions on maps, with their packed weights: convolutions, gates, linear maps, pools, what has no weights."""
+"""The nodes on maps: convolutions, gates, linear maps, pools, what has no weights."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..nn.cuda_packing import Unit
-from ..ops.network import Instruction
+from dsn_models.errors import UserError
+
+from ..graph import nodes
 from . import resample
 from .conv2d import conv2d
 from .gate import EMBEDDING, gate, recurrent_gate
 from .head import linear
 from .layout import Channels, pad
-from .step import KINDS, OPS, Facts, Run, Step, has
-from .tiles import UNIT, Window
+from .step import Facts, Run, Step, pack_norm
+from .tiles import UNIT
 
 
 class Load(Step):
     def forward(self, run: Run) -> None:
-        run.put(self.step.dst, resample.as_rows(run.image, run.dtype, run.layouts[self.step.dst].places), self.pool)
+        run.put(self.dst, resample.as_rows(run.image, run.dtype, run.layouts[self.dst].places), self.pool)
 
 
 class Store(Step):
     def forward(self, run: Run) -> None:
-        m, layout = run.maps[self.step.src], run.layouts[self.step.src]
+        m, layout = run.maps[self.src], run.layouts[self.src]
         x = m.data
         if m.taken is not None:  # a slice that was skipped holds nothing
             first = torch.ones(run.batch, layout.first, dtype=torch.bool, device=x.device)
             alive = torch.cat([first, (m.taken != 0).repeat_interleave(layout.width, 1)], 1)
             x = torch.where(alive[:, None], layout.gather(x), 0)
         else:
-            x = run.filled(x, self.inputs)[..., : layout.first]
-        run.map = resample.as_image(x, *run.sizes[self.step.src]).to(run.image.dtype).contiguous()
+            x = run.filled(x, self.inputs)
+        run.map = resample.as_image(x[..., : self.in_channels], *run.sizes[self.src]).to(run.image.dtype).contiguous()
 
 
 class Linear(Step):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, index: int, facts: Facts) -> None:
-        super().__init__(index, facts)
-        step = self.step
-        unit = facts.unit(step, _C.linear_layout(step.in_channels, step.out_channels))
-        self._keep("weight", pad(pad(unit["weight"].T, 0), 1))
-        self._keep("bias", pad(unit["bias"], 0))
+    def __init__(self, node: nodes.Linear, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.out_channels, self.out_offset = node.out_channels, node.out_offset
+        self._keep("weight", pad(pad(node.weight.T, 0), 1))
+        self._keep("bias", pad(node.bias, 0))
 
     def forward(self, run: Run) -> None:
-        step, m = self.step, run.maps[self.step.src]
-        assert m.sums is not None
-        logits, pixels = run.logits[:, step.out_offset :], run.pixels(step.src)
-        sizes = (pixels, step.in_channels, step.out_channels)
-        linear(m.sums, self.weight, self.bias, logits, run.macs, run.enabled, *sizes)
+        sums = run.maps[self.src].sums
+        assert sums is not None
+        sizes = (run.pixels(self.src), self.in_channels, self.out_channels)
+        linear(sums, self.weight, self.bias, run.logits[:, self.out_offset :], run.macs, run.enabled, *sizes)
 
 
 class Conv2d(Step):
-    def __init__(self, index: int, facts: Facts) -> None:
-        super().__init__(index, facts)
-        step = self.step
-        normalise, masked = has(step, "normalise"), step.out_mask >= 0
-        sizes = (step.in_channels, step.out_channels, step.taps)
-        unit = facts.unit(step, _C.conv2d_layout(*sizes, normalise, masked, has(step, "winograd")))
-        if masked:  # [in][tap][out]
-            weight = unit["weight"][..., : step.out_channels].permute(2, 0, 1)
+    norm: Tensor | None
+
+    def __init__(self, node: nodes.Conv2d, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.window, taps = node.window, node.window.taps
+        if node.before is not None and taps > 1 and self.inputs >= 0:
+            raise UserError(
+                f"{node.where or node.op}: a BN-ReLU before a convolution of {taps} taps is not served where channels may "
+                "hold no data; expected a 1x1"
+            )
+        self.src_offset, self.out_offset, self.out_channels = node.src_offset, node.out_offset, node.out_channels
+        self.only_if, self.accumulate, self.leaves_sums = node.only_if, node.accumulate, node.pool
+        self.relu_filters = (node.relu_channels or node.out_channels) if node.relu else 0
+        # Filters that are off get sum and ReLU all the same, and their channels' sums are zeros.
+        self.finish_off = (node.accumulate and node.relu) or node.pool
+        layout, destination = Channels(node.in_channels), facts.layouts[node.dst]
+        whole = node.out_offset == 0 and node.out_channels == destination.total
+        self.stored = destination.places if whole else node.out_channels
+        flat = taps > 1 and node.in_channels < UNIT and self.inputs < 0
+        self._keep("weight", facts.matrix(node.weight, None if flat else layout), facts.dtype)
+        self._keep("bias", pad(node.bias, 0))
+        if node.before is None:
+            self.norm = None
         else:
-            weight = unit.conv("weight", step.out_channels)
-        self.window = _window(step)
-        self.flat = step.taps > 1 and step.in_channels < UNIT and self.inputs < 0
-        layout = Channels(step.in_channels)
-        self._keep("weight", facts.matrix(weight, None if self.flat else layout), None)
-        self._keep("bias", pad(unit["bias"][: step.out_channels], 0))
-        self.normalise = normalise
-        if normalise:
-            self._keep("norm", torch.stack([layout.spread(unit[name], 0) for name in ("scale", "shift")]))
+            self._keep("norm", pack_norm(node.before, layout))
 
     def forward(self, run: Run) -> None:
-        step = self.step
-        source, to = run.maps[step.src], run.into(step.dst, self.pool)
-        whole = step.out_offset == 0 and step.out_channels == run.layouts[step.dst].total
-        accumulate, relu, pool = (has(step, name) for name in ("accumulate", "relu", "pool"))
-        inputs, input_counts = run.chosen(self.inputs)
-        chosen, chosen_counts = run.chosen(self.filters)
+        source, to = run.maps[self.src], run.into(self.dst, self.pool)
         conv2d(
-            source.data[:, :, step.src_offset :],
+            source.data[:, :, self.src_offset :],
             self.weight,
             self.bias,
-            self.norm if self.normalise else None,
-            to.data[:, :, step.out_offset :],
-            to.sums[:, :, step.out_offset :] if pool and to.sums is not None else None,
+            self.norm,
+            to.data[:, :, self.out_offset :],
+            to.sums[:, :, self.out_offset :] if self.leaves_sums and to.sums is not None else None,
             run.macs,
-            run.enabled if step.only_if < 0 else run.words[step.only_if],
-            inputs,
-            input_counts,
-            chosen,
-            chosen_counts,
+            run.enabled if self.only_if < 0 else run.words[self.only_if],
+            *run.chosen(self.inputs),
+            *run.chosen(self.filters),
             *run.grouped(self.pattern),
-            run.sizes[step.src],
-            run.sizes[step.dst],
+            run.sizes[self.src],
+            run.sizes[self.dst],
             self.window,
-            step.in_channels,
-            step.out_channels,
-            run.layouts[step.dst].places if whole else step.out_channels,
-            (step.relu_channels or step.out_channels) if relu else 0,
-            accumulate,
-            (accumulate and relu) or pool,
+            self.in_channels,
+            self.out_channels,
+            self.stored,
+            self.relu_filters,
+            self.accumulate,
+            self.finish_off,
             False,
         )
 
 
-def _window(step: Instruction) -> Window:
-    if step.columns:
-        return Window(step.taps, step.columns, step.stride, step.pad_rows, step.pad_columns)
-    columns = math.isqrt(step.taps)
-    return Window(step.taps, columns, step.stride, columns // 2, columns // 2)
-
-
 class Subsample(Step):
+    def __init__(self, node: nodes.Subsample, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.stride, self.out_offset = node.stride, node.out_offset
+
     def forward(self, run: Run) -> None:
-        step = self.step
-        data = run.filled(run.maps[step.src].data, self.inputs)[:, :, : step.in_channels]
-        places = run.layouts[step.dst].places
-        y = resample.subsample(data, *run.sizes[step.src], step.stride, step.out_offset, places)
-        run.put(step.dst, y, self.pool)
+        data = run.filled(run.maps[self.src].data, self.inputs)[:, :, : self.in_channels]
+        places = run.layouts[self.dst].places
+        y = resample.subsample(data, *run.sizes[self.src], self.stride, self.out_offset, places)
+        run.put(self.dst, y, self.pool)
 
 
 class Pool(Step):
+    def __init__(self, node: nodes.Pool, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.window, self.average = node.window, isinstance(node, nodes.AvgPool)
+        self.part = slice(node.out_offset, node.out_offset + node.in_channels)
+
     def forward(self, run: Run) -> None:
-        step = self.step
-        to, data = run.into(step.dst, self.pool), run.maps[step.src].data[:, :, : step.in_channels]
-        window = (step.taps // step.columns, step.columns)
-        average = OPS[step.op] == "avg_pool"
-        padding = (step.pad_rows, step.pad_columns)
-        small = resample.pool(data, *run.sizes[step.src], window, step.stride, padding, average)
-        part = slice(step.out_offset, step.out_offset + step.in_channels)
-        to.data[:, :, part] = small
+        to, data = run.into(self.dst, self.pool), run.maps[self.src].data[:, :, : self.in_channels]
+        small = resample.pool(data, *run.sizes[self.src], self.window, self.average)
+        to.data[:, :, self.part] = small
         if to.sums is not None:
-            to.sums[:, :, part] = resample.unit_sums(small)
+            to.sums[:, :, self.part] = resample.unit_sums(small)
 
 
 class PoolSums(Step):
     def forward(self, run: Run) -> None:
-        m = run.maps[self.step.src]
+        m = run.maps[self.src]
         m.sums = resample.unit_sums(run.filled(m.data, self.inputs))
 
 
 class Tanh(Step):
     def forward(self, run: Run) -> None:
-        run.maps[self.step.src].data.tanh_()
+        run.maps[self.src].data.tanh_()
 
 
 class Add(Step):
+    def __init__(self, node: nodes.Add, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.src_offset = node.src_offset
+        self.part = slice(node.out_offset, node.out_offset + node.in_channels)
+
     def forward(self, run: Run) -> None:
-        step = self.step
-        source, to = run.maps[step.src].data, run.maps[step.dst].data
-        part = run.filled(source[:, :, step.src_offset :], self.inputs)[:, :, : step.in_channels]
-        to[:, :, step.out_offset : step.out_offset + step.in_channels] += part
+        source = run.maps[self.src].data[:, :, self.src_offset :]
+        run.maps[self.dst].data[:, :, self.part] += run.filled(source, self.inputs)[:, :, : self.in_channels]
 
 
 class Gate(Step):
-    def __init__(self, index: int, facts: Facts) -> None:
-        super().__init__(index, facts)
-        step = self.step
-        self.recurrent = KINDS[step.gate] == "recurrent"
-        unit = facts.unit(step, _C.gate_layout(step.in_channels, self.recurrent))
-        self._keep("weight", unit["weight"] if self.recurrent else unit["weight"][0])
-        self._keep("bias", unit["bias"])
-        if self.recurrent:
-            shared = Unit(facts.weights, step.shared, _C.recurrence_layout())
-            for name in ("input", "hidden", "projection", "projection_bias"):
-                self._keep(name, shared[name])
-            self._keep("cell_bias", shared["bias"])
+    def __init__(self, node: nodes.Gate, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.first_gate, self.follows, self.recurrent = node.first_gate, node.follows, node.recurrence is not None
+        self._keep("weight", node.weight if self.recurrent else node.weight[0])
+        self._keep("bias", node.bias)
+        if node.recurrence is not None:
+            self._keep_list("recurrence", list(node.recurrence))
 
     def forward(self, run: Run) -> None:
-        step, sums = self.step, run.maps[self.step.src].sums
+        sums, own = run.maps[self.src].sums, self.first_gate
         assert sums is not None
-        own = step.first_gate
         decision = (
             run.thresholds[own : own + 1],
             None if run.forced is None else run.forced[:, own],
@@ -186,11 +175,11 @@ class Gate(Step):
             run.enabled,
             run.macs,
         )
+        pixels = run.pixels(self.src)
         if not self.recurrent:
-            gate(sums, self.weight, self.bias, *decision, step.in_channels, run.pixels(step.src))
+            gate(sums, self.weight, self.bias, *decision, self.in_channels, pixels)
             return
         if run.state is None:
             run.state = sums.new_empty(run.batch, 2, EMBEDDING)
-        shared = (self.input, self.hidden, self.cell_bias, self.projection, self.projection_bias)
-        first = not has(step, "accumulate")
-        recurrent_gate(sums, self.weight, self.bias, *shared, run.state, *decision, run.pixels(step.src), first)
+        shared = self._list("recurrence")
+        recurrent_gate(sums, self.weight, self.bias, *shared, run.state, *decision, pixels, not self.follows)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..graph import Window
 from .conv2d import launch_conv2d
 from .support import register
-from .tiles import Window
 
 
 @register("preact_conv2d", mutates=["dst", "sums", "macs"])

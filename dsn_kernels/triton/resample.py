@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..graph import Window
 from .tiles import UNIT
 
 
@@ -32,21 +33,14 @@ def subsample(rows: Tensor, height: int, width: int, stride: int, first: int, pl
     return F.pad(picked, (first, places - first - picked.shape[2]))
 
 
-def pool(
-    rows: Tensor,
-    height: int,
-    width: int,
-    window: tuple[int, int],
-    stride: int,
-    padding: tuple[int, int],
-    average: bool,
-) -> Tensor:
+def pool(rows: Tensor, height: int, width: int, window: Window, average: bool) -> Tensor:
     """Average or maximum of windows; pixels outside the map do not count."""
     image = as_image(rows, height, width)
+    size, padding = (window.rows, window.columns), (window.pad_rows, window.pad_columns)
     if average:
-        small = F.avg_pool2d(image, window, stride, padding, count_include_pad=False)
+        small = F.avg_pool2d(image, size, window.stride, padding, count_include_pad=False)
     else:
-        small = F.max_pool2d(image, window, stride, padding)
+        small = F.max_pool2d(image, size, window.stride, padding)
     return small.permute(0, 2, 3, 1).flatten(1, 2)
 
 

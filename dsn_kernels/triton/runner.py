@@ -1,4 +1,4 @@
-"""Runs a plan with the Triton kernels: on an NVIDIA or AMD GPU, or in Triton's interpreter."""
+"""Runs a graph with the Triton kernels: on an NVIDIA or AMD GPU, or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .. import _C
-from ..nn.plan_runner import Outputs
-from ..ops.inference import refuse_gradients
-from ..ops.network import Instruction, Plan
+from ..graph import Graph, last_readers
+from ..ops import Outputs, refuse_gradients
 from . import steps
 from .layout import Channels
 from .routing import first_samples, words_of
@@ -19,30 +17,33 @@ from .step import Facts, Run
 
 
 class TritonRunner(nn.Module):
-    """A plan of the CPU kernels and its packed weights, for the Triton kernels.
+    """A graph for the Triton kernels.
 
-    Called as `dsn_kernels.nn.plan_runner.PlanRunner` is. A map is given back when its last reader is done.
+    ``forward(image, thresholds, forced=None, count=None)``: image [B, C, H, W], float32 or ``dtype``; thresholds
+    float32 [L]; forced uint8 [B, L] (0 skips), which a graph with masks needs, or None; count int32 [1], the samples
+    that are real, or None for all. A map is given back when its last reader is done.
 
     Args:
-        plan, weights: of the CPU kernels.
+        graph: the network.
         dtype: of weights and maps: float32, float16 or bfloat16; gates, heads, biases and constants stay float32.
+
+    Raises:
+        UserError: the kernels do not serve a node; the message names it.
     """
 
-    def __init__(self, plan: Plan, weights: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, graph: Graph, dtype: torch.dtype) -> None:
         super().__init__()
-        self.plan, self.dtype = plan, dtype
-        self.gates, self.logits = plan.gates, plan.logits
-        self.sizes = [(height, width) for _, height, width in plan.buffers]
-        facts = Facts(plan, weights.detach().cpu().double(), dtype)
-        self.steps = nn.ModuleList(steps.make(index, facts) for index in range(len(plan.code)))
+        self.graph, self.dtype = graph.without_weights(), dtype
+        self.gates, self.logits, self.sizes = graph.gates, graph.logits, _sizes(graph)
+        facts = Facts(graph, dtype)
+        self.steps = nn.ModuleList(steps.make(index, facts) for index in range(len(graph.nodes)))
         self.layouts: list[Channels] = facts.layouts
         self.lists = facts.lists
-        self._done = _last_readers(plan)
+        self._done = last_readers(graph)
 
     def at(self, height: int, width: int) -> Callable[..., Outputs]:
-        """The same for images of another size; only for a plan that begins with a load and halves the size, if it does,
-        from one buffer to the next."""
-        return partial(self._run, [(height >> i, width >> i) for i in range(len(self.sizes))])
+        """The same for images of another size, as :meth:`dsn_kernels.graph.Graph.resized` takes them."""
+        return partial(self._run, _sizes(self.graph.resized(height, width)))
 
     def forward(
         self, image: Tensor, thresholds: Tensor, forced: Tensor | None = None, count: Tensor | None = None
@@ -79,17 +80,10 @@ class TritonRunner(nn.Module):
             run.choose()
         for step, done in zip(self.steps, self._done, strict=True):
             step(run)
-            for buffer in done:
-                run.maps.pop(buffer, None)
+            for map in done:
+                run.maps.pop(map, None)
         return Outputs(run.logits, run.map, run.taken, run.scores, run.macs)
 
 
-def _last_readers(plan: Plan) -> list[list[int]]:
-    """For each instruction, the buffers that no later one touches."""
-
-    def touched(step: Instruction) -> list[int]:
-        guide = step.guide if step.op == _C.OPS["transition"] else -1
-        return [b for b in (step.src, step.dst, guide) if b >= 0]
-
-    last = {buffer: i for i, step in enumerate(plan.code) for buffer in touched(step)}
-    return [[b for b, i in last.items() if i == at] for at in range(len(plan.code))]
+def _sizes(graph: Graph) -> list[tuple[int, int]]:
+    return [(map.height, map.width) for map in graph.maps]

@@ -1,56 +1,40 @@
-"""What the steps of a plan share: facts of the plan, a call's maps, and the base of a step."""
+"""What the steps of a graph share: facts of the graph, a call's maps, and the base of a step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import _C
-from ..nn.cuda_packing import Unit
-from ..ops.network import Instruction, Plan
+from ..graph import Affine, DenseBlock, Graph, Node, find_reads, pooled_maps
 from . import resample
 from .channel_lists import ChannelLists, Listed
 from .layout import Channels, pad
 from .tiles import units_of
 
-OPS = {code: name for name, code in _C.OPS.items()}
-KINDS = {code: name for name, code in _C.GATES.items()}
-
-
-def has(step: Instruction, flag: str) -> bool:
-    return bool(step.flags & _C.FLAGS[flag])
-
 
 class Facts:
-    """What the instructions of a plan know of each other.
+    """What the nodes of a graph know of each other.
 
     Args:
-        plan: of the CPU kernels.
-        weights: float64, packed for it.
+        graph: the network.
         dtype: of weights and maps.
     """
 
-    def __init__(self, plan: Plan, weights: Tensor, dtype: torch.dtype) -> None:
-        self.plan, self.weights, self.dtype = plan, weights, dtype
-        self.layouts = [Channels(channels) for channels, _, _ in plan.buffers]
-        self.pooled = {step.src for step in plan.code if OPS[step.op] in ("gate", "linear")}
-        self.lists = ChannelLists(plan)
-        for step in plan.code:
-            if OPS[step.op] == "dense_block":
-                concat = step.merge == _C.MERGES["concat"]
-                self.layouts[step.dst] = Channels(
-                    step.in_channels, *((step.layers, step.out_channels) if concat else ())
-                )
-                self.pooled.add(step.dst)
-
-    def unit(self, step: Instruction, layout: Any, offset: int = 0) -> Unit:
-        return Unit(self.weights, step.weights + offset, layout)
+    def __init__(self, graph: Graph, dtype: torch.dtype) -> None:
+        self.graph, self.dtype = graph, dtype
+        self.layouts = [Channels(map.channels) for map in graph.maps]
+        for node in graph.nodes:
+            if isinstance(node, DenseBlock):
+                slices = (len(node.layers), node.added) if node.added else ()
+                self.layouts[node.dst] = Channels(node.in_channels, *slices)
+        self.pooled = pooled_maps(graph)
+        self.lists = ChannelLists(graph, find_reads(graph))
 
     def matrix(self, weight: Tensor, channels: Channels | None = None) -> Tensor:
-        """[O, I, taps] to [taps * places, columns]; without a layout the channels stay side by side."""
+        """[O, I, rows, columns] to [taps * places, columns]; without a layout the channels stay side by side."""
+        weight = weight.flatten(2)
         if channels is not None:
             weight = channels.spread(weight, 1)
         return pad(weight.permute(2, 1, 0).flatten(0, 1), 1).to(self.dtype)
@@ -142,17 +126,17 @@ class Run:
 
 
 class Step(nn.Module):
-    """An instruction of a plan.
+    """A node of a graph: its weights, packed, and a call of one operator. It keeps nothing of the original weights.
 
     Args:
-        index: of the instruction.
-        facts: of its plan.
+        node: number ``index`` of a graph.
+        facts: of the graph.
     """
 
-    def __init__(self, index: int, facts: Facts) -> None:
+    def __init__(self, node: Node, index: int, facts: Facts) -> None:
         super().__init__()
-        self.step = facts.plan.code[index]
-        self.pool = self.step.dst in facts.pooled
+        self.src, self.dst, self.in_channels = node.src, node.dst, node.in_channels
+        self.pool = node.dst in facts.pooled
         lists = facts.lists
         self.inputs, self.filters, self.pattern = lists.inputs[index], lists.filters[index], lists.patterns[index]
         self._lists: dict[str, int] = {}
@@ -164,14 +148,18 @@ class Step(nn.Module):
             return m.live, m.live_counts, layout.group
         return *run.chosen(self.inputs), 1
 
-    def _keep(self, name: str, value: Tensor, dtype: torch.dtype | None = torch.float32) -> None:
-        value = value if dtype is None else value.to(dtype)
-        self.register_buffer(name, value.contiguous(), persistent=False)
+    def _keep(self, name: str, value: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        self.register_buffer(name, value.detach().to("cpu", dtype).contiguous(), persistent=False)
 
-    def _keep_list(self, name: str, values: list[Tensor], dtype: torch.dtype | None = torch.float32) -> None:
+    def _keep_list(self, name: str, values: list[Tensor], dtype: torch.dtype = torch.float32) -> None:
         self._lists[name] = len(values)
         for i, value in enumerate(values):
             self._keep(f"{name}{i}", value, dtype)
 
     def _list(self, name: str) -> list[Tensor]:
         return [getattr(self, f"{name}{i}") for i in range(self._lists[name])]
+
+
+def pack_norm(norm: Affine, channels: Channels) -> Tensor:
+    """[2, places]: scale and shift."""
+    return torch.stack([channels.spread(part, 0) for part in norm])

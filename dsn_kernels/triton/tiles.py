@@ -1,30 +1,20 @@
-"""The tiles of a convolution: units of pixels, windows, and the shapes from which a device's tuner chooses."""
+"""The tiles of a convolution: units of pixels, and the shapes from which a device's tuner chooses."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
+
+from ..graph import Window
 
 # Pixels of a sample that are neighbours in a tile, and whose channel sums are kept together.
 UNIT = 16
 # Depth of a step at most.
 WIDEST = 64
 
-
-class Window(NamedTuple):
-    """Taps of a convolution, how many of them lie side by side, stride, and rows and columns of zeros before the map;
-    if negative, so many of the map's own are passed over."""
-
-    taps: int
-    columns: int
-    stride: int = 1
-    top: int = 0
-    left: int = 0
-
-
 ONE = Window(1, 1)
-THREE = Window(9, 3, 1, 1, 1)
+THREE = Window(3, 3, 1, 1, 1)
 
 
 def units_of(pixels: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import dsn_models
-from dsn_kernels.measure.operating_point import set_operating_point
+from dsn_kernels.tuning.operating_point import set_operating_point
 from dsn_models import checkpoints
 
 QUICK = ("--images", 40, "--seconds", 0, "--threads", 1)

@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 
+from csrc.simt.build import BuildError
+from csrc.simt.host_runner import load_simt
 from dsn_kernels import _C
-from dsn_models.errors import UserError
 
 
 def _why_no_gpu():
@@ -27,11 +28,9 @@ def runner_module():
     """The host runner; not where DSN_GPU_TESTS_ONLY is set, as benchmarks/gpu.sh does."""
     if _switch("DSN_GPU_TESTS_ONLY"):
         pytest.skip("DSN_GPU_TESTS_ONLY is set")
-    from dsn_kernels.nn.plan_runner import load_simt
-
     try:
         return load_simt()
-    except UserError as error:
+    except BuildError as error:
         if "not found" in str(error) or "no CUDA headers" in str(error):
             pytest.skip(str(error))
         raise

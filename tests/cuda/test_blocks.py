@@ -1,4 +1,4 @@
-"""Each kernel against float64: dense blocks, transitions and heads on their own."""
+"""Each kernel against float64: dense blocks, transitions, heads and other parts of networks on their own."""
 
 import pytest
 import torch
@@ -7,16 +7,17 @@ from device_checks import (
     PATTERNS,
     block_gates,
     check_block,
+    check_chosen_conv2d,
     check_inputs_of_the_kernels_type,
     check_nan_stays_nan,
+    check_residual_units,
     check_without_gates,
     forced_gates,
     images,
     make_twin,
 )
 from references import make_block, make_head, make_transition
-
-from dsn_kernels.nn.gpu import GpuHead, GpuTransition
+from stage_parts import GATES, PARTS, make_part, make_stage, masks
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -84,7 +85,7 @@ def test_more_samples_than_a_word_holds(place):
 def test_transition(place, dtype, size):
     place.seeded(1)
     module, x = make_transition(24, 70), images(2, 24, *size)
-    check_without_gates(place, GpuTransition(module, dtype, place.backend), module, x, dtype)
+    check_without_gates(place, module, x, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -92,8 +93,27 @@ def test_transition(place, dtype, size):
 def test_head(place, dtype, size):
     place.seeded(1)
     module, x = make_head(21, 11), images(2, 21, *size)
-    logits = check_without_gates(place, GpuHead(module, dtype, place.backend), module, x, dtype)
+    logits = check_without_gates(place, module, x, dtype)
     assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7)])
+@pytest.mark.parametrize("name", [name for name, (_, channels) in PARTS.items() if channels < 160])
+def test_parts(place, name, size):
+    module, channels = make_part(name)
+    check_without_gates(place, module, images(2, channels, *size), torch.float32)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_residual_units(place, gate):
+    stage = make_stage("basic", gate, 1)
+    for forced in (None, masks(2, 3, 0.5)):
+        check_residual_units(place, stage, images(2, 8, 7, 6), torch.float32, forced)
+
+
+@pytest.mark.parametrize("name", ["3x3-stride", "1x1-preact", "valid"])
+def test_chosen_conv2d(place, name):
+    check_chosen_conv2d(place, name, torch.float16)
 
 
 def test_inputs_of_the_kernels_type(place):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from references import assert_as_exact_as_torch
 
-from dsn_kernels.nn import plan_runner
+from csrc.simt import host_runner
+from csrc.simt.host_runner import HostRunner
 from dsn_kernels.nn.plan_builder import PlanBuilder
 
 MIDDLE, LAST = 40, 24
@@ -46,8 +47,8 @@ def masks_of(patterns, of_sample, on=0.5):
 @pytest.fixture
 def small_device(runner_module, monkeypatch):
     """One multiprocessor, so that blocks walk many tiles, and a cache so slow that equal masks are worth grouping."""
-    monkeypatch.setattr(plan_runner, "MULTIPROCESSORS", 1)
-    monkeypatch.setattr(plan_runner, "L2_RATE", 1.0)
+    monkeypatch.setattr(host_runner, "MULTIPROCESSORS", 1)
+    monkeypatch.setattr(host_runner, "L2_RATE", 1.0)
     return runner_module
 
 
@@ -66,7 +67,7 @@ def test_groups_of_equal_masks(small_device, side, dtype, seed):
     masks = masks_of(3, [0, 1, 0, 2, 1, 0, 2, 0, 1])
     masks[3], masks[6], masks[7, 2:] = 0, 1, 1
     image = torch.randn(9, 6, side, side, generator=torch.Generator().manual_seed(1))
-    runner = plan_runner.PlanRunner(plan, weights, dtype, "simt")
+    runner = HostRunner(plan, weights, dtype)
     network = runner.schedule(9)
     assert network.grouped and all(tile[10] > 1 for tile in network.conv_tiles)
     out = run(runner, image, masks)
@@ -86,7 +87,7 @@ def weight_bytes(simt, runner, image, masks):
     run(runner, image, masks)
     whole = simt.counters()["global_load_bytes"]
     batch, gates = masks.shape
-    outputs = [torch.empty(batch, dtype=torch.int32), *(torch.empty(n).long() for n in (batch, batch, batch + 1))]
+    outputs = [torch.empty(batch, dtype=torch.int32), torch.empty(batch).long()]
     simt.reset_counters()
     simt.group_by_pattern(simt.input(masks), *map(simt.output, outputs), batch, gates)
     return whole - simt.counters()["global_load_bytes"]
@@ -97,7 +98,7 @@ def test_weights_are_gathered_once_for_equal_masks(small_device):
     simt, (plan, weights, _) = small_device, two_convolutions()
     simt.configure(seed=0)
     image = torch.randn(8, 6, 6, 6)
-    runner = plan_runner.PlanRunner(plan, weights, torch.float16, "simt")
+    runner = HostRunner(plan, weights, torch.float16)
     (one, two), batch = runner.schedule(8).conv_tiles, 8
     assert one[2] * one[3] == two[2] * two[3] == 1, "a sample is a tile"
 
@@ -126,7 +127,7 @@ def test_nearly_all_filters_are_not_gathered(runner_module):
     """Seven eighths on: the weights come by asynchronous copies, as for all of them, and off filters are zero."""
     simt, (plan, weights, reference) = runner_module, two_convolutions()
     simt.configure(seed=0)
-    image, runner = torch.randn(2, 6, 6, 6), plan_runner.PlanRunner(plan, weights, torch.float16, "simt")
+    image, runner = torch.randn(2, 6, 6, 6), HostRunner(plan, weights, torch.float16)
 
     def copies(on):
         simt.reset_counters()
@@ -144,7 +145,7 @@ def test_nearly_all_filters_are_not_gathered(runner_module):
 def test_grouping_must_pay(runner_module):
     """Its launches and comparisons cost more than the gathers of a few samples, and less than those of many."""
     plan, weights, _ = two_convolutions()
-    runner = plan_runner.PlanRunner(plan, weights, torch.float16, "simt")
+    runner = HostRunner(plan, weights, torch.float16)
     assert not runner.schedule(3).grouped
     assert not any(tile[10] for tile in runner.schedule(3).conv_tiles), "a block has a tile at most"
     assert not runner.schedule(4096).grouped

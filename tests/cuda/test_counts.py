@@ -6,11 +6,11 @@ from references import make_block, randomise
 from small_models import SMALL, make_images
 
 import dsn_models
-from dsn_kernels.measure.gpu_map_work import Cuts
-from dsn_kernels.measure.gpu_work import network_work
-from dsn_kernels.nn.gpu import GpuDenseBlock
+from benchmarks.gpu_model.map_work import Cuts
+from benchmarks.gpu_model.work import network_work
+from csrc.simt.host_runner import MULTIPROCESSORS, HostRunner
+from dsn_kernels.nn import Stage, Target
 from dsn_kernels.nn.network import plan_network
-from dsn_kernels.nn.plan_runner import MULTIPROCESSORS, PlanRunner
 
 DTYPE = torch.float16
 NETWORKS = ["concat-bc-100", "concat-40", "add-166", "dsn-navon"]
@@ -20,7 +20,7 @@ def make_runner(name, clusters=True, **overrides):
     torch.manual_seed(0)
     model = randomise(dsn_models.create(name, **{**SMALL[name], **overrides}))
     plan, weights = plan_network(model)
-    return PlanRunner(plan, weights, DTYPE, "simt", clusters), make_images(model, 3)
+    return HostRunner(plan, weights, DTYPE, clusters), make_images(model, 3)
 
 
 def run(simt, runner, x, gates):
@@ -51,7 +51,7 @@ def test_a_skipped_layer_reads_its_gate_word_and_nothing_more(simt):
     """A layer that no sample runs: its blocks load 8 bytes each; nobody reads its slice, its weights or the state."""
     loaded, blocks = [], []
     for layers in (1, 2):
-        twin = GpuDenseBlock(make_block(24, layers), DTYPE, "simt")
+        twin = Stage(make_block(24, layers), Target("simt", DTYPE))
         twin.runner.clusters = False
         simt.reset_counters()
         twin(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
@@ -70,7 +70,7 @@ def test_a_skipped_layer_of_a_resident_block_reads_its_gate_alone(simt):
     """Every thread of a sample's blocks reads what decides, and one stores the gate; no launch, no barrier."""
     counts = []
     for layers in (1, 2):
-        twin = GpuDenseBlock(make_block(24, layers), DTYPE, "simt")
+        twin = Stage(make_block(24, layers), Target("simt", DTYPE))
         simt.reset_counters()
         twin(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
         counts.append(simt.counters())
@@ -105,6 +105,6 @@ def test_dropped_slices_save_their_instructions(simt, clusters):
 
 def test_float32_uses_no_tensor_cores(simt):
     model = randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]))
-    runner = PlanRunner(*plan_network(model), torch.float32, "simt")
+    runner = HostRunner(*plan_network(model), torch.float32)
     gates = torch.ones(1, runner.plan.gates, dtype=torch.uint8)
     assert run(simt, runner, make_images(model, 1), gates)["mma_macs"] == 0

@@ -13,7 +13,7 @@ import dsn_kernels
 from dsn_kernels import _C
 from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
 from dsn_kernels.nn.plan_builder import PlanBuilder
-from dsn_kernels.nn.plan_runner import PlanRunner
+from dsn_kernels.nn.plan_runner import make_runner
 from dsn_kernels.ops.network import Plan
 
 BFLOAT16 = ("resnet-preact", "skipnet-rnn", "gaternet-all", "gunn")  # the same code as float16's but for a type
@@ -54,7 +54,7 @@ def test_convolution(place, channels, filters, side, taps, stride, dtype):
     plan.add("load", dst=x, in_channels=channels)
     plan.add("conv2d", src=x, dst=y, **pack_conv2d(packer, conv, None))
     plan.add("store", src=y, in_channels=filters)
-    runner = PlanRunner(plan, packer.tensor(), dtype, place.backend).to(place.device)
+    runner = make_runner(plan, packer.tensor(), dtype, place.backend).to(place.device)
     images = torch.randn(2, channels, *side)
     actual = runner(images.to(place.device), torch.empty(0, device=place.device)).map.cpu()
     assert_as_exact_as_torch(actual, same_dtype(conv, images, dtype), same_dtype(conv, images, torch.float64))
@@ -66,7 +66,7 @@ def windows():
 
 
 def run_map(place, plan, packer, image, dtype, forced=None):
-    runner = PlanRunner(plan, packer.tensor(), dtype, place.backend).to(place.device)
+    runner = make_runner(plan, packer.tensor(), dtype, place.backend).to(place.device)
     limits = torch.full((plan.gates,), 0.5, device=place.device)
     out = runner(image.to(place.device), limits, None if forced is None else forced.to(place.device))
     return out.map.cpu(), out.macs.cpu()
@@ -148,7 +148,7 @@ def test_gates_of_one_map(place, kind, count):
     for i in range(count):
         packed = pack_gate(packer, weight[i : i + 1], bias[i : i + 1])
         plan.add("gate", src=x, in_channels=6, gate=_C.GATES[kind], first_gate=i, weights=packed)
-    runner = PlanRunner(plan, packer.tensor(), torch.float32, place.backend).to(place.device)
+    runner = make_runner(plan, packer.tensor(), torch.float32, place.backend).to(place.device)
     images, limits = torch.randn(3, 6, 4, 5, generator=generator), torch.rand(count, generator=generator)
     out = runner(images.to(place.device), limits.to(place.device))
     z = images.double().mean((2, 3)) @ weight.double().T + bias

@@ -8,12 +8,12 @@ from small_planned import make_planned, residual_units
 from torch import nn
 
 import dsn_kernels
+from benchmarks.gpu_model.map_work import Cuts
+from benchmarks.gpu_model.work import network_work
+from csrc.simt import host_runner
+from csrc.simt.host_runner import SHARED_BYTES, HostRunner
 from dsn_kernels import _C
-from dsn_kernels.measure.gpu_map_work import Cuts
-from dsn_kernels.measure.gpu_work import network_work
-from dsn_kernels.nn import plan_runner
 from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
-from dsn_kernels.nn.plan_runner import SHARED_BYTES, PlanRunner
 from dsn_kernels.ops.network import Plan
 
 WARPS = 8
@@ -38,7 +38,7 @@ class Tile:
 
     def blocks(self, samples):
         """Of a launch for so many samples."""
-        return min(self.items(samples), plan_runner.MULTIPROCESSORS * self.resident // self.split) * self.split
+        return min(self.items(samples), host_runner.MULTIPROCESSORS * self.resident // self.split) * self.split
 
     def looks(self, batch, active):
         """How often the blocks read the words of a gate that ``active`` samples opened."""
@@ -60,7 +60,7 @@ class Tile:
 
 
 def conv_tiles(simt, plan, batch, element):
-    network = simt.Network(plan.words().tolist(), element, batch, plan_runner.MULTIPROCESSORS, SHARED_BYTES)
+    network = simt.Network(plan.words().tolist(), element, batch, host_runner.MULTIPROCESSORS, SHARED_BYTES)
     return [Tile(fields) for fields in network.conv_tiles]
 
 
@@ -69,7 +69,7 @@ SOLID = ["shake-shake", "densenet-bc", "inception", "lenet", "gunn"]
 
 
 def work_of(runner, gates):
-    return network_work(runner.plan, gates, Cuts.of(runner.schedule(len(gates)), plan_runner.MULTIPROCESSORS), 2)
+    return network_work(runner.plan, gates, Cuts.of(runner.schedule(len(gates)), host_runner.MULTIPROCESSORS), 2)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def gated_conv(channels, side, taps, stride, with_conv=True):
     plan.add("gate", src=x, in_channels=channels, gate=_C.GATES["soft"], weights=weights)
     if with_conv:
         plan.add("conv2d", src=x, dst=y, only_if=0, flags=_C.FLAGS["relu"], **fields)
-    return PlanRunner(plan, packer.tensor(), torch.float16, "simt")
+    return HostRunner(plan, packer.tensor(), torch.float16)
 
 
 def count(simt, runner, x, gates):
@@ -190,7 +190,7 @@ def test_bytes_of_a_convolution(simt, shape):
 
 
 def test_a_block_does_several_tiles_and_reads_the_weights_once(simt, monkeypatch):
-    monkeypatch.setattr(plan_runner, "MULTIPROCESSORS", 2)
+    monkeypatch.setattr(host_runner, "MULTIPROCESSORS", 2)
     batch, channels, side = 100, 8, 3
     packer, plan = Packer(), Plan()
     conv = nn.Conv2d(channels, 8, 3, padding=1)
@@ -204,7 +204,7 @@ def test_a_block_does_several_tiles_and_reads_the_weights_once(simt, monkeypatch
     for stored in (False, True):
         if stored:
             plan.add("store", src=y, in_channels=8)
-        runs.append(PlanRunner(plan, packer.tensor(), torch.float16, "simt"))
+        runs.append(HostRunner(plan, packer.tensor(), torch.float16))
     images = torch.randn(batch, channels, side, side)
     gates = (torch.rand(batch, 1, generator=torch.Generator().manual_seed(2)) < 0.8).byte()
     out = runs[1](images, torch.full((1,), 0.5), gates)
@@ -250,7 +250,7 @@ def gradual_layer(channels, side, sizes, width, shortcut, with_layer=True):
             else:
                 conv(width, size, 1, accumulate, src=inner, dst=x, out_offset=at)
     plan.add("store", src=x, in_channels=channels)
-    return PlanRunner(plan, packer.tensor() if with_layer else torch.empty(0), torch.float16, "simt")
+    return HostRunner(plan, packer.tensor() if with_layer else torch.empty(0), torch.float16)
 
 
 @pytest.mark.parametrize("shortcut", [True, False])
@@ -263,7 +263,7 @@ def test_a_gradual_layer_is_one_launch(simt, channels, side, sizes, width, short
     whole, rest = (count(simt, runner, x, torch.empty(batch, 0, dtype=torch.uint8)) for runner in runners)
     counts = {name: whole[name] - rest[name] for name in whole}
     plan = runners[0].plan
-    network = simt.Network(plan.words().tolist(), 1, batch, plan_runner.MULTIPROCESSORS, SHARED_BYTES)
+    network = simt.Network(plan.words().tolist(), 1, batch, host_runner.MULTIPROCESSORS, SHARED_BYTES)
     ((begin, end, rows, blocks, _),) = network.gradual_runs
     assert (begin, end) == (1, len(plan.code) - 1) and blocks > 1
     assert counts["launches"] == 1 and counts["blocks"] == batch * blocks
@@ -331,7 +331,7 @@ def bottleneck_units(channels, width, side, units, with_units=True):
                 plan.add("conv2d", src=src, dst=dst, flags=flags, out_mask=gate, in_mask=mask, **fields)
                 mask, gate = gate, gate + filters
     plan.add("store", src=x, in_channels=channels)
-    return PlanRunner(plan, packer.tensor() if with_units else torch.empty(0), torch.float16, "simt")
+    return HostRunner(plan, packer.tensor() if with_units else torch.empty(0), torch.float16)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.4, 1.0])

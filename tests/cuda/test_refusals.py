@@ -6,8 +6,7 @@ from references import make_block, randomise
 from small_models import SMALL, make_images
 
 import dsn_models
-from dsn_kernels.nn.gpu import GpuDenseBlock
-from dsn_kernels.nn.network import Network, Target
+from dsn_kernels.nn import Network, Stage, Target
 from dsn_models.errors import UserError
 
 BRANCHES = ("coarse", "fine")
@@ -63,7 +62,7 @@ def test_images(fast, images, message):
 
 
 def test_a_block_of_its_own(runner_module):
-    block = GpuDenseBlock(make_block(24, 1), torch.float16, "simt")
+    block = Stage(make_block(24, 1), Target("simt", torch.float16))
     x = torch.zeros(2, 24, 4, 4)
     refused(lambda: block(x, 1.5), r"threshold is 1.5; expected a number in \[0, 1\]")
     refused(lambda: block(x, float("nan")), "threshold is nan")

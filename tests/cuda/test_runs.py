@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from csrc.simt.host_runner import HostRunner
 from dsn_kernels import _C
 from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate, pack_linear
-from dsn_kernels.nn.plan_runner import PlanRunner
 from dsn_kernels.ops.network import Plan
 
 RELU, ACCUMULATE, POOL, NORMALISE = (_C.FLAGS[name] for name in ("relu", "accumulate", "pool", "normalise"))
@@ -171,7 +171,7 @@ def test_what_others_read_is_there(host, case):
     b, batch = Builder(), 3
     case(b)
     words, gates = b.packer.tensor(), b.plan.gates
-    walked, single = (PlanRunner(b.plan, words, torch.float32, "simt", clusters) for clusters in (True, False))
+    walked, single = (HostRunner(b.plan, words, torch.float32, clusters) for clusters in (True, False))
     image, limits = torch.randn(batch, CHANNELS, SIDE, SIDE), torch.full((gates,), 0.5)
     forced = (torch.arange(batch * gates).reshape(batch, gates) % 2).to(torch.uint8)
     schedule, launches = walked.schedule(batch), single.schedule(batch)
@@ -198,9 +198,7 @@ def test_clusters_of_any_size(host, case, runs, blocks):
     side, batch = 2 * blocks, 1
     b = Builder(side=side)
     case(b)
-    walked, single = (
-        PlanRunner(b.plan, b.packer.tensor(), torch.float16, "simt", clusters) for clusters in (True, False)
-    )
+    walked, single = (HostRunner(b.plan, b.packer.tensor(), torch.float16, clusters) for clusters in (True, False))
     assert [run[2:4] for run in getattr(walked.schedule(batch), runs)] == [[2, blocks]]
     image, limits = torch.randn(batch, CHANNELS, side, side), torch.empty(0)
     for seed in range(2):
@@ -216,9 +214,7 @@ def test_an_infinite_input_spreads_no_further(host):
     b.unit(), b.unit(), b.store(b.x)
     image, limits = torch.randn(1, 12, SIDE, SIDE), torch.empty(0)
     image[0, 0, 3, 3] = torch.inf
-    walked, single = (
-        PlanRunner(b.plan, b.packer.tensor(), torch.float16, "simt", clusters) for clusters in (True, False)
-    )
+    walked, single = (HostRunner(b.plan, b.packer.tensor(), torch.float16, clusters) for clusters in (True, False))
     assert walked.schedule(1).stage_runs
     for runner in (walked, single):
         assert runner(image, limits).map.isinf().nonzero().tolist() == [[0, 0, 3, 3]]

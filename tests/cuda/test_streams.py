@@ -6,8 +6,8 @@ from references import randomise
 from small_models import SMALL, make_images
 
 import dsn_models
+from csrc.simt.host_runner import HostRunner
 from dsn_kernels.nn.network import plan_network
-from dsn_kernels.nn.plan_runner import PlanRunner
 
 BATCH = 2
 COARSE, FINE = 0, 1
@@ -21,7 +21,7 @@ class Played:
         self.simt = simt
         self.layer = "resident_block" if clusters else "bottleneck_layer"
         model = randomise(dsn_models.create("concat-bc-100", **{**SMALL["concat-bc-100"], **overrides}))
-        self.runner = PlanRunner(*plan_network(model), torch.float16, "simt", clusters)
+        self.runner = HostRunner(*plan_network(model), torch.float16, clusters)
         self.images = make_images(model, BATCH)
         self.plan = self.runner.plan
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import dsn_models
-from dsn_kernels.measure.plots import picture
-from dsn_kernels.measure.serving import Load, load_figure, poisson_arrivals, serve, under_load
+from dsn_kernels.measure.serving import Load, poisson_arrivals, serve, under_load
+from dsn_kernels.report.plots import load_figure, picture
 from dsn_models import UserError
 
 

@@ -13,9 +13,9 @@ from dsn_kernels import ops
 from dsn_kernels.measure import timeline
 from dsn_kernels.measure.flops import flops
 from dsn_kernels.measure.gates import GateSetting
-from dsn_kernels.measure.plots import picture
 from dsn_kernels.measure.timeline import WHOLE_BATCH
-from dsn_kernels.measure.timeline_views import document, kinds, rows, timeline_figure, trace
+from dsn_kernels.report.plots import picture
+from dsn_kernels.report.timeline_views import document, kinds, rows, timeline_figure, trace
 from dsn_models import UserError
 
 FAMILIES = {
@@ -121,20 +121,21 @@ def test_what_torch_runs_is_of_the_whole_batch():
 def test_decisions_and_outputs_are_those_of_a_plain_call():
     fast = build("concat-bc-100")
     images = make_images(fast, 3)
-    given = (images, fast.weights, fast.thresholds, None, fast.plan_words, fast.plan.gates, fast.plan.logits)
-    *timed, spans = ops.timed_network(*given)
-    assert all(torch.equal(a, b) for a, b in zip(timed, ops.network(*given), strict=True))
+    given = (images, fast.weights, fast.thresholds, None, fast.plan_words)
+    *timed, spans = ops.run_plan(*given, **fast.sizes, timed=True)
+    *plain, none = ops.run_plan(*given, **fast.sizes)
+    assert all(torch.equal(a, b) for a, b in zip(timed, plain, strict=True)) and none.numel() == 0
     assert spans.shape == (3, torch.get_num_threads(), len(list(fast.plan.steps())), 3)
-    assert ops.timed_network(images[:0], *given[1:])[4].shape[0] == 0
+    assert ops.run_plan(images[:0], *given[1:], **fast.sizes, timed=True)[5].shape[0] == 0
 
 
 def test_opcheck():
     fast = build("concat-bc-100")
     images = make_images(fast, 2)
-    given = (images, fast.weights, fast.thresholds, None, fast.plan_words, fast.plan.gates, fast.plan.logits)
+    given = (images, fast.weights, fast.thresholds, None, None, fast.plan_words, *fast.sizes.values(), 0, True)
     # Times differ from call to call, so the tests that compare outputs cannot be run.
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.dsn.timed_network.default, given, test_utils=checks)
+    torch.library.opcheck(torch.ops.dsn.run_plan.default, given, test_utils=checks)
 
 
 def test_trace_table_and_picture():

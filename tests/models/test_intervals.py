@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dsn_kernels.measure.points import Point, summarise
 from dsn_kernels.measure.records import Record, read
+from dsn_kernels.tuning.points import Point, summarise
 from dsn_models.data import open_dataset
 from dsn_models.data.base import Clusters
 from dsn_models.intervals import design_effect, fraction_interval, mean_interval, share_interval

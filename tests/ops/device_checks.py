@@ -8,9 +8,10 @@ import copy
 import torch
 from references import assert_as_exact_as_torch, assert_gates_agree, make_block, randomise
 from small_models import UsersNetwork, make_images
+from stage_parts import images, make_selected, masks, residual_units, run_reference, run_selected
 
 import dsn_kernels
-from dsn_kernels.nn.gpu import GpuDenseBlock
+from dsn_kernels.nn import Stage, Target
 
 BLOCKS = {
     "bottleneck": {"channels": 24, "layers": 4},
@@ -23,10 +24,6 @@ BLOCKS = {
     "one-layer": {"channels": 5, "layers": 1, "growth": 7},
 }
 PATTERNS = ("own", "open", "shut", "random")
-
-
-def images(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
 
 
 def block_gates(batch, layers, seed=0):
@@ -48,8 +45,8 @@ def same_dtype(module, x, dtype, **options):
     return copy.deepcopy(module).to(dtype)(x.to(dtype), **options)
 
 
-def make_twin(place, block, dtype):
-    return GpuDenseBlock(block, dtype, place.backend).to(place.device)
+def make_twin(place, part, dtype):
+    return Stage(part, Target(place.backend, dtype)).to(place.device)
 
 
 def check_block(place, twin, block, x, dtype, forced):
@@ -67,11 +64,37 @@ def check_block(place, twin, block, x, dtype, forced):
     return y
 
 
-def check_without_gates(place, twin, module, x, dtype):
-    """Of a transition or a head, which have none."""
-    y = twin.to(place.device)(x.to(place.device)).cpu()
+def check_without_gates(place, module, x, dtype):
+    """Of a part that has none."""
+    y = make_twin(place, module, dtype)(x.to(place.device)).cpu()
     assert_as_exact_as_torch(y, same_dtype(module, x, dtype), same_dtype(module, x, torch.float64))
     return y
+
+
+def check_residual_units(place, stage, x, dtype, forced=None):
+    """Gated units, from :func:`stage_parts.make_stage`."""
+    twin, moved = make_twin(place, residual_units(stage), dtype), None if forced is None else forced.to(place.device)
+    y, taken, scores = (t.cpu() for t in twin(x.to(place.device), 0.5, moved))
+    exact, exact_scores = run_reference(copy.deepcopy(stage).double(), x.double(), forced=taken)
+    same, _ = run_reference(copy.deepcopy(stage).to(dtype), x.to(dtype), forced=taken)
+    assert_as_exact_as_torch(y, same, exact)
+    assert torch.equal(twin.last_macs.cpu(), twin.runner.plan.resized(*x.shape[2:]).macs(taken))
+    if forced is None:
+        assert_gates_agree(taken, scores, exact_scores, 0.5)
+    else:
+        assert torch.equal(taken, forced)
+
+
+def check_chosen_conv2d(place, name, dtype):
+    parts, relu, chosen = make_selected(name)
+    x, forced = images(3, 10, 11, 9), masks(3, 30, 0.5)
+    twin = make_twin(place, chosen, dtype)
+    y = twin(x.to(place.device), forced=forced.to(place.device)).cpu()
+    filters, channels = forced.split([20, 10], 1)
+    same = run_selected(copy.deepcopy(parts).to(dtype), relu, x.to(dtype), filters, channels)
+    exact = run_selected(copy.deepcopy(parts).double(), relu, x.double(), filters, channels)
+    assert_as_exact_as_torch(y, same, exact)
+    assert torch.equal(twin.last_macs.cpu(), twin.runner.plan.resized(11, 9).macs(forced))
 
 
 def check_inputs_of_the_kernels_type(place):

@@ -10,7 +10,7 @@ from torch import nn
 import dsn_models
 from dsn_kernels import _C
 from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate, pack_linear
-from dsn_kernels.nn.plan_runner import PlanRunner
+from dsn_kernels.nn.plan_runner import make_runner
 from dsn_kernels.ops.network import Plan
 from dsn_models.gaternet import find_gate_points
 from dsn_models.inception import Branches, ConvNorm
@@ -163,7 +163,7 @@ class ResidualUnits:
     gates: list[nn.Linear | None]
 
     def runner(self, dtype, backend):
-        return PlanRunner(self.plan, self.packer.tensor(), dtype, backend)
+        return make_runner(self.plan, self.packer.tensor(), dtype, backend)
 
     def reference(self, image, taken, dtype):
         """The map and, of each gate, its logit, with the gates of ``taken`` [B, gates] open."""

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -7,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import assert_as_exact_as_torch, assert_gates_agree, make_block
 
-import dsn_kernels
-from dsn_kernels import _C, nn
-from dsn_kernels.nn.packing import Packer, pack_dense_block
+from dsn_kernels import nn, ops
+from dsn_kernels.ops.network import Plan
+from dsn_models.errors import UserError
 
 
 @pytest.mark.parametrize("case", BLOCKS)
@@ -19,7 +20,7 @@ def test_equals_masked_reference(case, pattern, threads):
     layers, batch = len(block.layers), 3
     x = images(batch, BLOCKS[case]["channels"], 8, 8)
     forced = forced_gates(pattern, batch, layers)
-    y, taken, scores = nn.DenseBlock(block)(x, 0.5, forced)
+    y, taken, scores = nn.Stage(block)(x, 0.5, forced)
     exact = copy.deepcopy(block).double()
     reference, _, reference_scores = exact(x.double(), 0.5, taken)
     assert_as_exact_as_torch(y, block(x, 0.5, taken)[0], reference)
@@ -35,7 +36,7 @@ def test_odd_sizes(size, bottleneck, threads):
     block = make_block(channels=8, layers=3, growth=6, bottleneck=bottleneck)
     x = images(3, 8, *size)
     forced = torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 1]], dtype=torch.uint8)
-    y, _, _ = nn.DenseBlock(block)(x, 0.5, forced)
+    y, _, _ = nn.Stage(block)(x, 0.5, forced)
     exact = copy.deepcopy(block).double()
     assert_as_exact_as_torch(y, block(x, 0.5, forced)[0], exact(x.double(), 0.5, forced)[0])
 
@@ -54,7 +55,7 @@ def test_odd_sizes(size, bottleneck, threads):
 def test_any_shape(batch, channels, growth, layers, height, width, bottleneck, seed):
     block = make_block(channels, layers, growth, bottleneck)
     x, forced = images(batch, channels, height, width), block_gates(batch, layers, seed)
-    y, taken, _ = nn.DenseBlock(block)(x, 0.5, forced)
+    y, taken, _ = nn.Stage(block)(x, 0.5, forced)
     assert y.shape == (batch, channels + layers * growth, height, width)
     assert torch.equal(taken, forced)
     if batch:
@@ -73,12 +74,12 @@ def test_lower_instruction_sets_agree(isa, subprocess_python):
         for bottleneck in (True, False):
             block = make_block(24, 3, bottleneck=bottleneck)
             x, forced = torch.randn(3, 24, 9, 16), torch.tensor([[1, 0, 1]] * 3, dtype=torch.uint8)
-            y, exact = nn.DenseBlock(block)(x, 0.5, forced)[0], copy.deepcopy(block).double()
+            y, exact = nn.Stage(block)(x, 0.5, forced)[0], copy.deepcopy(block).double()
             assert_as_exact_as_torch(y, block(x, 0.5, forced)[0], exact(x.double(), 0.5, forced)[0])
-        for module, twin in ((make_transition(24, 20), nn.Transition), (make_head(24, 5), nn.Head)):
+        for module in (make_transition(24, 20), make_head(24, 5)):
             for size in ((16, 16), (9, 14)):
                 x = torch.randn(2, 24, *size)
-                assert_as_exact_as_torch(twin(module)(x), module(x), copy.deepcopy(module).double()(x.double()))
+                assert_as_exact_as_torch(nn.Stage(module)(x), module(x), copy.deepcopy(module).double()(x.double()))
         print(_C.build_info()["isa"])
         """,
         expect=isa,
@@ -89,20 +90,20 @@ def test_lower_instruction_sets_agree(isa, subprocess_python):
 def test_non_contiguous_input():
     block = make_block(channels=8, layers=2)
     x = images(4, 16, 8, 9)[::2, ::2].transpose(2, 3)
-    twin = nn.DenseBlock(block)
+    twin = nn.Stage(block)
     assert torch.equal(twin(x)[0], twin(x.contiguous())[0])
 
 
 def test_skipped_slices_are_zero():
     block = make_block(channels=8, layers=2)
-    y, _, _ = nn.DenseBlock(block)(images(2, 8, 6, 6), 0.5, torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8))
+    y, _, _ = nn.Stage(block)(images(2, 8, 6, 6), 0.5, torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8))
     assert not y[0, 8:20].any() and y[0, 20:].any()
     assert y[1, 8:20].any() and not y[1, 20:].any()
 
 
 def test_threshold_decides():
     block = make_block(channels=8, layers=3)
-    x, twin = images(4, 8, 6, 6), nn.DenseBlock(block)
+    x, twin = images(4, 8, 6, 6), nn.Stage(block)
     _, _, scores = twin(x, 0.5)
     assert torch.equal(twin(x, 1.0)[1], torch.zeros(4, 3, dtype=torch.uint8))  # no score exceeds 1
     first = scores[0, 0].item()
@@ -111,7 +112,7 @@ def test_threshold_decides():
 
 def test_same_result_for_any_number_of_threads():
     block = make_block(channels=24, layers=4)
-    twin, x, before = nn.DenseBlock(block), images(3, 24, 16, 16), torch.get_num_threads()
+    twin, x, before = nn.Stage(block), images(3, 24, 16, 16), torch.get_num_threads()
     results = []
     for count in (1, 2, 3, 5):
         torch.set_num_threads(count)
@@ -122,55 +123,91 @@ def test_same_result_for_any_number_of_threads():
 
 
 def arguments(block, x, forced=None):
-    packer = Packer()
-    fields = pack_dense_block(packer, block)
-    layers = fields["layers"]
-    return (
-        (x, packer.tensor(), torch.full((layers,), 0.5), forced),
-        {"growth": fields["out_channels"], "layers": layers, "bottleneck": fields["bottleneck"]},
-    )
+    """Of the operator, by name."""
+    runner = nn.Stage(block).runner
+    plan = runner.plan.resized(*x.shape[-2:])
+    limits = torch.full((plan.gates,), 0.5)
+    return {"image": x, "weights": runner.weights, "thresholds": limits, "forced_gates": forced,
+            "plan": plan, **ops.plan_sizes(plan)}  # fmt: skip
 
 
 def test_opcheck():
     block = make_block(channels=8, layers=2)
-    (x, weights, thresholds, _), fields = arguments(block, images(2, 8, 5, 5))
     for forced in (None, block_gates(2, 2)):
-        torch.library.opcheck(
-            torch.ops.dsn.dense_block.default, (x, weights, thresholds, forced, *fields.values(), _C.GATES["hard"], 0)
-        )
+        given = arguments(block, images(2, 8, 5, 5), forced)
+        given["plan"] = given["plan"].words()
+        rest = {"count": None, "element": 0, "timed": False}
+        torch.library.opcheck(torch.ops.dsn.run_plan.default, (), {**given, **rest})
 
 
 def test_nan_stays_nan():
     block = make_block(channels=8, layers=1)
     x = images(1, 8, 4, 4)
     x[0, 0, 0, 0] = float("nan")
-    y, _, _ = nn.DenseBlock(block)(x, 0.5, torch.ones(1, 1, dtype=torch.uint8))
+    y, _, _ = nn.Stage(block)(x, 0.5, torch.ones(1, 1, dtype=torch.uint8))
     assert y[0, 8:].isnan().any()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": images(8, 5, 5)}, r"dense_block: x must have shape \[any, any, any, any\], got \[8, 5, 5\]"),
-        ({"x": images(2, 8, 5, 5).double()}, "dense_block: x must be Float, got Double"),
-        ({"weights": torch.zeros(3)}, "dense_block: weights hold 3 floats"),
-        ({"thresholds": torch.full((3,), 0.5)}, r"dense_block: thresholds must have shape \[2\], got \[3\]"),
-        ({"thresholds": torch.tensor([0.5, 1.5])}, r"dense_block: thresholds must lie in \[0, 1\], got 1.5"),
-        ({"thresholds": torch.tensor([0.5, float("nan")])}, r"dense_block: thresholds must lie in \[0, 1\], got"),
+        ({"image": images(8, 5, 5)}, r"run_plan: image must have shape \[any, any, any, any\], got \[8, 5, 5\]"),
+        ({"image": images(2, 8, 5, 5).double()}, "run_plan: image must be Float, got Double"),
+        ({"weights": torch.zeros(3)}, "run_plan: weights hold 3 floats"),
+        ({"thresholds": torch.full((3,), 0.5)}, r"run_plan: thresholds must have shape \[2\], got \[3\]"),
+        ({"thresholds": torch.tensor([0.5, 1.5])}, r"run_plan: thresholds must lie in \[0, 1\], got 1.5"),
+        ({"thresholds": torch.tensor([0.5, float("nan")])}, r"run_plan: thresholds must lie in \[0, 1\], got"),
         (
             {"forced_gates": torch.zeros(2, 3, dtype=torch.uint8)},
             r"forced_gates must have shape \[2, 2\], got \[2, 3\]",
         ),
-        ({"forced_gates": torch.zeros(2, 2)}, "dense_block: forced_gates must be Byte, got Float"),
+        ({"forced_gates": torch.zeros(2, 2)}, "run_plan: forced_gates must be Byte, got Float"),
         ({"forced_gates": torch.full((2, 2), 2, dtype=torch.uint8)}, "must hold 0 .skip. or 1 .run., got 2"),
-        ({"layers": -1}, "dense_block: "),
-        ({"growth": 0}, "dense_block: "),
-        ({"bottleneck": -4}, "dense_block: "),
+        ({"layers": -1}, "run_plan: "),
+        ({"out_channels": 0}, "run_plan: "),
+        ({"bottleneck": -4}, "run_plan: "),
     ],
 )
 def test_bad_arguments_are_named_in_one_line(change, message):
-    positional, fields = arguments(make_block(channels=8, layers=2), images(2, 8, 5, 5))
-    given = {**dict(zip(("x", "weights", "thresholds", "forced_gates"), positional, strict=True)), **fields, **change}
+    """Of the operator, and of the instruction in its plan."""
+    given = arguments(make_block(channels=8, layers=2), images(2, 8, 5, 5))
+    plan, fields = given["plan"], change.keys() & {"layers", "out_channels", "bottleneck"}
+    block = dataclasses.replace(plan.code[1], **{name: change[name] for name in fields})
+    given |= change | {"plan": Plan(plan.buffers, [plan.code[0], block, plan.code[2]]).words()}
+    for name in fields:
+        del given[name]
     with pytest.raises(RuntimeError, match=message) as error:
-        dsn_kernels.ops.dense_block(**given)
+        ops.run_plan(**given)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"x": images(8, 5, 5)}, r"x has shape \[8, 5, 5\]; expected a batch of maps"),
+        ({"threshold": 1.5}, r"threshold is 1.5; expected a number in \[0, 1\]"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"forced": torch.full((2, 2), 3, dtype=torch.uint8)}, "forced gates hold 3; expected 0 .skip. and 1 .run."),
+    ],
+)
+def test_a_users_mistake_is_told_in_one_line(given, message):
+    stage = nn.Stage(make_block(channels=8, layers=2))
+    with pytest.raises(UserError, match=message) as error:
+        stage(**{"x": images(2, 8, 5, 5), **given})
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_last_call_did():
+    stage, forced = nn.Stage(make_block(channels=8, layers=2)), torch.tensor([[1, 0], [0, 0]], dtype=torch.uint8)
+    _, taken, scores = stage(images(2, 8, 5, 5), forced=forced)
+    assert torch.equal(stage.last_gates, forced) and torch.equal(taken, forced)
+    assert torch.equal(stage.last_scores, scores)
+    assert torch.equal(stage.last_macs, stage.runner.plan.resized(5, 5).macs(forced))
+    assert stage.last_macs[0] > stage.last_macs[1]
+
+
+def test_compiles_with_its_gates():
+    stage, x = nn.Stage(make_block(channels=8, layers=2)), images(3, 8, 5, 5)
+    compiled = torch.compile(stage, fullgraph=True, backend="aot_eager")
+    assert all(torch.equal(a, b) for a, b in zip(compiled(x), stage(x), strict=True))
+    assert torch.equal(compiled.last_gates, stage.last_gates)

@@ -3,8 +3,10 @@ import copy
 import pytest
 import torch
 from references import assert_as_exact_as_torch, make_head
+from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_kernels import nn, ops
+from dsn_models.errors import UserError
 
 
 def images(*shape):
@@ -16,18 +18,31 @@ def images(*shape):
 def test_equals_reference(size, channels, threads):
     module = make_head(*channels)
     x = images(3, channels[0], *size)
-    assert_as_exact_as_torch(nn.Head(module)(x), module(x), copy.deepcopy(module).double()(x.double()))
+    assert_as_exact_as_torch(nn.Stage(module)(x), module(x), copy.deepcopy(module).double()(x.double()))
+
+
+def arguments(twin, x):
+    """Of the operator."""
+    runner, plan = twin.runner, twin.runner.plan.resized(*x.shape[-2:])
+    return x, runner.weights, torch.empty(0), None, plan.words(), *ops.plan_sizes(plan).values()
 
 
 def test_empty_batch_and_opcheck():
-    twin = nn.Head(make_head(8, 4))
+    twin = nn.Stage(make_head(8, 4))
     assert twin(images(0, 8, 6, 6)).shape == (0, 4)
-    torch.library.opcheck(torch.ops.dsn.head.default, (images(2, 8, 6, 6), twin.weights, 4))
+    *first, plan, gates, logits, stored = arguments(twin, images(2, 8, 6, 6))
+    assert (gates, logits, stored) == (0, 4, [0, 1, 1])
+    given = (*first, None, plan, gates, logits, stored, 0, False)
+    torch.library.opcheck(torch.ops.dsn.run_plan.default, given)
+    with FlopCounterMode(display=False) as counter:
+        twin(images(2, 8, 6, 6))
+    assert counter.get_total_flops() == 2 * int(twin.last_macs.sum()) == 2 * 2 * 8 * 4
 
 
 def test_bad_arguments():
-    twin = nn.Head(make_head(8, 4))
-    with pytest.raises(RuntimeError, match="head: x must have shape"):
-        ops.head(images(2, 8), twin.weights, 4)
-    with pytest.raises(RuntimeError, match="head: weights hold"):
-        ops.head(images(2, 8, 6, 6), twin.weights, 400)
+    twin = nn.Stage(make_head(8, 4))
+    with pytest.raises(UserError, match=r"x has shape \[2, 8\]; expected a batch of maps"):
+        twin(images(2, 8))
+    with pytest.raises(RuntimeError, match="run_plan: weights hold"):
+        image, _, *rest = arguments(twin, images(2, 8, 6, 6))
+        ops.run_plan(image, torch.zeros(8), *rest)

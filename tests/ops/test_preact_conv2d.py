@@ -5,6 +5,7 @@ import torch
 from references import assert_as_exact_as_torch, make_transition
 
 from dsn_kernels import nn, ops
+from dsn_models.errors import UserError
 
 
 def images(*shape):
@@ -18,34 +19,42 @@ def images(*shape):
 def test_equals_reference(size, channels, threads):
     module = make_transition(*channels)
     x = images(3, channels[0], *size)
-    y = nn.Transition(module)(x)
+    y = nn.Stage(module)(x)
     assert y.shape == module(x).shape
     assert_as_exact_as_torch(y, module(x), copy.deepcopy(module).double()(x.double()))
 
 
 def test_empty_batch_and_non_contiguous():
     module = make_transition(8, 4)
-    twin = nn.Transition(module)
+    twin = nn.Stage(module)
     assert twin(images(0, 8, 6, 6)).shape == (0, 4, 3, 3)
     x = images(2, 16, 6, 6)[:, ::2]
     assert torch.equal(twin(x), twin(x.contiguous()))
 
 
 def test_opcheck():
-    twin = nn.Transition(make_transition(8, 4))
-    torch.library.opcheck(torch.ops.dsn.preact_conv2d.default, (images(2, 8, 6, 6), twin.weights, 4))
+    runner = nn.Stage(make_transition(8, 4)).runner
+    plan = runner.plan.resized(6, 6)
+    given = (images(2, 8, 6, 6), runner.weights, torch.empty(0), None, None, plan.words())
+    torch.library.opcheck(torch.ops.dsn.run_plan.default, (*given, *ops.plan_sizes(plan).values(), 0, False))
 
 
 @pytest.mark.parametrize(
-    ("x", "message"),
+    ("x", "kind", "message"),
     [
-        (images(2, 8, 1, 6), r"preact_conv2d: x must be at least 2 x 2, got \[2, 8, 1, 6\]"),
-        (images(2, 800, 6, 6), "preact_conv2d: weights hold"),
-        (images(2, 8, 6), "preact_conv2d: x must have shape"),
-        (images(2, 8, 6, 6).half(), "preact_conv2d: x must be Float, got Half"),
+        (images(2, 8, 1, 6), UserError, "maps are 1 x 6; expected larger ones"),
+        (images(2, 800, 6, 6), RuntimeError, "run_plan: instruction 0 of the plan does not fit its buffers"),
+        (images(2, 8, 6), UserError, r"x has shape \[2, 8, 6\]; expected a batch of maps"),
+        (images(2, 8, 6, 6).half(), RuntimeError, "run_plan: image must be Float, got Half"),
     ],
 )
-def test_bad_arguments(x, message):
-    twin = nn.Transition(make_transition(8, 4))
-    with pytest.raises(RuntimeError, match=message):
-        ops.preact_conv2d(x, twin.weights, 4)
+def test_bad_arguments(x, kind, message):
+    twin = nn.Stage(make_transition(8, 4))
+    with pytest.raises(kind, match=message):
+        twin(x)
+
+
+def test_weights_of_another_transition_are_refused():
+    plan = nn.Stage(make_transition(8, 4)).runner.plan.resized(6, 6)
+    with pytest.raises(RuntimeError, match="run_plan: weights hold 8 floats"):
+        ops.run_plan(images(2, 8, 6, 6), torch.zeros(8), torch.empty(0), None, plan.words(), **ops.plan_sizes(plan))

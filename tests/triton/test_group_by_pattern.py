@@ -4,38 +4,44 @@ from device_checks import accelerate, check_network
 from small_models import make_images, random_gates
 from small_planned import make_planned
 
-from dsn_kernels.ops.group_by_pattern import group_by_pattern as on_cpu
+
+def group(masks, parts, device):
+    from dsn_kernels.triton.group_by_pattern import group_by_patterns
+
+    order, offsets = group_by_patterns(masks.to(device), torch.tensor(parts, dtype=torch.int32, device=device))
+    return order.tolist(), offsets.tolist()
+
+
+def expected(masks):
+    """By a dictionary, in order: the samples group after group, and where groups begin."""
+    members = {}
+    for i, row in enumerate(masks.tolist()):
+        members.setdefault(tuple(row), []).append(i)
+    order, starts = [], []
+    for samples in members.values():
+        starts.append(len(order))
+        order += samples
+    return order, starts + [len(masks)] * (len(masks) + 1 - len(starts))
 
 
 @pytest.mark.parametrize(("batch", "layers", "distinct"), [(1, 4, 1), (9, 1, 2), (70, 96, 8), (20, 0, 1), (66, 33, 66)])
-def test_equals_the_cpu(place, batch, layers, distinct):
-    from dsn_kernels.triton.group_by_pattern import group_by_pattern
-
+def test_equal_masks_side_by_side(place, batch, layers, distinct):
     generator = torch.Generator().manual_seed(batch)
     patterns = torch.randint(0, 2, (distinct, layers), generator=generator, dtype=torch.uint8)
-    gates = patterns[torch.randint(0, distinct, (batch,), generator=generator)]
-    actual = group_by_pattern(gates.to(place.device))
-    assert [t.tolist() for t in actual] == [t.tolist() for t in on_cpu(gates)]
+    masks = patterns[torch.randint(0, distinct, (batch,), generator=generator)]
+    order, offsets = expected(masks)
+    assert group(masks, [[0, layers, 0, 0]], place.device) == ([order], [offsets])
 
 
-def test_empty_and_refused(place):
-    from dsn_kernels.triton.group_by_pattern import group_by_pattern
-
-    order, group, offsets = group_by_pattern(torch.empty(0, 3, dtype=torch.uint8, device=place.device))
-    assert order.shape == group.shape == (0,) and offsets.tolist() == [0]
-    with pytest.raises(RuntimeError, match=r"group_by_pattern: gates must be uint8 .* got torch.float32 \[3, 4\]"):
-        group_by_pattern(torch.zeros(3, 4))
+def test_empty(place):
+    assert group(torch.empty(0, 3, dtype=torch.uint8), [[0, 3, 0, 0]], place.device) == ([[]], [[0]])
 
 
 def test_by_two_parts_of_a_mask(place):
-    from dsn_kernels.triton.group_by_pattern import group_by_patterns
-
     masks = torch.randint(0, 2, (12, 9), generator=torch.Generator().manual_seed(0)).byte()
-    parts = torch.tensor([[0, 2, 5, 1], [4, 0, 7, 2]], dtype=torch.int32)
-    actual = group_by_patterns(masks.to(place.device), parts.to(place.device))
-    expected = [on_cpu(masks[:, columns].contiguous()) for columns in ([0, 1, 5], [7, 8])]
-    for found, by_part in zip(actual, zip(*expected, strict=True), strict=True):
-        assert found.tolist() == [part.tolist() for part in by_part]
+    orders, offsets = zip(*(expected(masks[:, columns]) for columns in ([0, 1, 5], [7, 8])), strict=True)
+    found = group(masks, [[0, 2, 5, 1], [4, 0, 7, 2]], place.device)
+    assert found == (list(orders), list(offsets))
 
 
 def test_samples_that_choose_alike_share_tiles(place):

@@ -7,7 +7,6 @@ from small_models import SMALL, make_images, random_gates
 from small_planned import make_planned
 
 import dsn_models
-from dsn_kernels import _C
 
 TINY = {"stage_units": (1, 2), "stage_widths": (8, 16), "stem_width": 8, "image_size": 8}
 MODELS = {
@@ -73,30 +72,6 @@ def test_channels_that_all_lack_data(place, name):
     model = make_planned(name)
     fast = accelerate(place, model)
     check_network(place, model, fast, make_images(model, 1), torch.float32, random_gates(fast, 1, 0))
-
-
-def test_every_instruction_of_a_plan_is_served(place):
-    from dsn_kernels.triton.steps import STEPS
-
-    assert set(STEPS) == set(_C.OPS)
-
-
-@pytest.mark.parametrize("density", [0, 1])
-@pytest.mark.parametrize("name", ["skipnet-38-rnn", "gaternet-resnet-20"])
-def test_all_open_and_all_shut(place, name, density):
-    model = make(name)
-    fast = accelerate(place, model)
-    check_network(place, model, fast, make_images(model, 2), torch.float32, random_gates(fast, 2, density))
-
-
-def test_samples_of_a_tile_are_far_apart(place):
-    """Two of seventy samples run a unit: one from each word."""
-    model = make("skipnet-38-rnn")
-    fast = accelerate(place, model, torch.float16)
-    forced = random_gates(fast, 70, 0)
-    for gates in forced.values():
-        gates[[3, 68]] = 1
-    check_network(place, model, fast, make_images(model, 70), torch.float16, forced)
 
 
 @pytest.mark.parametrize("name", ["skipnet-38-rnn", "gaternet-resnet-20", "gunn-15"])

@@ -13,7 +13,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
 import dsn_models
-from dsn_kernels.nn import Network, Target
+from dsn_kernels import Accelerated, Target
 
 
 class Seen(Exception):
@@ -30,7 +30,7 @@ MODELS = {
 
 def kernels_of(name):
     model = dsn_models.create(name, image_size=8, **MODELS[name]).eval()
-    fast = Network(model, Target("triton", torch.float16)).to("meta")
+    fast = Accelerated(model, Target("triton", torch.float16)).to("meta")
     kernels = collections.Counter()
 
     def look(graph, inputs):

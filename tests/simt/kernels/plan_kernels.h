@@ -236,7 +236,7 @@ void filter_lists(Buffer masks, Buffer lists, Buffer counts, Buffer first, Buffe
   p.list[0] = {0, 0, 1};
   p.run[0] = {70, 0};
   start<filter_lists_kernel<kThreads>>(p, batch, kThreads, 0);
-  const GroupParams g{masks.data<uint8_t>(), first.data<int32_t>(), order.data<int64_t>(), nullptr, nullptr, batch, 70};
+  const GroupParams g{masks.data<uint8_t>(), first.data<int32_t>(), order.data<int64_t>(), batch, 70};
   start<first_equal_kernel>(g, 1, kThreads, 0);
   start<place_kernel>(g, 1, kThreads, kGroupBytes);
 }

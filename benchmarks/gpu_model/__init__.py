@@ -1,0 +1,1 @@
+"""What the GPU kernels are predicted to reach: docs/gpu-model.md."""

@@ -1,0 +1,5 @@
+"""``python -m benchmarks.gpu_model``."""
+
+from .model import main
+
+main()

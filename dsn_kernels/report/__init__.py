@@ -1,0 +1,1 @@
+"""Measurements as figures and as a page."""

@@ -1,0 +1,8 @@
+"""What runs in a model's place: whole networks, parts of networks, and what runs their graphs."""
+
+from .network import Accelerated, Result
+from .part import Part
+from .runner import RUNNERS, PlanRunner, make_runner
+from .target import CPU, Target
+
+__all__ = ["CPU", "RUNNERS", "Accelerated", "Part", "PlanRunner", "Result", "Target", "make_runner"]

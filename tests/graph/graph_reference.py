@@ -1,0 +1,196 @@
+"""What a graph means, in plain torch: everything is computed, then masked."""
+
+import torch
+from references import assert_as_exact_as_torch, assert_gates_agree
+from torch.nn import functional as F
+
+from dsn_kernels import graph as g
+from dsn_kernels.outputs import Outputs
+
+
+def run_graph(graph, image, thresholds, forced=None, dtype=torch.float64):
+    """Outputs of a graph for image [B, C, H, W], all in ``dtype``; the MACs are those of the formula.
+
+    Gates are taken as ``forced``, uint8 [B, L], says, or where a score exceeds its threshold [L].
+    """
+    return Reference(graph, image.to(dtype), thresholds, forced).run()
+
+
+class Reference:
+    """A graph's run, node by node: ``maps`` holds zeros where nothing is written."""
+
+    def __init__(self, graph, image, thresholds, forced):
+        self.graph, self.image, self.thresholds, self.forced = graph, image, thresholds, forced
+        batch = len(image)
+        self.maps = [image.new_zeros(batch, *map) for map in graph.maps]
+        self.logits = image.new_zeros(batch, graph.logits)
+        self.stored = image.new_zeros(batch, 0, 1, 1)
+        self.taken = torch.zeros(batch, graph.gates, dtype=torch.uint8) if forced is None else forced.clone()
+        self.scores = image.new_zeros(batch, graph.gates)
+        self.memory = None  # of the LSTM: hidden and cell
+
+    def run(self):
+        for node in self.graph.nodes:
+            self.step(node)
+        macs = g.count_macs(self.graph, self.taken)
+        return Outputs(self.logits, self.stored, self.taken, self.scores, macs)
+
+    def step(self, node):
+        getattr(self, f"_{node.op}")(node)
+
+    def _own(self, value):
+        return value.to(self.image.dtype)
+
+    def _mask(self, first, channels):
+        if first < 0:
+            return self.image.new_ones(1, channels, 1, 1)
+        return self._own(self.taken[:, first : first + channels, None, None])
+
+    def _preact(self, x, norm):
+        scale, shift = (self._own(part)[:, None, None] for part in norm)
+        return (x * scale + shift).relu()
+
+    def _source(self, node):
+        first = getattr(node, "src_offset", 0)
+        return self.maps[node.src][:, first : first + node.in_channels]
+
+    def _put(self, node, value, first=0):
+        self.maps[node.dst] = self.maps[node.dst].clone()
+        self.maps[node.dst][:, first : first + value.shape[1]] = value
+
+    def _decide(self, gate, score):
+        self.scores[:, gate] = score
+        if self.forced is None:
+            self.taken[:, gate] = (score > self.thresholds[gate]).to(torch.uint8)
+
+    def _load(self, node):
+        self._put(node, self.image * self._mask(node.out_mask, node.in_channels))
+
+    def _stem(self, node):
+        self._put(node, F.conv2d(self.image, self._own(node.weight), padding=1))
+
+    def _dense_block(self, node):
+        x = self.maps[node.dst][:, : node.in_channels]
+        for i, layer in enumerate(node.layers):
+            gate = node.first_gate + i
+            if node.gate == "none":
+                self.scores[:, gate], self.taken[:, gate] = 1, 1
+            else:
+                z = (x.mean((2, 3)) * self._own(layer.gate)).sum(1) + self._own(layer.gate_bias)
+                self._decide(gate, (z + 0.5).clamp(0, 1) if node.gate == "hard" else z.sigmoid())
+            y = self._preact(x, layer.norm)
+            if layer.reduce is not None:
+                y = F.conv2d(y, self._own(layer.reduce), self._own(layer.reduce_bias)).relu()
+            y = F.conv2d(y, self._own(layer.conv), padding=1)
+            if layer.expand is not None:
+                y = F.conv2d((y + self._own(layer.conv_bias)[:, None, None]).relu(), self._own(layer.expand))
+            y = torch.where(self.taken[:, gate, None, None, None] != 0, y, 0)
+            x = x + y if node.merge == "add" else torch.cat([x, y], 1)
+        self._put(node, x)
+
+    def _transition(self, node):
+        x = self._source(node)
+        if node.guide >= 0:
+            wide = F.interpolate(self.maps[node.guide], x.shape[2:], mode="bilinear", align_corners=False)
+            x = torch.cat([x, wide], 1)
+        self._put(node, F.avg_pool2d(F.conv2d(self._preact(x, node.norm), self._own(node.weight)), 2))
+
+    def _features(self, node):
+        return self._preact(self._source(node), node.norm).mean((2, 3))
+
+    def _classify(self, node, features):
+        logits = F.linear(features, self._own(node.weight), self._own(node.bias))
+        self.logits[:, node.out_offset : node.out_offset + node.out_channels] = logits
+
+    def _head(self, node):
+        self._classify(node, self._features(node))
+
+    def _path_head(self, node):
+        gates = self._own(self.taken[:, node.first_gate : node.first_gate + node.gates])
+        gamma, beta = torch.einsum("pcl,bl->pbc", self._own(node.path), gates) + self._own(node.path_bias)[:, None]
+        self._classify(node, (1 + gamma) * self._features(node) + beta)
+
+    def _conv2d(self, node):
+        x, window = self._source(node), node.window
+        if node.before is not None:
+            x = self._preact(x, node.before)
+        _, height, width = self.graph.maps[node.dst]  # so far reaches the last window
+        below = (height - 1) * window.stride + window.rows - window.pad_rows - x.shape[2]
+        right = (width - 1) * window.stride + window.columns - window.pad_columns - x.shape[3]
+        x = F.pad(x, (window.pad_columns, right, window.pad_rows, below))
+        y = F.conv2d(x, self._own(node.weight), self._own(node.bias), window.stride)
+        y = y * self._mask(node.out_mask, node.out_channels)
+        before = self.maps[node.dst][:, node.out_offset : node.out_offset + node.out_channels]
+        if node.accumulate:
+            y = y + before
+        if node.relu:
+            count = node.relu_channels or node.out_channels
+            y = torch.cat([y[:, :count].relu(), y[:, count:]], 1)
+        if node.only_if >= 0:
+            y = torch.where(self.taken[:, node.only_if, None, None, None] != 0, y, before)
+        self._put(node, y, node.out_offset)
+
+    def _subsample(self, node):
+        self.maps[node.dst] = torch.zeros_like(self.maps[node.dst])
+        self._put(node, self._source(node)[:, :, :: node.stride, :: node.stride], node.out_offset)
+
+    def _pool(self, node, small):
+        self._put(node, small * self._mask(node.out_mask, node.in_channels), node.out_offset)
+
+    def _max_pool(self, node):
+        window = node.window
+        self._pool(node, F.max_pool2d(self._source(node), window[:2], window.stride, window[3:]))
+
+    def _avg_pool(self, node):
+        window = node.window
+        small = F.avg_pool2d(self._source(node), window[:2], window.stride, window[3:], count_include_pad=False)
+        self._pool(node, small)
+
+    def _pool_sums(self, node):
+        pass
+
+    def _tanh(self, node):
+        self.maps[node.src] = torch.cat([self._source(node).tanh(), self.maps[node.src][:, node.in_channels :]], 1)
+
+    def _add(self, node):
+        before = self.maps[node.dst][:, node.out_offset : node.out_offset + node.in_channels]
+        self._put(node, before + self._source(node), node.out_offset)
+
+    def _gate(self, node):
+        x = F.linear(self._source(node).mean((2, 3)), self._own(node.weight), self._own(node.bias))
+        if node.recurrence is not None:
+            input, hidden, bias, projection, projection_bias = (self._own(part) for part in node.recurrence)
+            if not node.follows:
+                self.memory = (torch.zeros_like(x), torch.zeros_like(x))
+            self.memory = torch.lstm_cell(x, self.memory, input, hidden, bias, torch.zeros_like(bias))
+            x = F.linear(self.memory[0], projection[None], projection_bias)
+        self._decide(node.first_gate, x[:, 0].sigmoid())
+
+    def _linear(self, node):
+        self._classify(node, self._source(node).mean((2, 3)))
+
+    def _store(self, node):
+        self.stored = self._source(node)
+
+
+@torch.no_grad()
+def check_graph(runner, graph, image, dtype, forced=None, device="cpu"):
+    """Outputs, gates, scores and MACs of ``runner(image, thresholds, forced)``, in ``dtype`` on ``device``."""
+    thresholds = torch.full((graph.gates,), 0.5)
+    gates = None if forced is None else forced.to(device)
+    actual = runner(image.to(device), thresholds.to(device), gates)
+    out = Outputs(*(part.cpu() for part in actual))
+    if forced is not None:
+        assert torch.equal(out.gates, forced)
+    exact = run_graph(graph, image, thresholds, out.gates)
+    same = run_graph(graph, image, thresholds, out.gates, dtype)
+    for name in ("logits", "map"):
+        if getattr(exact, name).numel():
+            assert_as_exact_as_torch(*(getattr(outputs, name) for outputs in (out, same, exact)))
+    decided = [node for node in graph.nodes if isinstance(node, (g.Gate, g.DenseBlock))]
+    if dtype == torch.float32 and decided and forced is None:
+        assert_gates_agree(out.gates, out.scores, exact.scores, 0.5)
+    elif dtype == torch.float32 and decided:
+        torch.testing.assert_close(out.scores.double(), exact.scores, rtol=0, atol=2e-5)
+    assert torch.equal(out.macs, exact.macs), "the kernels count what the formula says"
+    return actual

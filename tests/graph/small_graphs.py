@@ -1,0 +1,247 @@
+"""Graphs made by hand, of random weights: between them every node, and every option that a kernel tells apart."""
+
+import math
+
+import torch
+
+from dsn_kernels import graph as g
+
+WIDE = g.Window(3, 3, 1, 1, 1)
+ONE = g.Window(1, 1)
+
+
+class Weights:
+    """Random weights whose products neither vanish nor grow, and parts of nodes."""
+
+    def __init__(self, seed=0):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape, scale=1.0):
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64) * scale
+
+    def kernel(self, *shape):
+        return self.normal(*shape, scale=(2 / math.prod(shape[1:])) ** 0.5)
+
+    def bias(self, channels):
+        return self.normal(channels, scale=0.3)
+
+    def norm(self, channels):
+        return g.Affine(self.normal(channels, scale=0.5) + 0.8, self.bias(channels))
+
+    def conv(self, out_channels, in_channels, rows=1, columns=None):
+        """Weight and bias of a `Conv2d`."""
+        kernel = self.kernel(out_channels, in_channels, rows, columns or rows)
+        return {"in_channels": in_channels, "weight": kernel, "bias": self.bias(out_channels)}
+
+    def linear(self, out_channels, in_channels):
+        kernel = self.kernel(out_channels, in_channels)
+        return {"in_channels": in_channels, "weight": kernel, "bias": self.bias(out_channels)}
+
+    def layer(self, channels, growth, bottleneck, merge, gate):
+        add, inner = merge == "add", bottleneck or channels
+        return g.DenseLayer(
+            norm=self.norm(channels),
+            reduce=self.kernel(bottleneck, channels, 1, 1) if bottleneck else None,
+            reduce_bias=self.bias(bottleneck) if bottleneck else None,
+            conv=self.kernel(bottleneck if add else growth, inner, 3, 3),
+            conv_bias=self.bias(bottleneck) if add else None,
+            expand=self.kernel(channels, bottleneck, 1, 1) if add else None,
+            gate=None if gate == "none" else self.normal(channels, scale=2 / channels**0.5),
+            gate_bias=None if gate == "none" else self.bias(1),
+        )
+
+    def block(self, channels, layers, growth=12, bottleneck=True, merge="concat", gate="hard", **fields):
+        """A `DenseBlock`; a bottleneck has four times the growth rate, of the add merge a quarter of the channels."""
+        inner = channels // 4 if merge == "add" else 4 * growth if bottleneck else 0
+        step = 0 if merge == "add" else growth
+        made = tuple(self.layer(channels + i * step, growth, inner, merge, gate) for i in range(layers))
+        return g.DenseBlock(in_channels=channels, layers=made, gate=gate, merge=merge, **{"first_gate": 0, **fields})
+
+
+def width(block):
+    """Channels of a dense block's map."""
+    return block.channels_before(len(block.layers))
+
+
+def dense_block(size, seed=0, **options):
+    """A block alone, between the map that enters and the one that leaves."""
+    graph, block = g.Graph(), Weights(seed).block(**options)
+    x = graph.map(width(block), *size)
+    graph.add(g.Load(dst=x, in_channels=block.in_channels))
+    graph.add(g.DenseBlock(**{**vars(block), "dst": x}))
+    graph.add(g.Store(src=x, in_channels=width(block)))
+    return graph
+
+
+def transition(channels, out_channels, size):
+    graph, weights = g.Graph(), Weights()
+    x, y = graph.map(channels, *size), graph.map(out_channels, size[0] // 2, size[1] // 2)
+    norm, weight = weights.norm(channels), weights.kernel(out_channels, channels, 1, 1)
+    graph.add(g.Load(dst=x, in_channels=channels))
+    graph.add(g.Transition(src=x, dst=y, in_channels=channels, norm=norm, weight=weight))
+    graph.add(g.Store(src=y, in_channels=out_channels))
+    return graph
+
+
+def head(channels, classes, size):
+    graph, weights = g.Graph(), Weights()
+    x = graph.map(channels, *size)
+    graph.add(g.Load(dst=x, in_channels=channels))
+    graph.add(g.Head(src=x, norm=weights.norm(channels), **weights.linear(classes, channels)))
+    return graph
+
+
+def two_branches(gate="hard"):
+    """Two dense branches, the last block of the second guided by the first; a path decides on its features."""
+    graph, weights = g.Graph(), Weights()
+    stem, guide, gates, logits = weights.kernel(12, 3, 3, 3), -1, 0, 0
+    for branch in ("coarse", "fine"):
+        first_gate, first = gates, weights.block(12, 2, growth=6, gate=gate)
+        x = graph.map(width(first), 8)
+        graph.add(g.Stem(dst=x, in_channels=3, weight=stem, branch=branch))
+        graph.add(g.DenseBlock(**{**vars(first), "dst": x, "first_gate": gates, "branch": branch}))
+        gates += 2
+        channels = width(first) + (graph.maps[guide].channels if guide >= 0 else 0)
+        second = weights.block(10, 2, growth=6, bottleneck=False, gate=gate)
+        y = graph.map(width(second), 4)
+        fields = {"norm": weights.norm(channels), "weight": weights.kernel(10, channels, 1, 1), "branch": branch}
+        graph.add(g.Transition(src=x, dst=y, in_channels=width(first), guide=guide, **fields))
+        graph.add(g.DenseBlock(**{**vars(second), "dst": y, "first_gate": gates, "branch": branch}))
+        gates += 2
+        classes = {"src": y, "norm": weights.norm(width(second)), "out_offset": logits, "branch": branch}
+        classes |= weights.linear(5, width(second))
+        if branch == "coarse":
+            graph.add(g.Head(**classes))
+        else:
+            path, bias = weights.normal(2, width(second), 4, scale=0.3), weights.normal(2, width(second), scale=0.3)
+            graph.add(g.PathHead(path=path, path_bias=bias, first_gate=first_gate, **classes))
+        guide, logits = y, logits + 5
+    return graph
+
+
+def residual(recurrent):
+    """Units that a gate keeps or bypasses: after a subsampled shortcut, and on an identity.
+
+    Gates are recurrent, or of a pooled convolution of a pooled map.
+    """
+    graph, weights = g.Graph(), Weights()
+    image, x = graph.map(3, 8), graph.map(8, 8)
+    graph.add(g.Load(dst=image, in_channels=3))
+    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, relu=True, pool=recurrent, **weights.conv(8, 3, 3)))
+    y, inner = graph.map(20, 4), graph.map(20, 4)
+    scale = {"scale": 0.4}
+    shared = g.Recurrence(
+        weights.normal(40, 10, **scale), weights.normal(40, 10, **scale), weights.bias(40), weights.normal(10),
+        weights.bias(1),
+    )  # fmt: skip
+    for index in range(2):
+        channels = graph.maps[x].channels
+        if recurrent:
+            fields = {"recurrence": shared, "follows": index > 0, **weights.linear(10, channels)}
+            graph.add(g.Gate(src=x, first_gate=index, **fields))
+        else:
+            side = graph.maps[x].height // 2
+            small, pooled = graph.map(channels, side), graph.map(channels, side // 2)
+            graph.add(g.MaxPool(src=x, dst=small, in_channels=channels, window=g.Window(2, 2, 2)))
+            fields = {"window": g.Window(3, 3, 2, 1, 1), "relu": True, "pool": True, "exact": True, "where": "gate"}
+            graph.add(g.Conv2d(src=small, dst=pooled, **fields, **weights.conv(channels, channels, 3)))
+            graph.add(g.Gate(src=pooled, first_gate=index, **weights.linear(1, channels)))
+        if index == 0:
+            graph.add(g.Subsample(src=x, dst=y, in_channels=channels, out_channels=20, stride=2, out_offset=6))
+        first = g.Window(3, 3, 1 if index else 2, 1, 1)
+        graph.add(g.Conv2d(src=x, dst=inner, window=first, relu=True, only_if=index, **weights.conv(20, channels, 3)))
+        fields = {"accumulate": True, "relu": True, "pool": recurrent, "only_if": index, "window": WIDE}
+        graph.add(g.Conv2d(src=inner, dst=y, **fields, **weights.conv(20, 20, 3)))
+        x = y
+    if not recurrent:
+        graph.add(g.PoolSums(src=x, in_channels=20))
+    graph.add(g.Linear(src=x, **weights.linear(7, 20)))
+    return graph
+
+
+def chosen_filters():
+    """Masks choose the image's channels, filters of a residual unit and those of a concatenation.
+
+    The concatenation is of a convolution and a pool; a BN-ReLU-1x1, a transition and a head read it.
+    """
+    graph, weights = g.Graph(), Weights()
+    image, x, inner, joined = graph.map(5, 8), graph.map(18, 8), graph.map(18, 8), graph.map(30, 4)
+    graph.add(g.Load(dst=image, in_channels=5, out_mask=0))
+    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, relu=True, **weights.conv(18, 5, 3)))
+    graph.add(g.Conv2d(src=x, dst=inner, window=WIDE, relu=True, out_mask=5, **weights.conv(18, 18, 3)))
+    fields = {"accumulate": True, "relu": True, "out_mask": 23}
+    graph.add(g.Conv2d(src=inner, dst=x, window=WIDE, **fields, **weights.conv(18, 18, 3)))
+    stride2 = g.Window(3, 3, 2, 1, 1)
+    graph.add(g.Conv2d(src=x, dst=joined, window=stride2, relu=True, out_mask=41, **weights.conv(12, 18, 3)))
+    graph.add(g.MaxPool(src=inner, dst=joined, in_channels=18, window=stride2, out_offset=12, out_mask=53))
+    narrow, small = graph.map(16, 4), graph.map(9, 2)
+    before = {"before": weights.norm(30), "relu": True, "out_mask": 71}
+    graph.add(g.Conv2d(src=joined, dst=narrow, window=ONE, **before, **weights.conv(16, 30)))
+    norm = weights.norm(30)
+    graph.add(g.Transition(src=joined, dst=small, in_channels=30, norm=norm, weight=weights.kernel(9, 30, 1, 1)))
+    graph.add(g.Head(src=joined, norm=weights.norm(30), **weights.linear(4, 30)))
+    graph.add(g.Head(src=small, norm=weights.norm(9), out_offset=4, **weights.linear(3, 9)))
+    wide = graph.map(20, 4)
+    graph.add(g.Subsample(src=narrow, dst=wide, in_channels=16, out_channels=20, stride=1, out_offset=2))
+    graph.add(g.Add(src=narrow, dst=wide, in_channels=16, out_offset=4))
+    graph.add(g.PoolSums(src=narrow, in_channels=16))
+    graph.add(g.Linear(src=narrow, out_offset=7, **weights.linear(6, 16)))
+    graph.add(g.Store(src=wide, in_channels=20))
+    return graph
+
+
+def windows():
+    """Windows of any kind, parts of maps, and what stands between them."""
+    graph, weights = g.Graph(), Weights()
+    image, first, x = graph.map(3, 9, 10), graph.map(16, 9, 10), graph.map(20, 9, 10)
+    graph.add(g.Load(dst=image, in_channels=3))
+    graph.add(g.Conv2d(src=image, dst=first, window=g.Window(5, 5, 1, 2, 2), **weights.conv(16, 3, 5)))
+    graph.add(g.Tanh(src=first, in_channels=16))
+    row = {"src": first, "dst": x, "relu": True, "relu_channels": 5, "window": g.Window(1, 7, 1, 0, 3)}
+    graph.add(g.Conv2d(**row, **weights.conv(12, 16, 1, 7)))
+    fields = {"before": weights.norm(16), "out_offset": 12, "window": WIDE}
+    graph.add(g.Conv2d(src=first, dst=x, **fields, **weights.conv(8, 16, 3)))
+    part = {"src": x, "dst": x, "in_channels": 4, "src_offset": 12, "out_offset": 1}
+    graph.add(g.Add(**part))
+    fields = {"src_offset": 3, "out_offset": 5, "accumulate": True, "window": ONE}
+    graph.add(g.Conv2d(src=x, dst=first, **fields, **weights.conv(4, 16)))
+    y = graph.map(24, 5, 5)
+    graph.add(g.Conv2d(src=x, dst=y, window=g.Window(1, 1, 2), before=weights.norm(20), **weights.conv(10, 20)))
+    skip = {"window": g.Window(1, 1, 2, -1, -1), "out_offset": 10}  # every other pixel, one further on
+    graph.add(g.Conv2d(src=x, dst=y, before=weights.norm(20), **skip, **weights.conv(14, 20)))
+    z = graph.map(40, 2, 2)
+    graph.add(g.AvgPool(src=y, dst=z, in_channels=24, window=g.Window(3, 3, 2, 0, 0)))
+    graph.add(g.AvgPool(src=first, dst=z, in_channels=16, window=g.Window(5, 6, 4), out_offset=24))
+    graph.add(g.Conv2d(src=z, dst=(last := graph.map(11, 1)), window=g.Window(2, 2), **weights.conv(11, 40, 2)))
+    graph.add(g.PoolSums(src=last, in_channels=11))
+    graph.add(g.Linear(src=last, **weights.linear(6, 11)))
+    graph.add(g.Store(src=first, in_channels=16))
+    return graph
+
+
+NETWORKS = {
+    "two branches": two_branches,
+    "two branches of soft gates": lambda: two_branches("soft"),
+    "dense without gates": lambda: dense_block((6, 6), channels=16, layers=2, growth=16, gate="none"),
+    "recurrent gates": lambda: residual(True),
+    "pooled gates": lambda: residual(False),
+    "chosen filters": chosen_filters,
+    "windows": windows,
+}
+
+
+def make_images(graph, batch):
+    """For a graph's first node."""
+    first = graph.nodes[0]
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(batch, first.in_channels, *graph.maps[first.dst][1:], generator=generator)
+
+
+def random_gates(graph, batch, density=0.5):
+    generator = torch.Generator().manual_seed(batch)
+    return (torch.rand(batch, graph.gates, generator=generator) < density).to(torch.uint8)
+
+
+def needs_gates(graph):
+    """Whether masks choose filters, which have no scores."""
+    return any(getattr(node, "out_mask", -1) >= 0 for node in graph.nodes)

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from references import make_head
+from small_models import make_images, make_small
+
+import dsn_kernels
+from dsn_kernels import _C
+from dsn_kernels.nn.packing import Packer, pack_head
+from dsn_kernels.ops.network import Plan
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return dsn_kernels.accelerate(make_small("concat-bc-100"))
+
+
+def arguments(fast, batch=2, forced=None):
+    plan = fast.plan
+    images = make_images(fast, batch)
+    return [images, fast.weights, fast.thresholds, forced, fast.plan_words, plan.gates, plan.logits, [0, 1, 1]]
+
+
+def test_opcheck(fast):
+    forced = torch.randint(0, 2, (2, fast.plan.gates), dtype=torch.uint8)
+    for gates in (None, forced):
+        *first, plan, count, logits, stored = arguments(fast, 2, gates)
+        given = (*first, None, plan, count, logits, stored, 0, False)
+        torch.library.opcheck(torch.ops.dsn.run_plan.default, given)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, torch.zeros(2, 3, 9, 8), "run_plan: the plan is for images of 3 x 8 x 8, got 3 x 9 x 8"),
+        (1, torch.zeros(10), "run_plan: weights hold 10 floats, the plan needs"),
+        (4, torch.tensor([_C.PLAN_FORMAT, 2, 0]), "run_plan: plan of 3 words does not hold whole buffers"),
+        (4, torch.tensor([99]), f"run_plan: the plan is of format 99, expected {_C.PLAN_FORMAT}; make the model anew"),
+        (5, 3, "run_plan: the plan has 12 gates and 120 logits, got gates=3"),
+        (7, [8, 4, 4], "run_plan: the plan stores a map of 0 x 1 x 1, not of 8 x 4 x 4"),
+        (7, [8, 4], "run_plan: map must have channels, height and width"),
+    ],
+)
+def test_bad_arguments(fast, position, value, message):
+    given = arguments(fast)
+    given[position] = value
+    with pytest.raises(RuntimeError, match=message):
+        dsn_kernels.ops.run_plan(*given)
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [[(len(_C.REGIONS), 0, 1)], [(-1, 0, 1)], [(0, -1, 1)], [(0, 1, 1)], [(0, 0, 10**6)], [(0, 0, 2), (1, 1, 3)]],
+    ids=str,
+)
+def test_regions_are_known_in_order_and_within_the_code(fast, regions):
+    given = arguments(fast)
+    given[4] = Plan(fast.plan.buffers, fast.plan.code, regions).words()
+    with pytest.raises(RuntimeError, match=r"^network: region \d of the plan is of unknown kind"):
+        dsn_kernels.ops.network(*given)
+    given[4] = Plan(fast.plan.buffers, fast.plan.code, [(0, 0, 2), (1, 2, 3)]).words()
+    dsn_kernels.ops.network(*given)
+
+
+def test_no_corrupted_plan_leaves_its_memory(fast):
+    """Every word of the plan, changed: refused, or run inside its buffers."""
+    given = arguments(fast)
+    words = fast.plan_words
+    refused = 0
+    for i in range(len(words)):
+        for value in (-1, 0, 1, 7, 10**6, 2**62):
+            changed = words.clone()
+            changed[i] = value
+            given[4] = changed
+            try:
+                dsn_kernels.ops.run_plan(*given)
+            except RuntimeError as error:
+                assert str(error).startswith("run_plan: ")
+                refused += 1
+    assert refused > len(words)
+
+
+def test_plan_of_load_and_head():
+    """Plans need not be dual networks."""
+    plan = Plan()
+    buffer = plan.buffer(3, 4, 4)
+    plan.add("load", dst=buffer, in_channels=3)
+    plan.add("head", src=buffer, in_channels=3, out_channels=2)
+    module, head = make_head(3, 2), Packer()
+    pack_head(head, module, [])
+    x = torch.randn(5, 3, 4, 4)
+    given = (x, head.tensor(), torch.empty(0), None, plan.words(), 0, 2)
+    logits, stored, gates, scores, macs, spans = dsn_kernels.ops.run_plan(*given)
+    torch.testing.assert_close(logits, module(x))
+    assert gates.shape == scores.shape == (5, 0) and macs.tolist() == [6] * 5
+    assert stored.shape == (5, 0, 1, 1) and spans.shape == (0,)
