@@ -49,7 +49,7 @@ def test_one_block_is_swapped_and_the_rest_untouched():
     model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), BasicUnit(8, 8, 1), nn.BatchNorm2d(8), nn.Flatten()))
     fast = dsn_kernels.accelerate(model)
     assert fast.swapped == ["1"]
-    assert [type(m) for m in fast] == [nn.Conv2d, dsn_kernels.nn.Stage, nn.BatchNorm2d, nn.Flatten]
+    assert [type(m) for m in fast] == [nn.Conv2d, dsn_kernels.Part, nn.BatchNorm2d, nn.Flatten]
     for i in (0, 2):
         for name, tensor in model[i].state_dict().items():
             assert torch.equal(tensor, fast[i].state_dict()[name])

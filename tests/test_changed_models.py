@@ -46,7 +46,7 @@ def assert_equal_or_refused(model, images):
         assert "\n" not in str(error)
         return
     with torch.inference_mode():
-        if isinstance(fast, dsn_kernels.nn.Network):
+        if isinstance(fast, dsn_kernels.Accelerated):
             result = fast.run(images)
             forced = {"forced_gates": result.gates} if result.gates else {}
             ours, theirs = result.outputs, reference.double()(images.double(), **forced)

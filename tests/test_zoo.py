@@ -24,7 +24,7 @@ def test_equals_the_reference_and_counts_what_it_does(config, family):
         if hasattr(module, "path"):  # begins at zero
             torch.nn.init.normal_(module.path.weight)
     fast, exact = dsn_kernels.accelerate(model), copy.deepcopy(model).double()
-    assert isinstance(fast, dsn_kernels.nn.Network)
+    assert isinstance(fast, dsn_kernels.Accelerated)
     batch = 2
     images = make_images(model, batch)
     for density in (None, 0.0, 0.5, 1.0) if fast.layers else (None,):

@@ -43,8 +43,8 @@ def schedule(plan: Plan, batch: int, graph: Graph | None = None, clusters: bool 
 
     ``graph``: that of the plan, for maps of another size.
     """
-    device = (MULTIPROCESSORS, SHARED_BYTES, clusters, L2_RATE)
-    return load_simt().Network(plan.words(graph).tolist(), plan.element, batch, *device)
+    words = plan.words(graph).tolist()
+    return load_simt().Network(words, plan.element, batch, MULTIPROCESSORS, SHARED_BYTES, clusters, L2_RATE)
 
 
 class HostRunner(PlanRunner):

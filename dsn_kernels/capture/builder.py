@@ -82,7 +82,7 @@ class GraphBuilder(Graph):
     ) -> int:
         """As :meth:`conv`, for a weight and bias that are folded already."""
         dst = self.map(len(weight), self.side(src)) if dst is None else dst
-        sizes = {"in_channels": weight.shape[1], "src": src, "dst": dst}
+        sizes: dict[str, Any] = {"in_channels": weight.shape[1], "src": src, "dst": dst}
         self.add(Conv2d(weight=weight, bias=bias, window=window, **sizes, **fields))
         return dst
 
@@ -99,7 +99,7 @@ class GraphBuilder(Graph):
         """
         common = {"src": src, "in_channels": self.channels(src), "out_offset": self.logits, **fields}
         linear = head.classifier if isinstance(head, ReferenceHead) else head[-1]
-        weights = {"weight": linear.weight.detach().double(), "bias": linear.bias.detach().double()}
+        weights: dict[str, Any] = {"weight": linear.weight.detach().double(), "bias": linear.bias.detach().double()}
         if isinstance(head, ReferenceHead):
             self.add(Head(norm=fold(head.norm), **weights, **common))
             return

@@ -34,9 +34,11 @@ def capture_gradual(model: GraduallyUpdatedNetwork, side: int) -> Graph:
     else:
         x = builder.conv(stem[0], stem[1], builder.load(model.config.in_channels, side), None, relu=True)
     x = builder.conv(stem[-3], stem[-2], x, None, relu=True)
-    for i, layer in enumerate(model.layers):
+    layers: list[Any] = list(model.layers)
+    transitions: list[Any] = list(model.transitions)
+    for i, layer in enumerate(layers):
         if i > 0:
-            x = builder.add_transition(list(model.transitions[i - 1]), x)
+            x = builder.add_transition(list(transitions[i - 1]), x)
         x = builder.add_layer(layer, x)
     last: Any = list(model.last)
     if last:
@@ -76,9 +78,7 @@ class GradualBuilder(GraphBuilder):
         """``y[segment] += G(x)``. ``joined`` gets the first 1x1's output and, behind it, G as it grows."""
         first, *others = map(list, unit.bodies)
         width, shortcut = first[0].out_channels, unit.shortcut
-        parts = [folded_conv(first[0], first[1])] + (
-            [] if shortcut is None else [folded_conv(shortcut[0], shortcut[1])]
-        )
+        parts = [folded_conv(*first[:2]), *([] if shortcut is None else [folded_conv(*list(shortcut)[:2])])]
         weight, bias = (torch.cat(part) for part in zip(*parts, strict=True))
         # The first 1x1's channels get the ReLU, the shortcut's do not.
         ends = 0 if shortcut is None else width

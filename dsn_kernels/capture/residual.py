@@ -68,7 +68,7 @@ class ResidualBuilder(GraphBuilder):
         channels, stride = last.out_channels, max(first.stride[0], body.conv2.stride[0])
         side = -(-self.side(x) // stride)
         y = x if isinstance(unit.shortcut, nn.Identity) else self._add_shortcut(unit.shortcut, x, side, pool)
-        where = {"only_if": gate, "where": path if gate >= 0 else ""}
+        where: dict[str, Any] = {"only_if": gate, "where": path if gate >= 0 else ""}
         merge = {"accumulate": True, "relu": not preact, "pool": pool, **where}
         conv1, conv2, conv3 = (f"{inside}.conv{i}" for i in (1, 2, 3))
         if isinstance(unit, BasicUnit):
@@ -92,7 +92,7 @@ class ResidualBuilder(GraphBuilder):
             before, after = shortcut.padding[4:]
             channels = self.channels(x) + before + after
             y = self.map(channels, side)
-            sizes = {"in_channels": self.channels(x), "out_channels": channels}
+            sizes: dict[str, Any] = {"in_channels": self.channels(x), "out_channels": channels}
             self.add(Subsample(src=x, dst=y, out_offset=before, stride=shortcut.stride, **sizes))
             return y
         conv, norm = (shortcut, None) if isinstance(shortcut, nn.Conv2d) else (shortcut[0], shortcut[1])
@@ -104,13 +104,13 @@ class ResidualBuilder(GraphBuilder):
         weight, bias = linear.weight.detach().double(), linear.bias.detach().double()
         if shared is None:  # softmax of two is a sigmoid
             weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-        fields = {"src": x, "in_channels": self.channels(x), "first_gate": index}
+        fields: dict[str, Any] = {"src": x, "in_channels": self.channels(x), "first_gate": index}
         self.add(Gate(weight=weight, bias=bias, recurrence=shared, follows=shared is not None and index > 0, **fields))
 
     def _add_gate_convolutions(self, gate: Any, x: int) -> int:
         """Those of a feed-forward gate; returns the map that it pools."""
         channels, side = self.channels(x), self.side(x)
-        fields = {"relu": True, "exact": True, "where": "gate"}
+        fields: dict[str, Any] = {"relu": True, "exact": True, "where": "gate"}
         if gate.deep:
             side //= 2
             small = self.pool(nn.MaxPool2d(2), x, self.scratch(channels, side, 2))

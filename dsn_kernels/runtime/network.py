@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsn_models.densenet import check_images
@@ -34,11 +34,13 @@ class Planned(Fixed):
 
     def __init__(self, captured: Captured, target: Target) -> None:
         super().__init__()
-        self.target, self.stem, self.stem_macs = target, captured.stem, captured.stem_macs
-        if self.stem is not None:
+        self.target, self.stem_macs = target, captured.stem_macs
+        stem: Any = captured.stem
+        if stem is not None:
             # torch's max pool on the CPU takes a tenth of the time channels last.
             layout = torch.channels_last if target.backend == "cpu" else torch.preserve_format
-            self.stem: Any = self.stem.to(dtype=target.map_dtype, memory_format=layout)
+            stem = stem.to(dtype=target.map_dtype, memory_format=layout)
+        self.stem: nn.Module | None = stem
         self.runner = make_runner(captured.graph, target.dtype, target.backend)
         self._graphs = make_graphs(self.runner, target.graph)
 

@@ -16,6 +16,9 @@ from .runner import make_runner
 from .target import CPU, Target
 
 
+_THRESHOLD = 0.5  # unless a call gives another
+
+
 class Part(Fixed):
     """A part of a network that runs as a plan: same call and outputs as the reference's in ``eval()``.
 
@@ -35,27 +38,32 @@ class Part(Fixed):
         RuntimeError: an argument of a call has the wrong device, dtype or shape; the message names it.
     """
 
+    limits: Tensor
+
     def __init__(self, part: Any, target: Target = CPU) -> None:
         super().__init__()
         if target.backend == "cpu" and target.dtype != torch.float32:
             raise UserError(f"dtype is {target.dtype}; parts of a network are served in torch.float32 on the CPU")
         graph = capture_part(part)
         self.target = target
-        self.stores, self.gated, self.gates = graph.stored.channels > 0, decides(graph), graph.gates
+        self.stores, self.gated = graph.stored.channels > 0, decides(graph)
+        self.register_buffer("limits", torch.full((graph.gates,), _THRESHOLD, dtype=torch.float32), persistent=False)
         self.runner = make_runner(graph, target.dtype, target.backend, any_size=True)
         # Gates, scores and MACs of the last call.
-        none = torch.empty(0, self.gates, dtype=torch.float32)
+        none = torch.empty(0, graph.gates, dtype=torch.float32)
         self._last = (none.byte(), none, torch.empty(0, dtype=torch.int64))
         self.eval()
 
     def forward(
-        self, x: Tensor, threshold: float = 0.5, forced: Tensor | None = None
+        self, x: Tensor, threshold: float = _THRESHOLD, forced: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         if x.dim() != 4:
             raise UserError(f"x has shape {list(x.shape)}; expected a batch of maps, [B, C, H, W]")
         if forced is not None:
             check_forced(forced)
-        limits = torch.full((self.gates,), check_threshold(threshold), dtype=torch.float32, device=x.device)
+        limits = self.limits
+        if threshold != _THRESHOLD:
+            limits = torch.full_like(limits, check_threshold(threshold))
         out = self.runner.at(*x.shape[2:])(x, limits, forced)
         if not torch.compiler.is_exporting():  # an exported program returns the outputs alone
             self._last = (out.gates, out.scores, out.macs)

@@ -71,12 +71,13 @@ class PlanRunner(nn.Module):
     def at(self, height: int, width: int) -> Callable[..., Outputs]:
         """Kept once made, but not while a program is compiled, where sizes may be symbols."""
         if torch.compiler.is_compiling():
-            return partial(self._run, self._sized(height, width))
+            return partial(self._run, self.sized(height, width))
         if (height, width) not in self._kept:
-            self._kept[height, width] = self._sized(height, width)
+            self._kept[height, width] = self.sized(height, width)
         return partial(self._run, self._kept[height, width])
 
-    def _sized(self, height: int, width: int) -> Sized:
+    def sized(self, height: int, width: int) -> Sized:
+        """The plan for maps of another size."""
         return Sized.of(self.plan, resized(self.graph, height, width))
 
     def forward(
@@ -94,7 +95,7 @@ class PlanRunner(nn.Module):
     ) -> Outputs:
         if self.weights.device != image.device:
             raise UserError(f"images are on {image.device}, the weights on {self.weights.device}; expected one device")
-        options = {} if self.weights.is_cpu else {"count": count, "element": self.plan.element}
+        options: dict[str, Any] = {} if self.weights.is_cpu else {"count": count, "element": self.plan.element}
         *out, _ = ops.run_plan(image, self.weights, thresholds, forced, sized.words, **sized.sizes, **options)
         return Outputs(*out)
 

@@ -60,8 +60,8 @@ class Conv2d(Step):
         self.window, taps = node.window, node.window.taps
         if node.before is not None and taps > 1 and self.inputs >= 0:
             raise UserError(
-                f"{node.where or node.op}: a BN-ReLU before a convolution of {taps} taps is not served where channels may "
-                "hold no data; expected a 1x1"
+                f"{node.where or node.op}: a BN-ReLU before {taps} taps is not served where channels may hold no data; "
+                "expected a 1x1"
             )
         self.src_offset, self.out_offset, self.out_channels = node.src_offset, node.out_offset, node.out_channels
         self.only_if, self.accumulate, self.leaves_sums = node.only_if, node.accumulate, node.pool

@@ -10,6 +10,7 @@ from small_models import make_images, make_small, own_network
 
 import dsn_kernels
 from dsn_kernels import ops
+from dsn_kernels.lower import steps
 from dsn_kernels.measure import timeline
 from dsn_kernels.measure.flops import flops
 from dsn_kernels.measure.gates import GateSetting
@@ -121,18 +122,20 @@ def test_what_torch_runs_is_of_the_whole_batch():
 def test_decisions_and_outputs_are_those_of_a_plain_call():
     fast = build("concat-bc-100")
     images = make_images(fast, 3)
-    given = (images, fast.weights, fast.thresholds, None, fast.plan_words)
-    *timed, spans = ops.run_plan(*given, **fast.sizes, timed=True)
-    *plain, none = ops.run_plan(*given, **fast.sizes)
+    own = fast.runner.own
+    given = (images, fast.runner.weights, fast.thresholds, None, own.words)
+    *timed, spans = ops.run_plan(*given, **own.sizes, timed=True)
+    *plain, none = ops.run_plan(*given, **own.sizes)
     assert all(torch.equal(a, b) for a, b in zip(timed, plain, strict=True)) and none.numel() == 0
-    assert spans.shape == (3, torch.get_num_threads(), len(list(fast.plan.steps())), 3)
-    assert ops.run_plan(images[:0], *given[1:], **fast.sizes, timed=True)[5].shape[0] == 0
+    assert spans.shape == (3, torch.get_num_threads(), len(list(steps(fast.graph))), 3)
+    assert ops.run_plan(images[:0], *given[1:], **own.sizes, timed=True)[5].shape[0] == 0
 
 
 def test_opcheck():
     fast = build("concat-bc-100")
     images = make_images(fast, 2)
-    given = (images, fast.weights, fast.thresholds, None, None, fast.plan_words, *fast.sizes.values(), 0, True)
+    own = fast.runner.own
+    given = (images, fast.runner.weights, fast.thresholds, None, None, own.words, *own.sizes.values(), 0, True)
     # Times differ from call to call, so the tests that compare outputs cannot be run.
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.dsn.run_plan.default, given, test_utils=checks)

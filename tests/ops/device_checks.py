@@ -11,7 +11,8 @@ from small_models import UsersNetwork, make_images
 from stage_parts import images, make_selected, masks, residual_units, run_reference, run_selected
 
 import dsn_kernels
-from dsn_kernels.nn import Stage, Target
+from dsn_kernels import Part, Target
+from dsn_kernels.graph import count_macs
 
 BLOCKS = {
     "bottleneck": {"channels": 24, "layers": 4},
@@ -46,7 +47,7 @@ def same_dtype(module, x, dtype, **options):
 
 
 def make_twin(place, part, dtype):
-    return Stage(part, Target(place.backend, dtype)).to(place.device)
+    return Part(part, Target(place.backend, dtype)).to(place.device)
 
 
 def check_block(place, twin, block, x, dtype, forced):
@@ -78,7 +79,7 @@ def check_residual_units(place, stage, x, dtype, forced=None):
     exact, exact_scores = run_reference(copy.deepcopy(stage).double(), x.double(), forced=taken)
     same, _ = run_reference(copy.deepcopy(stage).to(dtype), x.to(dtype), forced=taken)
     assert_as_exact_as_torch(y, same, exact)
-    assert torch.equal(twin.last_macs.cpu(), twin.runner.plan.resized(*x.shape[2:]).macs(taken))
+    assert torch.equal(twin.last_macs.cpu(), count_macs(twin.runner.graph.resized(*x.shape[2:]), taken))
     if forced is None:
         assert_gates_agree(taken, scores, exact_scores, 0.5)
     else:
@@ -94,7 +95,7 @@ def check_chosen_conv2d(place, name, dtype):
     same = run_selected(copy.deepcopy(parts).to(dtype), relu, x.to(dtype), filters, channels)
     exact = run_selected(copy.deepcopy(parts).double(), relu, x.double(), filters, channels)
     assert_as_exact_as_torch(y, same, exact)
-    assert torch.equal(twin.last_macs.cpu(), twin.runner.plan.resized(11, 9).macs(forced))
+    assert torch.equal(twin.last_macs.cpu(), count_macs(twin.runner.graph.resized(11, 9), forced))
 
 
 def check_inputs_of_the_kernels_type(place):

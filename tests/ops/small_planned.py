@@ -4,14 +4,14 @@ import copy
 import dataclasses
 
 import torch
+from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate, pack_linear
+from dsn_kernels.nn.plan_runner import make_runner
+from dsn_kernels.ops.network import Plan
 from references import randomise
 from torch import nn
 
 import dsn_models
 from dsn_kernels import _C
-from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate, pack_linear
-from dsn_kernels.nn.plan_runner import make_runner
-from dsn_kernels.ops.network import Plan
 from dsn_models.gaternet import find_gate_points
 from dsn_models.inception import Branches, ConvNorm
 

@@ -4,7 +4,7 @@ import torch
 from references import randomise
 from torch import nn
 
-from dsn_kernels.nn import ChosenConv2d, ResidualUnits
+from dsn_kernels.capture import ChosenConv2d, ResidualUnits
 from dsn_models.densenet import DenseBlock
 from dsn_models.gradually_updated import GradualLayer
 from dsn_models.inception import make_inception_a, make_inception_stem, make_reduction_a

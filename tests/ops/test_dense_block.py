@@ -4,12 +4,13 @@ import dataclasses
 import pytest
 import torch
 from device_checks import BLOCKS, PATTERNS, block_gates, forced_gates, images
+from dsn_kernels.ops.network import Plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import assert_as_exact_as_torch, assert_gates_agree, make_block
 
-from dsn_kernels import nn, ops
-from dsn_kernels.ops.network import Plan
+from dsn_kernels import Part, ops
+from dsn_kernels.graph import count_macs
 from dsn_models.errors import UserError
 
 
@@ -20,7 +21,7 @@ def test_equals_masked_reference(case, pattern, threads):
     layers, batch = len(block.layers), 3
     x = images(batch, BLOCKS[case]["channels"], 8, 8)
     forced = forced_gates(pattern, batch, layers)
-    y, taken, scores = nn.Stage(block)(x, 0.5, forced)
+    y, taken, scores = Part(block)(x, 0.5, forced)
     exact = copy.deepcopy(block).double()
     reference, _, reference_scores = exact(x.double(), 0.5, taken)
     assert_as_exact_as_torch(y, block(x, 0.5, taken)[0], reference)
@@ -36,7 +37,7 @@ def test_odd_sizes(size, bottleneck, threads):
     block = make_block(channels=8, layers=3, growth=6, bottleneck=bottleneck)
     x = images(3, 8, *size)
     forced = torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 1]], dtype=torch.uint8)
-    y, _, _ = nn.Stage(block)(x, 0.5, forced)
+    y, _, _ = Part(block)(x, 0.5, forced)
     exact = copy.deepcopy(block).double()
     assert_as_exact_as_torch(y, block(x, 0.5, forced)[0], exact(x.double(), 0.5, forced)[0])
 
@@ -55,7 +56,7 @@ def test_odd_sizes(size, bottleneck, threads):
 def test_any_shape(batch, channels, growth, layers, height, width, bottleneck, seed):
     block = make_block(channels, layers, growth, bottleneck)
     x, forced = images(batch, channels, height, width), block_gates(batch, layers, seed)
-    y, taken, _ = nn.Stage(block)(x, 0.5, forced)
+    y, taken, _ = Part(block)(x, 0.5, forced)
     assert y.shape == (batch, channels + layers * growth, height, width)
     assert torch.equal(taken, forced)
     if batch:
@@ -74,12 +75,12 @@ def test_lower_instruction_sets_agree(isa, subprocess_python):
         for bottleneck in (True, False):
             block = make_block(24, 3, bottleneck=bottleneck)
             x, forced = torch.randn(3, 24, 9, 16), torch.tensor([[1, 0, 1]] * 3, dtype=torch.uint8)
-            y, exact = nn.Stage(block)(x, 0.5, forced)[0], copy.deepcopy(block).double()
+            y, exact = Part(block)(x, 0.5, forced)[0], copy.deepcopy(block).double()
             assert_as_exact_as_torch(y, block(x, 0.5, forced)[0], exact(x.double(), 0.5, forced)[0])
         for module in (make_transition(24, 20), make_head(24, 5)):
             for size in ((16, 16), (9, 14)):
                 x = torch.randn(2, 24, *size)
-                assert_as_exact_as_torch(nn.Stage(module)(x), module(x), copy.deepcopy(module).double()(x.double()))
+                assert_as_exact_as_torch(Part(module)(x), module(x), copy.deepcopy(module).double()(x.double()))
         print(_C.build_info()["isa"])
         """,
         expect=isa,
@@ -90,20 +91,20 @@ def test_lower_instruction_sets_agree(isa, subprocess_python):
 def test_non_contiguous_input():
     block = make_block(channels=8, layers=2)
     x = images(4, 16, 8, 9)[::2, ::2].transpose(2, 3)
-    twin = nn.Stage(block)
+    twin = Part(block)
     assert torch.equal(twin(x)[0], twin(x.contiguous())[0])
 
 
 def test_skipped_slices_are_zero():
     block = make_block(channels=8, layers=2)
-    y, _, _ = nn.Stage(block)(images(2, 8, 6, 6), 0.5, torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8))
+    y, _, _ = Part(block)(images(2, 8, 6, 6), 0.5, torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8))
     assert not y[0, 8:20].any() and y[0, 20:].any()
     assert y[1, 8:20].any() and not y[1, 20:].any()
 
 
 def test_threshold_decides():
     block = make_block(channels=8, layers=3)
-    x, twin = images(4, 8, 6, 6), nn.Stage(block)
+    x, twin = images(4, 8, 6, 6), Part(block)
     _, _, scores = twin(x, 0.5)
     assert torch.equal(twin(x, 1.0)[1], torch.zeros(4, 3, dtype=torch.uint8))  # no score exceeds 1
     first = scores[0, 0].item()
@@ -112,7 +113,7 @@ def test_threshold_decides():
 
 def test_same_result_for_any_number_of_threads():
     block = make_block(channels=24, layers=4)
-    twin, x, before = nn.Stage(block), images(3, 24, 16, 16), torch.get_num_threads()
+    twin, x, before = Part(block), images(3, 24, 16, 16), torch.get_num_threads()
     results = []
     for count in (1, 2, 3, 5):
         torch.set_num_threads(count)
@@ -124,18 +125,17 @@ def test_same_result_for_any_number_of_threads():
 
 def arguments(block, x, forced=None):
     """Of the operator, by name."""
-    runner = nn.Stage(block).runner
-    plan = runner.plan.resized(*x.shape[-2:])
-    limits = torch.full((plan.gates,), 0.5)
+    runner = Part(block).runner
+    sized = runner.sized(*x.shape[-2:])
+    limits = torch.full((sized.graph.gates,), 0.5)
     return {"image": x, "weights": runner.weights, "thresholds": limits, "forced_gates": forced,
-            "plan": plan, **ops.plan_sizes(plan)}  # fmt: skip
+            "plan": sized.words, **sized.sizes}  # fmt: skip
 
 
 def test_opcheck():
     block = make_block(channels=8, layers=2)
     for forced in (None, block_gates(2, 2)):
         given = arguments(block, images(2, 8, 5, 5), forced)
-        given["plan"] = given["plan"].words()
         rest = {"count": None, "element": 0, "timed": False}
         torch.library.opcheck(torch.ops.dsn.run_plan.default, (), {**given, **rest})
 
@@ -144,7 +144,7 @@ def test_nan_stays_nan():
     block = make_block(channels=8, layers=1)
     x = images(1, 8, 4, 4)
     x[0, 0, 0, 0] = float("nan")
-    y, _, _ = nn.Stage(block)(x, 0.5, torch.ones(1, 1, dtype=torch.uint8))
+    y, _, _ = Part(block)(x, 0.5, torch.ones(1, 1, dtype=torch.uint8))
     assert y[0, 8:].isnan().any()
 
 
@@ -191,23 +191,23 @@ def test_bad_arguments_are_named_in_one_line(change, message):
     ],
 )
 def test_a_users_mistake_is_told_in_one_line(given, message):
-    stage = nn.Stage(make_block(channels=8, layers=2))
+    stage = Part(make_block(channels=8, layers=2))
     with pytest.raises(UserError, match=message) as error:
         stage(**{"x": images(2, 8, 5, 5), **given})
     assert "\n" not in str(error.value)
 
 
 def test_what_the_last_call_did():
-    stage, forced = nn.Stage(make_block(channels=8, layers=2)), torch.tensor([[1, 0], [0, 0]], dtype=torch.uint8)
+    stage, forced = Part(make_block(channels=8, layers=2)), torch.tensor([[1, 0], [0, 0]], dtype=torch.uint8)
     _, taken, scores = stage(images(2, 8, 5, 5), forced=forced)
     assert torch.equal(stage.last_gates, forced) and torch.equal(taken, forced)
     assert torch.equal(stage.last_scores, scores)
-    assert torch.equal(stage.last_macs, stage.runner.plan.resized(5, 5).macs(forced))
+    assert torch.equal(stage.last_macs, count_macs(stage.runner.graph.resized(5, 5), forced))
     assert stage.last_macs[0] > stage.last_macs[1]
 
 
 def test_compiles_with_its_gates():
-    stage, x = nn.Stage(make_block(channels=8, layers=2)), images(3, 8, 5, 5)
+    stage, x = Part(make_block(channels=8, layers=2)), images(3, 8, 5, 5)
     compiled = torch.compile(stage, fullgraph=True, backend="aot_eager")
     assert all(torch.equal(a, b) for a, b in zip(compiled(x), stage(x), strict=True))
     assert torch.equal(compiled.last_gates, stage.last_gates)

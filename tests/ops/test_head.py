@@ -5,7 +5,7 @@ import torch
 from references import assert_as_exact_as_torch, make_head
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsn_kernels import nn, ops
+from dsn_kernels import Part, ops
 from dsn_models.errors import UserError
 
 
@@ -18,17 +18,17 @@ def images(*shape):
 def test_equals_reference(size, channels, threads):
     module = make_head(*channels)
     x = images(3, channels[0], *size)
-    assert_as_exact_as_torch(nn.Stage(module)(x), module(x), copy.deepcopy(module).double()(x.double()))
+    assert_as_exact_as_torch(Part(module)(x), module(x), copy.deepcopy(module).double()(x.double()))
 
 
 def arguments(twin, x):
     """Of the operator."""
-    runner, plan = twin.runner, twin.runner.plan.resized(*x.shape[-2:])
-    return x, runner.weights, torch.empty(0), None, plan.words(), *ops.plan_sizes(plan).values()
+    runner, sized = twin.runner, twin.runner.sized(*x.shape[-2:])
+    return x, runner.weights, torch.empty(0), None, sized.words, *sized.sizes.values()
 
 
 def test_empty_batch_and_opcheck():
-    twin = nn.Stage(make_head(8, 4))
+    twin = Part(make_head(8, 4))
     assert twin(images(0, 8, 6, 6)).shape == (0, 4)
     *first, plan, gates, logits, stored = arguments(twin, images(2, 8, 6, 6))
     assert (gates, logits, stored) == (0, 4, [0, 1, 1])
@@ -40,7 +40,7 @@ def test_empty_batch_and_opcheck():
 
 
 def test_bad_arguments():
-    twin = nn.Stage(make_head(8, 4))
+    twin = Part(make_head(8, 4))
     with pytest.raises(UserError, match=r"x has shape \[2, 8\]; expected a batch of maps"):
         twin(images(2, 8))
     with pytest.raises(RuntimeError, match="run_plan: weights hold"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from references import assert_as_exact_as_torch, make_transition
 
-from dsn_kernels import nn, ops
+from dsn_kernels import Part, ops
 from dsn_models.errors import UserError
 
 
@@ -19,42 +19,42 @@ def images(*shape):
 def test_equals_reference(size, channels, threads):
     module = make_transition(*channels)
     x = images(3, channels[0], *size)
-    y = nn.Stage(module)(x)
+    y = Part(module)(x)
     assert y.shape == module(x).shape
     assert_as_exact_as_torch(y, module(x), copy.deepcopy(module).double()(x.double()))
 
 
 def test_empty_batch_and_non_contiguous():
     module = make_transition(8, 4)
-    twin = nn.Stage(module)
+    twin = Part(module)
     assert twin(images(0, 8, 6, 6)).shape == (0, 4, 3, 3)
     x = images(2, 16, 6, 6)[:, ::2]
     assert torch.equal(twin(x), twin(x.contiguous()))
 
 
 def test_opcheck():
-    runner = nn.Stage(make_transition(8, 4)).runner
-    plan = runner.plan.resized(6, 6)
-    given = (images(2, 8, 6, 6), runner.weights, torch.empty(0), None, None, plan.words())
-    torch.library.opcheck(torch.ops.dsn.run_plan.default, (*given, *ops.plan_sizes(plan).values(), 0, False))
+    runner = Part(make_transition(8, 4)).runner
+    sized = runner.sized(6, 6)
+    given = (images(2, 8, 6, 6), runner.weights, torch.empty(0), None, None, sized.words)
+    torch.library.opcheck(torch.ops.dsn.run_plan.default, (*given, *sized.sizes.values(), 0, False))
 
 
 @pytest.mark.parametrize(
     ("x", "kind", "message"),
     [
         (images(2, 8, 1, 6), UserError, "maps are 1 x 6; expected larger ones"),
-        (images(2, 800, 6, 6), RuntimeError, "run_plan: instruction 0 of the plan does not fit its buffers"),
+        (images(2, 800, 6, 6), RuntimeError, "run_plan: the plan is for images of 8 x 6 x 6, got 800 x 6 x 6"),
         (images(2, 8, 6), UserError, r"x has shape \[2, 8, 6\]; expected a batch of maps"),
         (images(2, 8, 6, 6).half(), RuntimeError, "run_plan: image must be Float, got Half"),
     ],
 )
 def test_bad_arguments(x, kind, message):
-    twin = nn.Stage(make_transition(8, 4))
+    twin = Part(make_transition(8, 4))
     with pytest.raises(kind, match=message):
         twin(x)
 
 
 def test_weights_of_another_transition_are_refused():
-    plan = nn.Stage(make_transition(8, 4)).runner.plan.resized(6, 6)
+    sized = Part(make_transition(8, 4)).runner.sized(6, 6)
     with pytest.raises(RuntimeError, match="run_plan: weights hold 8 floats"):
-        ops.run_plan(images(2, 8, 6, 6), torch.zeros(8), torch.empty(0), None, plan.words(), **ops.plan_sizes(plan))
+        ops.run_plan(images(2, 8, 6, 6), torch.zeros(8), torch.empty(0), None, sized.words, **sized.sizes)

@@ -5,8 +5,9 @@ from small_models import make_images, make_small
 
 import dsn_kernels
 from dsn_kernels import _C
-from dsn_kernels.nn.packing import Packer, pack_head
-from dsn_kernels.ops.network import Plan
+from dsn_kernels.capture.builder import GraphBuilder
+from dsn_kernels.lower import cpu
+from dsn_kernels.runtime import PlanRunner
 
 
 @pytest.fixture(scope="module")
@@ -15,13 +16,12 @@ def fast():
 
 
 def arguments(fast, batch=2, forced=None):
-    plan = fast.plan
-    images = make_images(fast, batch)
-    return [images, fast.weights, fast.thresholds, forced, fast.plan_words, plan.gates, plan.logits, [0, 1, 1]]
+    runner, images = fast.runner, make_images(fast, batch)
+    return [images, runner.weights, fast.thresholds, forced, runner.own.words, *runner.own.sizes.values()]
 
 
 def test_opcheck(fast):
-    forced = torch.randint(0, 2, (2, fast.plan.gates), dtype=torch.uint8)
+    forced = torch.randint(0, 2, (2, fast.graph.gates), dtype=torch.uint8)
     for gates in (None, forced):
         *first, plan, count, logits, stored = arguments(fast, 2, gates)
         given = (*first, None, plan, count, logits, stored, 0, False)
@@ -47,6 +47,15 @@ def test_bad_arguments(fast, position, value, message):
         dsn_kernels.ops.run_plan(*given)
 
 
+def with_regions(fast, regions):
+    """The words of a network's plan, with these regions in place of its own."""
+    words, maps = fast.runner.own.words, len(fast.graph.maps)
+    begin = 3 + 3 * maps
+    own = torch.tensor(regions).flatten()
+    behind = words[begin + 3 * len(fast.graph.regions) :]
+    return torch.cat([words[:2], torch.tensor([len(regions)]), words[3:begin], own, behind])
+
+
 @pytest.mark.parametrize(
     "regions",
     [[(len(_C.REGIONS), 0, 1)], [(-1, 0, 1)], [(0, -1, 1)], [(0, 1, 1)], [(0, 0, 10**6)], [(0, 0, 2), (1, 1, 3)]],
@@ -54,17 +63,17 @@ def test_bad_arguments(fast, position, value, message):
 )
 def test_regions_are_known_in_order_and_within_the_code(fast, regions):
     given = arguments(fast)
-    given[4] = Plan(fast.plan.buffers, fast.plan.code, regions).words()
-    with pytest.raises(RuntimeError, match=r"^network: region \d of the plan is of unknown kind"):
-        dsn_kernels.ops.network(*given)
-    given[4] = Plan(fast.plan.buffers, fast.plan.code, [(0, 0, 2), (1, 2, 3)]).words()
-    dsn_kernels.ops.network(*given)
+    given[4] = with_regions(fast, regions)
+    with pytest.raises(RuntimeError, match=r"^run_plan: region \d of the plan is of unknown kind"):
+        dsn_kernels.ops.run_plan(*given)
+    given[4] = with_regions(fast, [(0, 0, 2), (1, 2, 3)])
+    dsn_kernels.ops.run_plan(*given)
 
 
 def test_no_corrupted_plan_leaves_its_memory(fast):
     """Every word of the plan, changed: refused, or run inside its buffers."""
     given = arguments(fast)
-    words = fast.plan_words
+    words = fast.runner.own.words
     refused = 0
     for i in range(len(words)):
         for value in (-1, 0, 1, 7, 10**6, 2**62):
@@ -81,14 +90,10 @@ def test_no_corrupted_plan_leaves_its_memory(fast):
 
 def test_plan_of_load_and_head():
     """Plans need not be dual networks."""
-    plan = Plan()
-    buffer = plan.buffer(3, 4, 4)
-    plan.add("load", dst=buffer, in_channels=3)
-    plan.add("head", src=buffer, in_channels=3, out_channels=2)
-    module, head = make_head(3, 2), Packer()
-    pack_head(head, module, [])
-    x = torch.randn(5, 3, 4, 4)
-    given = (x, head.tensor(), torch.empty(0), None, plan.words(), 0, 2)
+    module, builder = make_head(3, 2), GraphBuilder()
+    builder.head(builder.load(3, 4), module)
+    runner, x = PlanRunner(cpu.lower(builder)), torch.randn(5, 3, 4, 4)
+    given = (x, runner.weights, torch.empty(0), None, runner.own.words, 0, 2)
     logits, stored, gates, scores, macs, spans = dsn_kernels.ops.run_plan(*given)
     torch.testing.assert_close(logits, module(x))
     assert gates.shape == scores.shape == (5, 0) and macs.tolist() == [6] * 5

@@ -23,8 +23,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dsn_kernels
-from dsn_kernels import ops
-from dsn_kernels.nn import ChosenConv2d, Stage
+from dsn_kernels import Part
+from dsn_kernels.capture import ChosenConv2d
+from dsn_kernels.graph import count_macs
 from dsn_models.errors import UserError
 
 DENSITIES = (0.0, 0.5, 1.0)
@@ -34,7 +35,7 @@ DENSITIES = (0.0, 0.5, 1.0)
 def test_parts_equal_the_reference(name, threads):
     module, channels = make_part(name)
     twin, exact = dsn_kernels.accelerate(nn.Sequential(module))[0], copy.deepcopy(module).double()
-    assert isinstance(twin, Stage)
+    assert isinstance(twin, Part)
     for size in [(8, 8), (9, 7)] if channels < 160 else [(9, 9)]:
         x = images(3, channels, *size)
         assert_as_exact_as_torch(twin(x), module(x), exact(x.double()))
@@ -48,7 +49,7 @@ def test_parts_equal_the_reference(name, threads):
 @pytest.mark.parametrize("unit", ["basic", "bottleneck", "preact"])
 def test_residual_units_equal_the_reference(unit, gate, first_gated):
     stage = make_stage(unit, gate, first_gated)
-    twin = Stage(residual_units(stage))
+    twin = Part(residual_units(stage))
     exact = copy.deepcopy(stage).double()
     for batch in (1, 3):
         x = images(batch, 8, 10, 10)
@@ -66,12 +67,12 @@ def test_residual_units_equal_the_reference(unit, gate, first_gated):
 
 def test_a_bypassed_unit_costs_its_gate_alone():
     stage = make_stage("basic", "recurrent", 1)
-    twin = Stage(residual_units(stage))
+    twin = Part(residual_units(stage))
     shut = torch.cat([torch.zeros(1, 3), torch.eye(3)]).byte()
     twin(images(4, 8, 10, 10), forced=shut)
     macs = twin.last_macs
     assert (macs[1:] - macs[0]).tolist() == [2 * 9 * 64 * 100, 9 * (8 + 16) * 16 * 25, 2 * 9 * 256 * 25]
-    assert torch.equal(macs, twin.runner.plan.resized(10, 10).macs(shut))
+    assert torch.equal(macs, count_macs(twin.runner.graph.resized(10, 10), shut))
 
 
 def choices(batch, count):
@@ -84,7 +85,7 @@ def choices(batch, count):
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_chosen_conv2d_equals_the_reference(name, threads):
     parts, relu, chosen = make_selected(name)
-    twin = Stage(chosen)
+    twin = Part(chosen)
     exact = copy.deepcopy(parts).double()
     x = images(3, 10, 11, 9)
     area = run_selected(parts, relu, x, *(masks(3, n, 1.0) for n in (20, 10)))[0, 0].numel()
@@ -102,11 +103,11 @@ def make_twin(kind):
     """A small twin, and the inputs of a batch for it."""
     if kind == "residual units":
         stage = make_stage("basic", "recurrent", 1)
-        twin = Stage(residual_units(stage))
+        twin = Part(residual_units(stage))
         return twin, lambda n: (images(n, 8, 8, 8),)
     if kind == "chosen conv2d":
-        return Stage(make_selected("3x3")[2]), lambda n: (images(n, 10, 8, 8), 0.5, masks(n, 30, 0.5))
-    return Stage(make_part("gradual")[0]), lambda n: (images(n, 12, 8, 8),)
+        return Part(make_selected("3x3")[2]), lambda n: (images(n, 10, 8, 8), 0.5, masks(n, 30, 0.5))
+    return Part(make_part("gradual")[0]), lambda n: (images(n, 12, 8, 8),)
 
 
 def arguments(kind):
@@ -114,9 +115,9 @@ def arguments(kind):
     element, timed."""
     twin, inputs = make_twin(kind)
     x, _, forced = (*inputs(2), 0.5, None)[:3]
-    plan = twin.runner.plan.resized(8, 8)
-    limits = torch.full((plan.gates,), 0.5)
-    return [x, twin.runner.weights, limits, forced, None, plan.words(), *ops.plan_sizes(plan).values(), 0, False]
+    sized = twin.runner.sized(8, 8)
+    limits = torch.full((sized.graph.gates,), 0.5)
+    return [x, twin.runner.weights, limits, forced, None, sized.words, *sized.sizes.values(), 0, False]
 
 
 KINDS = ("residual units", "chosen conv2d", "gradual layer")
@@ -174,7 +175,7 @@ def test_a_gate_at_the_threshold_stays_shut():
     for gate in stage["gates"]:
         nn.init.zeros_(gate.linear.weight)
         nn.init.zeros_(gate.linear.bias)
-    twin = Stage(residual_units(stage))
+    twin = Part(residual_units(stage))
     _, taken, scores = twin(images(2, 8, 8, 8))
     assert (scores == 0.5).all() and not taken.any()
     assert twin(images(2, 8, 8, 8), threshold=0.499)[1].all()
@@ -228,12 +229,12 @@ def test_a_map_that_is_stored_unasked_is_refused():
 )
 def test_convolutions_that_are_not_served_are_refused(conv, message):
     with pytest.raises(UserError, match=message):
-        Stage(ChosenConv2d(conv))
+        Part(ChosenConv2d(conv))
 
 
 def test_a_3x3_behind_bn_relu_and_a_mask_is_refused():
     with pytest.raises(UserError, match="expected a 1x1"):
-        Stage(ChosenConv2d(nn.Conv2d(4, 4, 3, padding=1), before=nn.BatchNorm2d(4)))
+        Part(ChosenConv2d(nn.Conv2d(4, 4, 3, padding=1), before=nn.BatchNorm2d(4)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
