@@ -28,8 +28,9 @@ import torch
 import dsn_kernels
 import dsn_models
 from dsn_kernels import _C
+from dsn_kernels.graph import Conv2d, DenseBlock, Graph, Work
 from dsn_kernels.measure import machine
-from dsn_kernels.measure.flops import plan_layers, planned_parts
+from dsn_kernels.measure.flops import graph_layers, planned_parts
 from dsn_kernels.measure.gates import GateSetting
 
 MODELS = ("dsn-navon", "lsn-navon", "skipnet-38-rnn", "gaternet-resnet-20", "gunn-15")
@@ -61,36 +62,35 @@ def run_once(name: str, switch: ctypes.CDLL) -> dict[str, Any]:
     joined = torch.cat(list(gates.values()), 1) if gates else torch.empty(1, 0, dtype=torch.uint8)
     convolutions, padded = 0, 0.0
     for part, module in planned_parts(fast):
-        for work, _ in plan_layers(part, module.plan, joined[:, : module.plan.gates], fast.layers):
+        for work, _ in graph_layers(part, module.graph, joined[:, : module.graph.gates], fast.layers):
             if work.op in _CONVOLUTIONS:
                 convolutions += int(work.macs)
-                padded += sum(macs * rows for macs, rows in padding(module.plan, work, joined))
+                padded += sum(macs * rows for macs, rows in padding(module.graph, work))
     return {"counters": int(fast.last_macs), "convolutions": convolutions, "with_padding": round(padded)}
 
 
-def padding(plan: Any, work: Any, gates: torch.Tensor) -> Iterator[tuple[int, float]]:
+def padding(graph: Graph, work: Work) -> Iterator[tuple[float, float]]:
     """Parts of a step's MACs, and by how much their blocks of filters are larger than the filters."""
-    step, macs = plan.code[work.index], int(work.macs)
+    node: Any = graph.nodes[work.index]
+    macs = int(work.macs)
 
     def factor(filters: int, odd: bool = False) -> float:
         block = _C.row_block(filters, odd)
         return -(-filters // block) * block / filters if filters else 1.0
 
-    if work.op != "layer" or not step.bottleneck:
-        filters = step.out_channels
-        if step.out_mask >= 0:
-            filters = int(gates[0, step.out_mask : step.out_mask + step.out_channels].sum())
-        yield macs, factor(filters, step.out_mask >= 0)
+    if not isinstance(node, DenseBlock) or not node.bottleneck:
+        filters = node.out_channels if work.filters is None else int(work.filters)
+        yield macs, factor(filters, isinstance(node, Conv2d) and node.out_mask >= 0)
         return
-    pixels = plan.buffers[step.dst][1] * plan.buffers[step.dst][2]
-    add = step.merge == _C.MERGES["add"]
-    spatial = work.ran.item() * pixels * 9 * step.bottleneck * (step.bottleneck if add else step.out_channels)
-    yield spatial, factor(step.bottleneck if add else step.out_channels)
+    add = node.merge == "add"
+    spatial_filters = node.bottleneck if add else node.out_channels
+    spatial = work.ran.item() * graph.maps[node.dst].pixels * 9 * node.bottleneck * spatial_filters
+    yield spatial, factor(spatial_filters)
     rest = macs - spatial
     if add:
-        yield rest / 2, factor(step.in_channels)
+        yield rest / 2, factor(node.in_channels)
         rest /= 2
-    yield rest, factor(step.bottleneck)
+    yield rest, factor(node.bottleneck)
 
 
 def multiply_adds(library: Path) -> dict[int, int]:

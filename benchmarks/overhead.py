@@ -2,8 +2,8 @@
 
 Writes ``benchmarks/results/MACHINE.overhead.json`` and prints every share; exit status 1 if one exceeds 10 %. Timed in
 turns: the model's call; the operator's alone with the same inputs (and torch's stem, where it has one); and the
-operator's for a plan that only loads the image, whose time is the operator's own: dispatch, outputs, finding the plan,
-waking the threads. Outside the kernels are the first less the second, plus the third.
+operator's for a plan that only loads the image and pools it, whose time is the operator's own: dispatch, outputs,
+finding the plan, waking the threads. Outside the kernels are the first less the second, plus the third.
 """
 
 from __future__ import annotations
@@ -18,21 +18,28 @@ from cpu import result_file
 import dsn_kernels
 import dsn_models
 from dsn_kernels import ops
+from dsn_kernels.graph import Graph, Linear, Load
 from dsn_kernels.measure import machine
 from dsn_kernels.measure.latency import InterleavedTimer
-from dsn_kernels.ops.network import Plan
+from dsn_kernels.runtime import PlanRunner, make_runner
 
 NAMES = ("concat-bc-100", "add-166", "dsn-121", "skipnet-110-rnn", "gaternet-resnet-20", "gunn-15", "resnet-20")
 MOST = 0.10
 
 
-def empty_plan(fast: Any, x: torch.Tensor) -> Plan:
-    """A plan that loads x and pools it, with as many gates and logits as the network's."""
-    plan, (_, channels, height, width) = Plan(), x.shape
-    buffer = plan.buffer(channels, height, width)
-    plan.add("load", dst=buffer, in_channels=channels)
-    plan.add("linear", src=buffer, in_channels=channels, out_channels=1)
-    return plan
+def empty(x: torch.Tensor) -> Graph:
+    """A graph that loads x and makes one logit of it."""
+    graph, (_, channels, height, width) = Graph(), x.shape
+    map = graph.map(channels, height, width)
+    graph.add(Load(dst=map, in_channels=channels))
+    weight = torch.zeros(1, channels, dtype=torch.float64)
+    graph.add(Linear(src=map, in_channels=channels, weight=weight, bias=weight[:, 0]))
+    return graph
+
+
+def run(runner: PlanRunner, x: torch.Tensor, limits: torch.Tensor, forced: torch.Tensor | None) -> None:
+    """The operator alone."""
+    ops.run_plan(x, runner.weights, limits, forced, runner.own.words, **runner.own.sizes)
 
 
 def measure(name: str, seconds: float) -> dict[str, float]:
@@ -42,22 +49,20 @@ def measure(name: str, seconds: float) -> dict[str, float]:
     images = torch.randn(1, config.in_channels, config.image_size, config.image_size)
     gates = {n: torch.ones(1, count, dtype=torch.uint8) for n, count in fast.layers.items()}
     forced = torch.cat(list(gates.values()), 1) if gates else None
-    limits = torch.full((fast.plan.gates,), 0.5)
+    limits, none = torch.full((fast.graph.gates,), 0.5), torch.empty(0)
     x = images if fast.stem is None else fast.stem(images)
-    empty = empty_plan(fast, x)
-    words, none = empty.words(), torch.empty(0)
-    weights = torch.zeros(4096)
+    nothing = make_runner(empty(x), torch.float32, "cpu")
 
     def kernels() -> None:
         if fast.gater is not None:
             fast.gater(images)
         y = images if fast.stem is None else fast.stem(images)
-        ops.run_plan(y, fast.weights, limits, forced, fast.plan_words, **fast.sizes)
+        run(fast.runner, y, limits, forced)
 
     calls = {
         "model": lambda: fast(images, forced_gates=gates) if gates else fast(images),
         "operator": kernels,
-        "empty": lambda: ops.run_plan(x, weights, none, None, words, 0, 1),
+        "empty": lambda: run(nothing, x, none, None),
     }
     timer = InterleavedTimer(calls)
     timer.run(seconds)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import dsn_models
-from dsn_kernels import nn as twins
+from dsn_kernels import Part
 
 BATCHES = (1, 16)
 
@@ -38,7 +38,7 @@ def test_dense_block(benchmark, name, block, skipped, batch):
     generator = torch.Generator().manual_seed(0)
     forced = (torch.rand(batch, len(module.layers), generator=generator) >= skipped).to(torch.uint8)
     images = torch.randn(batch, channels, side, side, generator=generator)
-    measure(benchmark, twins.Stage(module), images, 0.5, forced)
+    measure(benchmark, Part(module), images, 0.5, forced)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -46,10 +46,10 @@ def test_dense_block(benchmark, name, block, skipped, batch):
 def test_preact_conv2d(benchmark, transition, batch):
     module = branch("concat-bc-100").transitions[transition]
     side = 32 >> transition
-    measure(benchmark, twins.Stage(module), torch.randn(batch, module.conv.in_channels, side, side))
+    measure(benchmark, Part(module), torch.randn(batch, module.conv.in_channels, side, side))
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_head(benchmark, batch):
     module = branch("concat-bc-100").head
-    measure(benchmark, twins.Stage(module), torch.randn(batch, module.classifier.in_features, 8, 8))
+    measure(benchmark, Part(module), torch.randn(batch, module.classifier.in_features, 8, 8))

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dsn_models
-from dsn_kernels import _C
-from dsn_kernels.nn.network import Network, Target
-from dsn_kernels.ops.network import Plan
+from dsn_kernels import Accelerated, Target
+from dsn_kernels.capture import canonical, capture
+from dsn_kernels.graph import Conv2d, Graph, Linear, Map, Stem
+from dsn_kernels.lower import Plan
 
 from ..gpu_bars import FAMILIES, REALISED, TIMES_EAGER, WITHIN, Family
 from . import predict
@@ -55,31 +56,31 @@ def eager_operators(model: nn.Module) -> int:
     return operators.count
 
 
-def dense_seconds(plan: Plan, batch: int) -> float:
+def dense_seconds(graph: Graph, batch: int) -> float:
     """Of a dense network's convolutions, one behind the other."""
     seconds = 0.0
-    for step in plan.code:
-        if step.op not in (_C.OPS["conv2d"], _C.OPS["stem"], _C.OPS["linear"]):
+    for node in graph.nodes:
+        if not isinstance(node, (Conv2d, Stem, Linear)):
             continue
-        _, height, width = plan.buffers[step.dst] if step.dst >= 0 else (0, 1, 1)
-        _, from_height, from_width = plan.buffers[step.src] if step.dst >= 0 and step.src >= 0 else (0, height, width)
-        macs = height * width * max(step.taps, 1) * step.in_channels * step.out_channels
-        weights = max(step.taps, 1) * step.in_channels * step.out_channels
-        moved = step.in_channels * from_height * from_width + step.out_channels * height * width
-        if step.flags & _C.FLAGS["accumulate"]:
-            moved += step.out_channels * height * width
+        to = graph.maps[node.dst] if node.dst >= 0 else Map(0, 1, 1)
+        source = graph.maps[node.src] if node.dst >= 0 and node.src >= 0 else to
+        weights = node.weight.numel()
+        macs = to.pixels * weights
+        moved = node.in_channels * source.pixels + node.out_channels * to.pixels
+        if isinstance(node, Conv2d) and node.accumulate:
+            moved += node.out_channels * to.pixels
         rate = DENSE_RATE * WGMMA_MACS * predict.MULTIPROCESSORS * predict.CLOCK
         least = DENSE_TRIPS * predict.ROUND_TRIP
         seconds += predict.NODE + max(least, 2 * (batch * moved + weights) / predict.DRAM, batch * macs / rate)
     return seconds
 
 
-def stem_seconds(network: Network, batch: int) -> float:
+def stem_seconds(network: Accelerated, batch: int) -> float:
     """Of an ImageNet stem, which torch runs in both: convolution, batch norm, ReLU and pool, each through memory."""
     if network.stem is None:
         return 0.0
-    channels, height, width = network.plan.buffers[0]
-    wide = 4 * channels * height * width  # before the pool
+    pooled = network.graph.maps[0]
+    wide = 4 * pooled.channels * pooled.pixels  # before the pool
     return 4 * predict.NODE + 2 * batch * 6 * wide / predict.DRAM
 
 
@@ -87,24 +88,30 @@ def our_seconds(plans: list[Plan], gates: Tensor) -> float:
     """Of a gater without gates of its own, if there is one, and the network behind it."""
     seconds = 0.0
     for plan in plans:
-        model = Model.of(plan)
+        model = Model(plan)
         schedule = model.schedule(len(gates))
-        seconds += predict.predict(schedule.timeline(), model.work(schedule, gates[:, : plan.gates]))
+        seconds += predict.predict(schedule.timeline(), model.work(schedule, gates[:, : plan.graph.gates]))
     return seconds
+
+
+def mean_macs(network: Accelerated, gates: Tensor) -> float:
+    """For each image; ``gates`` [B, L] are those of all names, one behind the other."""
+    parts = gates.split(list(network.layers.values()), 1) if network.layers else ()
+    return network.macs(dict(zip(network.layers, parts, strict=True))).double().mean().item()
 
 
 def rows_of(family: Family) -> list[dict[str, Any]]:
     torch.manual_seed(0)
-    model = dsn_models.create(family.name, **family.options).eval()
-    network = Network(model, Target("simt", torch.float16))
+    model: Any = dsn_models.create(family.name, **family.options).eval()
+    network = Accelerated(model, Target("simt", torch.float16))
     plans = [part.runner.plan for part in network.parts.values()]
     against = dsn_models.create(family.against).eval() if family.against else model.dense_equivalent()
-    dense = Network(against).plan
+    dense = capture(canonical(against)).graph
     rows = []
     for batch in family.batches:
-        kinds = {"open": torch.ones(batch, plans[-1].gates, dtype=torch.uint8)}
+        kinds = {"open": torch.ones(batch, network.graph.gates, dtype=torch.uint8)}
         if family.skipped:
-            kinds["different"] = random_gates(batch, plans[-1].gates, family.skipped)
+            kinds["different"] = random_gates(batch, network.graph.gates, family.skipped)
             kinds["equal"] = kinds["different"][:1].expand(batch, -1)
         extra = stem_seconds(network, batch)
         baseline = dense_seconds(dense, batch) + extra
@@ -112,8 +119,7 @@ def rows_of(family: Family) -> list[dict[str, Any]]:
         for kind, gates in kinds.items():
             seconds = our_seconds(plans, gates) + extra
             opened = opened or seconds
-            macs = network.plan.macs(gates).double().mean().item() + network._other_macs
-            saved = 1 - macs / (network.plan.macs(kinds["open"]).double().mean().item() + network._other_macs)
+            saved = 1 - mean_macs(network, gates) / mean_macs(network, kinds["open"])
             rows.append(
                 {
                     "model": family.name,

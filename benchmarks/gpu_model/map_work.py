@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsn_kernels import _C
-from dsn_kernels.ops.network import Instruction, Plan
+from dsn_kernels.graph import Conv2d, Graph, Node, PoolSums, Reads, Subsample
 
 ROWS = 16  # pixels of an m16n8k16 instruction
 GROUP: int = _C.cuda.GROUP
@@ -151,8 +151,9 @@ def nearly_all(channels: int) -> int:
 
 
 def conv2d(
-    plan: Plan,
-    step: Instruction,
+    graph: Graph,
+    node: Conv2d,
+    reads: Reads,
     cut: Sequence[int],
     multiprocessors: int,
     runs: list[int],
@@ -168,31 +169,31 @@ def conv2d(
     """
     rows, width, down, across, block_columns, column_blocks, warp_tiles, _, depth, resident, walk, scattered = cut[:12]
     stages, split, old_stride, pack = cut[12:]
-    _, height, columns = plan.buffers[step.dst]
-    _, from_height, from_width = plan.buffers[step.src]
+    _, height, columns = graph.maps[node.dst]
+    source, window = graph.maps[node.src], node.window
     tiles = [
         (min(rows, height - y), min(width, columns - x))
         for y in range(0, height, rows)
         for x in range(0, columns, width)
     ]
     warps = sum(-(-r * c // _WARP_ROWS) for r, c in tiles)
-    cells = _cells(step, rows, width, height, columns, from_height, from_width)
+    cells = _cells(graph, node, rows, width)
     items = down * across * column_blocks
     groups, ran, total = -(-len(runs) // pack), 0, sum(map(bool, runs))
     if walk:
         launch.blocks = -(-len(runs) * items // walk)
     else:
         launch.blocks = min(groups * items, multiprocessors * resident // split) * split
-    launch.pools = bool(step.flags & _C.FLAGS["pool"])
+    launch.pools = node.pool
     gathers = gathered_before = False
     deepest = 0
     for sample, (run, live, on) in enumerate(zip(runs, inputs, filters, strict=True)):
         if not run:
             continue
-        all_filters = on >= nearly_all(step.out_channels)
-        all_inputs = live >= (step.in_channels if scattered else nearly_all(step.in_channels))
-        used = up(step.out_channels, 16) if all_filters else up(on, 8)
-        deep = up(step.in_channels + step.src_offset % GROUP if all_inputs else live, _STEP)
+        all_filters = on >= nearly_all(node.out_channels)
+        all_inputs = live >= (node.in_channels if scattered else nearly_all(node.in_channels))
+        used = up(node.out_channels, 16) if all_filters else up(on, 8)
+        deep = up(node.in_channels + node.src_offset % GROUP if all_inputs else live, _STEP)
         deepest = max(deepest, deep)
         column_tiles = -(-used // block_columns)
         if pack > 1:  # the first of a tile's samples stands for all of them
@@ -200,7 +201,7 @@ def conv2d(
         begins = ran % pack == 0
         ran += 1
         launch.active += begins * down * across * column_tiles * split
-        steps = step.taps * deep // _STEP
+        steps = window.taps * deep // _STEP
         launch.mma += warps * 2 * used // 8 * steps
         # activations once for each warp beside the others, weights once for each warp above
         launch.l1_bytes += warps * steps * 32 * GROUP * element * (4 * -(-used // (8 * warp_tiles)) + used // 8)
@@ -213,14 +214,14 @@ def conv2d(
                 copies -= sum(at % walk > 0 for at in firsts) / len(firsts)
         gathered_before = not (all_filters and all_inputs)
         gathers |= gathered_before
-        launch.l2_bytes += int(copies * step.taps * deep * used * element)
-        launch.l2_bytes += column_tiles * cells * up(step.in_channels if all_inputs else live, GROUP) * element
+        launch.l2_bytes += int(copies * window.taps * deep * used * element)
+        launch.l2_bytes += column_tiles * cells * up(node.in_channels if all_inputs else live, GROUP) * element
         if split > 1:
             launch.l2_bytes += begins * down * across * column_tiles * split * _THREADS * 8 * warp_tiles * 4
         if old_stride:
             launch.l2_bytes += height * columns * on * element
-        moved = live * min(from_height * from_width, height * columns * max(step.taps, step.stride**2))
-        moved += on * height * columns * (2 if step.flags & _C.FLAGS["accumulate"] else 1)
+        moved = live * min(source.pixels, height * columns * max(window.taps, window.stride**2))
+        moved += on * height * columns * (2 if node.accumulate else 1)
         launch.dram_bytes += moved * element
     launch.conv = ConvPace(
         warps=-(-pack * rows * width // _WARP_ROWS) * -(-block_columns // (8 * warp_tiles)),
@@ -229,39 +230,36 @@ def conv2d(
         ahead=0 if gathers else max(1, stages - 1),
         resident=resident,
         split=split,
-        adds=warp_tiles // 2 if step.flags & _C.FLAGS["accumulate"] and not old_stride else 0,
-        lists=step.out_mask >= 0 or step.in_mask >= 0 or bool(step.flags & _C.FLAGS["live"]),
+        adds=warp_tiles // 2 if node.accumulate and not old_stride else 0,
+        lists=node.out_mask >= 0 or reads.in_mask >= 0 or bool(reads.slices),
     )
 
 
-def _cells(
-    step: Instruction, rows: int, width: int, height: int, columns: int, from_height: int, from_width: int
-) -> int:
-    """Pixels of the source that the tiles of a map copy: all between the first and the last, of a 1x1 its own."""
-    window_columns = step.columns or (3 if step.taps == 9 else 1)
-    window_rows = step.taps // window_columns
-    pads = (step.pad_rows, step.pad_columns) if step.columns else (window_rows // 2, window_columns // 2)
+def _cells(graph: Graph, node: Conv2d, rows: int, columns: int) -> int:
+    """Pixels of the source that tiles of ``rows`` x ``columns`` copy: all between the first and the last, of a 1x1 its
+    own."""
+    window, to, source = node.window, graph.maps[node.dst], graph.maps[node.src]
 
-    def along(size: int, tile: int, source: int, window: int, pad: int) -> int:
+    def along(size: int, tile: int, source: int, reach: int, pad: int) -> int:
         total = 0
         for first in range(0, size, tile):
-            count, begin = min(tile, size - first), first * step.stride - pad
-            if step.taps == 1:
+            count, begin = min(tile, size - first), first * window.stride - pad
+            if window.taps == 1:
                 total += count
             else:
-                total += min(begin + (count - 1) * step.stride + window, source) - max(begin, 0)
+                total += min(begin + (count - 1) * window.stride + reach, source) - max(begin, 0)
         return total
 
-    down = along(height, rows, from_height, window_rows, pads[0])
-    return down * along(columns, width, from_width, window_columns, pads[1])
+    down = along(to.height, rows, source.height, window.rows, window.pad_rows)
+    return down * along(to.width, columns, source.width, window.columns, window.pad_columns)
 
 
-def without_weights(plan: Plan, step: Instruction, batch: int, element: int, launch: Launch) -> None:
+def without_weights(graph: Graph, node: Node, batch: int, element: int, launch: Launch) -> None:
     """Adds a subsampling, pool, sum or pooling of channel sums."""
-    to = step.dst if step.dst >= 0 else step.src
-    channels, height, width = plan.buffers[to]
-    launch.blocks = launch.active = batch * -(-height * width // _STRIP)
-    _, from_height, from_width = plan.buffers[step.src]
-    launch.pools = step.op in (_C.OPS["subsample"], _C.OPS["pool_sums"])
-    written = 0 if step.op == _C.OPS["pool_sums"] else min(step.out_channels or step.in_channels, channels)
-    launch.dram_bytes = batch * element * (step.in_channels * from_height * from_width + written * height * width)
+    to, source = graph.maps[node.dst if node.dst >= 0 else node.src], graph.maps[node.src]
+    launch.blocks = launch.active = batch * -(-to.pixels // _STRIP)
+    launch.pools = isinstance(node, (Subsample, PoolSums))
+    written = node.out_channels if isinstance(node, Subsample) else node.in_channels
+    if isinstance(node, PoolSums):
+        written = 0
+    launch.dram_bytes = batch * element * (node.in_channels * source.pixels + written * to.pixels)

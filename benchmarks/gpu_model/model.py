@@ -18,9 +18,10 @@ from torch import Tensor
 
 import dsn_models
 from csrc.simt.host_runner import MULTIPROCESSORS, schedule
-from dsn_kernels.nn.cuda_packing import pack_for_cuda
-from dsn_kernels.nn.network import plan_network
-from dsn_kernels.ops.network import Plan
+from dsn_kernels.capture import canonical, capture
+from dsn_kernels.graph import count_macs
+from dsn_kernels.lower import Plan
+from dsn_kernels.lower.cuda import lower
 
 from .map_work import Cuts, Launch
 from .predict import DENSE_BYTES, DENSE_NODES, DRAM, NODE, constants, predict
@@ -34,23 +35,20 @@ def random_gates(batch: int, layers: int, skipped: float) -> Tensor:
     return (torch.rand(batch, layers, generator=torch.Generator().manual_seed(0)) >= skipped).byte()
 
 
+def plan_of(name: str) -> Plan:
+    """The plan of a network of the zoo for the GPU kernels, in float16."""
+    torch.manual_seed(0)
+    return lower(capture(canonical(dsn_models.create(name).eval())).graph, torch.float16)
+
+
 class Model:
-    """A network of the zoo and the host runner's schedule of it."""
+    """A plan of the GPU kernels in float16, and the host runner's schedule of it."""
 
-    def __init__(self, name: str) -> None:
-        torch.manual_seed(0)
-        plan, weights = plan_network(dsn_models.create(name).eval())
-        self.plan: Plan = pack_for_cuda(plan, weights, torch.float16)[0]
-
-    @staticmethod
-    def of(plan: Plan) -> Model:
-        """Of a plan of the GPU kernels."""
-        model = Model.__new__(Model)
-        model.plan = plan
-        return model
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.graph = plan, plan.graph
 
     def schedule(self, batch: int) -> Any:
-        return schedule(self.plan, torch.float16, batch)
+        return schedule(self.plan, batch)
 
     def work(self, schedule: Any, gates: Tensor) -> list[Launch]:
         return network_work(self.plan, gates, Cuts.of(schedule, MULTIPROCESSORS), 2)
@@ -60,12 +58,12 @@ class Model:
         timeline = schedule.timeline()
         rows: list[dict[str, Any]] = []
         dense = max(batch * DENSE_BYTES / DRAM, DENSE_NODES * NODE)
-        everything = self.plan.macs(torch.ones(1, self.plan.gates, dtype=torch.uint8)).double().mean().item()
+        everything = count_macs(self.graph, torch.ones(1, self.graph.gates, dtype=torch.uint8)).double().mean().item()
         for skipped in SKIPPED:
-            gates = random_gates(batch, self.plan.gates, skipped)
+            gates = random_gates(batch, self.graph.gates, skipped)
             launches = self.work(schedule, gates)
             seconds = predict(timeline, launches)
-            saved = 1 - self.plan.macs(gates).double().mean().item() / everything
+            saved = 1 - count_macs(self.graph, gates).double().mean().item() / everything
             opened = rows[0]["ms"] if rows else seconds * 1e3
             rows.append(
                 {
@@ -86,11 +84,11 @@ class Model:
         """Microseconds of a layer that every sample skips: of all of them together, the branches side by side."""
         schedule = self.schedule(batch)
         timeline = schedule.timeline()
-        launches = self.work(schedule, torch.zeros(batch, self.plan.gates, dtype=torch.uint8))
+        launches = self.work(schedule, torch.zeros(batch, self.graph.gates, dtype=torch.uint8))
         gated = ("_layer_kernel", "_block_kernel")
         without = [[e for e in entries if not any(name in e[0] for name in gated)] for entries in timeline]
         others = [launch for launch in launches if launch.name not in ("layer", "block")]
-        return (predict(timeline, launches) - predict(without, others)) / self.plan.gates * 1e6
+        return (predict(timeline, launches) - predict(without, others)) / self.graph.gates * 1e6
 
 
 def bars(rows: list[dict[str, Any]], marginal_us: float) -> list[dict[str, Any]]:
@@ -147,7 +145,7 @@ def main() -> None:
     parser.add_argument("--model", default="concat-bc-100")
     parser.add_argument("--out", type=Path, help="write the prediction as JSON")
     arguments = parser.parse_args()
-    model = Model(arguments.model)
+    model = Model(plan_of(arguments.model))
     rows = [row for batch in BATCHES for row in model.rows(batch)]
     document = {
         "schema": 1,

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from csrc.simt.host_runner import MULTIPROCESSORS
+from csrc.simt.host_runner import L2_RATE, MULTIPROCESSORS
 
 from .map_work import ConvPace, Launch
 
@@ -17,7 +17,7 @@ CLOCK = 1.75e9  # Hz under load
 DRAM = 4.3e12  # bytes/s, a device-to-device copy
 MMA_MACS = 1280  # of mma.sync per clock and multiprocessor; 790 TFLOP/s of wgmma would be 1,700
 L1_BYTES = 128  # per clock and multiprocessor
-L2 = 5.5e12  # bytes/s
+L2 = L2_RATE
 STEP_CLOCKS = 100  # that a warp waits in a k-step: operands from shared memory, the last sum, issue of its loads
 NODE = 1.3e-6  # s, from one kernel of a graph to the next that depends on it
 ROUND_TRIP = 0.4e-6  # s, to the second-level cache
@@ -110,7 +110,7 @@ def conv_tile(launch: Launch) -> float:
     mma, copied = launch.mma / launch.active, launch.l2_bytes / launch.active
     multiplied = mma * 2048 / (MMA_MACS * conv_rate(pace, 1))
     loops = max(multiplied, (launch.l1_bytes / launch.active + copied) / L1_BYTES, copied / LONELY_BYTES) / CLOCK
-    trips = CONV_TRIPS + pace.adds + LIST_TRIPS * pace.lists
+    trips: float = CONV_TRIPS + pace.adds + LIST_TRIPS * pace.lists
     if pace.split > 1:
         trips += SPLIT_TRIPS + SUM_TRIPS * pace.split
     if pace.ahead:  # copies of later passes land while this one is multiplied

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsn_kernels import _C
-from dsn_kernels.ops.network import Instruction, Plan
+from dsn_kernels.graph import Conv2d, Gate, Graph
 
 from .map_work import GROUP, ROWS, Launch, up
 
@@ -20,13 +20,13 @@ _SECTOR = 32  # bytes that a read of the second-level cache moves at least
 class _StageMap:
     """How a cluster shares out a map of a resident stage, and what one convolution of it takes."""
 
-    plan: Plan
+    graph: Graph
     cut: Sequence[int]
     element: int
 
     def __post_init__(self) -> None:
-        self.buffer, self.units, rows, self.down, self.across, self.tiles, self.split = self.cut
-        self.channels, self.height, self.width = self.plan.buffers[self.buffer]
+        self.map, self.units, rows, self.down, self.across, self.tiles, self.split = self.cut
+        self.channels, self.height, self.width = self.graph.maps[self.map]
         self.wide = up(self.channels, _STEP)
         pieces = [-(-min(rows, self.height - y) // (2 * self.tiles)) for y in range(0, self.height, rows)]
         columns = self.wide // (8 * self.tiles)
@@ -52,7 +52,7 @@ class _StageMap:
 
 
 def resident_stage(
-    plan: Plan, stage: tuple[int, int, Sequence[Sequence[int]]], gates: list[list[int]], element: int, launch: Launch
+    graph: Graph, stage: tuple[int, int, Sequence[Sequence[int]]], gates: list[list[int]], element: int, launch: Launch
 ) -> None:
     """Adds residual units that a cluster of blocks does for each sample, as the sample's gates have it.
 
@@ -60,52 +60,52 @@ def resident_stage(
     copied before its gate is known.
     """
     begin, end, cuts = stage
-    code = plan.code[begin:end]
-    maps = [_StageMap(plan, cut, element) for cut in cuts]
-    decided = sum(step.op == _C.OPS["gate"] for step in code)
+    nodes = graph.nodes[begin:end]
+    convolutions = [node for node in nodes if isinstance(node, Conv2d)]
+    maps = [_StageMap(graph, cut, element) for cut in cuts]
+    decided = sum(isinstance(node, Gate) for node in nodes)
     launch.cluster = maps[0].down * maps[0].across
     launch.blocks = len(gates) * launch.cluster
     for m in maps:
         l1, weights = m.busiest * m.item_bytes(9, m.channels), m.weights(9, m.channels) // m.across
         launch.maps.append((m.warp(), l1, weights))
     for sample in gates:
-        convs = [
-            [step for step in code if step.op == _C.OPS["conv2d"] and step.dst in _dsts(code, m.buffer)] for m in maps
-        ]
-        ran = [[step for step in steps if step.only_if < 0 or sample[step.only_if]] for steps in convs]
-        if code[0].op == _C.OPS["conv2d"] and code[0].only_if >= 0 and not ran[0]:
+        convs = [[conv for conv in convolutions if conv.dst in _dsts(convolutions, m.map)] for m in maps]
+        ran = [[conv for conv in on_map if conv.only_if < 0 or sample[conv.only_if]] for on_map in convs]
+        if nodes[0] is convolutions[0] and convolutions[0].only_if >= 0 and not ran[0]:
             continue  # a unit whose gate was decided before
         launch.active += launch.cluster
-        for m, steps in zip(maps, ran, strict=True):
-            for step in steps:
-                launch.mma += m.mma(step.taps, step.in_channels)
-                launch.l1_bytes += m.items * m.item_bytes(step.taps, step.in_channels)
-                launch.l2_bytes += m.down * m.weights(step.taps, step.in_channels)
-            ahead = m.units - any(step.taps == 1 for step in steps)  # units whose first weights come before their gate
-            in_vain = ahead - sum(step.src == m.buffer for step in steps)
+        for m, done in zip(maps, ran, strict=True):
+            for conv in done:
+                launch.mma += m.mma(conv.window.taps, conv.in_channels)
+                launch.l1_bytes += m.items * m.item_bytes(conv.window.taps, conv.in_channels)
+                launch.l2_bytes += m.down * m.weights(conv.window.taps, conv.in_channels)
+            # units whose first weights come before their gate
+            ahead = m.units - any(conv.window.taps == 1 for conv in done)
+            in_vain = ahead - sum(conv.src == m.map for conv in done)
             launch.l2_bytes += in_vain * m.down * m.weights(9, m.channels)
-            launch.dram_bytes += (2 if steps else 1) * m.pixels
-        counted = (sum(step.taps == 9 for step in steps) for steps in ran)
+            launch.dram_bytes += (2 if done else 1) * m.pixels
+        counted = (sum(conv.window.taps == 9 for conv in done) for done in ran)
         launch.paths.append((tuple(counted), decided))
 
 
-def _dsts(code: Sequence[Instruction], buffer: int) -> set[int]:
+def _dsts(convolutions: Sequence[Conv2d], map: int) -> set[int]:
     """A map and the one between the convolutions that change it."""
-    return {buffer} | {step.src for step in code if step.dst == buffer and step.flags & _C.FLAGS["accumulate"]}
+    return {map} | {conv.src for conv in convolutions if conv.dst == map and conv.accumulate}
 
 
-def gradual_layer(plan: Plan, cut: Sequence[int], gates: list[list[int]], element: int, launch: Launch) -> None:
+def gradual_layer(graph: Graph, cut: Sequence[int], gates: list[list[int]], element: int, launch: Launch) -> None:
     """Adds update units that a cluster of blocks does for each sample: the state is read and written once."""
     begin, end, rows, blocks = cut[:4]
     batch = len(gates)
-    channels, height, width = plan.buffers[plan.code[begin].src]
+    channels, height, width = graph.maps[graph.nodes[begin].src]
     launch.blocks = launch.active = batch * blocks
     longest = phases = 0
-    for step in plan.code[begin:end]:
-        if step.op != _C.OPS["conv2d"]:
+    for node in graph.nodes[begin:end]:
+        if not isinstance(node, Conv2d):
             continue
         phases += 1
-        products = step.taps * up(step.out_channels, 16) // 8 * up(step.in_channels, _STEP) // _STEP
+        products = node.window.taps * up(node.out_channels, 16) // 8 * up(node.in_channels, _STEP) // _STEP
         for y in range(0, height, rows):
             tiles = -(-min(rows, height - y) * width // ROWS)
             launch.mma += batch * tiles * products
@@ -116,14 +116,15 @@ def gradual_layer(plan: Plan, cut: Sequence[int], gates: list[list[int]], elemen
     launch.dram_bytes = 2 * batch * up(channels, GROUP) * height * width * element
 
 
-def resident_bottleneck(plan: Plan, cut: Sequence[int], gates: list[list[int]], element: int, launch: Launch) -> None:
+def resident_bottleneck(graph: Graph, cut: Sequence[int], gates: list[list[int]], element: int, launch: Launch) -> None:
     """Adds bottleneck units that a cluster of blocks does for each sample, each with the filters that are on.
 
     All inputs are multiplied, zero where a filter is off. A filter's weights for four inputs lie beside those of its
     neighbours, which share a sector of the cache.
     """
     begin, end, rows, blocks = cut[:4]
-    channels, height, width = plan.buffers[plan.code[begin].src]
+    convolutions = [node for node in graph.nodes[begin:end] if isinstance(node, Conv2d)]
+    channels, height, width = graph.maps[convolutions[0].src]
     parts = [min(rows, height - y) * width for y in range(0, height, rows)]
     launch.blocks = launch.active = len(gates) * blocks
     launch.cluster = blocks
@@ -131,12 +132,12 @@ def resident_bottleneck(plan: Plan, cut: Sequence[int], gates: list[list[int]], 
     beside = max(1, _SECTOR // (GROUP * element))
     for sample in gates:
         walk = []
-        for at, step in enumerate(plan.code[begin:end]):
-            on = [1] * step.out_channels
-            if step.out_mask >= 0:
-                on = sample[step.out_mask : step.out_mask + step.out_channels]
-            groups = up(step.in_channels, _STEP) // GROUP
-            steps, columns = step.taps * groups // (_STEP // GROUP), -(-sum(on) // 8)
+        for at, conv in enumerate(convolutions):
+            on = [1] * conv.out_channels
+            if conv.out_mask >= 0:
+                on = sample[conv.out_mask : conv.out_mask + conv.out_channels]
+            groups = up(conv.in_channels, _STEP) // GROUP
+            steps, columns = conv.window.taps * groups // (_STEP // GROUP), -(-sum(on) // 8)
             across = -(-columns // _TILES)
             most = l1 = 0
             for pixels in parts:
@@ -151,7 +152,7 @@ def resident_bottleneck(plan: Plan, cut: Sequence[int], gates: list[list[int]], 
                 launch.mma += tiles * columns * steps
                 most = max(most, -(-items * split // _WARPS) * -(-steps // split) * min(_TILES, columns))
             sectors = sum(any(on[i : i + beside]) for i in range(0, len(on), beside))
-            copied = step.taps * groups * sectors * _SECTOR
+            copied = conv.window.taps * groups * sectors * _SECTOR
             launch.l2_bytes += blocks * copied
             walk.append((most, l1, copied))
         launch.walks.append(walk)

@@ -11,7 +11,22 @@ from typing import Any
 from torch import Tensor
 
 from dsn_kernels import _C
-from dsn_kernels.ops.network import Instruction, Plan
+from dsn_kernels.graph import (
+    Conv2d,
+    DenseBlock,
+    Gate,
+    Head,
+    Load,
+    Map,
+    Node,
+    Reads,
+    Stem,
+    Transition,
+    Window,
+    find_reads,
+    trace,
+)
+from dsn_kernels.lower import Plan
 
 from . import map_work as maps
 from . import resident_work as resident
@@ -25,6 +40,22 @@ def _groups(channels: int) -> int:
 def _columns(channels: int) -> int:
     columns: int = _C.cuda.COLUMNS
     return -(-channels // columns) * columns
+
+
+def _live_groups(reads: Reads, sample: list[int], begin: int, end: int) -> int:
+    """Of the channels that a node reads, of those from ``begin`` to ``end``: groups that hold data. Layers of a dense
+    block, and what is ahead of them, begin a group each."""
+    layers = [part for part in reads.slices if begin <= part.start < end] if not reads.one_by_one else []
+    first = layers[0].start if layers else end
+    on = (all(sample[gate] for gate in reads.channels[part.start]) for part in layers)
+    return _groups(first - begin) + sum(_groups(len(part)) for part, runs in zip(layers, on, strict=True) if runs)
+
+
+def _as_convolution(node: Transition) -> Conv2d:
+    """What a transition is lowered to where its inputs are chosen one by one."""
+    sizes: dict[str, Any] = {"src": node.src, "dst": node.dst, "in_channels": node.in_channels}
+    bias = node.weight.new_zeros(node.out_channels)
+    return Conv2d(weight=node.weight, bias=bias, before=node.norm, window=Window(1, 1, stride=2), **sizes)
 
 
 def network_work(plan: Plan, gates: Tensor, cuts: Cuts, element: int) -> list[Launch]:
@@ -41,11 +72,11 @@ def network_work(plan: Plan, gates: Tensor, cuts: Cuts, element: int) -> list[La
 
 class _Counter:
     def __init__(self, plan: Plan, gates: Tensor, cuts: Cuts, element: int) -> None:
-        self.plan, self.gates, self.cuts, self.element = plan, gates.tolist(), cuts, element
+        self.graph, self.gates, self.cuts, self.element = plan.graph, gates.tolist(), cuts, element
+        self.ops = [fields["op"] for fields in plan.code]
         self.tiles, self.convs, self.streams = iter(cuts.layers), iter(cuts.convs), cuts.streams
-        self.traced = {work.index: work for work in plan.trace(gates) if work.inputs is not None}
-        self.blocks = {step.dst: step for step in plan.code if step.op == _C.OPS["dense_block"]}
-        self.first: dict[int, int] = {}  # channels of each buffer that are always live
+        self.reads = find_reads(plan.graph)
+        self.traced = {(work.index, work.layer): work for work in trace(plan.graph, gates) if work.inputs is not None}
         self.launches: list[Launch] = []
 
     def run(self) -> list[Launch]:
@@ -62,47 +93,37 @@ class _Counter:
         )
         runs = {run[0]: (kernel, run) for kernel, found in walks for run in found}
         within = {i for _, run in runs.values() for i in range(run[0], run[1])}
-        for index, step in enumerate(self.plan.code):
-            name = names[step.op]
+        for index, (node, op) in enumerate(zip(self.graph.nodes, self.ops, strict=True)):
+            name = names[op]
             cut = next(self.convs) if name == "conv2d" else ()
             if index in within:
                 if index in runs:
                     kernel, run = runs[index]
-                    launch = Launch(kernel, self.streams[step.src])
-                    getattr(resident, kernel)(self.plan, run, self.gates, self.element, launch)
+                    launch = Launch(kernel, self.streams[node.src])
+                    getattr(resident, kernel)(self.graph, run, self.gates, self.element, launch)
                     self.launches.append(launch)
                 continue
-            if name == "gate" and not self.cuts.gates_have_launches:
-                if self.launches and step.gate == _C.GATES["recurrent"]:
+            if isinstance(node, Gate) and not self.cuts.gates_have_launches:
+                if self.launches and node.recurrence is not None:
                     self.launches[-1].gates += 1
                 continue
-            if name == "dense_block":
-                tiles = [next(self.tiles) for _ in range(step.layers)]
+            if isinstance(node, DenseBlock):
+                tiles, ran = [next(self.tiles) for _ in node.layers], self._ran(node, index)
                 if tiles[0][4]:
-                    self._resident(step, tiles[0])
+                    self._resident(node, ran, tiles[0])
                 else:
                     for layer, tile in enumerate(tiles):
-                        self._layer(step, layer, tile)
+                        self._layer(node, [layers[layer] for layers in ran if layer in layers], tile)
                 continue
-            launch = Launch(name, self.streams[step.dst if step.dst >= 0 else step.src])
-            if name == "conv2d":
-                self._conv2d(step, index, cut, launch)
+            launch = Launch(name, self.streams[node.dst if node.dst >= 0 else node.src])
+            if name == "conv2d" and isinstance(node, Transition):
+                node = _as_convolution(node)
+            if isinstance(node, Conv2d):
+                self._conv2d(node, index, cut, launch)
             else:
-                getattr(self, "_" + name)(step, launch)
+                getattr(self, "_" + name)(node, self.reads[index], launch)
             self.launches.append(launch)
         return self.launches
-
-    def _size(self, buffer: int) -> tuple[int, int]:
-        return self.plan.buffers[buffer][1], self.plan.buffers[buffer][2]
-
-    def _live(self, buffer: int, sample: list[int], layers: int | None = None) -> int:
-        """Live groups of a buffer, after ``layers`` layers of its block."""
-        step = self.blocks.get(buffer)
-        groups = _groups(self.first[buffer])
-        if step is None or step.merge == _C.MERGES["add"]:
-            return groups
-        taken = sample[step.first_gate : step.first_gate + (step.layers if layers is None else layers)]
-        return groups + sum(taken) * _groups(step.out_channels)
 
     def _pointwise(self, launch: Launch, pixels: int, columns: int, steps: int) -> None:
         """A product of a sample in tiles of 16 pixels."""
@@ -110,109 +131,105 @@ class _Counter:
         launch.mma += tiles * columns // 8 * steps
         launch.l1_bytes += tiles * steps * 32 * 4 * self.element * (2 + columns // 8)
 
-    def _conv2d(self, step: Instruction, index: int, cut: Sequence[int], launch: Launch) -> None:
-        work = self.traced[index]
-        assert work.inputs is not None and work.filters is not None
-        runs = [sample[step.only_if] if step.only_if >= 0 else 1 for sample in self.gates]
-        counts = runs, work.inputs.tolist(), work.filters.tolist()
-        maps.conv2d(self.plan, step, cut, self.cuts.multiprocessors, *counts, self.element, launch)
-        self.first[step.dst] = self.plan.buffers[step.dst][0]
+    def _conv2d(self, node: Conv2d, index: int, cut: Sequence[int], launch: Launch) -> None:
+        inputs, filters = self.traced[index, -1].inputs, self.traced[index, -1].filters
+        assert inputs is not None
+        on = [node.out_channels] * len(self.gates) if filters is None else filters.tolist()
+        runs = [sample[node.only_if] if node.only_if >= 0 else 1 for sample in self.gates]
+        cuts = cut, self.cuts.multiprocessors
+        maps.conv2d(self.graph, node, self.reads[index], *cuts, runs, inputs.tolist(), on, self.element, launch)
 
-    def _without_weights(self, step: Instruction, launch: Launch) -> None:
-        maps.without_weights(self.plan, step, len(self.gates), self.element, launch)
-        if step.dst >= 0:
-            self.first[step.dst] = self.plan.buffers[step.dst][0]
+    def _without_weights(self, node: Node, reads: Reads, launch: Launch) -> None:
+        maps.without_weights(self.graph, node, len(self.gates), self.element, launch)
 
     _subsample = _max_pool = _avg_pool = _pool_sums = _add = _tanh = _without_weights
 
-    def _per_sample(self, step: Instruction, launch: Launch) -> None:
+    def _per_sample(self, node: Node, reads: Reads, launch: Launch) -> None:
         launch.blocks = launch.active = len(self.gates)
 
     _gate = _linear = _per_sample
 
-    def _load(self, step: Instruction, launch: Launch) -> None:
-        self.first[step.dst] = step.in_channels
-        self._copy(step, step.dst, launch)
+    def _load(self, node: Load, reads: Reads, launch: Launch) -> None:
+        self._copy(node, self.graph.maps[node.dst], launch)
 
-    def _store(self, step: Instruction, launch: Launch) -> None:
-        self._copy(step, step.src, launch)
+    def _store(self, node: Node, reads: Reads, launch: Launch) -> None:
+        self._copy(node, self.graph.maps[node.src], launch)
 
-    def _copy(self, step: Instruction, buffer: int, launch: Launch) -> None:
-        """A float32 map of the caller's to a buffer, or back."""
-        height, width = self._size(buffer)
-        launch.blocks = launch.active = len(self.gates) * -(-height * width // 64)
-        launch.dram_bytes = len(self.gates) * height * width * step.in_channels * (4 + self.element)
+    def _copy(self, node: Node, map: Map, launch: Launch) -> None:
+        """A float32 map of the caller's to one of the graph's, or back."""
+        launch.blocks = launch.active = len(self.gates) * -(-map.pixels // 64)
+        launch.dram_bytes = len(self.gates) * map.pixels * node.in_channels * (4 + self.element)
 
-    def _stem(self, step: Instruction, launch: Launch) -> None:
-        self.first[step.dst] = step.out_channels
-        height, width = self._size(step.dst)
-        launch.blocks = launch.active = (
-            len(self.gates) * -(-height * width // 64) * -(-_columns(step.out_channels) // 64)
-        )
+    def _stem(self, node: Stem, reads: Reads, launch: Launch) -> None:
+        pixels, columns = self.graph.maps[node.dst].pixels, _columns(node.out_channels)
+        launch.blocks = launch.active = len(self.gates) * -(-pixels // 64) * -(-columns // 64)
         for _ in self.gates:
-            self._pointwise(launch, height * width, _columns(step.out_channels), up(step.in_channels * 9, 16) // 16)
-            launch.dram_bytes += height * width * (4 * step.in_channels + self.element * step.out_channels)
+            self._pointwise(launch, pixels, columns, up(node.in_channels * 9, 16) // 16)
+            launch.dram_bytes += pixels * (4 * node.in_channels + self.element * node.out_channels)
 
-    def _transition(self, step: Instruction, launch: Launch) -> None:
-        self.first[step.dst] = step.out_channels
-        height, width = self._size(step.dst)
-        from_height, from_width = self._size(step.src)
-        columns = _columns(step.out_channels)
-        launch.blocks = launch.active = len(self.gates) * -(-height * width // 64) * -(-columns // 64)
+    def _transition(self, node: Transition, reads: Reads, launch: Launch) -> None:
+        to, source, columns = self.graph.maps[node.dst], self.graph.maps[node.src], _columns(node.out_channels)
+        launch.blocks = launch.active = len(self.gates) * -(-to.pixels // 64) * -(-columns // 64)
         for sample in self.gates:
-            groups = [self._live(step.src, sample)]
-            if step.guide >= 0:
-                groups.append(self._live(step.guide, sample))
-            self._pointwise(launch, height * width, columns, sum(-(-g // 4) for g in groups))
-            launch.dram_bytes += self.element * GROUP * groups[0] * from_height * from_width
-            launch.dram_bytes += self.element * step.out_channels * height * width
+            own = _live_groups(reads, sample, 0, node.in_channels)
+            guide = _live_groups(reads, sample, node.in_channels, len(reads.channels))
+            self._pointwise(launch, to.pixels, columns, sum(-(-groups // 4) for groups in (own, guide)))
+            launch.dram_bytes += self.element * GROUP * own * source.pixels
+            launch.dram_bytes += self.element * node.out_channels * to.pixels
 
-    def _head(self, step: Instruction, launch: Launch) -> None:
-        height, width = self._size(step.src)
+    def _head(self, node: Head, reads: Reads, launch: Launch) -> None:
+        pixels = self.graph.maps[node.src].pixels
         launch.blocks = launch.active = len(self.gates)
         for sample in self.gates:
-            launch.dram_bytes += self.element * GROUP * self._live(step.src, sample) * height * width
+            live = _live_groups(reads, sample, 0, node.in_channels)
+            launch.dram_bytes += self.element * GROUP * live * pixels
 
     _path_head = _head
 
-    def _layer(self, step: Instruction, layer: int, tile: Sequence[int]) -> None:
-        launch = Launch("layer", self.streams[step.dst], blocks=len(self.gates) * tile[2] * tile[3])
-        self.launches.append(launch)
-        self.first[step.dst] = step.in_channels
-        for sample in self.gates:
-            if sample[step.first_gate + layer]:
-                launch.active += tile[2] * tile[3]
-                self._run_layer(launch, step, layer, tile, sample)
+    def _ran(self, block: DenseBlock, index: int) -> list[dict[int, int]]:
+        """For each sample, the layers that run, and how many groups that hold data each of them reads."""
+        ran: list[dict[int, int]] = [{} for _ in self.gates]
+        for layer in range(len(block.layers)):
+            work = self.traced[index, layer]
+            assert work.inputs is not None
+            for layers, taken, inputs in zip(ran, work.ran.tolist(), work.inputs.tolist(), strict=True):
+                before = (inputs - block.in_channels) // block.added if block.added else 0
+                if taken:
+                    layers[layer] = _groups(block.in_channels) + before * _groups(block.added)
+        return ran
 
-    def _resident(self, step: Instruction, tile: Sequence[int]) -> None:
+    def _layer(self, block: DenseBlock, live: list[int], tile: Sequence[int]) -> None:
+        """``live``: groups that it reads, of each sample for which it runs."""
+        launch = Launch("layer", self.streams[block.dst], blocks=len(self.gates) * tile[2] * tile[3])
+        self.launches.append(launch)
+        for groups in live:
+            launch.active += tile[2] * tile[3]
+            self._run_layer(launch, block, groups, tile)
+
+    def _resident(self, block: DenseBlock, ran: list[dict[int, int]], tile: Sequence[int]) -> None:
         """All layers in one launch; a sample whose layers are all shut leaves its gates alone, by one block."""
-        launch = Launch("block", self.streams[step.dst], blocks=len(self.gates) * tile[2] * tile[3])
+        launch = Launch("block", self.streams[block.dst], blocks=len(self.gates) * tile[2] * tile[3])
         self.launches.append(launch)
-        self.first[step.dst] = step.in_channels
-        for sample in self.gates:
-            taken = sample[step.first_gate : step.first_gate + step.layers]
-            launch.active += tile[2] * tile[3] if any(taken) else 1
-            ran = [layer for layer in range(step.layers) if taken[layer]]
-            longest = sum(self._run_layer(launch, step, layer, tile, sample) for layer in ran)
-            launch.chains.append((sum(taken), step.layers - sum(taken), longest))
+        for layers in ran:
+            launch.active += tile[2] * tile[3] if layers else 1
+            longest = sum(self._run_layer(launch, block, groups, tile) for groups in layers.values())
+            launch.chains.append((len(layers), len(block.layers) - len(layers), longest))
 
-    def _run_layer(self, launch: Launch, step: Instruction, layer: int, tile: Sequence[int], sample: list[int]) -> int:
-        """Adds a layer of a sample; the instructions of its longest tile."""
-        longest = 0
-        for own, halo in self._tiles(step.dst, tile):
+    def _run_layer(self, launch: Launch, block: DenseBlock, live: int, tile: Sequence[int]) -> int:
+        """Adds a layer of a sample that reads ``live`` groups; the instructions of its longest tile."""
+        longest, map = 0, self.graph.maps[block.dst]
+        for own, halo in self._tiles(map, tile):
             before = launch.mma
-            self._tile(launch, step, -(-self._live(step.dst, sample, layer) // 4), own, halo)
+            self._tile(launch, block, -(-live // 4), own, halo)
             longest = max(longest, launch.mma - before)
-        height, width = self._size(step.dst)
-        live = self._live(step.dst, sample, layer) * GROUP
         rows = min(1 + 2 / tile[0], 2) if tile[2] > 1 else 1.0  # a row of halo is read by two tiles
-        written = step.in_channels if step.merge == _C.MERGES["add"] else step.out_channels
-        launch.dram_bytes += int(self.element * height * width * (live * rows + written))
+        written = block.in_channels if block.merge == "add" else block.out_channels
+        launch.dram_bytes += int(self.element * map.pixels * (live * GROUP * rows + written))
         return longest
 
-    def _tiles(self, buffer: int, tile: Sequence[int]) -> list[tuple[int, int]]:
+    def _tiles(self, map: Map, tile: Sequence[int]) -> list[tuple[int, int]]:
         """(own pixels, pixels with the halo inside the map) of each tile."""
-        height, width = self._size(buffer)
+        _, height, width = map
         sizes = []
         for y in range(0, height, tile[0]):
             for x in range(0, width, tile[1]):
@@ -222,8 +239,8 @@ class _Counter:
                 sizes.append((rows * columns, halo_rows * halo_columns))
         return sizes
 
-    def _tile(self, launch: Launch, step: Instruction, steps: int, own: int, halo: int) -> None:
-        reduce = _columns(step.bottleneck)
+    def _tile(self, launch: Launch, block: DenseBlock, steps: int, own: int, halo: int) -> None:
+        reduce = _columns(block.bottleneck)
 
         def product(pixels: int, rows: int, columns: int, count: int) -> None:
             tiles = up(pixels, rows) // ROWS
@@ -232,12 +249,12 @@ class _Counter:
             loads = 2 * tiles + tiles * ROWS // rows * columns // 8
             launch.l1_bytes += count * 32 * GROUP * self.element * loads
 
-        if not step.bottleneck:
-            product(own, 32, _columns(step.out_channels), 9 * steps)
-        elif step.merge == _C.MERGES["add"]:
+        if not block.bottleneck:
+            product(own, 32, _columns(block.out_channels), 9 * steps)
+        elif block.merge == "add":
             product(halo, 16, reduce, steps)
             product(own, 16, reduce, 9 * reduce // 16)
-            product(own, 16, _columns(step.in_channels), reduce // 16)
+            product(own, 16, _columns(block.in_channels), reduce // 16)
         else:
             product(halo, 32, reduce, steps)
-            product(own, 32, _columns(step.out_channels), 9 * reduce // 16)
+            product(own, 32, _columns(block.out_channels), 9 * reduce // 16)

@@ -326,7 +326,7 @@ void run(const CompiledPlan& compiled, const BufferSpec& input, const Tensor& im
            out.gates.mutable_data_ptr<uint8_t>(), out.scores.mutable_data_ptr<float>(),
            out.logits.mutable_data_ptr<float>(), out.map.mutable_data_ptr<float>(), nullptr, nullptr},
           input.channels * input.pixels(),
-          plan.map.channels * compiled.map.pixels(),
+          plan.map.channels * plan.map.pixels(),
           spans,
           threads,
           {}};

@@ -43,9 +43,8 @@ def schedule(plan: Plan, batch: int, graph: Graph | None = None, clusters: bool 
 
     ``graph``: that of the plan, for maps of another size.
     """
-    graph = graph or plan.graph
-    shape = (graph.gates, graph.logits, plan.element, batch)
-    return load_simt().Network(plan.words(graph), *shape, MULTIPROCESSORS, SHARED_BYTES, clusters, L2_RATE)
+    words = plan.words(graph).tolist()
+    return load_simt().Network(words, plan.element, batch, MULTIPROCESSORS, SHARED_BYTES, clusters, L2_RATE)
 
 
 class HostRunner(PlanRunner):

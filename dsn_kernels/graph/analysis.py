@@ -119,7 +119,8 @@ class Work(NamedTuple):
         ran: fraction of it that ran: 0 or 1, of a convolution whose filters are chosen anything between. [B].
         macs: executed, int64 [B].
         layer: of a dense block, -1 for its gates and for every other node.
-        inputs, filters: of a convolution: channels that it reads and filters that are on, int64 [B].
+        inputs: channels that it reads and that hold data, int64 [B]; None for the gates of a dense block.
+        filters: of a convolution, those that are on, int64 [B].
     """
 
     op: str
@@ -155,7 +156,7 @@ def trace(graph: Graph, gates: Tensor) -> Iterator[Work]:
                 if gate >= 0:
                     yield Work("gate", index, -1, all_, none + node.channels_before(layer))
                 macs = taken * _layer_macs(node, graph.maps[node.dst].pixels, channels)
-                yield Work("layer", index, gate, taken, macs, layer)
+                yield Work("layer", index, gate, taken, macs, layer, channels)
                 channels = channels + taken * node.added
         elif isinstance(node, Conv2d):
             on = _count_live(chosen_channels(node.out_mask, node.out_channels), gates)
@@ -165,7 +166,8 @@ def trace(graph: Graph, gates: Tensor) -> Iterator[Work]:
             ran = runs * on.double() / node.out_channels
             yield Work(node.op, index, max(node.only_if, node.out_mask), ran, macs, inputs=inputs, filters=on)
         else:
-            yield Work(node.op, index, -1, all_, none + _node_macs(graph, node, _count_live(reads.channels, gates)))
+            inputs = _count_live(reads.channels, gates)
+            yield Work(node.op, index, -1, all_, none + _node_macs(graph, node, inputs), inputs=inputs)
 
 
 def _layer_macs(block: DenseBlock, pixels: int, live: Tensor) -> Tensor:

@@ -93,10 +93,12 @@ class PlanRunner(nn.Module):
         forced: Tensor | None = None,
         count: Tensor | None = None,
     ) -> Outputs:
-        if self.weights.device != image.device:
-            raise UserError(f"images are on {image.device}, the weights on {self.weights.device}; expected one device")
-        options: dict[str, Any] = {} if self.weights.is_cpu else {"count": count, "element": self.plan.element}
-        *out, _ = ops.run_plan(image, self.weights, thresholds, forced, sized.words, **sized.sizes, **options)
+        weights, gpu = self.weights, self.weights.dtype == torch.uint8  # packed for one
+        if weights.device != image.device or weights.device.type == ("cpu" if gpu else "cuda"):
+            expected = "one GPU" if gpu else "the CPU"
+            raise UserError(f"images are on {image.device}, the weights on {weights.device}; expected {expected}")
+        options: dict[str, Any] = {"count": count, "element": self.plan.element} if gpu else {}
+        *out, _ = ops.run_plan(image, weights, thresholds, forced, sized.words, **sized.sizes, **options)
         return Outputs(*out)
 
     def get_extra_state(self) -> dict[str, int]:

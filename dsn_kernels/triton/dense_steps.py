@@ -26,6 +26,7 @@ class Stem(Step):
 
     def forward(self, run: Run) -> None:
         size, to = run.sizes[self.dst], run.into(self.dst, self.pool)
+        no_lists = (None,) * 6  # every channel, every filter
         conv2d(
             resample.as_rows(run.image, run.dtype, self.in_channels),
             self.weight,
@@ -35,9 +36,7 @@ class Stem(Step):
             to.sums,
             run.macs,
             run.enabled,
-            *run.chosen(-1),
-            *run.chosen(-1),
-            *run.grouped(-1),
+            *no_lists,
             size,
             size,
             THREE,

@@ -19,10 +19,11 @@ def take(taken, score_out, words, forced, threshold, sample, gates, score, alway
     """Writes a sample's decision and score and, if its gate opens, its bit."""
     tl.store(score_out + sample * gates, score)
     is_open = tl.full([], 1, tl.int1)
-    if forced is not None:
-        is_open = tl.load(forced) != 0
-    elif not always:
-        is_open = score > threshold
+    if not always:
+        if forced is not None:
+            is_open = tl.load(forced) != 0
+        else:
+            is_open = score > threshold
     tl.store(taken + sample * gates, is_open.to(tl.uint8))
     bit = tl.full([], 1, tl.int64) << (sample % 64)
     tl.atomic_or(words + sample // 64, bit, mask=is_open, sem="relaxed")

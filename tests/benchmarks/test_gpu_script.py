@@ -8,7 +8,7 @@ import torch
 from gpu_script import BENCHMARKS, ROOT, module, shell
 
 import csrc.simt.host_runner  # noqa: F401  (the backend "simt")
-from dsn_kernels.nn.network import Network, Target
+from dsn_kernels import Accelerated, Target
 
 
 def row(model, gates, ms, batch=8, realised=None, **baselines):
@@ -75,7 +75,7 @@ def test_every_kernel_has_a_kind():
     plan, networks = module("gpu.plan"), module("gpu.networks")
     launched = {}
     for name, kind in plan.KINDS.items():
-        fast = Network(networks.make(kind.model, kind.options), Target("simt", torch.float16))
+        fast = Accelerated(networks.make(kind.model, kind.options), Target("simt", torch.float16))
         streams = [s for part in fast.parts.values() for s in part.runner.schedule(3).timeline()]
         launched[name] = {entry[0].split("::")[-1].split("_kernel")[0] for stream in streams for entry in stream}
         assert set(kind.kernels) <= launched[name], name

@@ -1,37 +1,28 @@
 """Convolutions whose filters are chosen: samples with equal masks side by side, weights gathered once for what a block
 walks, all filters computed where nearly all are on."""
 
-import copy
-
 import pytest
 import torch
-from references import assert_as_exact_as_torch
+from graph_reference import check_graph
+from small_graphs import ONE, WIDE, Weights, make_images
 
 from csrc.simt import host_runner
 from csrc.simt.host_runner import HostRunner
-from dsn_kernels.nn.plan_builder import PlanBuilder
+from dsn_kernels import graph as g
+from dsn_kernels.lower.cuda import lower
 
 MIDDLE, LAST = 40, 24
 
 
 def two_convolutions(side=6):
     """load, 1x1 whose chosen filters are stored side by side, 3x3 that reads them by the same mask, store."""
-    torch.manual_seed(0)
-    first = torch.nn.Conv2d(6, MIDDLE, 1).requires_grad_(False)
-    last = torch.nn.Conv2d(MIDDLE, LAST, 3, padding=1).requires_grad_(False)
-    builder = PlanBuilder({"first": 0, "last": MIDDLE})
-    x = builder.load(6, side)
-    middle = builder.conv(first, None, x, builder.buffer(MIDDLE, side, side), "relu", path="first")
-    y = builder.conv(last, None, middle, builder.buffer(LAST, side, side), path="last")
-    builder.plan.add("store", src=y, in_channels=LAST)
-    plan, weights = builder.result()
-
-    def reference(image, masks, kind):
-        one, two = (copy.deepcopy(conv).to(kind) for conv in (first, last))
-        inner = one(image.to(kind)).relu() * masks[:, :MIDDLE, None, None]
-        return two(inner) * masks[:, MIDDLE:, None, None]
-
-    return plan, weights, reference
+    graph, weights = g.Graph(), Weights()
+    x, middle, y = graph.map(6, side), graph.map(MIDDLE, side), graph.map(LAST, side)
+    graph.add(g.Load(dst=x, in_channels=6))
+    graph.add(g.Conv2d(src=x, dst=middle, window=ONE, relu=True, out_mask=0, **weights.conv(MIDDLE, 6)))
+    graph.add(g.Conv2d(src=middle, dst=y, window=WIDE, out_mask=MIDDLE, **weights.conv(LAST, MIDDLE, 3)))
+    graph.add(g.Store(src=y, in_channels=LAST))
+    return graph
 
 
 def masks_of(patterns, of_sample, on=0.5):
@@ -63,16 +54,13 @@ def run(runner, image, masks, count=None):
 def test_groups_of_equal_masks(small_device, side, dtype, seed):
     """Patterns in any order beside nearly all filters, all of them, none."""
     small_device.configure(seed=seed)
-    plan, weights, reference = two_convolutions(side)
+    graph = two_convolutions(side)
     masks = masks_of(3, [0, 1, 0, 2, 1, 0, 2, 0, 1])
     masks[3], masks[6], masks[7, 2:] = 0, 1, 1
-    image = torch.randn(9, 6, side, side, generator=torch.Generator().manual_seed(1))
-    runner = HostRunner(plan, weights, dtype)
+    image, runner = make_images(graph, 9), HostRunner(lower(graph, dtype))
     network = runner.schedule(9)
     assert network.grouped and all(tile[10] > 1 for tile in network.conv_tiles)
-    out = run(runner, image, masks)
-    exact = reference(image, masks, torch.float64)
-    assert_as_exact_as_torch(out.map, reference(image, masks, dtype), exact)
+    out = check_graph(runner, graph, image, dtype, masks)
     on = masks[:, :MIDDLE].sum(1), masks[:, MIDDLE:].sum(1)
     assert torch.equal(out.macs, side * side * (6 * on[0] + 9 * on[0] * on[1]))
 
@@ -95,10 +83,9 @@ def weight_bytes(simt, runner, image, masks):
 
 def test_weights_are_gathered_once_for_equal_masks(small_device):
     """Exactly the gathers that are left out are not read: of weights and lists, by the blocks that walk the samples."""
-    simt, (plan, weights, _) = small_device, two_convolutions()
+    simt, graph = small_device, two_convolutions()
     simt.configure(seed=0)
-    image = torch.randn(8, 6, 6, 6)
-    runner = HostRunner(plan, weights, torch.float16)
+    image, runner = make_images(graph, 8), HostRunner(lower(graph, torch.float16))
     (one, two), batch = runner.schedule(8).conv_tiles, 8
     assert one[2] * one[3] == two[2] * two[3] == 1, "a sample is a tile"
 
@@ -125,17 +112,14 @@ def test_weights_are_gathered_once_for_equal_masks(small_device):
 
 def test_nearly_all_filters_are_not_gathered(runner_module):
     """Seven eighths on: the weights come by asynchronous copies, as for all of them, and off filters are zero."""
-    simt, (plan, weights, reference) = runner_module, two_convolutions()
+    simt, graph = runner_module, two_convolutions()
     simt.configure(seed=0)
-    image, runner = torch.randn(2, 6, 6, 6), HostRunner(plan, weights, torch.float16)
+    image, runner = make_images(graph, 2), HostRunner(lower(graph, torch.float16))
 
     def copies(on):
         simt.reset_counters()
         masks = masks_of(1, [0, 0], on)
-        out = run(runner, image, masks)
-        assert_as_exact_as_torch(
-            out.map, reference(image, masks, torch.float16), reference(image, masks, torch.float64)
-        )
+        out = check_graph(runner, graph, image, torch.float16, masks)
         assert (out.map[:, ~masks[0, MIDDLE:].bool()] == 0).all()
         return simt.counters()["cp_async"], simt.counters()["mma_m16n8k16_f16"]
 
@@ -144,8 +128,7 @@ def test_nearly_all_filters_are_not_gathered(runner_module):
 
 def test_grouping_must_pay(runner_module):
     """Its launches and comparisons cost more than the gathers of a few samples, and less than those of many."""
-    plan, weights, _ = two_convolutions()
-    runner = HostRunner(plan, weights, torch.float16)
+    runner = HostRunner(lower(two_convolutions(), torch.float16))
     assert not runner.schedule(3).grouped
     assert not any(tile[10] for tile in runner.schedule(3).conv_tiles), "a block has a tile at most"
     assert not runner.schedule(4096).grouped

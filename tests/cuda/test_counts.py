@@ -2,30 +2,32 @@
 
 import pytest
 import torch
-from references import make_block, randomise
-from small_models import SMALL, make_images
+from references import make_block
 
+import dsn_kernels
 import dsn_models
 from benchmarks.gpu_model.map_work import Cuts
 from benchmarks.gpu_model.work import network_work
-from csrc.simt.host_runner import MULTIPROCESSORS, HostRunner
-from dsn_kernels.nn import Stage, Target
-from dsn_kernels.nn.network import plan_network
+from csrc.simt.host_runner import MULTIPROCESSORS
+from dsn_kernels import Part, Target
+from dsn_kernels.graph import DenseBlock
+from tests.networks import SMALL, make_images, randomise
 
 DTYPE = torch.float16
 NETWORKS = ["concat-bc-100", "concat-40", "add-166", "dsn-navon"]
 
 
-def make_runner(name, clusters=True, **overrides):
+def make_runner(name, clusters=True, dtype=DTYPE, **overrides):
     torch.manual_seed(0)
     model = randomise(dsn_models.create(name, **{**SMALL[name], **overrides}))
-    plan, weights = plan_network(model)
-    return HostRunner(plan, weights, DTYPE, clusters), make_images(model, 3)
+    runner = dsn_kernels.accelerate(model, dtype=dtype, backend="simt").runner
+    runner.clusters = clusters
+    return runner, make_images(model, 3)
 
 
 def run(simt, runner, x, gates):
     simt.reset_counters()
-    out = runner(x, torch.full((runner.plan.gates,), 0.5), gates)
+    out = runner(x, torch.full((runner.graph.gates,), 0.5), gates)
     assert torch.equal(out.gates, gates)
     return simt.counters()
 
@@ -38,7 +40,7 @@ def expected(runner, gates):
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
 def test_tensor_core_instructions_and_blocks(simt, name, clusters, density):
     runner, x = make_runner(name, clusters, image_size=12)
-    gates = (torch.rand(3, runner.plan.gates, generator=torch.Generator().manual_seed(1)) < density).byte()
+    gates = (torch.rand(3, runner.graph.gates, generator=torch.Generator().manual_seed(1)) < density).byte()
     counts = run(simt, runner, x, gates)
     work = expected(runner, gates)
     assert counts["mma_m16n8k16_f16"] == sum(launch.mma for launch in work)
@@ -51,7 +53,7 @@ def test_a_skipped_layer_reads_its_gate_word_and_nothing_more(simt):
     """A layer that no sample runs: its blocks load 8 bytes each; nobody reads its slice, its weights or the state."""
     loaded, blocks = [], []
     for layers in (1, 2):
-        twin = Stage(make_block(24, layers), Target("simt", DTYPE))
+        twin = Part(make_block(24, layers), Target("simt", DTYPE))
         twin.runner.clusters = False
         simt.reset_counters()
         twin(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
@@ -70,7 +72,7 @@ def test_a_skipped_layer_of_a_resident_block_reads_its_gate_alone(simt):
     """Every thread of a sample's blocks reads what decides, and one stores the gate; no launch, no barrier."""
     counts = []
     for layers in (1, 2):
-        twin = Stage(make_block(24, layers), Target("simt", DTYPE))
+        twin = Part(make_block(24, layers), Target("simt", DTYPE))
         simt.reset_counters()
         twin(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
         counts.append(simt.counters())
@@ -87,8 +89,8 @@ def test_a_skipped_layer_of_a_resident_block_reads_its_gate_alone(simt):
 def test_dropped_slices_save_their_instructions(simt, clusters):
     """The second saving: with every earlier layer shut, a layer's 1x1 multiplies the block's input alone."""
     runner, x = make_runner("concat-bc-100", clusters, block_layers=(4, 1, 1))
-    block = next(step for step in runner.plan.code if step.layers == 4)
-    both = torch.zeros(2, 3, runner.plan.gates, dtype=torch.uint8)
+    block = next(n for n in runner.graph.nodes if isinstance(n, DenseBlock) and len(n.layers) == 4)
+    both = torch.zeros(2, 3, runner.graph.gates, dtype=torch.uint8)
     both[:, :, block.first_gate + 3] = 1
     both[1, :, block.first_gate : block.first_gate + 3] = 1
     alone, behind = (run(simt, runner, x, gates)["mma_m16n8k16_f16"] for gates in both)
@@ -104,7 +106,6 @@ def test_dropped_slices_save_their_instructions(simt, clusters):
 
 
 def test_float32_uses_no_tensor_cores(simt):
-    model = randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]))
-    runner = HostRunner(*plan_network(model), torch.float32)
-    gates = torch.ones(1, runner.plan.gates, dtype=torch.uint8)
-    assert run(simt, runner, make_images(model, 1), gates)["mma_macs"] == 0
+    runner, x = make_runner("concat-bc-100", dtype=torch.float32)
+    gates = torch.ones(1, runner.graph.gates, dtype=torch.uint8)
+    assert run(simt, runner, x[:1], gates)["mma_macs"] == 0

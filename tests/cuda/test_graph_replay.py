@@ -5,13 +5,12 @@ import contextlib
 
 import pytest
 import torch
-from references import randomise
-from small_models import SMALL, make_images
 
 import dsn_models
-from dsn_kernels.nn.gpu import Graphs
-from dsn_kernels.nn.network import Network, Target
+from dsn_kernels import Accelerated, Target
+from dsn_kernels.runtime.graphs import Graphs
 from dsn_models.errors import UserError
+from tests.networks import SMALL, make_images, randomise
 
 BRANCHES = ("coarse", "fine")
 
@@ -113,8 +112,8 @@ def pair(runner_module, fake, monkeypatch):
     """A model without a graph, and one whose graphs are fakes of 2 and 4 samples."""
     torch.manual_seed(0)
     model = randomise(dsn_models.create("concat-bc-100", **{**SMALL["concat-bc-100"], "block_layers": (1, 1, 1)}))
-    plain = Network(model, Target("simt", torch.float16))
-    graphed = Network(model, Target("simt", torch.float16))
+    plain = Accelerated(model, Target("simt", torch.float16))
+    graphed = Accelerated(model, Target("simt", torch.float16))
     runner = Runner(graphed.runner, fake)
     monkeypatch.setattr(torch.cuda.CUDAGraph, "again", lambda self: runner.again(), raising=False)
     graphed._graphs = Graphs(runner, (2, 4))

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from references import randomise
-from small_models import SMALL, make_images
 
 import dsn_kernels
 import dsn_models
 from dsn_models.errors import UserError
+from tests.networks import SMALL, make_images, randomise
 
 BRANCHES = ("coarse", "fine")
 
@@ -84,8 +83,10 @@ def test_tensors_on_two_devices(gpu, pair):
     with pytest.raises(UserError, match="images are on cpu; expected cuda:0"):
         plain(make_images(plain, 2))
     forced = {n: torch.zeros(2, plain.layers[n], dtype=torch.uint8) for n in BRANCHES}
-    with pytest.raises(RuntimeError, match="run_plan: forced_gates is not on a GPU, but the image is"):
+    with pytest.raises(UserError, match=r"forced_gates\['coarse'\] is on cpu; expected cuda:0"):
         plain(make_images(plain, 2).to(gpu), forced)
+    with pytest.raises(RuntimeError, match="run_plan: forced_gates is not on a GPU, but the image is"):
+        plain.runner(make_images(plain, 2).to(gpu), plain.thresholds, torch.cat([*forced.values()], 1))
 
 
 def test_out_of_memory_is_one_line(gpu, pair):

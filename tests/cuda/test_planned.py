@@ -1,20 +1,21 @@
 """Networks without gated dense blocks on the CUDA kernels against the reference models in float64."""
 
-import copy
+from dataclasses import replace
 
 import pytest
+import small_graphs
 import torch
-from device_checks import accelerate, check_network, check_samples_alone, same_dtype
-from references import assert_as_exact_as_torch
-from small_models import make_images, random_gates
-from small_planned import PLANNED, make_planned, residual_units
+from device_checks import accelerate, check_network, check_samples_alone
+from graph_reference import check_graph, run_graph
+from small_graphs import ONE, Weights, residual_units
 
 import dsn_kernels
+from csrc.simt.host_runner import HostRunner
 from dsn_kernels import _C
-from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
-from dsn_kernels.nn.plan_builder import PlanBuilder
-from dsn_kernels.nn.plan_runner import make_runner
-from dsn_kernels.ops.network import Plan
+from dsn_kernels import graph as g
+from dsn_kernels.lower.cuda import lower
+from dsn_kernels.runtime import PlanRunner, make_runner
+from tests.networks import PLANNED, make_images, make_planned, random_gates
 
 BFLOAT16 = ("resnet-preact", "skipnet-rnn", "gaternet-all", "gunn")  # the same code as float16's but for a type
 CASES = [(n, t) for n in PLANNED for t in (torch.float32, torch.float16)] + [(n, torch.bfloat16) for n in BFLOAT16]
@@ -47,108 +48,92 @@ def test_equals_the_reference(place, name, dtype):
 )
 def test_convolution(place, channels, filters, side, taps, stride, dtype):
     place.seeded(4)
-    packer, plan = Packer(), Plan()
-    torch.manual_seed(0)
-    conv = torch.nn.Conv2d(channels, filters, 3 if taps == 9 else 1, stride, taps // 9).requires_grad_(False)
-    x, y = plan.buffer(channels, *side), plan.buffer(filters, *(-(-n // stride) for n in side))
-    plan.add("load", dst=x, in_channels=channels)
-    plan.add("conv2d", src=x, dst=y, **pack_conv2d(packer, conv, None))
-    plan.add("store", src=y, in_channels=filters)
-    runner = make_runner(plan, packer.tensor(), dtype, place.backend).to(place.device)
-    images = torch.randn(2, channels, *side)
-    actual = runner(images.to(place.device), torch.empty(0, device=place.device)).map.cpu()
-    assert_as_exact_as_torch(actual, same_dtype(conv, images, dtype), same_dtype(conv, images, torch.float64))
+    graph, weights = g.Graph(), Weights()
+    window = g.Window(3, 3, stride, 1, 1) if taps == 9 else g.Window(1, 1, stride)
+    x, y = graph.map(channels, *side), graph.map(filters, *window.output_size(*side))
+    graph.add(g.Load(dst=x, in_channels=channels))
+    graph.add(g.Conv2d(src=x, dst=y, window=window, **weights.conv(filters, channels, window.rows)))
+    graph.add(g.Store(src=y, in_channels=filters))
+    check(place, graph, 2, dtype)
 
 
-def windows():
-    """(kernel, stride, padding) beyond those that residual networks have."""
-    return [((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0)), (3, 1, 0), (3, 2, 0), (5, 1, 2), (7, 3, 3), (2, 2, 0), (1, 3, 0)]
+def check(place, graph, batch, dtype, forced=None):
+    runner = make_runner(graph, dtype, place.backend).to(place.device)
+    return check_graph(runner, graph, small_graphs.make_images(graph, batch), dtype, forced, place.device)
 
 
-def run_map(place, plan, packer, image, dtype, forced=None):
-    runner = make_runner(plan, packer.tensor(), dtype, place.backend).to(place.device)
-    limits = torch.full((plan.gates,), 0.5, device=place.device)
-    out = runner(image.to(place.device), limits, None if forced is None else forced.to(place.device))
-    return out.map.cpu(), out.macs.cpu()
+# Beyond those that residual networks have.
+WINDOWS = [
+    g.Window(1, 7, 1, 0, 3),
+    g.Window(7, 1, 1, 3, 0),
+    g.Window(3, 3, 1),
+    g.Window(3, 3, 2),
+    g.Window(5, 5, 1, 2, 2),
+    g.Window(7, 7, 3, 3, 3),
+    g.Window(2, 2, 2),
+    g.Window(1, 1, 3),
+]
 
 
 @pytest.mark.parametrize(("masked", "dtype"), [(False, torch.float32), (True, torch.float16)], ids=["all", "chosen"])
-@pytest.mark.parametrize("window", windows(), ids=str)
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_any_window(place, window, masked, dtype):
     """Behind a 1x1 whose filters are chosen: the inputs that hold data are read, wherever they are."""
     place.seeded(6)
-    torch.manual_seed(0)
-    kernel, stride, padding = window
-    first = torch.nn.Conv2d(5, 18, 1).requires_grad_(False)
-    conv = torch.nn.Conv2d(18, 10, kernel, stride, padding).requires_grad_(False)
-    image = torch.randn(3, 5, 11, 9)
-    filters, outputs = (torch.rand(3, n) < 0.5 for n in (18, 10))
-    outputs[0], filters[1] = True, False  # all filters; no inputs
-    if not masked:
-        filters[:], outputs[:] = True, True
-    builder = PlanBuilder({"first": 0, "conv": 18} if masked else {})
-    x = builder.load(5, 11)
-    builder.plan.buffers[x] = (5, 11, 9)
-    middle = builder.conv(first, None, x, builder.buffer(18, 11, 9), "relu", path="first")
-    builder.pool("max_pool", middle, builder.buffer(18, 11, 9), 1, 1)  # its filters stay in their places
-    y = builder.buffer(10, *conv(first(image)).shape[2:])
-    builder.conv(conv, None, middle, y, path="conv")
-    builder.plan.add("store", src=y, in_channels=10)
-    plan, _ = builder.result()
-
-    def reference(kind):
-        a, b = (copy.deepcopy(c).to(kind) for c in (first, conv))
-        inner = a(image.to(kind)).relu() * filters[:, :, None, None]
-        return b(inner) * outputs[:, :, None, None]
-
-    forced = torch.cat([filters, outputs], 1).byte() if masked else None
-    actual, macs = run_map(place, plan, builder.packer, image, dtype, forced)
-    assert_as_exact_as_torch(actual, reference(dtype), reference(torch.float64))
-    pixels = actual[0, 0].numel()
-    expected = 99 * 5 * filters.sum(1) + pixels * conv.weight[0, 0].numel() * filters.sum(1) * outputs.sum(1)
-    assert torch.equal(macs, expected)
+    graph, weights = g.Graph(), Weights()
+    x, middle, pooled = graph.map(5, 11, 9), graph.map(18, 11, 9), graph.map(18, 11, 9)
+    y = graph.map(10, *window.output_size(11, 9))
+    first, last = (0, 18) if masked else (-1, -1)
+    graph.add(g.Load(dst=x, in_channels=5))
+    graph.add(g.Conv2d(src=x, dst=middle, window=ONE, relu=True, out_mask=first, **weights.conv(18, 5)))
+    graph.add(g.MaxPool(src=middle, dst=pooled, in_channels=18, window=ONE))  # its filters stay in their places
+    conv = weights.conv(10, 18, window.rows, window.columns)
+    graph.add(g.Conv2d(src=middle, dst=y, window=window, out_mask=last, **conv))
+    graph.add(g.Store(src=y, in_channels=10))
+    forced = small_graphs.random_gates(graph, 3) if masked else None
+    filters, outputs = (torch.ones(3, 28, dtype=torch.uint8) if forced is None else forced).split([18, 10], 1)
+    if masked:
+        outputs[0], filters[1] = 1, 0  # all filters; no inputs
+    out = check(place, graph, 3, dtype, forced)
+    each = graph.maps[y].pixels * window.taps
+    assert torch.equal(out.macs.cpu(), 99 * 5 * filters.sum(1) + each * filters.sum(1) * outputs.sum(1))
 
 
 @pytest.mark.parametrize(
-    ("window", "offset"), [((2, 2, 0), 8), ((3, 2, 0), 3), ((3, 1, 1), 8), ((5, 3, 2), 3)], ids=str
+    ("window", "offset"),
+    [(g.Window(2, 2, 2), 8), (g.Window(3, 3, 2), 3), (g.Window(3, 3, 1, 1, 1), 8), (g.Window(5, 5, 3, 2, 2), 3)],
+    ids=str,
 )
-@pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
-def test_pools(place, op, window, offset):
-    """Of any window, behind other channels of their buffer."""
+@pytest.mark.parametrize("pool", [g.MaxPool, g.AvgPool], ids=lambda pool: pool.op)
+def test_pools(place, pool, window, offset):
+    """Of any window, behind other channels of their map."""
     place.seeded(7)
-    image = torch.randn(2, 6, 9, 7)
-    builder = PlanBuilder()
-    x = builder.load(6, 9)
-    builder.plan.buffers[x] = (6, 9, 7)
-    make = {
-        "max_pool": torch.nn.MaxPool2d(*window),
-        "avg_pool": torch.nn.AvgPool2d(*window, count_include_pad=False),
-    }[op]
-    pooled = make(image)
-    front = torch.nn.Conv2d(6, offset, window[0], window[1], window[2]).requires_grad_(False)
-    y = builder.buffer(offset + 6, *pooled.shape[2:])
-    builder.conv(front, None, x, y)
-    builder.pool(op, x, y, *window, offset=offset)
-    builder.plan.add("store", src=y, in_channels=offset + 6)
-    actual, _ = run_map(place, builder.plan, builder.packer, image, torch.float32)
-    expected = torch.cat([front(image), pooled], 1)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    graph, weights = g.Graph(), Weights()
+    x, y = graph.map(6, 9, 7), graph.map(offset + 6, *window.output_size(9, 7))
+    graph.add(g.Load(dst=x, in_channels=6))
+    graph.add(g.Conv2d(src=x, dst=y, window=window, **weights.conv(offset, 6, window.rows)))
+    graph.add(pool(src=x, dst=y, in_channels=6, window=window, out_offset=offset))
+    graph.add(g.Store(src=y, in_channels=offset + 6))
+    check(place, graph, 2, torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize("count", [5, 66])  # decided by the launch that pools, and by launches of their own
 def test_gates_of_one_map(place, kind, count):
     place.seeded(5)
-    packer, plan = Packer(), Plan()
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(count, 6, generator=generator), torch.randn(count, generator=generator)
-    x = plan.buffer(6, 4, 5)
-    plan.add("load", dst=x, in_channels=6)
-    plan.add("pool_sums", src=x, in_channels=6)
+    graph = g.Graph()
+    x = graph.map(6, 4, 5)
+    graph.add(g.Load(dst=x, in_channels=6))
+    graph.add(g.PoolSums(src=x, in_channels=6))
     for i in range(count):
-        packed = pack_gate(packer, weight[i : i + 1], bias[i : i + 1])
-        plan.add("gate", src=x, in_channels=6, gate=_C.GATES[kind], first_gate=i, weights=packed)
-    runner = make_runner(plan, packer.tensor(), torch.float32, place.backend).to(place.device)
+        part = slice(i, i + 1)
+        graph.add(g.Gate(src=x, in_channels=6, first_gate=i, weight=weight[part].double(), bias=bias[part].double()))
+    plan = lower(graph, torch.float32)
+    gates = [{"gate": _C.GATES[kind]} if isinstance(node, g.Gate) else {} for node in graph.nodes]
+    plan = replace(plan, code=[fields | own for fields, own in zip(plan.code, gates, strict=True)])
+    runner = {"simt": HostRunner, "cuda": PlanRunner}[place.backend](plan).to(place.device)
     images, limits = torch.randn(3, 6, 4, 5, generator=generator), torch.rand(count, generator=generator)
     out = runner(images.to(place.device), limits.to(place.device))
     z = images.double().mean((2, 3)) @ weight.double().T + bias
@@ -173,22 +158,13 @@ def test_gates_of_one_map(place, kind, count):
 def test_residual_units(place, channels, size, batch, forced, dtype):
     """Of which a launch does all."""
     place.seeded(8)
-    units = residual_units(channels, size, (False, True, True, True))
-    runner = units.runner(dtype, place.backend).to(place.device)
+    graph = residual_units(channels, size, (False, True, True, True))
     if place.backend == "simt":
-        assert len(runner.schedule(batch).stage_runs) == 1
-    generator = torch.Generator().manual_seed(1)
-    image = torch.randn(batch, channels, *size, generator=generator)
-    gates = torch.randint(0, 2, (batch, 3), generator=generator).to(torch.uint8) if forced else None
-    limits = torch.full((3,), 0.5, device=place.device)
-    out = runner(image.to(place.device), limits, None if gates is None else gates.to(place.device))
-    taken = out.gates.cpu()
-    exact, logits = units.reference(image, taken, torch.float64)
-    same, _ = units.reference(image, taken, dtype)
-    assert_as_exact_as_torch(out.map.cpu(), same, exact)
-    assert gates is None or torch.equal(taken, gates)
-    scores = out.scores.cpu().double()
-    torch.testing.assert_close(scores, logits.sigmoid(), rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-2)
+        assert len(HostRunner(lower(graph, dtype)).schedule(batch).stage_runs) == 1
+    out = check(place, graph, batch, dtype, small_graphs.random_gates(graph, batch) if forced else None)
+    taken, scores = out.gates.cpu(), out.scores.cpu().double()
+    exact = run_graph(graph, small_graphs.make_images(graph, batch), None, taken)
+    torch.testing.assert_close(scores, exact.scores, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-2)
     assert forced or torch.equal(taken.bool(), scores > 0.5)
     each = 2 * 9 * channels**2 * size[0] * size[1]
     assert torch.equal(out.macs.cpu(), each * (1 + taken.sum(1)) + 3 * channels + channels)
@@ -245,4 +221,4 @@ def test_masks_must_be_given(place):
     runner = fast.runner
     x = make_images(fast, 1).to(place.device)
     with pytest.raises(RuntimeError, match="forced_?.?gates must say which filters run"):
-        runner(x, torch.full((runner.plan.gates,), 0.5, device=place.device))
+        runner(x, torch.full((runner.graph.gates,), 0.5, device=place.device))

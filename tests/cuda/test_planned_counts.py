@@ -2,22 +2,20 @@
 
 import pytest
 import torch
-from references import randomise
-from small_models import make_images
-from small_planned import make_planned, residual_units
-from torch import nn
+from graph_reference import run_graph
+from small_graphs import ONE, WIDE, Weights, residual_units
 
 import dsn_kernels
 from benchmarks.gpu_model.map_work import Cuts
 from benchmarks.gpu_model.work import network_work
 from csrc.simt import host_runner
-from csrc.simt.host_runner import SHARED_BYTES, HostRunner
-from dsn_kernels import _C
-from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate
-from dsn_kernels.ops.network import Plan
+from csrc.simt.host_runner import HostRunner
+from dsn_kernels import graph as g
+from dsn_kernels.lower.cuda import lower
+from tests.checks import assert_as_exact_as_torch
+from tests.networks import make_images, make_planned
 
 WARPS = 8
-GATE = _C.OPS["gate"]
 
 
 def up(n, multiple):
@@ -59,9 +57,12 @@ class Tile:
                 yield y, x, min(self.rows, height - y), min(self.columns, width - x)
 
 
-def conv_tiles(simt, plan, batch, element):
-    network = simt.Network(plan.words().tolist(), element, batch, host_runner.MULTIPROCESSORS, SHARED_BYTES)
-    return [Tile(fields) for fields in network.conv_tiles]
+def half_runner(graph):
+    return HostRunner(lower(graph, torch.float16))
+
+
+def conv_tiles(runner, batch):
+    return [Tile(fields) for fields in runner.schedule(batch).conv_tiles]
 
 
 GENERAL = ["gaternet-shake", "gaternet-densenet", "gaternet-inception"]
@@ -88,9 +89,9 @@ def work_of(runner, gates):
 def test_tensor_core_instructions_launches_and_blocks(simt, name, density):
     model = make_planned(name)
     fast = dsn_kernels.accelerate(model, dtype=torch.float16, backend="simt")
-    plan, batch = fast.runner.plan, 3
-    gates = (torch.rand(batch, plan.gates, generator=torch.Generator().manual_seed(1)) < density).byte()
-    limits, images = torch.full((plan.gates,), 0.5), make_images(model, batch)
+    count, batch = fast.graph.gates, 3
+    gates = (torch.rand(batch, count, generator=torch.Generator().manual_seed(1)) < density).byte()
+    limits, images = torch.full((count,), 0.5), make_images(model, batch)
     images = images if fast.stem is None else fast.stem(images.half())
     simt.reset_counters()
     out = fast.runner(images, limits, gates)
@@ -102,19 +103,18 @@ def test_tensor_core_instructions_launches_and_blocks(simt, name, density):
     assert counts["blocks"] == sum(launch.blocks for launch in work)
 
 
-def gated_conv(channels, side, taps, stride, with_conv=True):
+def gated_conv(channels, side, taps, stride, filters=24, with_conv=True):
     """load, gate on it, convolution behind the gate."""
-    packer, plan = Packer(), Plan()
-    conv = nn.Conv2d(channels, 24, 3 if taps == 9 else 1, stride, taps // 9)
-    x, y = plan.buffer(channels, side, side), plan.buffer(24, -(-side // stride), -(-side // stride))
-    fields = pack_conv2d(packer, conv, None)
-    plan.add("load", dst=x, in_channels=channels)
-    plan.add("pool_sums", src=x, in_channels=channels)
-    weights = pack_gate(packer, torch.ones(1, channels), torch.zeros(1))
-    plan.add("gate", src=x, in_channels=channels, gate=_C.GATES["soft"], weights=weights)
+    graph, weights = g.Graph(), Weights()
+    window = g.Window(3, 3, stride, 1, 1) if taps == 9 else g.Window(1, 1, stride)
+    x, y = graph.map(channels, side), graph.map(filters, *window.output_size(side, side))
+    graph.add(g.Load(dst=x, in_channels=channels))
+    graph.add(g.PoolSums(src=x, in_channels=channels))
+    graph.add(g.Gate(src=x, first_gate=0, **weights.linear(1, channels)))
     if with_conv:
-        plan.add("conv2d", src=x, dst=y, only_if=0, flags=_C.FLAGS["relu"], **fields)
-    return HostRunner(plan, packer.tensor(), torch.float16)
+        conv = weights.conv(filters, channels, window.rows)
+        graph.add(g.Conv2d(src=x, dst=y, window=window, only_if=0, relu=True, **conv))
+    return graph
 
 
 def count(simt, runner, x, gates):
@@ -126,7 +126,8 @@ def count(simt, runner, x, gates):
 def conv_counts(simt, gates, **shape):
     """What the convolution alone adds."""
     x = torch.randn(len(gates), shape["channels"], shape["side"], shape["side"])
-    whole, rest = (count(simt, gated_conv(**shape, with_conv=with_conv), x, gates) for with_conv in (True, False))
+    graphs = (gated_conv(**shape, with_conv=with_conv) for with_conv in (True, False))
+    whole, rest = (count(simt, half_runner(graph), x, gates) for graph in graphs)
     return {name: whole[name] - rest[name] for name in whole}
 
 
@@ -142,7 +143,7 @@ SHAPES = [
 def test_a_bypassed_convolution_reads_its_gate_word_and_nothing_more(simt, shape):
     batch = 3
     counts = conv_counts(simt, torch.zeros(batch, 1, dtype=torch.uint8), **shape)
-    (tile,) = conv_tiles(simt, gated_conv(**shape).plan, batch, 1)
+    (tile,) = conv_tiles(half_runner(gated_conv(**shape)), batch)
     blocks = tile.blocks(batch)
     assert counts["blocks"] == counts["idle_blocks"] == blocks
     assert counts["global_load_bytes"] == blocks * WARPS * 8
@@ -157,12 +158,11 @@ def test_bytes_of_a_convolution(simt, shape):
     """Every tile reads its window and all weights of its columns once, and writes its outputs once."""
     gates = torch.tensor([[1], [0], [1]], dtype=torch.uint8)
     counts = conv_counts(simt, gates, **shape)
-    runner, size = gated_conv(**shape), 2
-    plan = runner.plan
-    (tile,) = conv_tiles(simt, plan, len(gates), 1)
-    step = plan.code[-1]
-    side, out_side = shape["side"], plan.buffers[step.dst][1]
-    reach, live, depth = step.taps // 9, up(step.in_channels, 4), up(step.in_channels, 16)
+    graph, size = gated_conv(**shape), 2
+    runner, node = half_runner(graph), graph.nodes[-1]
+    (tile,) = conv_tiles(runner, len(gates))
+    side, out_side, taps, stride = shape["side"], graph.maps[node.dst].height, node.window.taps, node.window.stride
+    reach, live, depth = taps // 9, up(node.in_channels, 4), up(node.in_channels, 16)
     copied = bias = stored = 0
     for first in range(0, 32, tile.block_columns):
         columns = min(tile.block_columns, 32 - first)
@@ -170,14 +170,14 @@ def test_bytes_of_a_convolution(simt, shape):
 
             def inside(begin, n):
                 places = (
-                    range(begin * step.stride - reach, (begin + n - 1) * step.stride + 1 + reach)
+                    range(begin * stride - reach, (begin + n - 1) * stride + 1 + reach)
                     if reach
-                    else range(begin * step.stride, (begin + n) * step.stride, step.stride)
+                    else range(begin * stride, (begin + n) * stride, stride)
                 )
                 return sum(0 <= place < side for place in places)
 
             copied += 2 * inside(y, rows) * inside(x, width) * live * size
-            copied += tile.items(2) // tile.items(1) * step.taps * depth * columns * size
+            copied += tile.items(2) // tile.items(1) * taps * depth * columns * size
             bias += tile.items(2) // tile.items(1) * tile.split * columns * 4
             stored += 2 * rows * width * min(columns, 24 - first) * size
     assert counts["global_load_bytes"] == copied + bias + tile.looks(len(gates), 2) * WARPS * 8
@@ -192,29 +192,19 @@ def test_bytes_of_a_convolution(simt, shape):
 def test_a_block_does_several_tiles_and_reads_the_weights_once(simt, monkeypatch):
     monkeypatch.setattr(host_runner, "MULTIPROCESSORS", 2)
     batch, channels, side = 100, 8, 3
-    packer, plan = Packer(), Plan()
-    conv = nn.Conv2d(channels, 8, 3, padding=1)
-    x, y = plan.buffer(channels, side, side), plan.buffer(8, side, side)
-    plan.add("load", dst=x, in_channels=channels)
-    plan.add("pool_sums", src=x, in_channels=channels)
-    weights = pack_gate(packer, torch.ones(1, channels), torch.zeros(1))
-    plan.add("gate", src=x, in_channels=channels, gate=_C.GATES["soft"], weights=weights)
-    plan.add("conv2d", src=x, dst=y, only_if=0, **pack_conv2d(packer, conv, None))
-    runs = []
-    for stored in (False, True):
-        if stored:
-            plan.add("store", src=y, in_channels=8)
-        runs.append(HostRunner(plan, packer.tensor(), torch.float16))
-    images = torch.randn(batch, channels, side, side)
+    graph, stored = (gated_conv(channels, side, 9, 1, filters=8) for _ in range(2))
+    stored.add(g.Store(src=stored.nodes[-1].dst, in_channels=8))
+    runner, images = half_runner(graph), torch.randn(batch, channels, side, side)
     gates = (torch.rand(batch, 1, generator=torch.Generator().manual_seed(2)) < 0.8).byte()
-    out = runs[1](images, torch.full((1,), 0.5), gates)
-    ran = gates[:, 0].bool()
-    torch.testing.assert_close(out.map[ran], conv(images)[ran], rtol=0, atol=2e-2)
+    out, ran = half_runner(stored)(images, torch.full((1,), 0.5), gates), gates[:, 0].bool()
+    same, exact = (run_graph(stored, images, None, gates, dtype).map for dtype in (torch.float16, torch.float64))
+    assert_as_exact_as_torch(out.map[ran], same[ran], exact[ran])
     assert out.map[~ran].isnan().all(), "a bypassed sample is not written"
-    (tile,) = conv_tiles(simt, plan, batch, 1)
+    (tile,) = conv_tiles(runner, batch)
     blocks, active = tile.blocks(batch), int(ran.sum())
     assert tile.pack > 1 and tile.items(1) == 1 and blocks < tile.items(active)
-    counts, rest = (count(simt, runner, images, gates) for runner in (runs[0], gated_conv(channels, side, 9, 1, False)))
+    alone = half_runner(gated_conv(channels, side, 9, 1, with_conv=False))
+    counts, rest = (count(simt, each, images, gates) for each in (runner, alone))
     words = tile.looks(batch, active) * WARPS * 8 * -(-batch // 64)
     inputs = active * side * side * 8 * 2 + tile.items(active) * 16 * 4
     assert counts["global_load_bytes"] - rest["global_load_bytes"] == words + inputs + blocks * 9 * 16 * 16 * 2
@@ -229,28 +219,26 @@ def test_float32_uses_no_tensor_cores(simt):
 
 def gradual_layer(channels, side, sizes, width, shortcut, with_layer=True):
     """load, then update units of these sizes in order."""
-    packer, plan = Packer(), Plan()
-    x, joined, inner = (plan.buffer(c, side, side) for c in (channels, width + max(sizes), width))
-    plan.add("load", dst=x, in_channels=channels)
-    relu, accumulate = _C.FLAGS["relu"], _C.FLAGS["accumulate"]
+    graph, weights = g.Graph(), Weights()
+    x, joined, inner = (graph.map(c, side) for c in (channels, width + max(sizes), width))
+    graph.add(g.Load(dst=x, in_channels=channels))
 
-    def conv(inputs, outputs, taps, flags, **fields):
-        module = nn.Conv2d(inputs, outputs, 3 if taps == 9 else 1, padding=taps // 9)
-        plan.add("conv2d", flags=flags, **pack_conv2d(packer, module, None), **fields)
+    def conv(src, dst, outputs, inputs, window, **fields):
+        graph.add(g.Conv2d(src=src, dst=dst, window=window, **fields, **weights.conv(outputs, inputs, window.rows)))
 
     for i, size in enumerate(sizes if with_layer else []):
         at = sum(sizes[:i])
-        joins = {"relu_channels": width} if shortcut else {}
-        with plan.region("update_unit"):
-            conv(channels, width + (size if shortcut else 0), 1, relu, src=x, dst=joined, **joins)
-            conv(width, width, 9, relu, src=joined, dst=inner)
+        with graph.region("update_unit"):
+            outputs, ends = (width + size, width) if shortcut else (width, 0)
+            conv(x, joined, outputs, channels, ONE, relu=True, relu_channels=ends)
+            conv(joined, inner, width, width, WIDE, relu=True)
             if shortcut:
-                conv(width, size, 1, accumulate, src=inner, dst=joined, out_offset=width)
-                plan.add("add", src=joined, dst=x, in_channels=size, src_offset=width, out_offset=at)
+                conv(inner, joined, size, width, ONE, accumulate=True, out_offset=width)
+                graph.add(g.Add(src=joined, dst=x, in_channels=size, src_offset=width, out_offset=at))
             else:
-                conv(width, size, 1, accumulate, src=inner, dst=x, out_offset=at)
-    plan.add("store", src=x, in_channels=channels)
-    return HostRunner(plan, packer.tensor() if with_layer else torch.empty(0), torch.float16)
+                conv(inner, x, size, width, ONE, accumulate=True, out_offset=at)
+    graph.add(g.Store(src=x, in_channels=channels))
+    return half_runner(graph)
 
 
 @pytest.mark.parametrize("shortcut", [True, False])
@@ -262,10 +250,8 @@ def test_a_gradual_layer_is_one_launch(simt, channels, side, sizes, width, short
     runners = [gradual_layer(channels, side, sizes, width, shortcut, with_layer) for with_layer in (True, False)]
     whole, rest = (count(simt, runner, x, torch.empty(batch, 0, dtype=torch.uint8)) for runner in runners)
     counts = {name: whole[name] - rest[name] for name in whole}
-    plan = runners[0].plan
-    network = simt.Network(plan.words().tolist(), 1, batch, host_runner.MULTIPROCESSORS, SHARED_BYTES)
-    ((begin, end, rows, blocks, _),) = network.gradual_runs
-    assert (begin, end) == (1, len(plan.code) - 1) and blocks > 1
+    ((begin, end, rows, blocks, _),) = runners[0].schedule(batch).gradual_runs
+    assert (begin, end) == (1, len(runners[0].graph.nodes) - 1) and blocks > 1
     assert counts["launches"] == 1 and counts["blocks"] == batch * blocks
     pixels, mma, bias = side * side, 0, 0
     tiles = sum(-(-min(rows, side - y) * side // 16) for y in range(0, side, rows))
@@ -286,8 +272,8 @@ def test_a_stage_is_one_launch(simt, channels, side):
     gates = torch.tensor([[1, 1], [0, 1], [0, 0]], dtype=torch.uint8)
     batch, x = len(gates), torch.randn(3, channels, side, side)
     kinds = (True, True)
-    runners = [residual_units(channels, (side, side), gated).runner(torch.float16, "simt") for gated in (kinds, ())]
-    whole, rest = (count(simt, runner, x, gates[:, : runner.plan.gates]) for runner in runners)
+    runners = [half_runner(residual_units(channels, (side, side), gated)) for gated in (kinds, ())]
+    whole, rest = (count(simt, runner, x, gates[:, : runner.graph.gates]) for runner in runners)
     counts = {name: whole[name] - rest[name] for name in whole}
     ((begin, end, [(_, units, rows, down, across, tiles, _)]),) = runners[0].schedule(batch).stage_runs
     assert (begin, end, units) == (3, 9, 2) and down * across > 1
@@ -312,26 +298,21 @@ def test_a_stage_is_one_launch(simt, channels, side):
 
 def bottleneck_units(channels, width, side, units, with_units=True):
     """load, then pre-activation bottleneck units all of whose filters are chosen."""
-    packer, plan = Packer(), Plan()
-    x, first, inner = (plan.buffer(c, side, side) for c in (channels, width, width))
-    plan.add("load", dst=x, in_channels=channels)
-    relu, gate = _C.FLAGS["relu"], 0
+    graph, weights = g.Graph(), Weights()
+    x, first, inner = (graph.map(c, side) for c in (channels, width, width))
+    graph.add(g.Load(dst=x, in_channels=channels))
     for _ in range(units if with_units else 0):
-        mask = -1
-        with plan.region("bottleneck_unit"):
-            for src, dst, flags in (
-                (x, first, relu | _C.FLAGS["normalise"]),
-                (first, inner, relu | _C.FLAGS["live"]),
-                (inner, x, _C.FLAGS["accumulate"] | _C.FLAGS["live"]),
+        gates = graph.gates
+        with graph.region("bottleneck_unit"):
+            for src, dst, window, mask, flags in (
+                (x, first, ONE, gates, {"before": weights.norm(channels), "relu": True}),
+                (first, inner, WIDE, gates + width, {"relu": True}),
+                (inner, x, ONE, gates + 2 * width, {"accumulate": True}),
             ):
-                inputs, filters = plan.buffers[src][0], plan.buffers[dst][0]
-                conv = nn.Conv2d(inputs, filters, 3 if src == first else 1, padding=int(src == first))
-                before = randomise(nn.BatchNorm2d(inputs)).eval() if src == x else None
-                fields = pack_conv2d(packer, conv, None, before, masked=True)
-                plan.add("conv2d", src=src, dst=dst, flags=flags, out_mask=gate, in_mask=mask, **fields)
-                mask, gate = gate, gate + filters
-    plan.add("store", src=x, in_channels=channels)
-    return HostRunner(plan, packer.tensor() if with_units else torch.empty(0), torch.float16)
+                conv = weights.conv(graph.maps[dst].channels, graph.maps[src].channels, window.rows)
+                graph.add(g.Conv2d(src=src, dst=dst, window=window, out_mask=mask, **flags, **conv))
+    graph.add(g.Store(src=x, in_channels=channels))
+    return half_runner(graph)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
@@ -343,7 +324,7 @@ def test_bottleneck_units_are_one_launch(simt, channels, width, side, density):
     runners = [bottleneck_units(channels, width, side, units, with_units) for with_units in (True, False)]
     count_of_gates = units * (2 * width + channels)
     gates = (torch.rand(batch, count_of_gates, generator=torch.Generator().manual_seed(3)) < density).byte()
-    whole, rest = (count(simt, runner, x, gates[:, : runner.plan.gates]) for runner in runners)
+    whole, rest = (count(simt, runner, x, gates[:, : runner.graph.gates]) for runner in runners)
     counts = {name: whole[name] - rest[name] for name in whole}
     schedule = runners[0].schedule(batch)
     ((begin, end, rows, blocks, _),) = schedule.bottleneck_runs
@@ -378,9 +359,9 @@ def test_gates_take_no_launch_of_their_own(simt):
         model = make_planned(name)
         runner = dsn_kernels.accelerate(model, dtype=torch.float16, backend="simt").runner
         simt.reset_counters()
-        runner(make_images(model, 2), torch.full((runner.plan.gates,), 0.5))
+        runner(make_images(model, 2), torch.full((runner.graph.gates,), 0.5))
         runs = runner.schedule(2).stage_runs
         within = {i for begin, end, *_ in runs for i in range(begin, end)}
-        gates = [i for i, step in enumerate(runner.plan.code) if step.op == GATE]
-        outside = len(runner.plan.code) - len(within | set(gates))
+        gates = [i for i, node in enumerate(runner.graph.nodes) if isinstance(node, g.Gate)]
+        outside = len(runner.graph.nodes) - len(within | set(gates))
         assert runs and len(gates) > 1 and simt.counters()["launches"] == outside + len(runs)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from references import make_block, randomise
-from small_models import SMALL, make_images
+from references import make_block
 
 import dsn_models
-from dsn_kernels.nn import Network, Stage, Target
+from dsn_kernels import Accelerated, Part, Target
 from dsn_models.errors import UserError
+from tests.networks import SMALL, make_images, randomise
 
 BRANCHES = ("coarse", "fine")
 
@@ -16,7 +16,7 @@ BRANCHES = ("coarse", "fine")
 def fast(runner_module):
     torch.manual_seed(0)
     model = randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]))
-    return Network(model, Target("simt", torch.float16))
+    return Accelerated(model, Target("simt", torch.float16))
 
 
 def gates(fast, batch, **values):
@@ -62,7 +62,7 @@ def test_images(fast, images, message):
 
 
 def test_a_block_of_its_own(runner_module):
-    block = Stage(make_block(24, 1), Target("simt", torch.float16))
+    block = Part(make_block(24, 1), Target("simt", torch.float16))
     x = torch.zeros(2, 24, 4, 4)
     refused(lambda: block(x, 1.5), r"threshold is 1.5; expected a number in \[0, 1\]")
     refused(lambda: block(x, float("nan")), "threshold is nan")
@@ -73,7 +73,7 @@ def test_a_block_of_its_own(runner_module):
 def test_a_twin_that_left_the_gpu():
     """Moved to the CPU, or given tensors there: the operator would say that it has no CPU kernel, at length."""
     model = randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]))
-    twin = Network(model, Target("cuda", torch.float16))
+    twin = Accelerated(model, Target("cuda", torch.float16))
     refused(lambda: twin(make_images(twin, 2)), "images are on cpu, the weights on cpu; expected one GPU")
 
 

@@ -2,79 +2,84 @@
 
 import pytest
 import torch
-from torch import nn
+from small_graphs import ONE, WIDE, Weights
 
 from csrc.simt.host_runner import HostRunner
-from dsn_kernels import _C
-from dsn_kernels.nn.packing import Packer, pack_conv2d, pack_gate, pack_linear
-from dsn_kernels.ops.network import Plan
+from dsn_kernels import graph as g
+from dsn_kernels.lower.cuda import lower
 
-RELU, ACCUMULATE, POOL, NORMALISE = (_C.FLAGS[name] for name in ("relu", "accumulate", "pool", "normalise"))
 SIDE, CHANNELS = 8, 16
+ENDS = {"accumulate": True, "relu": True, "pool": True}
 
 
-class Builder:
-    """A plan that begins with an image of ``side`` x ``side`` pixels. ``negative``: all weights of its convolutions
+class Builder(g.Graph):
+    """A graph that begins with an image of ``side`` x ``side`` pixels. ``negative``: all weights of its convolutions
     are."""
 
     def __init__(self, channels=CHANNELS, negative=False, side=SIDE):
-        torch.manual_seed(0)
-        self.channels, self.negative, self.side = channels, negative, side
-        self.packer, self.plan = Packer(), Plan()
-        self.x, self.inner = self.buffer(), self.buffer()
-        self.plan.add("load", dst=self.x, in_channels=channels)
+        super().__init__()
+        self.random, self.negative = Weights(), negative
+        self.x, self.inner = self.map(channels, side), self.map(channels, side)
+        self.add(g.Load(dst=self.x, in_channels=channels))
 
-    def buffer(self, channels=None, side=None):
-        return self.plan.buffer(channels or self.channels, side or self.side, side or self.side)
-
-    def conv(self, src, dst, taps=9, stride=1, flags=RELU, only_if=-1, norm=None):
-        conv = nn.Conv2d(self.plan.buffers[src][0], self.plan.buffers[dst][0], 3 if taps == 9 else 1, stride, taps // 9)
+    def conv(self, src, dst, window=WIDE, **fields):
+        conv = self.random.conv(self.maps[dst].channels, self.maps[src].channels, window.rows)
         if self.negative:
-            conv.weight.data.abs_().neg_()
-        fields = pack_conv2d(self.packer, conv, None, norm)
-        self.plan.add("conv2d", src=src, dst=dst, flags=flags, only_if=only_if, **fields)
+            conv["weight"] = -conv["weight"].abs()
+        self.add(g.Conv2d(src=src, dst=dst, window=window, **fields, **conv))
 
     def gate(self, src, number, channels=None):
-        channels = channels or self.plan.buffers[src][0]
-        weights = pack_gate(self.packer, torch.randn(1, channels), torch.zeros(1))
-        fields = {"gate": _C.GATES["soft"], "first_gate": number, "weights": weights}
-        self.plan.add("gate", src=src, in_channels=channels, **fields)
+        self.add(g.Gate(src=src, first_gate=number, **self.random.linear(1, channels or self.maps[src].channels)))
+
+    def pool_sums(self):
+        self.add(g.PoolSums(src=self.x, in_channels=CHANNELS))
 
     def linear(self, src, at=0):
-        channels = self.plan.buffers[src][0]
-        weights = pack_linear(self.packer, nn.Linear(channels, 3))
-        self.plan.add("linear", src=src, in_channels=channels, out_channels=3, out_offset=at, weights=weights)
+        self.add(g.Linear(src=src, out_offset=at, **self.random.linear(3, self.maps[src].channels)))
 
-    def unit(self, gate=-1):
-        self.conv(self.x, self.inner, only_if=gate)
-        self.conv(self.inner, self.x, flags=ACCUMULATE | RELU | POOL, only_if=gate)
+    def unit(self, gate=-1, channels=None):
+        """``gate`` decides on it, from so many of the map's channels."""
+        with self.region("residual_unit"):
+            if gate >= 0:
+                self.gate(self.x, gate, channels)
+            self.conv(self.x, self.inner, relu=True, only_if=gate)
+            self.conv(self.inner, self.x, only_if=gate, **ENDS)
 
     def enter(self):
         """A unit that leads to a map of half the side; which is then the one at hand."""
-        before, self.x, self.inner = self.x, self.buffer(2 * CHANNELS, SIDE // 2), self.buffer(2 * CHANNELS, SIDE // 2)
-        self.conv(before, self.x, 1, 2, POOL)
-        self.conv(before, self.inner, 9, 2)
-        self.conv(self.inner, self.x, flags=ACCUMULATE | RELU | POOL)
+        before, self.x, self.inner = self.x, *(self.map(2 * CHANNELS, SIDE // 2) for _ in range(2))
+        with self.region("residual_unit"):
+            self.conv(before, self.x, ONE._replace(stride=2), pool=True)
+            self.conv(before, self.inner, WIDE._replace(stride=2), relu=True)
+            self.conv(self.inner, self.x, **ENDS)
+
+    def add_middles(self, channels=CHANNELS):
+        """Maps between the convolutions of units with three."""
+        self.middles = tuple(self.map(channels, self.maps[self.x].height) for _ in range(2))
 
     def bottleneck(self):
         deep, wide = self.middles
-        self.conv(self.x, deep, 1, flags=NORMALISE | RELU, norm=nn.BatchNorm2d(CHANNELS).eval())
-        self.conv(deep, wide)
-        self.conv(wide, self.x, 1, flags=ACCUMULATE)
+        with self.region("bottleneck_unit"):
+            self.conv(self.x, deep, ONE, relu=True, before=self.random.norm(CHANNELS))
+            self.conv(deep, wide, relu=True)
+            self.conv(wide, self.x, ONE, accumulate=True)
 
-    def update(self, width=8, size=8):
+    def update(self, size=8):
         """A unit of a gradually updated layer: of its first channels."""
         deep, wide = self.middles
-        first, conv, last = nn.Conv2d(CHANNELS, width, 1), nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, size, 1)
-        for module, src, dst, flags in (
-            (first, self.x, deep, RELU),
-            (conv, deep, wide, RELU),
-            (last, wide, self.x, ACCUMULATE),
-        ):
-            self.plan.add("conv2d", src=src, dst=dst, flags=flags, **pack_conv2d(self.packer, module, None))
+        with self.region("update_unit"):
+            self.conv(self.x, deep, ONE, relu=True)
+            self.conv(deep, wide, relu=True)
+            last = self.random.conv(size, self.maps[wide].channels)
+            self.add(g.Conv2d(src=wide, dst=self.x, window=ONE, accumulate=True, **last))
 
-    def store(self, buffer):
-        self.plan.add("store", src=buffer, in_channels=self.plan.buffers[buffer][0])
+    def store(self, map):
+        self.add(g.Store(src=map, in_channels=self.maps[map].channels))
+
+    def runners(self, dtype):
+        """By launches that walk several nodes, and by one for each as on a device without clusters."""
+        plan = lower(self, dtype)
+        return HostRunner(plan), HostRunner(plan, clusters=False)
 
 
 def early_exit(b):
@@ -88,62 +93,62 @@ def gated_on_the_second_map(b):
     """No gate reads the first map."""
     b.unit(), b.enter()
     for number in range(2):
-        b.gate(b.x, number), b.unit(number)
+        b.unit(number)
     b.linear(b.x)
 
 
 def narrow_gate(b):
     """A gate reads some of the map's channels: it is decided elsewhere, and each unit is a run of its own."""
-    b.plan.add("pool_sums", src=b.x, in_channels=CHANNELS)
+    b.pool_sums()
     for number in range(2):
-        b.gate(b.x, number, 12), b.unit(number)
+        b.unit(number, 12)
     b.linear(b.x)
 
 
 def narrow_gate_behind(b):
     """A gate behind the units reads some of the map's channels."""
     b.unit(), b.unit(), b.gate(b.x, 0, 12)
-    b.conv(b.x, b.inner, only_if=0), b.linear(b.x)
+    b.conv(b.x, b.inner, relu=True, only_if=0), b.linear(b.x)
 
 
 def gates_of_different_widths(b):
     """Two gates of one pooled vector, of which one reads a part: not decided together."""
-    b.plan.add("pool_sums", src=b.x, in_channels=CHANNELS)
+    b.pool_sums()
     b.gate(b.x, 0), b.gate(b.x, 1, 12)
-    b.conv(b.x, b.inner, only_if=1), b.linear(b.x)
+    b.conv(b.x, b.inner, relu=True, only_if=1), b.linear(b.x)
 
 
 def added_to(b):
     """The map between the convolutions is added to, and read."""
     b.unit(), b.unit()
-    b.plan.add("add", src=b.x, dst=b.inner, in_channels=CHANNELS)
+    b.add(g.Add(src=b.x, dst=b.inner, in_channels=CHANNELS))
     b.store(b.inner)
 
 
 def filled_by_some(b):
     """The map between the convolutions is filled where a gate is open, and read by all."""
     b.unit(), b.unit(), b.gate(b.x, 0)
-    b.conv(b.x, b.inner, only_if=0), b.store(b.inner)
+    b.conv(b.x, b.inner, relu=True, only_if=0), b.store(b.inner)
 
 
 def bottlenecks_added_to(b):
     """The same of the second map between a bottleneck unit's convolutions."""
-    b.middles = b.buffer(), b.buffer()
+    b.add_middles()
     b.bottleneck(), b.bottleneck()
-    b.plan.add("add", src=b.x, dst=b.middles[1], in_channels=CHANNELS)
+    b.add(g.Add(src=b.x, dst=b.middles[1], in_channels=CHANNELS))
     b.store(b.middles[1])
 
 
 def bottlenecks_read(b):
     """The first map between a bottleneck unit's convolutions is stored."""
-    b.middles = b.buffer(), b.buffer()
+    b.add_middles()
     b.bottleneck(), b.bottleneck()
     b.store(b.middles[0])
 
 
 def bottlenecks_left(b):
     """Nothing reads them."""
-    b.middles = b.buffer(), b.buffer()
+    b.add_middles()
     b.bottleneck(), b.bottleneck()
     b.store(b.x)
 
@@ -168,8 +173,7 @@ def test_what_others_read_is_there(host, case):
     """The same as where each instruction is a launch, as on a device without clusters."""
     b, batch = Builder(), 3
     case(b)
-    words, gates = b.packer.tensor(), b.plan.gates
-    walked, single = (HostRunner(b.plan, words, torch.float32, clusters) for clusters in (True, False))
+    gates, (walked, single) = b.gates, b.runners(torch.float32)
     image, limits = torch.randn(batch, CHANNELS, SIDE, SIDE), torch.full((gates,), 0.5)
     forced = (torch.arange(batch * gates).reshape(batch, gates) % 2).to(torch.uint8)
     schedule, launches = walked.schedule(batch), single.schedule(batch)
@@ -178,13 +182,12 @@ def test_what_others_read_is_there(host, case):
     for actual, expected in zip(walked(image, limits, forced), single(image, limits, forced), strict=True):
         tolerance = 1e-4 * actual.dtype.is_floating_point
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-    macs = b.plan.macs(forced)
-    assert torch.equal(walked(image, limits, forced).macs, macs.expand(batch))
+    assert torch.equal(walked(image, limits, forced).macs, g.count_macs(b, forced))
 
 
 def updates(b):
     """Units of a gradually updated layer."""
-    b.middles = b.buffer(8), b.buffer(8)
+    b.add_middles(8)
     b.update(), b.update()
     b.store(b.x)
 
@@ -196,7 +199,7 @@ def test_clusters_of_any_size(host, case, runs, blocks):
     side, batch = 2 * blocks, 1
     b = Builder(side=side)
     case(b)
-    walked, single = (HostRunner(b.plan, b.packer.tensor(), torch.float16, clusters) for clusters in (True, False))
+    walked, single = b.runners(torch.float16)
     assert [run[2:4] for run in getattr(walked.schedule(batch), runs)] == [[2, blocks]]
     image, limits = torch.randn(batch, CHANNELS, side, side), torch.empty(0)
     for seed in range(2):
@@ -212,7 +215,7 @@ def test_an_infinite_input_spreads_no_further(host):
     b.unit(), b.unit(), b.store(b.x)
     image, limits = torch.randn(1, 12, SIDE, SIDE), torch.empty(0)
     image[0, 0, 3, 3] = torch.inf
-    walked, single = (HostRunner(b.plan, b.packer.tensor(), torch.float16, clusters) for clusters in (True, False))
+    walked, single = b.runners(torch.float16)
     assert walked.schedule(1).stage_runs
     for runner in (walked, single):
         assert runner(image, limits).map.isinf().nonzero().tolist() == [[0, 0, 3, 3]]

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from references import randomise
-from small_models import SMALL, make_images
 
+import dsn_kernels
 import dsn_models
-from csrc.simt.host_runner import HostRunner
-from dsn_kernels.nn.network import plan_network
+from tests.networks import SMALL, make_images, randomise
 
 BATCH = 2
 COARSE, FINE = 0, 1
@@ -21,19 +19,20 @@ class Played:
         self.simt = simt
         self.layer = "resident_block" if clusters else "bottleneck_layer"
         model = randomise(dsn_models.create("concat-bc-100", **{**SMALL["concat-bc-100"], **overrides}))
-        self.runner = HostRunner(*plan_network(model), torch.float16, clusters)
+        self.runner = dsn_kernels.accelerate(model, dtype=torch.float16, backend="simt").runner
+        self.runner.clusters = clusters
         self.images = make_images(model, BATCH)
-        self.plan = self.runner.plan
+        self.graph = self.runner.graph
 
     def run(self, seed=0, batch=BATCH, rows=BATCH, forgotten=-1, one_stream=False):
         """``batch`` samples of which ``rows`` are real and have memory: (logits, gates, launches in order)."""
-        simt, plan = self.simt, self.plan
+        simt, graph = self.simt, self.graph
         simt.configure(seed=seed)
         network = self.runner.schedule(batch)
         images = self.images[:rows].contiguous()
-        limits, count = torch.full((plan.gates,), 0.5), torch.tensor([rows], dtype=torch.int32)
-        logits, scores = (torch.full((rows, n), float("nan")) for n in (plan.logits, plan.gates))
-        gates = torch.full((rows, plan.gates), 255, dtype=torch.uint8)
+        limits, count = torch.full((graph.gates,), 0.5), torch.tensor([rows], dtype=torch.int32)
+        logits, scores = (torch.full((rows, n), float("nan")) for n in (graph.logits, graph.gates))
+        gates = torch.full((rows, graph.gates), 255, dtype=torch.uint8)
         macs, stored = torch.zeros(rows, dtype=torch.int64), torch.empty(0)
         workspace = torch.full((network.workspace_bytes,), 255, dtype=torch.uint8)
         given = [simt.input(images, "image"), True, simt.input(self.runner.weights, "weights")]

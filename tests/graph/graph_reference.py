@@ -1,17 +1,18 @@
 """What a graph means, in plain torch: everything is computed, then masked."""
 
 import torch
-from references import assert_as_exact_as_torch, assert_gates_agree
 from torch.nn import functional as F
 
 from dsn_kernels import graph as g
-from dsn_kernels.outputs import Outputs
+from dsn_kernels.ops import Outputs
+from tests.checks import assert_as_exact_as_torch, assert_gates_agree
 
 
 def run_graph(graph, image, thresholds, forced=None, dtype=torch.float64):
     """Outputs of a graph for image [B, C, H, W], all in ``dtype``; the MACs are those of the formula.
 
-    Gates are taken as ``forced``, uint8 [B, L], says, or where a score exceeds its threshold [L].
+    Gates are taken as ``forced``, uint8 [B, L], says, or where a score exceeds its threshold [L]. A layer without a
+    gate always runs.
     """
     return Reference(graph, image.to(dtype), thresholds, forced).run()
 
@@ -180,9 +181,8 @@ def check_graph(runner, graph, image, dtype, forced=None, device="cpu"):
     gates = None if forced is None else forced.to(device)
     actual = runner(image.to(device), thresholds.to(device), gates)
     out = Outputs(*(part.cpu() for part in actual))
-    if forced is not None:
-        assert torch.equal(out.gates, forced)
-    exact = run_graph(graph, image, thresholds, out.gates)
+    exact = run_graph(graph, image, thresholds, out.gates if forced is None else forced)
+    assert torch.equal(out.gates, exact.gates)
     same = run_graph(graph, image, thresholds, out.gates, dtype)
     for name in ("logits", "map"):
         if getattr(exact, name).numel():

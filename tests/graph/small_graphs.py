@@ -219,6 +219,29 @@ def windows():
     return graph
 
 
+def residual_units(channels, size, gated):
+    """A map whose pooled vector is kept, units of two 3x3 in place, x = relu(x + conv2(relu(conv1(x)))), and a store.
+
+    ``gated``: of each unit, whether it is behind a gate on the pooled map.
+    """
+    graph, weights = g.Graph(), Weights()
+    x, inner = graph.map(channels, *size), graph.map(channels, *size)
+    graph.add(g.Load(dst=x, in_channels=channels))
+    graph.add(g.PoolSums(src=x, in_channels=channels))
+    graph.add(g.Linear(src=x, **weights.linear(1, channels)))  # so that the sums are kept
+    ends = {"accumulate": True, "relu": True, "pool": True}
+    for i, has_gate in enumerate(gated):
+        gate = sum(gated[:i]) if has_gate else -1
+        with graph.region("residual_unit"):
+            if has_gate:
+                graph.add(g.Gate(src=x, first_gate=gate, **weights.linear(1, channels)))
+            for src, dst, flags in ((x, inner, {"relu": True}), (inner, x, ends)):
+                conv = weights.conv(channels, channels, 3)
+                graph.add(g.Conv2d(src=src, dst=dst, window=WIDE, only_if=gate, **flags, **conv))
+    graph.add(g.Store(src=x, in_channels=channels))
+    return graph
+
+
 NETWORKS = {
     "two branches": two_branches,
     "two branches of soft gates": lambda: two_branches("soft"),
@@ -238,7 +261,7 @@ def make_images(graph, batch):
 
 
 def random_gates(graph, batch, density=0.5):
-    generator = torch.Generator().manual_seed(batch)
+    generator = torch.Generator().manual_seed(100 + batch)
     return (torch.rand(batch, graph.gates, generator=generator) < density).to(torch.uint8)
 
 

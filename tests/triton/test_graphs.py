@@ -102,6 +102,6 @@ def test_a_constant_at_an_edge_is_refused(place):
     last, narrow = graph.map(4, 4), 3
     fields = {"before": weights.norm(30), "window": g.Window(3, 3, 1, 1, 1), "where": "units.2"}
     graph.add(g.Conv2d(src=narrow, dst=last, **fields, **weights.conv(4, 30, 3)))
-    expected = "units.2: a BN-ReLU before a convolution of 9 taps is not served where channels may hold no data; "
+    expected = "units.2: a BN-ReLU before 9 taps is not served where channels may hold no data; "
     with pytest.raises(UserError, match=expected + "expected a 1x1"):
         make_runner(place, graph)
