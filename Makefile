@@ -1,5 +1,7 @@
 # make demo    the shipped network on real handwritten digits: table on the terminal, report in HTML
-# make test    builds everything and runs the tests
+# make quick   every kind of test, on eight networks in one type: the inner loop, within a minute once all is built
+# make test    builds everything and runs the tests that every change must pass
+# make test-all   those that are too long for every change too, among them a build with CUDA; once a night
 # make test-triton   the tests of the Triton kernels, in its interpreter or on a GPU; a few minutes more
 # make bench   the benchmark against the runtimes a user would run instead; BENCH chooses runs of benchmarks/cpu.py
 # make bench-compare   the same anew, and its ratios against this machine's committed results
@@ -14,30 +16,33 @@ PYTHON ?= python3
 VENV ?= .venv
 BENCH ?= concat-bc-100 kernels
 
-# Without a GPU at hand one architecture shows that the CUDA sources compile; all of them take minutes.
-ifeq ($(shell command -v nvidia-smi),)
-export TORCH_CUDA_ARCH_LIST ?= 9.0a
-endif
-
 pip = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 native := setup.py pyproject.toml $(shell find csrc -type f)
 cpp := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 python := setup.py dsn_kernels python tests benchmarks
 
 .NOTPARALLEL:
-.PHONY: demo test test-triton bench bench-compare lint format resources clean
+.PHONY: demo quick test test-all test-triton bench bench-compare lint format resources clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-build
 	$(VENV)/bin/dsn demo
 
+pytest = $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal --durations=25
+
+quick: $(VENV)/stamp-build $(VENV)/stamp-runner
+	$(pytest) -m quick
+
 # Of the architecture built for, the tests' build alone: a user's assembler may know no better.
-test: export CHECK_SPILLS = 1
-test: $(VENV)/stamp-build $(VENV)/stamp-test
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
+test test-all: export CHECK_SPILLS = 1
+test: $(VENV)/stamp-build $(VENV)/stamp-runner
+	$(pytest) -m "not slow"
+
+test-all: $(VENV)/stamp-build $(VENV)/stamp-runner
+	$(pytest)
 
 test-triton: $(VENV)/stamp-build $(VENV)/stamp-triton
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests/triton
+	$(pytest) tests/triton
 
 bench: $(VENV)/stamp-build $(VENV)/stamp-bench $(VENV)/stamp-test
 	$(VENV)/bin/python benchmarks/cpu.py $(BENCH)
@@ -73,6 +78,13 @@ $(VENV)/stamp-run: requirements/run.txt | $(VENV)/bin/python
 
 $(VENV)/stamp-%: requirements/%.txt $(VENV)/stamp-run
 	$(pip) install -r $<
+	@touch $@
+
+# The host runner, with the product's kernels and with those of tests. Exit status 3: it cannot be built on this machine;
+# the tests that it plays in say why and are skipped.
+$(VENV)/stamp-runner: $(native) $(shell find tests/simt/kernels -type f) $(VENV)/stamp-test
+	$(VENV)/bin/python csrc/simt/build.py || test $$? = 3
+	$(VENV)/bin/python csrc/simt/build.py --kernels tests/simt/kernels || test $$? = 3
 	@touch $@
 
 $(VENV)/stamp-build: $(native) $(VENV)/stamp-run

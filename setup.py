@@ -1,10 +1,11 @@
 """Builds the one native module `dsn_kernels._C`: a pybind11 module and operators on LibTorch's stable ABI.
 
 Environment (a switch is 1, on, yes or true; or unset, empty, 0, off, no or false; anything else is refused):
-    BUILD_NO_CUDA=1       leave the CUDA sources out, even where nvcc is found
-    FORCE_CUDA=1          fail where nvcc is missing, instead of building for the CPU only
+    TORCH_CUDA_ARCH_LIST  compile CUDA for these architectures, as in "8.0;9.0a;12.0+PTX", or "all": those of ALL_ARCHS
+                          that nvcc knows (default: that of each GPU here; without a GPU no CUDA is compiled)
+    FORCE_CUDA=1          compile CUDA without a GPU too, for "all" if nothing else is given; fail where nvcc is missing
+    BUILD_NO_CUDA=1       leave the CUDA sources out, even where nvcc and a GPU are found
     CUDA_HOME             the CUDA toolkit to use (default: the nvcc on PATH, then /usr/local/cuda)
-    TORCH_CUDA_ARCH_LIST  architectures, as in "8.0;9.0a;12.0+PTX" (default: those of DEFAULT_ARCHS that nvcc knows)
     MAX_JOBS              compilers that run at a time (default: one per core)
     DEBUG=1               no optimisation, debug symbols
     CHECK_SPILLS=1        fail where a GPU kernel spills registers or has a stack frame
@@ -33,8 +34,7 @@ except ImportError as error:
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 TORCH_FLOOR = (2, 11)
-DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
-
+ALL_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 
 SWITCHES = ("BUILD_NO_CUDA", "FORCE_CUDA", "DEBUG", "CHECK_SPILLS")
 ON, OFF = ("1", "on", "yes", "true"), ("", "0", "off", "no", "false")
@@ -82,8 +82,30 @@ def parse_archs(text: str) -> list[tuple[str, bool]]:
     """[("9.0a", True)] for "9.0a+PTX"; the flag says whether PTX is embedded beside the machine code."""
     archs = [re.fullmatch(r"(\d+\.\d[af]?)(\+PTX)?", entry) for entry in text.replace(";", " ").split()]
     if not archs or None in archs:
-        raise PlatformError(f"TORCH_CUDA_ARCH_LIST={text!r}: expected entries such as 9.0, 9.0a, 12.0+PTX, split by ;")
+        raise PlatformError(f"TORCH_CUDA_ARCH_LIST={text!r}: expected all, or entries such as 9.0, 9.0a, split by ;")
     return [(match[1], bool(match[2])) for match in archs]
+
+
+def gpu_archs() -> str:
+    """The architectures of the GPUs here, as in TORCH_CUDA_ARCH_LIST; empty without one."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = sorted(set(re.findall(r"^\d+\.\d$", told, re.MULTILINE)))
+    return ";".join(arch + "a" * (arch == "9.0") for arch in found)  # Hopper's kernels need sm_90a
+
+
+def choose_archs(known: list[str]) -> list[tuple[str, bool]]:
+    """What to compile CUDA for, as :func:`parse_archs` gives it; nothing without a GPU, unless it is asked for.
+
+    ``known``: what nvcc compiles for, as it lists them, "compute_90". What was named is not held against it.
+    """
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "") or gpu_archs() or ("all" if switch("FORCE_CUDA") else "")
+    if given != "all":
+        return parse_archs(given) if given else []
+    return [arch for arch in parse_archs(ALL_ARCHS) if f"compute_{re.sub('[.a]', '', arch[0])}" in known]
 
 
 class BuildNative(BuildExtension):
@@ -104,19 +126,18 @@ class BuildNative(BuildExtension):
         if not shutil.which("ninja"):
             raise PlatformError("ninja not found: run 'pip install ninja'")
         print(f"dsn-kernels: torch {torch.__version__}, {os.environ['CXX']}, {os.environ['MAX_JOBS']} jobs", flush=True)
+        reason, archs = "BUILD_NO_CUDA is set" if switch("BUILD_NO_CUDA") else "nvcc not found", []
         if nvcc := find_nvcc():
-            self.add_cuda(self.extensions[0], nvcc)
+            known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+            reason, archs = "no GPU here (TORCH_CUDA_ARCH_LIST=all compiles CUDA all the same)", choose_archs(known)
+        if archs:
+            self.add_cuda(self.extensions[0], nvcc, archs)
         else:
-            reason = "BUILD_NO_CUDA is set" if switch("BUILD_NO_CUDA") else "nvcc not found"
             print(f"dsn-kernels: {reason}: building the CPU kernels only", flush=True)
         super().run()
 
-    def add_cuda(self, extension, nvcc: str):
+    def add_cuda(self, extension, nvcc: str, archs: list[tuple[str, bool]]):
         """Compiles csrc/cuda/*.cu and links them with the static CUDA runtime: no torch header, no CUDA at import."""
-        given = os.environ.get("TORCH_CUDA_ARCH_LIST")
-        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
-        archs = parse_archs(given or DEFAULT_ARCHS)
-        archs = [(arch, ptx) for arch, ptx in archs if given or f"compute_{re.sub('[.a]', '', arch)}" in known]
         names = " ".join(arch + "+PTX" * ptx for arch, ptx in archs)
         print(f"dsn-kernels: CUDA kernels for {names} with {nvcc}", flush=True)
 

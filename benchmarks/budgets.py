@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dsn_kernels.cli.common import load_checkpoint, read_test_data
+from dsn_kernels.cli.inputs import load_checkpoint, read_test_data
 from dsn_kernels.measure import machine
 from dsn_kernels.tuning.budget import TOLERANCE, Budget
 from dsn_kernels.tuning.pick import picked

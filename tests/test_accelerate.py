@@ -4,13 +4,14 @@ import resource
 
 import pytest
 import torch
-from references import assert_as_exact_as_torch, assert_gates_agree, randomise
-from small_models import DUAL, SMALL, UsersNetwork, make_images, make_small, random_gates
 from torch.utils.flop_counter import FlopCounterMode
 
 import dsn_kernels
 import dsn_models
 from dsn_models.errors import UserError
+from tests.checks import check_network
+from tests.networks import DUAL, SMALL, make_images, make_small, random_gates, randomise
+from tests.own_networks import UsersNetwork
 
 BRANCHES = ("coarse", "fine")
 
@@ -25,16 +26,7 @@ def make_pair(name, **overrides):
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_equals_reference(name, batch):
     model, fast = make_pair(name)
-    x = make_images(model, batch)
-    actual = fast(x)
-    exact = copy.deepcopy(model).double()
-    reference = exact(x.double(), forced_gates=fast.last_gates)
-    float32 = model(x, forced_gates=fast.last_gates)
-    for a, f, r in zip(actual, float32, reference, strict=True):
-        assert_as_exact_as_torch(a, f, r)
-    exact(x.double(), forced_gates=fast.last_gates)
-    for branch in BRANCHES:
-        assert_gates_agree(fast.last_gates[branch], fast.last_scores[branch], exact.last_scores[branch], 0.5)
+    check_network(model, fast, make_images(model, batch))
     assert 0 < torch.cat(list(fast.last_gates.values()), 1).float().mean() < 1, "both kinds of layers are exercised"
 
 
@@ -43,12 +35,7 @@ def test_full_size_equals_reference(name):
     torch.manual_seed(0)
     model = randomise(dsn_models.create(name))
     fast = dsn_kernels.accelerate(model)
-    x = make_images(model, 1)
-    actual = fast(x, forced_gates=random_gates(fast, 1))
-    exact = copy.deepcopy(model).double()(x.double(), forced_gates=fast.last_gates)
-    float32 = model(x, forced_gates=fast.last_gates)
-    for a, f, r in zip(actual, float32, exact, strict=True):
-        assert_as_exact_as_torch(a, f, r)
+    check_network(model, fast, make_images(model, 1), forced=random_gates(fast, 1))
 
 
 @pytest.mark.parametrize("name", DUAL)

@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from references import assert_as_exact_as_torch, randomise
-from small_models import SMALL, make_images
 from torch import nn
 
 import dsn_kernels
@@ -14,6 +12,8 @@ from dsn_models.densenet import DenseBlock, Head
 from dsn_models.errors import UserError
 from dsn_models.gradually_updated import GradualLayer
 from dsn_models.resnet import BasicUnit
+from tests.checks import assert_as_exact_as_torch
+from tests.networks import SMALL, make_images, randomise
 
 
 class OwnNetwork(nn.Module):

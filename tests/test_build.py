@@ -114,8 +114,36 @@ def test_build_no_cuda(setup_module, clean):
 def test_architectures(setup_module):
     assert setup_module.parse_archs("8.0;9.0a 12.0+PTX") == [("8.0", False), ("9.0a", False), ("12.0", True)]
     for wrong in ("Hopper", "90", "8.0,9.0", " "):
-        with pytest.raises(Exception, match="expected entries such as 9.0, 9.0a"):
+        with pytest.raises(Exception, match="expected all, or entries such as 9.0, 9.0a"):
             setup_module.parse_archs(wrong)
+
+
+@pytest.mark.parametrize(
+    ("told", "environment", "expected"),
+    [
+        ("", {}, []),
+        ("NVIDIA-SMI has failed\n", {"TORCH_CUDA_ARCH_LIST": ""}, []),
+        ("9.0\n9.0\n8.6\n", {}, [("8.6", False), ("9.0a", False)]),
+        ("9.0\n", {"TORCH_CUDA_ARCH_LIST": "8.0+PTX"}, [("8.0", True)]),
+        ("9.0\n", {"TORCH_CUDA_ARCH_LIST": "all"}, [("8.0", False), ("9.0a", False), ("12.0", True)]),
+        ("", {"FORCE_CUDA": "1"}, [("8.0", False), ("9.0a", False), ("12.0", True)]),
+        ("", {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}, [("9.0", False)]),
+    ],
+)
+def test_cuda_is_compiled_for_the_gpu_at_hand(setup_module, clean, tmp_path, told, environment, expected):
+    """And without one only where it is asked for; of "all", what nvcc knows."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{told}'\n")
+    tool.chmod(0o755)
+    clean.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    for name, value in environment.items():
+        clean.setenv(name, value)
+    assert setup_module.choose_archs(["compute_80", "compute_90", "compute_120"]) == expected
+
+
+def test_no_driver_is_no_gpu(setup_module, clean, tmp_path):
+    clean.setenv("PATH", str(tmp_path))
+    assert setup_module.gpu_archs() == "" and setup_module.choose_archs(["compute_90"]) == []
 
 
 def test_every_dependency_is_pinned():

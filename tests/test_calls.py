@@ -8,14 +8,13 @@ import sys
 
 import pytest
 import torch
-from references import randomise
-from small_models import SMALL, make_images
 from torch import nn
 
 import dsn_kernels
 import dsn_models
 from dsn_models.errors import UserError
 from dsn_models.resnet import BasicUnit
+from tests.networks import SMALL, make_images, randomise
 
 FAMILIES = ["concat-bc-100", "dsn-121", "skipnet-38-rnn", "gaternet-resnet-20", "gunn-15", "lenet"]
 

@@ -8,8 +8,6 @@ from pathlib import Path
 import mutations
 import pytest
 import torch
-from references import randomise
-from small_models import SMALL, make_images
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -18,6 +16,7 @@ import dsn_models
 from dsn_models.convert import convert
 from dsn_models.data import open_dataset
 from dsn_models.errors import UserError
+from tests.networks import SMALL, make_images, randomise
 
 # One of each kind of unit, gate, stem and merge.
 NAMES = (

@@ -104,7 +104,7 @@ def test_info_says_what_is_taken(gpu, monkeypatch):
 
 def test_tune_times_what_serves_and_keeps_it(gpu, monkeypatch, tmp_path, capsys):
     from dsn_kernels.cli import tune as command
-    from dsn_kernels.measure import tune as measuring
+    from dsn_kernels.tuning import tune as measuring
 
     asked = []
 

@@ -102,7 +102,7 @@ def mean_macs(network: Accelerated, gates: Tensor) -> float:
 
 def rows_of(family: Family) -> list[dict[str, Any]]:
     torch.manual_seed(0)
-    model = dsn_models.create(family.name, **family.options).eval()
+    model: Any = dsn_models.create(family.name, **family.options).eval()
     network = Accelerated(model, Target("simt", torch.float16))
     plans = [part.runner.plan for part in network.parts.values()]
     against = dsn_models.create(family.against).eval() if family.against else model.dense_equivalent()

@@ -110,7 +110,7 @@ def conv_tile(launch: Launch) -> float:
     mma, copied = launch.mma / launch.active, launch.l2_bytes / launch.active
     multiplied = mma * 2048 / (MMA_MACS * conv_rate(pace, 1))
     loops = max(multiplied, (launch.l1_bytes / launch.active + copied) / L1_BYTES, copied / LONELY_BYTES) / CLOCK
-    trips = CONV_TRIPS + pace.adds + LIST_TRIPS * pace.lists
+    trips: float = CONV_TRIPS + pace.adds + LIST_TRIPS * pace.lists
     if pace.split > 1:
         trips += SPLIT_TRIPS + SUM_TRIPS * pace.split
     if pace.ahead:  # copies of later passes land while this one is multiplied

@@ -116,8 +116,10 @@ class _Counter:
                         self._layer(node, [layers[layer] for layers in ran if layer in layers], tile)
                 continue
             launch = Launch(name, self.streams[node.dst if node.dst >= 0 else node.src])
-            if name == "conv2d":
-                self._conv2d(_as_convolution(node) if isinstance(node, Transition) else node, index, cut, launch)
+            if name == "conv2d" and isinstance(node, Transition):
+                node = _as_convolution(node)
+            if isinstance(node, Conv2d):
+                self._conv2d(node, index, cut, launch)
             else:
                 getattr(self, "_" + name)(node, self.reads[index], launch)
             self.launches.append(launch)

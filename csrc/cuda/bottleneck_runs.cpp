@@ -14,10 +14,11 @@ bool is_conv(const Plan& plan, const Instruction& in, int64_t taps, int64_t in_m
          in.out_channels == plan.buffers[in.dst].channels;
 }
 
-// Whether a unit begins at an instruction: BN-ReLU-1x1, 3x3 and 1x1, whose result is added to the first's input.
-bool is_unit(const Plan& plan, size_t i) {
-  if (i + 2 >= plan.code.size()) return false;
-  const Instruction &first = plan.code[i], &conv = plan.code[i + 1], &last = plan.code[i + 2];
+// Whether a launch can walk a unit: BN-ReLU-1x1, 3x3 and 1x1, whose result is added to the first's input.
+bool is_unit(const Plan& plan, const Region& region) {
+  if (region.end - region.begin != 3) return false;
+  const Instruction* unit = &plan.code[region.begin];
+  const Instruction &first = unit[0], &conv = unit[1], &last = unit[2];
   return is_conv(plan, first, 1, -1, kNormalise | kRelu) && !(first.flags & kLive) &&
          is_conv(plan, conv, 9, first.out_mask, kRelu) && is_conv(plan, last, 1, conv.out_mask, kAccumulate) &&
          conv.src == first.dst && last.src == conv.dst && last.dst == first.src &&
@@ -64,20 +65,23 @@ std::vector<BottleneckRun> find_bottleneck_runs(const Plan& plan, Element elemen
                                                 const DeviceLimits& limits) {
   std::vector<BottleneckRun> runs;
   if (limits.cluster == 1) return runs;
-  for (size_t i = 0; i < plan.code.size();) {
-    if (!is_unit(plan, i)) {
-      ++i;
+  const std::vector<Region> units = regions_of(plan, RegionKind::kBottleneckUnit);
+  for (size_t u = 0; u < units.size();) {
+    if (!is_unit(plan, units[u])) {
+      ++u;
       continue;
     }
     BottleneckRun run;
-    run.begin = run.end = static_cast<int>(i);
-    const Instruction &first = plan.code[i], &conv = plan.code[i + 1];
-    for (; run.units() < kBottleneckUnits && is_unit(plan, i); i += 3) {
-      if (plan.code[i].src != first.src || plan.code[i].dst != first.dst || plan.code[i + 1].dst != conv.dst) break;
+    run.begin = run.end = static_cast<int>(units[u].begin);
+    const Instruction* first = &plan.code[run.begin];
+    for (; u < units.size() && units[u].begin == run.end && run.units() < kBottleneckUnits; ++u) {
+      const Instruction* unit = &plan.code[run.end];
+      if (!is_unit(plan, units[u]) || unit->src != first->src || unit->dst != first->dst || unit[1].dst != first[1].dst)
+        break;
       run.end += 3;
     }
     if (!keeps_to_itself(plan, run)) continue;
-    run.cut = cut_rows(plan.buffers[first.src].height, batch, limits, run.cut,
+    run.cut = cut_rows(plan.buffers[first->src].height, batch, limits, run.cut,
                        [&](BottleneckCut& cut) { return place(plan, run, cut, element, limits); });
     if (run.cut.rows) runs.push_back(run);
   }

@@ -102,7 +102,7 @@ def compile_report(source: Path, number: str) -> str:
 
 
 def parse(report: str, launches: dict[str, dict[str, tuple[int, int]]]) -> list[Kernel]:
-    """The kernels of a report; ``launches[arch][name]``: threads and shared bytes. Of a kernel that no zoo model launches
+    """The kernels of a report; ``launches[arch][name]``: threads and shared bytes. Of a kernel that no model launches
     the threads are its only template argument, if it has one."""
     pattern = (
         r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores"
@@ -139,9 +139,9 @@ def launches_of(archs: list[str]) -> dict[str, dict[str, tuple[int, int]]]:
     sys.path[:0] = [str(ROOT), str(ROOT / "python")]
     try:
         import dsn_models
-        from dsn_kernels.nn.cuda_packing import ELEMENTS
-        from dsn_kernels.nn.network import Planned, Target
-        from dsn_kernels.nn.plan_runner import load_simt
+        from csrc.simt.host_runner import load_simt
+        from dsn_kernels import capture
+        from dsn_kernels.lower.cuda import ELEMENTS, lower
 
         simt = load_simt()
     except (ImportError, ValueError) as error:
@@ -149,15 +149,13 @@ def launches_of(archs: list[str]) -> dict[str, dict[str, tuple[int, int]]]:
         return {}
     found: dict[str, dict[str, tuple[int, int]]] = {arch: {} for arch in archs}
     for model in MODELS:
-        network = dsn_models.create(model).eval()
+        graph = capture.capture(capture.canonical(dsn_models.create(model).eval())).graph
         for dtype, element in ELEMENTS.items():
-            plan = Planned(network, Target("simt", dtype)).runner.plan
-            code = [tuple(vars(step).values()) for step in plan.code]
+            words = lower(graph, dtype).words().tolist()
             for arch in archs:
                 machine = MACHINES[arch.rstrip("af")]
                 for batch in (1, 64, 1024):
-                    limits = (batch, machine.count, machine.block_kib * 1024)
-                    schedule = simt.Network(plan.buffers, code, plan.gates, plan.logits, element, *limits)
+                    schedule = simt.Network(words, element, batch, machine.count, machine.block_kib * 1024)
                     for entry in (e for stream in schedule.timeline() for e in stream if e[1]):
                         name = entry[0].split("::")[-1].replace("__nv_", "").replace("__", "")
                         name = name.replace("true", "1").replace("false", "0")

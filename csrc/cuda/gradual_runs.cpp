@@ -11,33 +11,26 @@ bool is_conv(const Instruction& in, int64_t taps, int64_t src, int64_t flags) {
          in.flags == flags && in.only_if < 0 && in.out_mask < 0 && in.in_mask < 0;
 }
 
-// The update unit that begins at an instruction: 1x1 of all channels with ReLU, 3x3 with ReLU and 1x1, whose result and
-// the shortcut's, which is the rest of the first, are added to the first's input. No segments: it is none.
-GradualRun unit_at(const Plan& plan, size_t i) {
-  const std::vector<Instruction>& code = plan.code;
-  if (i + 2 >= code.size()) return {};
-  const Instruction &first = code[i], &conv = code[i + 1], &last = code[i + 2];
-  const int64_t width = conv.in_channels;
+// A unit that a launch can walk: 1x1 of all channels with ReLU, 3x3 with ReLU and 1x1, whose result and the shortcut's,
+// which is the rest of the first, are added to the first's input. No segments: it cannot.
+GradualRun update_unit(const Plan& plan, const Region& region) {
+  const int64_t count = region.end - region.begin;
+  if (count != 3 && count != 4) return {};
+  const Instruction* unit = &plan.code[region.begin];
+  const Instruction &first = unit[0], &conv = unit[1], &last = unit[2], &add = unit[count - 1];
+  const int64_t width = conv.in_channels, shortcut = count == 4;
   if (!is_conv(first, 1, first.src, kRelu) || first.in_channels != plan.buffers[first.src].channels ||
-      first.out_offset != 0 || !is_conv(conv, 9, first.dst, kRelu) || conv.relu_channels != 0 || conv.out_offset != 0 ||
-      conv.out_channels != width || last.in_channels != width)
+      first.out_offset != 0 || first.out_channels != width + shortcut * last.out_channels ||
+      first.relu_channels != shortcut * width || !is_conv(conv, 9, first.dst, kRelu) || conv.relu_channels != 0 ||
+      conv.out_offset != 0 || conv.out_channels != width || last.in_channels != width ||
+      !is_conv(last, 1, conv.dst, kAccumulate) || last.dst != (shortcut ? first.dst : first.src))
+    return {};
+  if (shortcut && (last.out_offset != width || add.op != Op::kAdd || add.src != first.dst || add.dst != first.src ||
+                   add.src_offset != width || add.in_channels != last.out_channels))
     return {};
   GradualRun run;
-  run.begin = static_cast<int>(i);
-  run.segments.push_back({run.begin, run.begin + 1, run.begin + 2, -1});
-  if (!is_conv(last, 1, conv.dst, kAccumulate)) return {};
-  if (last.dst == first.src && first.out_channels == width && first.relu_channels == 0) {
-    run.end = run.begin + 3;
-    return run;
-  }
-  if (i + 3 >= code.size()) return {};
-  const Instruction& add = code[i + 3];
-  const bool whole = last.dst == first.dst && last.out_offset == width && first.relu_channels == width &&
-                     first.out_channels == width + last.out_channels && add.op == Op::kAdd && add.src == first.dst &&
-                     add.dst == first.src && add.src_offset == width && add.in_channels == last.out_channels;
-  if (!whole) return {};
-  run.segments.back().add = run.begin + 3;
-  run.end = run.begin + 4;
+  run.begin = static_cast<int>(region.begin), run.end = static_cast<int>(region.end);
+  run.segments.push_back({run.begin, run.begin + 1, run.begin + 2, shortcut ? run.begin + 3 : -1});
   return run;
 }
 
@@ -77,19 +70,17 @@ bool place(GradualRun& run, const Plan& plan, Element element, const DeviceLimit
 std::vector<GradualRun> find_gradual_runs(const Plan& plan, Element element, int64_t batch,
                                           const DeviceLimits& limits) {
   std::vector<GradualRun> runs;
-  for (size_t i = 0; i < plan.code.size();) {
-    GradualRun run = unit_at(plan, i);
-    if (run.segments.empty()) {
-      ++i;
-      continue;
-    }
-    while (run.segments.size() < kGradualSegments) {
-      const GradualRun next = unit_at(plan, static_cast<size_t>(run.end));
-      if (next.segments.empty() || plan.code[next.begin].src != plan.code[run.begin].src) break;
+  const std::vector<Region> units = regions_of(plan, RegionKind::kUpdateUnit);
+  for (size_t u = 0; u < units.size();) {
+    GradualRun run = update_unit(plan, units[u++]);
+    if (run.segments.empty()) continue;
+    for (; u < units.size() && run.segments.size() < kGradualSegments; ++u) {
+      const GradualRun next = update_unit(plan, units[u]);
+      if (next.segments.empty() || next.begin != run.end || plan.code[next.begin].src != plan.code[run.begin].src)
+        break;
       run.segments.push_back(next.segments.front());
       run.end = next.end;
     }
-    i = static_cast<size_t>(run.end);
     if (!keeps_to_itself(plan, run)) continue;
     const int64_t height = plan.buffers[plan.code[run.begin].src].height;
     const GradualRun best =

@@ -1,4 +1,4 @@
-// What the searches for instructions that one launch may walk share.
+// What those share that join a plan's regions to runs, which one launch may walk.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,13 @@
 #include "cuda/schedule.h"
 
 namespace dsn::cuda {
+
+inline std::vector<Region> regions_of(const Plan& plan, RegionKind kind) {
+  std::vector<Region> regions;
+  std::copy_if(plan.regions.begin(), plan.regions.end(), std::back_inserter(regions),
+               [&](const Region& region) { return region.kind == kind; });
+  return regions;
+}
 
 // Whether an instruction from `begin` on reads what a buffer holds there, rather than what others write before it.
 inline bool is_read_from(const Plan& plan, int64_t buffer, int begin) {
@@ -19,7 +26,7 @@ inline bool is_read_from(const Plan& plan, int64_t buffer, int begin) {
     if (in.dst != buffer) continue;
     const bool changes = in.flags & kAccumulate || in.op == Op::kAdd;
     const int64_t end = in.out_offset + (in.out_channels ? in.out_channels : in.in_channels);
-    if (in.op == Op::kDenseBlock || (changes && end > known)) return true;
+    if (has(in.op, kLayered) || (changes && end > known)) return true;
     if (in.out_offset <= known) fresh[in.only_if] = std::max(known, end);
   }
   return false;
@@ -27,9 +34,8 @@ inline bool is_read_from(const Plan& plan, int64_t buffer, int begin) {
 
 // Whether one from `begin` on reads a buffer's pooled vector.
 inline bool is_pool_read_from(const Plan& plan, int64_t buffer, int begin) {
-  return std::any_of(plan.code.begin() + begin, plan.code.end(), [&](const Instruction& in) {
-    return in.src == buffer && (in.op == Op::kLinear || in.op == Op::kGate);
-  });
+  return std::any_of(plan.code.begin() + begin, plan.code.end(),
+                     [&](const Instruction& in) { return in.src == buffer && has(in.op, kReadsPooled); });
 }
 
 // The cut of a map's rows by the smallest cluster that holds them, or by a larger one where multiprocessors would be

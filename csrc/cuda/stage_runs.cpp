@@ -15,17 +15,17 @@ bool is_whole_conv(const Plan& plan, const Instruction& in, int64_t taps, int64_
          to.height == ceil_div(from.height, stride) && to.width == ceil_div(from.width, stride);
 }
 
-// The unit that begins at an instruction, perhaps behind a gate of its own that reads the pooled map, with an identity
-// or a 1x1 of stride 2 as its shortcut; no maps: there is none.
-StageRun stage_unit_at(const Plan& plan, size_t i) {
+// The unit that instructions from `begin` on to the end of a region are: perhaps a gate of its own that reads the
+// pooled map, an identity or a 1x1 of stride 2 as its shortcut, and two 3x3; no maps: a launch cannot walk it.
+StageRun stage_unit(const Plan& plan, int64_t begin, int64_t end) {
   const std::vector<Instruction>& code = plan.code;
   StageRun run;
-  run.begin = static_cast<int>(i);
+  run.begin = static_cast<int>(begin), run.end = static_cast<int>(end);
   StageRun::Unit unit;
-  if (i < code.size() && code[i].op == Op::kGate) unit.gate = static_cast<int>(i++);
-  if (i < code.size() && code[i].op == Op::kConv2d && code[i].taps == 1) unit.shortcut = static_cast<int>(i++);
-  if (i + 1 >= code.size()) return run;
-  const Instruction &first = code[i], &last = code[i + 1];
+  if (end - begin > 2 && code[begin].op == Op::kGate) unit.gate = static_cast<int>(begin++);
+  if (end - begin == 3) unit.shortcut = static_cast<int>(begin++);
+  if (end - begin != 2) return run;
+  const Instruction &first = code[begin], &last = code[begin + 1];
   const int64_t pools = last.flags & kPool;
   const bool enters = unit.shortcut >= 0;
   if (!is_whole_conv(plan, first, 9, enters ? 2 : 1, kRelu) ||
@@ -44,9 +44,8 @@ StageRun stage_unit_at(const Plan& plan, size_t i) {
       return run;
   }
   run.only_if = unit.gate >= 0 ? -1 : first.only_if;
-  unit.first = static_cast<int>(i), unit.last = unit.first + 1;
+  unit.first = static_cast<int>(begin), unit.last = unit.first + 1;
   run.maps.push_back({last.dst, {unit}, {}});
-  run.end = unit.last + 1;
   return run;
 }
 
@@ -66,7 +65,9 @@ size_t units_of(const StageRun& run) {
 
 // Appends the next unit to a run: of the same maps or leading from there, with one kind of gate and none from before.
 bool join(const Plan& plan, StageRun& run, const StageRun& next) {
-  if (next.maps.empty() || run.only_if >= 0 || next.only_if >= 0 || units_of(run) == kStageUnits) return false;
+  if (next.maps.empty() || next.begin != run.end || run.only_if >= 0 || next.only_if >= 0 ||
+      units_of(run) == kStageUnits)
+    return false;
   const StageRun::Unit &before = run.maps.back().units.back(), &unit = next.maps[0].units[0];
   const Instruction &a = plan.code[before.first], &b = plan.code[unit.first];
   const GateKind kind = kind_of(plan, run), other = kind_of(plan, next);
@@ -203,24 +204,35 @@ bool cut_maps(const Plan& plan, StageRun& run, Element element, int64_t batch, c
   return !best.maps.empty();
 }
 
+// The run that begins at instruction `begin` of a unit; no maps: there is none.
+StageRun run_from(const Plan& plan, const std::vector<Region>& units, size_t u, int64_t begin, Element element,
+                  int64_t batch, const DeviceLimits& limits) {
+  StageRun run = stage_unit(plan, begin, units[u].end);
+  if (run.maps.empty() || run.maps[0].units[0].shortcut >= 0) return {};
+  while (++u < units.size() && join(plan, run, stage_unit(plan, units[u].begin, units[u].end))) {
+  }
+  // Fewer maps where not all fit one size of cluster.
+  for (; !run.maps.empty(); run.maps.pop_back()) {
+    run.end = run.maps.back().units.back().last + 1;
+    if (keeps_to_itself(plan, run) && cut_maps(plan, run, element, batch, limits)) break;
+  }
+  return run;
+}
+
 }  // namespace
 
 std::vector<StageRun> find_stage_runs(const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits) {
   std::vector<StageRun> runs;
   if (limits.cluster == 1) return runs;
-  for (size_t i = 0; i < plan.code.size();) {
-    StageRun run = stage_unit_at(plan, i++);
-    if (run.maps.empty() || run.maps[0].units[0].shortcut >= 0) continue;
-    while (join(plan, run, stage_unit_at(plan, static_cast<size_t>(run.end)))) {
-    }
-    // Fewer maps where not all fit one size of cluster.
-    for (; !run.maps.empty(); run.maps.pop_back()) {
-      run.end = run.maps.back().units.back().last + 1;
-      if (keeps_to_itself(plan, run) && cut_maps(plan, run, element, batch, limits)) break;
-    }
-    if (run.maps.empty()) continue;
-    i = static_cast<size_t>(run.end);
-    runs.push_back(run);
+  const std::vector<Region> units = regions_of(plan, RegionKind::kResidualUnit);
+  for (size_t u = 0; u < units.size();) {
+    const int64_t begin = units[u].begin;
+    StageRun run = run_from(plan, units, u, begin, element, batch, limits);
+    // Where another launch must decide its gate, a unit may still be a run without it.
+    if (run.maps.empty() && plan.code[begin].op == Op::kGate)
+      run = run_from(plan, units, u, begin + 1, element, batch, limits);
+    u += std::max<size_t>(units_of(run), 1);
+    if (!run.maps.empty()) runs.push_back(std::move(run));
   }
   return runs;
 }

@@ -1,5 +1,5 @@
-// What the undefined-behaviour sanitizer calls. libubsan is not linked: it reports a line once per process, prints and
-// goes on; here a kernel ends with an error each time.
+// What the undefined-behaviour sanitizer calls, for all but what the engine itself checks of an access. libubsan is not
+// linked: it reports a line once per process, prints and goes on; here a kernel ends with an error each time.
 #include <cstdio>
 #include <cstdlib>
 
@@ -25,20 +25,6 @@ struct OutOfBounds {
   const Type* array;
   const Type* index;
 };
-struct TypeMismatch {
-  Location location;
-  const Type* type;
-  unsigned char log_alignment;
-  unsigned char kind;
-};
-constexpr const char* kTypeCheck[] = {"load of",
-                                      "store to",
-                                      "reference binding to",
-                                      "member access within",
-                                      "member call on",
-                                      "constructor call on",
-                                      "downcast of",
-                                      "downcast of"};
 
 [[noreturn]] void report(const void* data, const std::string& what, uintptr_t pc) {
   const std::string text = "undefined behaviour: " + what;
@@ -60,18 +46,6 @@ void __ubsan_handle_out_of_bounds(OutOfBounds* data, uintptr_t index) {
   report(data, "index " + value + " out of bounds for type " + data->array->name, DSN_SIMT_CALLER);
 }
 
-void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, uintptr_t pointer) {
-  const std::string how = kTypeCheck[data->kind < 8 ? data->kind : 0];
-  const size_t alignment = size_t{1} << data->log_alignment;
-  const bool running = dsn::simt::engine && dsn::simt::engine->fiber;
-  const std::string place = running ? dsn::simt::engine->describe(pointer) : std::to_string(pointer);
-  report(data,
-         pointer == 0 ? how + " a null pointer of type " + data->type->name
-                      : how + " " + place + ", which is not aligned to the " + std::to_string(alignment) +
-                            " bytes that type " + data->type->name + " needs",
-         DSN_SIMT_CALLER);
-}
-
 #define DSN_SIMT_UNDEFINED(name, what) \
   void __ubsan_handle_##name(void* data) { report(data, what, DSN_SIMT_CALLER); }
 DSN_SIMT_UNDEFINED(add_overflow, "signed integer overflow in an addition")
@@ -80,7 +54,6 @@ DSN_SIMT_UNDEFINED(mul_overflow, "signed integer overflow in a multiplication")
 DSN_SIMT_UNDEFINED(negate_overflow, "signed integer overflow in a negation")
 DSN_SIMT_UNDEFINED(divrem_overflow, "division by zero or overflow in a division")
 DSN_SIMT_UNDEFINED(shift_out_of_bounds, "shift by too many bits or of a negative value")
-DSN_SIMT_UNDEFINED(pointer_overflow, "pointer arithmetic overflows")
 DSN_SIMT_UNDEFINED(load_invalid_value, "load of a value that its bool or enum type does not have")
 DSN_SIMT_UNDEFINED(vla_bound_not_positive, "array of a size that is not positive")
 DSN_SIMT_UNDEFINED(builtin_unreachable, "reached code that was declared unreachable")

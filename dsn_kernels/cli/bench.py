@@ -31,7 +31,6 @@ from .common import (
     check_writable,
     columned,
     console,
-    load_model,
     mega,
     millis,
     parse_options,
@@ -40,9 +39,9 @@ from .common import (
     set_threads,
     split,
     steps_shown,
-    test_images,
     write_json,
 )
+from .inputs import load_model, test_images
 from .tune import tune_backends
 
 _IMAGES_SERVED = 64  # requests cycle through so many images

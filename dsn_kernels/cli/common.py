@@ -1,4 +1,4 @@
-"""What the commands share: consoles, JSON output, models and data by name."""
+"""What the commands share: options, consoles, tables, files that are written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,16 +16,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import nn
 
-import dsn_models
 from dsn_models import UserError, checkpoints
-from dsn_models.data import KINDS, CoarseFineDataset, open_dataset
-from dsn_models.training.recipe import DataSection
+from dsn_models.data import KINDS
 
 from ..measure import machine
-from ..measure.bench import Images
-from ..measure.records import Labelled, read, tasks_of
 
 # A number beyond is a slip, and would only overflow somewhere further down.
 MANY = 1_000_000
@@ -167,145 +162,6 @@ def parse_options(settings: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"option is {setting!r}; expected KEY=VALUE, such as gated=all")
         options[key] = tuple(value(part) for part in text.split(",")) if "," in text else value(text)
     return options
-
-
-def load_model(
-    source: str, seed: int = 0, options: Mapping[str, Any] | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """A checkpoint's model and metadata, or a zoo model with random weights and ``{}``.
-
-    Args:
-        source: file or zoo name.
-        seed: of random weights.
-        options: of a zoo model's configuration.
-
-    Raises:
-        UserError: there is neither a file nor a zoo model of that name, the file is damaged, or it is given options.
-    """
-    if source in dsn_models.names() and not Path(source).exists():
-        torch.manual_seed(seed)
-        return dsn_models.create(source, **(options or {})).eval(), {}
-    if options:
-        raise UserError(f"options are for models of the zoo; {source} is none, a checkpoint has its own")
-    if not Path(source).exists():
-        raise UserError(f"no checkpoint at {source}; expected a file or one of {', '.join(dsn_models.names())}")
-    return dsn_models.load(source), checkpoints.read_metadata(source)
-
-
-def open_test_data(
-    model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None, images: int | None
-) -> CoarseFineDataset:
-    """The test part of the data that a checkpoint was trained on, or of another ``kind``, for ``model``.
-
-    Images are normalised, and classes numbered, as those that the network was trained on. What the data has to say of
-    itself goes to stderr, a line each.
-
-    Raises:
-        UserError: no kind is given or known, or the data cannot be read.
-    """
-    section: dict[str, Any] = {}
-    if "recipe" in metadata:  # only its data matters here; the rest may be in the words of another version
-        try:
-            section = DataSection.model_validate(metadata["recipe"]["data"]).model_dump()
-        except (KeyError, TypeError, ValueError):
-            raise UserError("the checkpoint's recipe does not say what data it needs; choose with --kind") from None
-    if kind is None and not section:
-        raise UserError("the checkpoint does not say what it was trained on; choose with --kind")
-    options: dict[str, Any] = {}
-    if section and kind in (None, section["kind"]):
-        options = {**section["options"], "images": section["test_images"]}
-    if images is not None:
-        options["images"] = images
-    kind = kind or section["kind"]
-    if kind == "folder":
-        options.setdefault("image_size", model.config.image_size)
-    dataset = open_dataset(kind, data, False, like=_trained_on(metadata), **options)
-    for note in dataset.notes:
-        console(stderr=True).print(f"note: {note}", soft_wrap=True, markup=False)
-    return dataset
-
-
-def _trained_on(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of the data that it was trained on.
-
-    Raises:
-        UserError: it says so in another form.
-    """
-    found = metadata.get("data", {})
-    classes = found.get("classes", {}) if isinstance(found, dict) else None
-    named = isinstance(classes, dict) and all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in classes.values()
-    )
-    if not named:
-        raise UserError(f"the checkpoint says of its data {found!r}; expected classes by task, mean and std")
-    return found
-
-
-def test_images(model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None) -> Images | None:
-    """Batches of the test data where a checkpoint or the user names some, else None.
-
-    Raises:
-        UserError: as :func:`open_test_data`, or the data is empty.
-    """
-    if kind is None and data is None and metadata.get("recipe", {}).get("data", {}).get("kind") != "navon-sklearn":
-        return None
-    dataset = open_test_data(model, metadata, kind, data, None)
-    if len(dataset) == 0:
-        raise UserError("the test data is empty; expected at least one image")
-    return lambda batch, n: dataset.batch(torch.arange(n * batch, (n + 1) * batch) % len(dataset))[0]
-
-
-def load_checkpoint(source: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A checkpoint's model and metadata.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
-    if not Path(source).exists():
-        raise UserError(f"no checkpoint at {source}; expected a file written by dsn train")
-    return load_model(source)
-
-
-def resolve_task(model: Any, metadata: dict[str, Any], task: str | None) -> str:
-    """ "both" of a network of two branches, else "coarse" or "fine": the one given, or trained on, or the coarse one.
-
-    Raises:
-        UserError: the model does not have that task.
-    """
-    tasks = tasks_of(model)
-    task = task or metadata.get("recipe", {}).get("task") or tasks[0]
-    if task not in tasks:
-        raise UserError(f"task is {task!r}; expected {' or '.join(tasks)} for this model")
-    return task
-
-
-def check_classes(model: Any, dataset: CoarseFineDataset, task: str) -> None:
-    """Refuses data of other classes than the model's.
-
-    Raises:
-        UserError: the number of classes of a task differs.
-    """
-    has = {"coarse": dataset.coarse_classes, "fine": dataset.fine_classes}
-    wanted = dict(zip(has, model.config.classes, strict=True)) if task == "both" else {task: model.config.classes}
-    for name, count in wanted.items():
-        if count != has[name]:
-            fitting = [other for other in has if task != "both" and has[other] == count]
-            todo = f"choose --task {fitting[0]}" if fitting else "choose other data"
-            raise UserError(f"the model has {count} {name} classes, the data {has[name]}; {todo}")
-
-
-def read_test_data(
-    model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None, task: str | None, images: int
-) -> Labelled:
-    """Up to ``images`` images of the test data, spread evenly over it, with the labels of the model's task or tasks.
-
-    Raises:
-        UserError: as :func:`open_test_data`; or the data is empty, or of other classes than the model's.
-    """
-    task = resolve_task(model, metadata, task)
-    dataset = open_test_data(model, metadata, kind, data, None)
-    check_classes(model, dataset, task)
-    return read(dataset, task, images)
 
 
 def percent(fraction: float) -> str:

@@ -19,14 +19,13 @@ from .common import (
     ThreadsOption,
     columned,
     console,
-    load_model,
     mega,
     millis,
-    open_test_data,
     percent,
     set_threads,
     steps_shown,
 )
+from .inputs import load_model, open_test_data
 from .report import OpenOption, PicturesOption, check_targets, open_in_browser, write_report
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "dsn-navon-digits.safetensors"

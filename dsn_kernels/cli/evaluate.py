@@ -23,19 +23,16 @@ from .common import (
     KindOption,
     TaskOption,
     ThreadsOption,
-    check_classes,
     check_writable,
     columned,
     console,
     finite,
-    load_checkpoint,
-    open_test_data,
     percent,
-    resolve_task,
     set_threads,
     steps_shown,
     write_json,
 )
+from .inputs import check_classes, load_checkpoint, open_test_data, resolve_task
 
 
 def results_table(results: dict[str, Any]) -> Table:

@@ -25,13 +25,12 @@ from .common import (
     ThreadsOption,
     check_writable,
     console,
-    load_checkpoint,
-    read_test_data,
     set_threads,
     split,
     steps_shown,
     write_json,
 )
+from .inputs import load_checkpoint, read_test_data
 
 PicturesOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Also every figure, as SVG and as PNG, in this folder.")

@@ -32,15 +32,14 @@ from .common import (
     columned,
     console,
     finite,
-    load_checkpoint,
     mega,
     millis,
     percent,
-    read_test_data,
     set_threads,
     steps_shown,
     write_json,
 )
+from .inputs import load_checkpoint, read_test_data
 
 
 def _thresholds(thresholds: dict[str, float] | None) -> str:

@@ -31,14 +31,13 @@ from .common import (
     check_writable,
     columned,
     console,
-    load_model,
     mega,
     parse_options,
     percent,
     set_threads,
-    test_images,
     write_json,
 )
+from .inputs import load_model, test_images
 
 
 def table(timeline: Timeline, title: str, top: int) -> Table:

@@ -121,10 +121,8 @@ def record(
     """
     tasks = list(data.labels)
     counts = gate_counts(fast)
-    losses: dict[str, list[Tensor]] = {name: [] for name in tasks}
-    predictions: dict[str, list[Tensor]] = {name: [] for name in tasks}
-    gates: dict[str, list[Tensor]] = {name: [] for name in counts}
-    scores: dict[str, list[Tensor]] = {name: [] for name in counts}
+    kept: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in (tasks, tasks, counts, counts)]
+    losses, predictions, gates, scores = kept
     macs = []
     for indices in torch.arange(len(data.images)).split(batch):
         images = data.images[indices]
@@ -140,7 +138,7 @@ def record(
             scores[name].append(fast.last_scores[name].clone())
         macs.append(executed)
         on_batch(min(1.0, (int(indices[-1]) + 1) / len(data.images)))
-    joined = [{name: torch.cat(parts) for name, parts in kept.items()} for kept in (losses, predictions, gates, scores)]
+    joined = [{name: torch.cat(parts) for name, parts in found.items()} for found in kept]
     return Record(joined[0], joined[1], data.labels, joined[2], joined[3], torch.cat(macs), data.clusters)
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from references import make_block, randomise
-from small_models import SMALL, make_images
+from references import make_block
 
 import dsn_kernels
 import dsn_models
@@ -12,6 +11,7 @@ from benchmarks.gpu_model.work import network_work
 from csrc.simt.host_runner import MULTIPROCESSORS
 from dsn_kernels import Part, Target
 from dsn_kernels.graph import DenseBlock
+from tests.networks import SMALL, make_images, randomise
 
 DTYPE = torch.float16
 NETWORKS = ["concat-bc-100", "concat-40", "add-166", "dsn-navon"]

@@ -5,13 +5,12 @@ import contextlib
 
 import pytest
 import torch
-from references import randomise
-from small_models import SMALL, make_images
 
 import dsn_models
 from dsn_kernels import Accelerated, Target
 from dsn_kernels.runtime.graphs import Graphs
 from dsn_models.errors import UserError
+from tests.networks import SMALL, make_images, randomise
 
 BRANCHES = ("coarse", "fine")
 

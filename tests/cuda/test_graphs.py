@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from references import randomise
-from small_models import SMALL, make_images
 
 import dsn_kernels
 import dsn_models
 from dsn_models.errors import UserError
+from tests.networks import SMALL, make_images, randomise
 
 BRANCHES = ("coarse", "fine")
 

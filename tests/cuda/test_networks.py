@@ -11,12 +11,11 @@ from device_checks import (
     check_thresholds,
     check_users_own_network,
 )
-from references import randomise
-from small_models import DUAL, SMALL, make_images, random_gates
 
 import dsn_kernels
 import dsn_models
 from dsn_models.errors import UserError
+from tests.networks import DUAL, SMALL, make_images, random_gates, randomise
 
 
 def make_model(name, **overrides):

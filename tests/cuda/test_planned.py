@@ -8,8 +8,6 @@ import torch
 from device_checks import accelerate, check_network, check_samples_alone
 from graph_reference import check_graph, run_graph
 from small_graphs import NETWORKS, ONE, WIDE, Weights, needs_gates, residual_units
-from small_models import make_images, random_gates
-from small_planned import PLANNED, make_planned
 
 import dsn_kernels
 from csrc.simt.host_runner import HostRunner
@@ -17,6 +15,7 @@ from dsn_kernels import _C
 from dsn_kernels import graph as g
 from dsn_kernels.lower.cuda import lower
 from dsn_kernels.runtime import PlanRunner, make_runner
+from tests.networks import PLANNED, make_images, make_planned, random_gates
 
 BFLOAT16 = ("resnet-preact", "skipnet-rnn", "gaternet-all", "gunn")  # the same code as float16's but for a type
 CASES = [(n, t) for n in PLANNED for t in (torch.float32, torch.float16)] + [(n, torch.bfloat16) for n in BFLOAT16]

@@ -3,10 +3,7 @@
 import pytest
 import torch
 from graph_reference import run_graph
-from references import assert_as_exact_as_torch
 from small_graphs import ONE, WIDE, Weights, residual_units
-from small_models import make_images
-from small_planned import make_planned
 
 import dsn_kernels
 from benchmarks.gpu_model.map_work import Cuts
@@ -15,6 +12,8 @@ from csrc.simt import host_runner
 from csrc.simt.host_runner import HostRunner
 from dsn_kernels import graph as g
 from dsn_kernels.lower.cuda import lower
+from tests.checks import assert_as_exact_as_torch
+from tests.networks import make_images, make_planned
 
 WARPS = 8
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from references import make_block, randomise
-from small_models import SMALL, make_images
+from references import make_block
 
 import dsn_models
 from dsn_kernels import Accelerated, Part, Target
 from dsn_models.errors import UserError
+from tests.networks import SMALL, make_images, randomise
 
 BRANCHES = ("coarse", "fine")
 

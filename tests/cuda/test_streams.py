@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from references import randomise
-from small_models import SMALL, make_images
 
 import dsn_kernels
 import dsn_models
+from tests.networks import SMALL, make_images, randomise
 
 BATCH = 2
 COARSE, FINE = 0, 1

@@ -1,11 +1,11 @@
 """What a graph means, in plain torch: everything is computed, then masked."""
 
 import torch
-from references import assert_as_exact_as_torch, assert_gates_agree
 from torch.nn import functional as F
 
 from dsn_kernels import graph as g
 from dsn_kernels.ops import Outputs
+from tests.checks import assert_as_exact_as_torch, assert_gates_agree
 
 
 def run_graph(graph, image, thresholds, forced=None, dtype=torch.float64):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from small_models import ZOO, make_images, own_network, smaller
 from torch.utils.flop_counter import FlopCounterMode
 
 import dsn_kernels
@@ -10,6 +9,7 @@ import dsn_models
 from dsn_kernels.measure import flops
 from dsn_kernels.measure.gates import GateSetting
 from dsn_kernels.measure.networks import count_dense, executed_macs, run
+from tests.networks import ZOO, make_images, own_network, smaller
 
 DENSITIES = (1.0, 0.6, 0.2)
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from small_models import own_network
 
 import dsn_kernels
 import dsn_models
@@ -11,6 +10,7 @@ from dsn_kernels.measure.flops import count_dense
 from dsn_kernels.measure.gates import GateSetting
 from dsn_kernels.measure.networks import executed_macs, run
 from dsn_models import UserError
+from tests.networks import own_network
 
 
 def small(name, **options):

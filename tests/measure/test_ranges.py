@@ -4,11 +4,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from small_models import make_images, make_small
 
 import dsn_kernels
 from dsn_kernels.measure import InterleavedTimer, timeline
 from dsn_kernels.measure.serving import Load, under_load
+from tests.networks import make_images, make_small
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from small_models import make_images, make_small, own_network
 
 import dsn_kernels
 from dsn_kernels import ops
@@ -18,6 +17,7 @@ from dsn_kernels.measure.timeline import WHOLE_BATCH
 from dsn_kernels.report.plots import picture
 from dsn_kernels.report.timeline_views import document, kinds, rows, timeline_figure, trace
 from dsn_models import UserError
+from tests.networks import make_images, make_small, own_network
 
 FAMILIES = {
     "concat-bc-100": {},

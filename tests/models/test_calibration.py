@@ -5,7 +5,6 @@ That of GaterNet's filters is in test_gaternet.py.
 
 import pytest
 import torch
-from small_models import make_images, make_small
 from torch.nn import functional as F
 
 from dsn_models.data import navon
@@ -13,6 +12,7 @@ from dsn_models.dual_skipping import BRANCHES
 from dsn_models.gates import PooledGate
 from dsn_models.skipnet import UNITS
 from dsn_models.training.calibration import calibrate, layer_harm, recentre
+from tests.networks import make_images, make_small
 
 SKIPNET = {"in_channels": 1, "image_size": 16, "stage_units": (2, 2, 2)}
 

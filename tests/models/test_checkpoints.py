@@ -8,11 +8,11 @@ import os
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_models import SMALL, make_images, make_small
 
 import dsn_models
 from dsn_models import UserError, checkpoints, zoo
 from dsn_models.checkpoints import read_metadata
+from tests.networks import SMALL, make_images, make_small
 
 
 @pytest.mark.parametrize("name", list(SMALL))

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from small_models import make_small
 
 import dsn_models
 from dsn_models import UserError
 from dsn_models.computation import computation, gate_macs, unit_macs
 from dsn_models.macs import count_macs
+from tests.networks import make_small
 
 
 def test_of_dual_skipping_by_hand():

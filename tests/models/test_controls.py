@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_models import make_small
 from torch import nn
 
 from dsn_models import UserError, controls
@@ -14,6 +13,7 @@ from dsn_models.computation import GateMacs
 from dsn_models.data import CoarseFineDataset, navon
 from dsn_models.data.base import Clusters
 from dsn_models.statistics import mutual_information, rank_correlation
+from tests.networks import make_small
 
 CLASSES = 4
 

@@ -5,11 +5,11 @@ import re
 
 import pytest
 import torch
-from small_models import make_images, make_small
 
 import dsn_kernels
 from dsn_models.described import Described, card
 from dsn_models.zoo import FAMILIES
+from tests.networks import make_images, make_small
 
 
 def cells(text):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_models import DUAL, make_images, make_small
 from torch.nn import functional as F
 
 import dsn_models
 from dsn_models import UserError
+from tests.networks import DUAL, make_images, make_small
 
 
 def batch_norm(x, norm):

@@ -5,7 +5,6 @@ import dataclasses
 
 import pytest
 import torch
-from small_models import make_images, make_small
 from small_recipes import GATERNET
 from torch.nn import functional as F
 
@@ -17,6 +16,7 @@ from dsn_models.training import Recipe, train
 from dsn_models.training.calibration import calibrate, filter_harm
 from dsn_models.training.objectives import make_objective
 from dsn_models.training.recipe import tomllib
+from tests.networks import make_images, make_small
 
 SMALL_GATERNETS = [
     "gaternet-resnet-20",

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from small_models import make_images, make_small
 
 import dsn_models
 from dsn_models import UserError
 from dsn_models.gradually_updated import GradualLayer
+from tests.networks import make_images, make_small
 
 
 def make_layer(order="gradual", recompute=True, sizes=(1, 2, 3), units=2, dtype=torch.float64):

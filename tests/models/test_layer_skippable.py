@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from small_models import make_images, make_small
 from small_recipes import LSN as RECIPE
 
 import dsn_models
 from dsn_models import UserError
 from dsn_models.training import train
 from dsn_models.training.losses import open_gates, ranking_loss
+from tests.networks import make_images, make_small
 
 
 def test_without_its_additions_it_is_a_dual_skipping_network():

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from small_models import make_images, make_small
 from small_recipes import DSN, LSN, SKIPNET
 from torch.distributions import Beta
 
@@ -16,6 +15,7 @@ from dsn_models.training import Recipe, load_recipe, train
 from dsn_models.training.losses import batch_shaping_loss, distillation_loss, information
 from dsn_models.training.objectives import make_objective
 from dsn_models.training.policy import Policy
+from tests.networks import make_images, make_small
 
 
 def test_information():

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import SMALL
 
 import dsn_models
 from dsn_models import UserError, zoo
@@ -14,6 +13,7 @@ from dsn_models.data import CoarseFineDataset, open_dataset
 from dsn_models.gaternet import GaterNet
 from dsn_models.skipnet import SkipNet
 from dsn_models.training import calibration, load_recipe, loop, recipe_names, train
+from tests.networks import SMALL
 
 # Models that share another's small configuration.
 LIKE = {

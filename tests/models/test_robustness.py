@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from small_models import make_small
 
 from dsn_models import UserError
 from dsn_models.data import navon
 from dsn_models.training import robustness
 from dsn_models.training.robustness import attacked_accuracy
+from tests.networks import make_small
 
 pytest.importorskip("art", reason="adversarial-robustness-toolbox is not installed (the extra 'attack')")
 

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from small_models import make_images, make_small
 from small_recipes import DSN
 from torch import nn
 
 from dsn_models import UserError
 from dsn_models.selection import run_gated, set_compute
 from dsn_models.training import train
+from tests.networks import make_images, make_small
 
 NETWORKS = ["dsn-navon", "concat-bc-100", "add-166", "lsn-navon", "skipnet-38-rnn", "skipnet-38-ff"]
 

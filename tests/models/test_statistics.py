@@ -5,11 +5,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from small_models import SMALL, make_small
 
 import dsn_models
 from dsn_models import UserError, plots, statistics
 from dsn_models.data.base import CoarseFineDataset
+from tests.networks import SMALL, make_small
 
 GATES = np.array(
     [

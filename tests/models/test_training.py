@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from small_models import make_images, make_small
 from small_recipes import DSN as TINY
 
 import dsn_models
@@ -15,6 +14,7 @@ from dsn_models.data import navon
 from dsn_models.training import Recipe, evaluate, load_recipe, recipe_names, schedule, train
 from dsn_models.training.losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
 from dsn_models.training.objectives import make_objective
+from tests.networks import make_images, make_small
 
 
 @pytest.fixture

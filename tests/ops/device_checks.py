@@ -6,13 +6,16 @@ A place has the name of a backend, ``backend``, and its ``device``.
 import copy
 
 import torch
-from references import assert_as_exact_as_torch, assert_gates_agree, make_block, randomise
-from small_models import UsersNetwork, make_images
+from references import make_block
 from stage_parts import images, make_selected, masks, residual_units, run_reference, run_selected
 
 import dsn_kernels
 from dsn_kernels import Part, Target
 from dsn_kernels.graph import count_macs
+from tests import checks
+from tests.checks import assert_as_exact_as_torch, assert_gates_agree, same_dtype
+from tests.networks import make_images, randomise
+from tests.own_networks import UsersNetwork
 
 BLOCKS = {
     "bottleneck": {"channels": 24, "layers": 4},
@@ -39,11 +42,6 @@ def forced_gates(pattern, batch, layers):
         "shut": torch.zeros(batch, layers, dtype=torch.uint8),
         "random": block_gates(batch, layers),
     }[pattern]
-
-
-def same_dtype(module, x, dtype, **options):
-    """What PyTorch gives in the kernels' precision, on the same input."""
-    return copy.deepcopy(module).to(dtype)(x.to(dtype), **options)
 
 
 def make_twin(place, part, dtype):
@@ -120,31 +118,8 @@ def accelerate(place, model, dtype=torch.float32, **options):
     return dsn_kernels.accelerate(model, dtype=dtype, backend=place.backend, device=place.device, **options)
 
 
-@torch.no_grad()
 def check_network(place, model, fast, x, dtype, forced=None):
-    """Outputs, gates, scores and MACs of a whole network; ``forced`` by branch, as ``fast`` takes them."""
-    moved = {} if forced is None else {"forced_gates": {name: gates.to(place.device) for name, gates in forced.items()}}
-    actual = fast(x.to(place.device), **moved)
-    gates = {name: taken.cpu() for name, taken in fast.last_gates.items()}
-    for name in forced or {}:
-        assert torch.equal(gates[name], forced[name])
-    taken = {"forced_gates": gates} if gates else {}
-    reference = copy.deepcopy(model).double()
-    exact, same = reference(x.double(), **taken), same_dtype(model, x, dtype, **taken)
-    outputs = [(one,) if torch.is_tensor(one) else one for one in (actual, same, exact)]
-    for a, s, e in zip(*outputs, strict=True):
-        assert a.dtype == torch.float32
-        assert_as_exact_as_torch(a.cpu(), s, e)
-    if dtype == torch.float32:
-        limits = fast.thresholds.cpu().split(list(fast.layers.values()))
-        for (name, scores), limit in zip(fast.last_scores.items(), limits, strict=True):
-            expected = reference.last_scores[name]
-            if forced is None:
-                assert_gates_agree(gates[name], scores.cpu(), expected, limit)
-            else:
-                torch.testing.assert_close(scores.cpu().double(), expected, rtol=0, atol=2e-5)
-    assert torch.equal(fast.last_macs.cpu(), fast.macs(gates).expand(len(x))), "the kernels count what the formula says"
-    return actual
+    return checks.check_network(model, fast, x, dtype, forced, place.device)
 
 
 def check_thresholds(place, model):

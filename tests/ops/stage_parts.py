@@ -1,7 +1,6 @@
 """Parts of networks that a stage stands for, small, and what each computes in plain torch."""
 
 import torch
-from references import randomise
 from torch import nn
 
 from dsn_kernels.capture import ChosenConv2d, ResidualUnits
@@ -11,6 +10,7 @@ from dsn_models.inception import make_inception_a, make_inception_stem, make_red
 from dsn_models.resnet import BasicUnit, BottleneckUnit, ResidualBottleneck
 from dsn_models.shake_shake import ShakeUnit
 from dsn_models.skipnet import FeedForwardGate, RecurrentGate
+from tests.networks import randomise
 
 
 def images(*shape):

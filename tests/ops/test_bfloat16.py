@@ -7,12 +7,11 @@ import struct
 
 import pytest
 import torch
-from small_models import make_images, make_small, random_gates
-from small_planned import PLANNED, make_planned
 
 import dsn_kernels
 from dsn_kernels import _C
 from dsn_models.errors import UserError
+from tests.networks import PLANNED, make_images, make_planned, make_small, random_gates
 
 pytestmark = pytest.mark.skipif(not _C.build_info()["bfloat16"], reason="bfloat16 on the CPU needs AVX-512")
 

@@ -4,14 +4,14 @@ import dataclasses
 import pytest
 import torch
 from device_checks import BLOCKS, PATTERNS, block_gates, forced_gates, images
-from dsn_kernels.ops.network import Plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import assert_as_exact_as_torch, assert_gates_agree, make_block
+from references import make_block
 
 from dsn_kernels import Part, ops
 from dsn_kernels.graph import count_macs
 from dsn_models.errors import UserError
+from tests.checks import assert_as_exact_as_torch, assert_gates_agree
 
 
 @pytest.mark.parametrize("case", BLOCKS)
@@ -70,8 +70,9 @@ def test_lower_instruction_sets_agree(isa, subprocess_python):
     subprocess_python(
         """
         import copy, torch
-        from dsn_kernels import _C, nn
-        from references import assert_as_exact_as_torch, make_block, make_head, make_transition
+        from dsn_kernels import _C, Part
+        from references import make_block, make_head, make_transition
+        from tests.checks import assert_as_exact_as_torch
         for bottleneck in (True, False):
             block = make_block(24, 3, bottleneck=bottleneck)
             x, forced = torch.randn(3, 24, 9, 16), torch.tensor([[1, 0, 1]] * 3, dtype=torch.uint8)
@@ -170,12 +171,14 @@ def test_nan_stays_nan():
 )
 def test_bad_arguments_are_named_in_one_line(change, message):
     """Of the operator, and of the instruction in its plan."""
-    given = arguments(make_block(channels=8, layers=2), images(2, 8, 5, 5))
-    plan, fields = given["plan"], change.keys() & {"layers", "out_channels", "bottleneck"}
-    block = dataclasses.replace(plan.code[1], **{name: change[name] for name in fields})
-    given |= change | {"plan": Plan(plan.buffers, [plan.code[0], block, plan.code[2]]).words()}
-    for name in fields:
-        del given[name]
+    block, x = make_block(channels=8, layers=2), images(2, 8, 5, 5)
+    fields = {name: change[name] for name in change.keys() & {"layers", "out_channels", "bottleneck"}}
+    given = arguments(block, x) | {name: value for name, value in change.items() if name not in fields}
+    if fields:
+        runner = Part(block).runner
+        load, code, store = runner.plan.code
+        plan = dataclasses.replace(runner.plan, code=[load, code | fields, store])
+        given["plan"] = plan.words(runner.graph.resized(5, 5))
     with pytest.raises(RuntimeError, match=message) as error:
         ops.run_plan(**given)
     assert "\n" not in str(error.value)

@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
-from small_models import make_images, make_small, random_gates
-from small_planned import make_planned
 
 import dsn_kernels
 from dsn_kernels import _C, costs
 from dsn_models import UserError
+from tests.networks import make_images, make_planned, make_small, random_gates
 
 ALONE = {"fetch": 0.0, "pack": 0.0, "reload": 1.0}
 TOGETHER = {"fetch": 1.0, "pack": 1.0, "reload": 0.0}

@@ -2,11 +2,12 @@ import copy
 
 import pytest
 import torch
-from references import assert_as_exact_as_torch, make_head
+from references import make_head
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_kernels import Part, ops
 from dsn_models.errors import UserError
+from tests.checks import assert_as_exact_as_torch
 
 
 def images(*shape):

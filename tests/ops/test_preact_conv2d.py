@@ -2,10 +2,11 @@ import copy
 
 import pytest
 import torch
-from references import assert_as_exact_as_torch, make_transition
+from references import make_transition
 
 from dsn_kernels import Part, ops
 from dsn_models.errors import UserError
+from tests.checks import assert_as_exact_as_torch
 
 
 def images(*shape):

@@ -1,13 +1,13 @@
 import pytest
 import torch
 from references import make_head
-from small_models import make_images, make_small
 
 import dsn_kernels
 from dsn_kernels import _C
 from dsn_kernels.capture.builder import GraphBuilder
 from dsn_kernels.lower import cpu
 from dsn_kernels.runtime import PlanRunner
+from tests.networks import make_images, make_small
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import copy
 
 import pytest
 import torch
-from references import assert_as_exact_as_torch, assert_gates_agree
 from stage_parts import (
     CONVOLUTIONS,
     GATES,
@@ -27,6 +26,7 @@ from dsn_kernels import Part
 from dsn_kernels.capture import ChosenConv2d
 from dsn_kernels.graph import count_macs
 from dsn_models.errors import UserError
+from tests.checks import assert_as_exact_as_torch, assert_gates_agree
 
 DENSITIES = (0.0, 0.5, 1.0)
 

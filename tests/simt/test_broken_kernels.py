@@ -47,7 +47,7 @@ FAULTS = [
     ),
     ("shared_off_by_one", "staged[", r"thread \(63,0,0\), .* writes 4 bytes at shared memory \+ 256, out of bounds"),
     ("writes_input", "const_cast", r"writes the input in \+ \d+"),
-    ("misaligned", "four", r"reference binding to in \+ 4, which is not aligned to the 16 bytes that type .*float4"),
+    ("misaligned", "four", r"misaligned: reads 16 bytes at in \+ 4"),
     ("local_overflow", "values[p.n]", r"undefined behaviour: index 64 out of bounds for type 'float \[4\]'"),
     (
         "divergent_barrier",

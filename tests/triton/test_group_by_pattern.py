@@ -1,8 +1,8 @@
 import pytest
 import torch
 from device_checks import accelerate, check_network
-from small_models import make_images, random_gates
-from small_planned import make_planned
+
+from tests.networks import make_images, make_planned, random_gates
 
 
 def group(masks, parts, device):

@@ -11,11 +11,10 @@ from device_checks import (
     check_thresholds,
     check_users_own_network,
 )
-from references import randomise
-from small_models import make_images, random_gates
 
 import dsn_models
 from dsn_models.layer_skippable import PathHead
+from tests.networks import make_images, random_gates, randomise
 
 SHAPES = {  # small: each step of a product takes the interpreter milliseconds
     "dsn-navon": {"image_size": 8, "block_layers": (2, 1)},

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from device_checks import accelerate, check_network
-from small_models import SMALL, make_images, random_gates
-from small_planned import make_planned
 
 import dsn_models
+from tests.networks import SMALL, make_images, make_planned, random_gates
 
 TINY = {"stage_units": (1, 2), "stage_widths": (8, 16), "stem_width": 8, "image_size": 8}
 MODELS = {

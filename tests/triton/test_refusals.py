@@ -4,10 +4,10 @@ import importlib.metadata
 
 import pytest
 import torch
-from small_models import make_images, make_small
 
 import dsn_kernels
 from dsn_models.errors import UserError
+from tests.networks import make_images, make_small
 
 
 def refusal(**options):
