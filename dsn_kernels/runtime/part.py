@@ -15,7 +15,6 @@ from .graphs import check_forced, check_threshold
 from .runner import make_runner
 from .target import CPU, Target
 
-
 _THRESHOLD = 0.5  # unless a call gives another
 
 
