@@ -12,8 +12,6 @@ import dsn_kernels
 from dsn_models import UserError
 from dsn_models.controls import controls as measure_controls
 from dsn_models.dual_skipping import BRANCHES
-from dsn_models.training.evaluation import evaluate as measure
-from dsn_models.training.robustness import attacked_accuracy
 
 from .common import (
     MANY,
@@ -126,6 +124,10 @@ def evaluate(
     json: JsonOption = None,
 ) -> None:
     """Accuracy and skip ratio of each branch on a test set; under attack and under other gates, if asked for."""
+    # Here, because --help needs nothing of training.
+    from dsn_models.training.evaluation import evaluate as measure
+    from dsn_models.training.robustness import attacked_accuracy
+
     check_writable(json, weights=False)
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint)

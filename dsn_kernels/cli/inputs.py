@@ -12,7 +12,6 @@ from torch import nn
 import dsn_models
 from dsn_models import UserError, checkpoints
 from dsn_models.data import CoarseFineDataset, open_dataset
-from dsn_models.training.recipe import DataSection
 
 from ..measure.bench import Images
 from ..measure.records import Labelled, read, tasks_of
@@ -53,6 +52,8 @@ def open_test_data(
     Raises:
         UserError: no kind is given or known, or the data cannot be read.
     """
+    from dsn_models.training.recipe import DataSection  # here, because --help needs no recipe and no pydantic
+
     section: dict[str, Any] = {}
     if "recipe" in metadata:  # only its data matters here; the rest may be in the words of another version
         try:

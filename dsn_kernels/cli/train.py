@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from dsn_models import UserError, checkpoints
 from dsn_models.distributed import is_first
-from dsn_models.training.recipe import Recipe, load_recipe
 
 from .common import SEEDS, JsonOption, ThreadsOption, check_writable, console, set_threads, write_json
 from .evaluate import results_table
 
+if TYPE_CHECKING:
+    from dsn_models.training.recipe import Recipe
+
 
 def _override(recipe: Recipe, **train_options: Any) -> Recipe:
     """The recipe with some values of its ``[train]`` section replaced; None leaves one as it is."""
+    from pydantic import ValidationError
+
     content = recipe.model_dump()
     content["train"] |= {key: value for key, value in train_options.items() if value is not None}
     if train_options.get("epochs") is not None:
         content["train"]["iterations"] = None
     try:
-        return Recipe.model_validate(content)
+        return type(recipe).model_validate(content)
     except ValidationError as error:
         raise UserError(f"recipe {recipe.name}: {error.errors()[0]['msg']}") from error
 
@@ -48,6 +51,8 @@ def train(
     """
     check_writable(json, weights=False)
     set_threads(threads)
+    from dsn_models.training.recipe import load_recipe  # here, because --help needs no recipe and no pydantic
+
     chosen = _override(load_recipe(recipe), epochs=epochs, ungated_epochs=ungated_epochs, batch=batch, lr=lr)
     if seed is not None:
         chosen = chosen.model_copy(update={"seed": seed})

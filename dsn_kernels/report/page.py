@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 from torch import Tensor
 
 from dsn_models.lettering import shortened
 
+if TYPE_CHECKING:
+    import jinja2
+
 
 def template(name: str) -> jinja2.Template:
     """A page of the package's assets."""
+    import jinja2  # only here: most commands write no page
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dsn_kernels", "assets"),
         autoescape=True,

@@ -43,7 +43,8 @@ def make_stem(kind: StemKind, in_channels: int, out_channels: int) -> nn.Module:
 def init_weights(module: nn.Module) -> None:
     """He-normal convolutions and zero biases of classifiers, in place, as the DenseNet and ResNet papers do."""
     for m in module.modules():
-        if isinstance(m, nn.Conv2d):
+        # A meta tensor has no values; to draw them torch would first import its compiler, which takes seconds.
+        if isinstance(m, nn.Conv2d) and not m.weight.is_meta:
             nn.init.kaiming_normal_(m.weight)
         elif isinstance(m, Head):
             nn.init.zeros_(m.classifier.bias)

@@ -15,8 +15,6 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -232,6 +230,9 @@ def list(pattern: str = "") -> None:
     Parameters are all that the module holds; MACs those of convolutions and linear layers, for one image of the data
     set's size with every gate open.
     """
+    from rich.console import Console  # only here: the zoo is part of every import
+    from rich.table import Table
+
     table = Table("name", "paper", "data set")
     table.add_column("parameters", justify="right")
     table.add_column("MACs", justify="right")
