@@ -79,6 +79,7 @@ def test_exports_nothing_but_the_module():
     assert defined - {"__bss_start", "_edata", "_end"} == {"PyInit__C"}  # the others are the linker's own
 
 
+@pytest.mark.long
 def test_no_compiler_is_one_clear_line(tmp_path, clean):
     clean.setenv("CXX", "/nonexistent")
     clean.setenv("PATH", str(tmp_path))
