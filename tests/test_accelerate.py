@@ -165,7 +165,7 @@ def test_model_is_left_alone():
     before = copy.deepcopy(model.state_dict())
     for parameter in fast.parameters():
         parameter.data.zero_()
-    fast.weights.zero_()
+    fast.runner.weights.zero_()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 

@@ -56,6 +56,43 @@ def test_a_copy_in_memory_or_through_pickle_computes_the_same(name):
         torch.testing.assert_close(other.run(x), expected, rtol=0, atol=0)
 
 
+def test_another_process_loads_what_was_saved(tmp_path, subprocess_python):
+    model = make("concat-bc-100")
+    fast, x = dsn_kernels.accelerate(model), make_images(model, 2)
+    torch.save({"fast": fast, "x": x, "expected": fast(x)}, tmp_path / "fast.pt")
+    subprocess_python(
+        f"""
+        import torch
+        saved = torch.load({str(tmp_path / "fast.pt")!r}, weights_only=False)
+        print(all(torch.equal(a, b) for a, b in zip(saved["fast"](saved["x"]), saved["expected"])))
+        """,
+        expect="True",
+    )
+
+
+@pytest.mark.parametrize("name", ["concat-bc-100", "gaternet-resnet-20"])
+def test_what_another_build_saved_is_refused(name):
+    fast = dsn_kernels.accelerate(make(name))
+    state = fast.state_dict()
+    assert list(copy.deepcopy(state)) == list(state) and fast.load_state_dict(state)
+    state["runner._extra_state"] = {"format": 7}
+    with pytest.raises(UserError, match="the state is of plans of format 7; this build reads .* accelerate the model"):
+        fast.load_state_dict(state)
+    words = fast.runner.own.words
+    words[0] = 7
+    with pytest.raises(UserError, match="the state is of plans of format 7"):
+        pickle.loads(pickle.dumps(fast))
+
+
+@pytest.mark.parametrize("make_fast", [lambda: make("skipnet-38-rnn"), lambda: BasicUnit(8, 8, 1)])
+def test_packed_weights_take_no_other_type(make_fast):
+    fast = dsn_kernels.accelerate(make_fast())
+    for convert in (lambda: fast.half(), lambda: fast.to(torch.bfloat16), lambda: fast.double()):
+        with pytest.raises(UserError, match=r"packed for torch.float32, not .*accelerate\(model, dtype=torch"):
+            convert()
+    assert fast.to("cpu") is fast and fast.float() is fast and not fast.train().training
+
+
 @pytest.mark.parametrize("name", ["concat-bc-100", "gaternet-resnet-20"])
 def test_concurrent_calls_tell_what_each_of_them_did(name):
     model = make(name)

@@ -236,7 +236,8 @@ class NetworkRun {
     g.weight = weights<float>(state.block, 0, gates_unit::kWeight);
     g.bias = weights<float>(state.block, 0, gates_unit::kBias);
     g.threshold = call_.thresholds + block.first_gate;
-    g.forced = call_.forced ? call_.forced + block.first_gate : nullptr;
+    const bool decides = block.gate != GateKind::kNone;  // a layer without a gate runs whatever is forced
+    g.forced = call_.forced && decides ? call_.forced + block.first_gate : nullptr;
     g.taken = call_.taken + block.first_gate;
     g.score = call_.score + block.first_gate;
     g.words = words(state, 0);

@@ -20,17 +20,20 @@ _BATCH = 32
 
 def example(operator: str) -> tuple[nn.Module, torch.Tensor]:
     """A module of an operator's class, with random weights, and a batch for it: the first of the zoo that has it."""
-    whole = [family.module.__name__ for family in dsn_models.zoo.FAMILIES.values()]
-    for family in dsn_models.zoo.FAMILIES.values():
-        if operator in whole and family.module.__name__ != operator:
-            continue
-        model: Any = dsn_models.create(family.zoo[0][0].name).eval()
+
+    def find(model: nn.Module) -> nn.Module | None:
+        return next((module for module in model.modules() if type(module).__name__ == operator), None)
+
+    for name in dsn_models.zoo.names():
+        with torch.device("meta"):
+            if find(dsn_models.create(name)) is None:
+                continue
+        model: Any = dsn_models.create(name).eval()
         images = torch.randn(_BATCH, model.config.in_channels, *[model.config.image_size] * 2)
-        if operator in whole:
+        part = find(model)
+        if part is None or part is model:
             return model, images
-        found = next((m for m in model.modules() if type(m).__name__ == operator), None)
-        if found is not None:
-            return found, torch.randn(_BATCH, *_input_shape(model, found, images[:1])[1:])
+        return part, torch.randn(_BATCH, *_input_shape(model, part, images[:1])[1:])
     raise UserError(f"no network of the zoo has a {operator}")
 
 

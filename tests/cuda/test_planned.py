@@ -7,7 +7,7 @@ import small_graphs
 import torch
 from device_checks import accelerate, check_network, check_samples_alone
 from graph_reference import check_graph, run_graph
-from small_graphs import ONE, Weights, residual_units
+from small_graphs import NETWORKS, ONE, WIDE, Weights, needs_gates, residual_units
 
 import dsn_kernels
 from csrc.simt.host_runner import HostRunner
@@ -35,31 +35,39 @@ def test_equals_the_reference(place, name, dtype):
     check_network(place, model, fast, x, dtype)
 
 
+def check(place, graph, batch, dtype, forced=None):
+    runner = make_runner(graph, dtype, place.backend).to(place.device)
+    return check_graph(runner, graph, small_graphs.make_images(graph, batch), dtype, forced, place.device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_node(place, name, dtype):
+    place.seeded(9)
+    graph = NETWORKS[name]()
+    free = dtype == torch.float32 and not needs_gates(graph)
+    check(place, graph, 3, dtype, None if free else small_graphs.random_gates(graph, 3))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    ("channels", "filters", "side", "taps", "stride"),
+    ("channels", "filters", "side", "window"),
     [
-        (8, 300, (3, 3), 1, 1),  # more columns than a block takes
-        (300, 8, (4, 5), 9, 2),  # many passes over the input
-        (20, 36, (20, 33), 9, 1),  # several tiles
-        (3, 5, (1, 70), 9, 2),
-        (7, 1, (2, 1), 1, 2),
+        (8, 300, (3, 3), ONE),  # more columns than a block takes
+        (300, 8, (4, 5), WIDE._replace(stride=2)),  # many passes over the input
+        (20, 36, (20, 33), WIDE),  # several tiles
+        (3, 5, (1, 70), WIDE._replace(stride=2)),
+        (7, 1, (2, 1), ONE._replace(stride=2)),
     ],
 )
-def test_convolution(place, channels, filters, side, taps, stride, dtype):
+def test_convolution(place, channels, filters, side, window, dtype):
     place.seeded(4)
     graph, weights = g.Graph(), Weights()
-    window = g.Window(3, 3, stride, 1, 1) if taps == 9 else g.Window(1, 1, stride)
     x, y = graph.map(channels, *side), graph.map(filters, *window.output_size(*side))
     graph.add(g.Load(dst=x, in_channels=channels))
     graph.add(g.Conv2d(src=x, dst=y, window=window, **weights.conv(filters, channels, window.rows)))
     graph.add(g.Store(src=y, in_channels=filters))
     check(place, graph, 2, dtype)
-
-
-def check(place, graph, batch, dtype, forced=None):
-    runner = make_runner(graph, dtype, place.backend).to(place.device)
-    return check_graph(runner, graph, small_graphs.make_images(graph, batch), dtype, forced, place.device)
 
 
 # Beyond those that residual networks have.
@@ -130,7 +138,7 @@ def test_gates_of_one_map(place, kind, count):
     for i in range(count):
         part = slice(i, i + 1)
         graph.add(g.Gate(src=x, in_channels=6, first_gate=i, weight=weight[part].double(), bias=bias[part].double()))
-    plan = lower(graph, torch.float32)
+    plan = lower(graph, torch.float32)  # of a graph such gates are soft; the kernels know both kinds
     gates = [{"gate": _C.GATES[kind]} if isinstance(node, g.Gate) else {} for node in graph.nodes]
     plan = replace(plan, code=[fields | own for fields, own in zip(plan.code, gates, strict=True)])
     runner = {"simt": HostRunner, "cuda": PlanRunner}[place.backend](plan).to(place.device)

@@ -103,10 +103,9 @@ def test_tensor_core_instructions_launches_and_blocks(simt, name, density):
     assert counts["blocks"] == sum(launch.blocks for launch in work)
 
 
-def gated_conv(channels, side, taps, stride, filters=24, with_conv=True):
+def gated_conv(channels, side, window, filters=24, with_conv=True):
     """load, gate on it, convolution behind the gate."""
     graph, weights = g.Graph(), Weights()
-    window = g.Window(3, 3, stride, 1, 1) if taps == 9 else g.Window(1, 1, stride)
     x, y = graph.map(channels, side), graph.map(filters, *window.output_size(side, side))
     graph.add(g.Load(dst=x, in_channels=channels))
     graph.add(g.PoolSums(src=x, in_channels=channels))
@@ -132,10 +131,10 @@ def conv_counts(simt, gates, **shape):
 
 
 SHAPES = [
-    {"channels": 12, "side": 9, "taps": 9, "stride": 1},
-    {"channels": 20, "side": 17, "taps": 9, "stride": 2},
-    {"channels": 100, "side": 8, "taps": 1, "stride": 1},
-    {"channels": 100, "side": 7, "taps": 9, "stride": 2},
+    {"channels": 12, "side": 9, "window": WIDE},
+    {"channels": 20, "side": 17, "window": WIDE._replace(stride=2)},
+    {"channels": 100, "side": 8, "window": ONE},
+    {"channels": 100, "side": 7, "window": WIDE._replace(stride=2)},
 ]
 
 
@@ -192,7 +191,7 @@ def test_bytes_of_a_convolution(simt, shape):
 def test_a_block_does_several_tiles_and_reads_the_weights_once(simt, monkeypatch):
     monkeypatch.setattr(host_runner, "MULTIPROCESSORS", 2)
     batch, channels, side = 100, 8, 3
-    graph, stored = (gated_conv(channels, side, 9, 1, filters=8) for _ in range(2))
+    graph, stored = (gated_conv(channels, side, WIDE, filters=8) for _ in range(2))
     stored.add(g.Store(src=stored.nodes[-1].dst, in_channels=8))
     runner, images = half_runner(graph), torch.randn(batch, channels, side, side)
     gates = (torch.rand(batch, 1, generator=torch.Generator().manual_seed(2)) < 0.8).byte()
@@ -203,7 +202,7 @@ def test_a_block_does_several_tiles_and_reads_the_weights_once(simt, monkeypatch
     (tile,) = conv_tiles(runner, batch)
     blocks, active = tile.blocks(batch), int(ran.sum())
     assert tile.pack > 1 and tile.items(1) == 1 and blocks < tile.items(active)
-    alone = half_runner(gated_conv(channels, side, 9, 1, with_conv=False))
+    alone = half_runner(gated_conv(channels, side, WIDE, with_conv=False))
     counts, rest = (count(simt, each, images, gates) for each in (runner, alone))
     words = tile.looks(batch, active) * WARPS * 8 * -(-batch // 64)
     inputs = active * side * side * 8 * 2 + tile.items(active) * 16 * 4

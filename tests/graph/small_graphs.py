@@ -201,8 +201,7 @@ def windows():
     graph.add(g.Conv2d(**row, **weights.conv(12, 16, 1, 7)))
     fields = {"before": weights.norm(16), "out_offset": 12, "window": WIDE}
     graph.add(g.Conv2d(src=first, dst=x, **fields, **weights.conv(8, 16, 3)))
-    part = {"src": x, "dst": x, "in_channels": 4, "src_offset": 12, "out_offset": 1}
-    graph.add(g.Add(**part))
+    graph.add(g.Add(src=first, dst=x, in_channels=4, src_offset=12, out_offset=1))
     fields = {"src_offset": 3, "out_offset": 5, "accumulate": True, "window": ONE}
     graph.add(g.Conv2d(src=x, dst=first, **fields, **weights.conv(4, 16)))
     y = graph.map(24, 5, 5)

@@ -57,6 +57,23 @@ def test_macs_need_no_weights(name):
     assert torch.equal(g.count_macs(bare, gates), g.count_macs(graph, gates))
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_trace_tells_how_many_channels_are_read(name):
+    graph = NETWORKS[name]()
+    gates, nodes = random_gates(graph, 5), reads_of(graph)
+    opened = {}  # channels that the layers of each dense block have added
+    for work in g.trace(graph, gates):
+        node, reads = nodes[work.index]
+        if work.inputs is None:
+            assert isinstance(node, g.DenseBlock) and work.op == "gate"
+        elif work.layer < 0:
+            assert torch.equal(work.inputs.expand(5), live(reads, gates).sum(1))
+        else:
+            before = opened.get(work.index, 0)
+            assert torch.equal(work.inputs, node.in_channels + before + torch.zeros(5, dtype=torch.int64))
+            opened[work.index] = before + work.ran * node.added
+
+
 def test_gates_are_taken_where_a_score_exceeds_its_threshold():
     graph = two_branches()
     image = make_images(graph, 2)
