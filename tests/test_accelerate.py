@@ -30,6 +30,7 @@ def test_equals_reference(name, batch):
     assert 0 < torch.cat(list(fast.last_gates.values()), 1).float().mean() < 1, "both kinds of layers are exercised"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["dsn-navon", "concat-40", "concat-bc-100", "add-166"])
 def test_full_size_equals_reference(name):
     torch.manual_seed(0)
@@ -89,6 +90,7 @@ def test_thresholds_of_the_checkpoint():
     assert all(torch.equal(fast.last_gates[b], model.last_gates[b]) for b in BRANCHES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["concat-bc-100", "dsn-121"])
 def test_compile_and_export(name):
     model, fast = make_pair(name)
@@ -103,6 +105,7 @@ def test_compile_and_export(name):
     assert exported(make_images(model, 5))[0].shape[0] == 5
 
 
+@pytest.mark.long
 def test_inductor():
     model, fast = make_pair("concat-bc-100")
     x = make_images(model, 2)
@@ -183,6 +186,7 @@ def test_reference_backend_is_the_model():
     torch.testing.assert_close(dsn_kernels.accelerate(model, backend="reference")(x), model(x))
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_batch():
     """A forward at batch 64 keeps no block of all samples: input, output and one set of buffers per worker."""
     model = randomise(dsn_models.create("concat-bc-100"))

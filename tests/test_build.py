@@ -79,6 +79,7 @@ def test_exports_nothing_but_the_module():
     assert defined - {"__bss_start", "_edata", "_end"} == {"PyInit__C"}  # the others are the linker's own
 
 
+@pytest.mark.long
 def test_no_compiler_is_one_clear_line(tmp_path, clean):
     clean.setenv("CXX", "/nonexistent")
     clean.setenv("PATH", str(tmp_path))
@@ -144,6 +145,28 @@ def test_cuda_is_compiled_for_the_gpu_at_hand(setup_module, clean, tmp_path, tol
 def test_no_driver_is_no_gpu(setup_module, clean, tmp_path):
     clean.setenv("PATH", str(tmp_path))
     assert setup_module.gpu_archs() == "" and setup_module.choose_archs(["compute_90"]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
+def test_the_build_with_cuda(tmp_path):
+    """All kernels, optimised, without a spill; the module imports without a driver and links the runtime statically."""
+    folders = [f"--build-temp={tmp_path / 'temp'}", f"--build-lib={tmp_path}"]
+    environment = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0a", "CHECK_SPILLS": "1"}
+    command = [sys.executable, "setup.py", "build_ext", *folders]
+    run = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (library,) = (tmp_path / "dsn_kernels").glob("_C*.so")
+    needed = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
+    assert "libtorch_cpu" in needed and "libcud" not in needed
+    code = f"""
+import importlib.util, torch
+spec = importlib.util.spec_from_file_location("dsn_kernels._C", {str(library)!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.build_info()["cuda_archs"])
+"""
+    assert python(code) == "9.0a"
 
 
 def test_every_dependency_is_pinned():

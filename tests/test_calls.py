@@ -177,5 +177,6 @@ assert torch.get_num_threads() == 4
 """
 
 
+@pytest.mark.long
 def test_a_fork_after_a_threaded_call_computes_the_same():
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=120)

@@ -57,6 +57,7 @@ def test_results_do_not_depend_on_threads(name):
         assert torch.equal(macs, outputs[0][1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("isa", ["avx2", "generic"])
 def test_what_one_machine_packed_another_runs(isa, tmp_path):
     """The packed weights say how a convolution is computed; a lesser instruction set follows them."""

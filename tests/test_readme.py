@@ -16,6 +16,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 PRINTED = ("tensor(", "['units.0', 'units.1'] {}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("code", "printed"), list(zip(EXAMPLES, PRINTED, strict=True)))
 def test_an_example_runs(code, printed, tmp_path):
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -47,6 +47,7 @@ def test_jobs_of_the_build(setup_module, monkeypatch, jobs):
         setup_module.check_environment()
 
 
+@pytest.mark.long
 def test_the_instruction_set(subprocess_python):
     """The library imports; what would choose kernels says why it cannot."""
     code = """
@@ -63,6 +64,7 @@ def test_the_instruction_set(subprocess_python):
     subprocess_python(code, f"{refusal} | {refusal} | alive", DSN_ISA="sse9")
 
 
+@pytest.mark.long
 def test_no_instruction_set_is_the_best(subprocess_python):
     code = "import dsn_kernels; print(dsn_kernels._C.build_info()['isa'])"
     subprocess_python(code, _C.build_info()["isa"], DSN_ISA="")

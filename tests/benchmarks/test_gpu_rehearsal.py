@@ -7,10 +7,12 @@ import sys
 import pytest
 from gpu_script import BENCHMARKS, module, shell
 
-from csrc.simt.build import BuildError
+from csrc.simt.build import MissingError
 from csrc.simt.host_runner import load_simt
 from dsn_kernels.measure import Latency
 from dsn_kernels.measure.rows import bench_row
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def rehearsed(tmp_path_factory):
     """gpu.json of a rehearsal in which a kernel hangs, one is wrong, one faults and packages are missing."""
     try:
         load_simt()
-    except BuildError as error:
+    except MissingError as error:
         pytest.skip(str(error))
     out = tmp_path_factory.mktemp("gpu")
     done = shell(str(out), "--rehearse", "--inject", "hang,wrong,fault,missing")

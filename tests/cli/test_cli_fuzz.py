@@ -1,9 +1,11 @@
 """A few command lines drawn from the command tree, always the same; ``command_fuzz.py`` runs more."""
 
+import pytest
 from command_fuzz import cases, check
 from hypothesis import HealthCheck, Phase, given, settings
 
 
+@pytest.mark.long
 @settings(
     max_examples=100,
     derandomize=True,

@@ -28,6 +28,7 @@ def refused(result, message):
     assert message in err and len(err) < 2000
 
 
+@pytest.mark.long
 def test_classes_of_any_name_in_a_report(dsn, folder):
     status, out, err = dsn(
         "report", "folder.safetensors", "--data", "data", "--seconds", 0, "--sweep-steps", 0, "--pictures", "pictures"
@@ -138,6 +139,7 @@ def lengths(data, dense, spread):
     return sorted({*range(dense), *range(dense, len(data), max(1, len(data) // spread))})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "source, words",
     [("tiny.safetensors", ["eval", "FILE"]), ("released.pth", ["convert", "FILE", "out.safetensors"])],

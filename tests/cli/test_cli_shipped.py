@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from dsn_kernels.cli.demo import CHECKPOINT
 from dsn_models import checkpoints
 
@@ -12,6 +14,7 @@ def test_shipped_checkpoint_is_small_and_skips():
     assert test["coarse"]["skipped"] > 0 and test["fine"]["skipped"] > 0
 
 
+@pytest.mark.long
 def test_demo_without_options(start_dsn, tmp_path):
     process = start_dsn("demo", "--json", "demo.json")
     out, err = process.communicate(timeout=180)

@@ -20,6 +20,7 @@ def shell(command):
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "command, expected",
     [

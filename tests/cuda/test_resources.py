@@ -72,6 +72,19 @@ def test_the_build_can_be_told_to_fail_on_spills(tmp_path):
     assert subprocess.run([*command[:3], "-std=c++20", "-c", *clean, *command[-2:]]).returncode == 0
 
 
+@needs_nvcc
+@pytest.mark.long
+def test_the_kernels_compile(tmp_path):
+    """In one type and without optimisation: the host runner compiles all but what only nvcc understands.
+
+    In every type and optimised, and their registers: test_the_build_with_cuda in tests/test_build.py.
+    """
+    source, out = ROOT / "csrc" / "cuda" / "network_half.cu", tmp_path / "out.o"
+    options = ["-arch=sm_90a", "-std=c++20", "-I", str(ROOT / "csrc"), "-Xcicc", "-O0", "-Xptxas", "-O0"]
+    done = subprocess.run(["nvcc", *options, "-c", str(source), "-o", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_occupancy(resources):
     kernel = resources.Kernel("k", "90a", 128, 0, 0)
     assert (kernel.blocks, kernel.occupancy) == (2, 0.25)  # 2 x 256 x 128 are all registers

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow  # it compiles the runner anew
 
 
 @pytest.fixture(scope="module")
