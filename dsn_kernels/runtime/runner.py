@@ -63,6 +63,7 @@ class PlanRunner(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.register_buffer("weights", plan.weights)
+        self.gpu = plan.weights.dtype == torch.uint8  # packed for one
         self.plan = plan.without_weights()
         self.graph = self.plan.graph
         self.own = Sized.of(self.plan, self.graph)
@@ -93,13 +94,14 @@ class PlanRunner(nn.Module):
         forced: Tensor | None = None,
         count: Tensor | None = None,
     ) -> Outputs:
-        weights, gpu = self.weights, self.weights.dtype == torch.uint8  # packed for one
-        if weights.device != image.device or weights.device.type == ("cpu" if gpu else "cuda"):
-            expected = "one GPU" if gpu else "the CPU"
+        weights = self.weights
+        fits = weights.is_cuda and weights.device == image.device if self.gpu else weights.is_cpu and image.is_cpu
+        if not fits:
+            expected = "one GPU" if self.gpu else "the CPU"
             raise UserError(f"images are on {image.device}, the weights on {weights.device}; expected {expected}")
-        options: dict[str, Any] = {"count": count, "element": self.plan.element} if gpu else {}
-        *out, _ = ops.run_plan(image, weights, thresholds, forced, sized.words, **sized.sizes, **options)
-        return Outputs(*out)
+        options: dict[str, Any] = {"count": count, "element": self.plan.element} if self.gpu else {}
+        out = ops.run_plan(image, weights, thresholds, forced, sized.words, **sized.sizes, **options)
+        return Outputs(*out[:5])
 
     def get_extra_state(self) -> dict[str, int]:
         return {"format": _C.PLAN_FORMAT}
