@@ -35,7 +35,7 @@ def test_counted_calls_of_a_turn(log):
 def test_what_a_timeline_times(log):
     fast = dsn_kernels.accelerate(make_small("concat-bc-100"), backend="cpu")
     timeline(fast, make_images(fast, 2), runs=2)
-    assert [line for line in log if "network" in line] == ["begin network", "end network"] * 2
+    assert [line for line in log if "run_plan" in line] == ["begin run_plan", "end run_plan"] * 2
 
 
 def test_networks_under_load(log):
