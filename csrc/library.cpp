@@ -125,7 +125,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "measure_costs",
       [] {
-        const dsn::cpu::Costs c = dsn::cpu::measure_costs();
+        const dsn::Costs c = dsn::cpu::measure_costs();
         return py::dict(py::arg("fetch") = c.fetch, py::arg("pack") = c.pack, py::arg("reload") = c.reload);
       },
       "Seconds per byte of what grouping samples by their masks saves and costs, measured now.");

@@ -9,19 +9,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from csrc.simt.host_runner import L2_RATE, MULTIPROCESSORS
+from csrc.simt.host_runner import MULTIPROCESSORS
+from dsn_kernels import _C
 
 from .map_work import ConvPace, Launch
 
-CLOCK = 1.75e9  # Hz under load
+_MACHINE: dict[str, Any] = _C.cuda.MACHINE
+CLOCK = _MACHINE["clock"]  # Hz under load
 DRAM = 4.3e12  # bytes/s, a device-to-device copy
-MMA_MACS = 1280  # of mma.sync per clock and multiprocessor; 790 TFLOP/s of wgmma would be 1,700
-L1_BYTES = 128  # per clock and multiprocessor
-L2 = L2_RATE
-STEP_CLOCKS = 100  # that a warp waits in a k-step: operands from shared memory, the last sum, issue of its loads
-NODE = 1.3e-6  # s, from one kernel of a graph to the next that depends on it
-ROUND_TRIP = 0.4e-6  # s, to the second-level cache
-SHARED = 228 * 1024  # bytes of a multiprocessor
+# of mma.sync per clock and multiprocessor; 790 TFLOP/s of wgmma would be 1,700
+MMA_MACS = 2048 / _MACHINE["product_clocks"]
+L1_BYTES = _MACHINE["shared_rate"]  # per clock and multiprocessor
+L2 = _MACHINE["l2_rate"]  # bytes/s
+STEP_CLOCKS = _MACHINE["step_clocks"]  # that a warp waits in a k-step: operands, the last sum, issue of its loads
+NODE = _MACHINE["launch_seconds"]  # s, from one kernel of a graph to the next that depends on it
+ROUND_TRIP = _MACHINE["trip_clocks"] / CLOCK  # s, to the second-level cache
+SHARED = _MACHINE["shared_bytes"] + _MACHINE["reserved_bytes"]  # bytes of a multiprocessor
 ALONE = 1 / 4  # of the tensor cores' rate that eight warps reach by themselves: two a scheduler
 LAYER_TRIPS = (
     8  # dependent round trips of a layer's block: words, gates, constants, state; sums out, count, sums in, gate
@@ -36,15 +39,16 @@ SUM_TRIPS = 1 / 4  # and for the sums of each of its blocks, one after the other
 POOL_TRIPS = 3  # more where it pools: sums out, count, sums in
 GATE_TRIPS = 3  # more for each recurrent gate that it decides: embedding, LSTM, word
 # Clocks of a resident stage, whose blocks wait for one another and for their own instructions, not for memory:
-CLUSTER_CLOCKS = 400  # behind a convolution: outputs to the other blocks (distributed shared memory answers in about
-# 200) and the cluster's barrier, about as much again
+# behind a convolution: outputs to the other blocks (distributed shared memory answers in about 200) and the cluster's
+# barrier, about as much again
+CLUSTER_CLOCKS = _MACHINE["cluster_clocks"]
 EPILOGUE_CLOCKS = 200  # of it: bias, sum and ReLU, shuffles of the channel sums, weights' barrier
 DECIDE_CLOCKS = 1000  # of a gate: sums of the cluster's parts (130), dot products of a warp each (235), forty sums of
 # ten terms (140), two exponentials behind one another and two hyperbolic tangents (220), the logit's sum (125), its
 # score (60), four barriers of the block (30 each)
 JOIN_CLOCKS = 100  # where warps share a product: a barrier, and its parts added up
 ENTER_TRIPS = 3  # from one map to the next: stored, loaded, and the shortcut's products
-LONELY_BYTES = 64  # per clock from the second-level cache to one multiprocessor
+LONELY_BYTES = _MACHINE["l2_rate_alone"]  # per clock from the second-level cache to one multiprocessor
 SEGMENT_TRIPS = 2  # of each convolution in a gradual layer: weights, barrier
 TRIPS = {"stem": 3, "load": 3, "transition": 10, "head": 10, "store": 3, "path_head": 10, "lists": 3}
 DENSE_BYTES = 55e6  # per sample, both branches, every layer's input and output once each: what an unfused run moves

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "../cpu/machine.h"
 #include "../plan/instruction.h"
 
 namespace dsn {
@@ -20,13 +21,9 @@ inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 // Output channels are computed `row_block` at a time: the least padding, larger blocks preferred. Packed weights have
 // even blocks, so that two outputs can be a pair; filters that a sample chooses may have odd ones.
 inline int row_block(int64_t out_channels, bool odd = false) {
-  constexpr struct {
-    int rows;
-    double cost;  // relative time of one row, measured
-  } kChoices[] = {{12, 1.0}, {11, 1.02}, {10, 1.0}, {9, 1.02}, {8, 1.05}, {7, 1.08}, {6, 1.15}, {5, 1.25}, {4, 1.3}};
   int best = 12;
   double best_cost = 1e30;
-  for (auto choice : kChoices) {
+  for (auto choice : kRowBlocks) {
     double cost = choice.cost * static_cast<double>(round_up(out_channels, choice.rows));
     if (cost < best_cost && (odd || choice.rows % 2 == 0)) best = choice.rows, best_cost = cost;
   }
@@ -147,10 +144,10 @@ inline int64_t winograd_patches(int64_t height, int64_t width) {
 }
 
 // Whether a 3x3 convolution of such a map can go that way, and gains by it: 16 products for a patch instead of nine for
-// a pixel of whole tiles, and a fifth of them is spent on the way there and back.
+// a pixel of whole tiles.
 inline bool winograd_pays(int64_t in, int64_t out, int64_t height, int64_t width) {
   return in >= 8 && out >= kWinogradRows && winograd_row(width) &&
-         winograd_patches(height, width) * 16 * 5 <= round_up(height * width, kTile) * 9 * 4;
+         winograd_patches(height, width) * 16 * kWinogradCost <= round_up(height * width, kTile) * 9;
 }
 
 // A convolution with its batch norm folded in, perhaps after another BN-ReLU (scale, shift). With a filter mask the

@@ -13,16 +13,15 @@
 namespace dsn::cpu {
 namespace {
 
-constexpr int kLargest = 16;                         // samples side by side
-constexpr int64_t kMemory = int64_t{64} << 20;       // bytes that they may take
-constexpr int64_t kUnknownCache = int64_t{1} << 20;  // where the system does not tell
+constexpr int kLargest = 16;                    // samples side by side
+constexpr int64_t kMemory = int64_t{64} << 20;  // bytes that they may take
 
 int64_t second_cache() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
   const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
   if (bytes > 0) return bytes;
 #endif
-  return kUnknownCache;
+  return 4 * kSecondCacheFloats;
 }
 
 // The shortest of a few runs, in seconds per byte.

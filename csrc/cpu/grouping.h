@@ -9,13 +9,6 @@
 
 namespace dsn::cpu {
 
-// Of this machine, in seconds per byte.
-struct Costs {
-  double fetch = 4e-11;   // of weights that are not in the second cache
-  double pack = 4e-11;    // of weights of which a mask chooses some
-  double reload = 1e-11;  // of maps that are not in the second cache, while a convolution reads them
-};
-
 Costs measure_costs();
 Costs costs();
 void set_costs(const Costs& measured);

@@ -167,7 +167,8 @@ class Worker {
   int64_t macs = 0;
 
  private:
-  static constexpr int kLongestSum = 1152, kCachedPixels = 128, kCachedPatches = 32;
+  static constexpr int kLongestSum = 1152;
+  static constexpr int kCachedPixels = kFirstCacheFloats / 2 / kTile, kCachedPatches = kCachedPixels / 4;
   void walk(int stream);
 
   // Those of a tile's live channels, `step` floats apart where none is missing.
@@ -225,14 +226,15 @@ struct Patches {
   static Patches of(const Instruction& in, const BufferSpec& map, int team_size) {
     const int64_t planes = in.taps == 9 && in.stride == 2 && !in.columns ? 4 : 1;
     const bool heavy = has_heavy_weights(in);
-    return {map, channels_read(in) * planes, heavy ? 1 : team_size, heavy ? 65536 : 4096};
+    return {map, channels_read(in) * planes, heavy ? 1 : team_size,
+            heavy ? kSecondCacheFloats / 4 : kFirstCacheFloats / 2};
   }
   // The channels read, with the zero that makes an odd number of them whole pairs.
   static int64_t channels_read(const Instruction& in) {
     return in.flags & kBfloat16 ? round_up(in.in_channels, 2) : in.in_channels;
   }
   static bool has_heavy_weights(const Instruction& in) {
-    return in.out_mask < 0 && in.in_channels * in.taps * in.out_channels > 65536;
+    return in.out_mask < 0 && in.in_channels * in.taps * in.out_channels > kSecondCacheFloats / 4;
   }
 
  private:
@@ -261,7 +263,7 @@ struct Patches {
 struct WinogradSize {
   // A group's transformed inputs stay in the first cache, or its weights, where they are many, serve twice as many.
   WinogradSize(const BufferSpec& map, int64_t in, int64_t out) : all(winograd_patches(map.height, map.width)) {
-    const int64_t most = in * out < 128 * 128 ? kWinogradPatches / 2 : kWinogradPatches;
+    const int64_t most = 16 * in * out < kSecondCacheFloats ? kWinogradPatches / 2 : kWinogradPatches;
     patches = round_up(ceil_div(all, ceil_div(all, most)), kWinogradVector);
     groups = ceil_div(all, patches);
     position_stride = in * patches + kAlign;  // positions begin a line further on, or they share a set of the cache

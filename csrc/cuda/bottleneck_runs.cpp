@@ -31,8 +31,7 @@ bool keeps_to_itself(const Plan& plan, const BottleneckRun& run) {
          !is_read_from(plan, plan.code[run.begin + 1].dst, run.end);
 }
 
-bool place(const Plan& plan, const BottleneckRun& run, BottleneckCut& cut, Element element,
-           const DeviceLimits& limits) {
+bool place(const Plan& plan, const BottleneckRun& run, BottleneckCut& cut, Element element, const Machine& machine) {
   const BufferSpec& map = plan.buffers[plan.code[run.begin].src];
   const int64_t width = plan.code[run.begin].out_channels, deep = round_up(width, kStep);
   const int64_t channels = round_up(map.channels, kStep), bytes = bytes_of(element), pixels = cut.rows * map.width;
@@ -56,15 +55,15 @@ bool place(const Plan& plan, const BottleneckRun& run, BottleneckCut& cut, Eleme
     cut.at_weights[conv] = reserve(rows[conv] * cut.pitch[conv] * bytes);
   }
   cut.shared_bytes = static_cast<int>(at);
-  return at <= limits.shared_bytes;
+  return at <= machine.shared_bytes;
 }
 
 }  // namespace
 
 std::vector<BottleneckRun> find_bottleneck_runs(const Plan& plan, Element element, int64_t batch,
-                                                const DeviceLimits& limits) {
+                                                const Machine& machine) {
   std::vector<BottleneckRun> runs;
-  if (limits.cluster == 1) return runs;
+  if (machine.cluster == 1) return runs;
   const std::vector<Region> units = regions_of(plan, RegionKind::kBottleneckUnit);
   for (size_t u = 0; u < units.size();) {
     if (!is_unit(plan, units[u])) {
@@ -81,8 +80,8 @@ std::vector<BottleneckRun> find_bottleneck_runs(const Plan& plan, Element elemen
       run.end += 3;
     }
     if (!keeps_to_itself(plan, run)) continue;
-    run.cut = cut_rows(plan.buffers[first->src].height, batch, limits, run.cut,
-                       [&](BottleneckCut& cut) { return place(plan, run, cut, element, limits); });
+    run.cut = cut_rows(plan.buffers[first->src].height, batch, machine, run.cut,
+                       [&](BottleneckCut& cut) { return place(plan, run, cut, element, machine); });
     if (run.cut.rows) runs.push_back(run);
   }
   return runs;

@@ -138,8 +138,7 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
 // Samples with equal masks behind one another let a block gather a convolution's weights once for all that it walks.
 // That is worth its two launches, and the comparison of each sample with those before it, where even half of it saves
 // more.
-void Schedule::place_groups(const Plan& plan, Element element, int64_t batch, double l2_rate) {
-  constexpr double kLaunch = 1.3e-6, kCompare = 6e-8;  // seconds: each, for each sample
+void Schedule::place_groups(const Plan& plan, Element element, int64_t batch, const Machine& machine) {
   double saved = 0;
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
@@ -148,9 +147,9 @@ void Schedule::place_groups(const Plan& plan, Element element, int64_t batch, do
     const double samples = static_cast<double>(convs[i].walk) / t.tiles();  // of a block
     const double weights = static_cast<double>(in.taps * in.in_channels * t.block_columns * bytes_of(element));
     const double blocks = static_cast<double>(batch * t.blocks()) / convs[i].walk;
-    saved += std::max(0.0, samples - 1) * weights * blocks / l2_rate;
+    saved += std::max(0.0, samples - 1) * weights * blocks / machine.l2_rate;
   }
-  grouped = saved / 2 > 2 * kLaunch + kCompare * static_cast<double>(batch);
+  grouped = saved / 2 > 2 * kLaunchSeconds + kCompareSeconds * static_cast<double>(batch);
   if (!grouped) return;
   order_at = reserve(batch * 8);
   alike_at = reserve(batch * 4);

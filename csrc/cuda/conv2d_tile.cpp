@@ -53,14 +53,10 @@ bool place_conv(ConvTile& t, const Instruction& in, int64_t channels, int64_t gr
   return at <= room;
 }
 
-// Clocks of a launch of `items` tiles, for a choice between tiles alone. A multiprocessor multiplies 16 x 16 x 8 in
-// `product` clocks, loads kShared bytes a clock from shared memory, and copies kCopied from the second-level cache
-// beside all others, kCopiedAlone by itself; an answer takes kTrip. Warps wait kStep clocks for a k-step's operands and
-// sums, while others of a scheduler multiply.
+// Clocks of a launch of `items` tiles, for a choice between tiles alone.
 double launch_clocks(const ConvTile& t, const Instruction& in, int64_t groups, Element element, double items,
                      int multiprocessors) {
-  constexpr double kShared = 128, kCopied = 24, kCopiedAlone = 64, kTrip = 700, kStep = 100;
-  const double product = element == Element::kFloat ? 16 : 1.6;
+  const double product = product_clocks(element == Element::kFloat);
   const double size = static_cast<double>(bytes_of(element)), fragment = 32 * kGroup * size;
   const int64_t pixels = pixels_of(t);
   const auto warps = static_cast<double>(ceil_div(pixels, 32) * ceil_div(t.block_columns, t.warp_tiles * 8));
@@ -71,15 +67,15 @@ double launch_clocks(const ConvTile& t, const Instruction& in, int64_t groups, E
       static_cast<double>((cells_of(t, in) + in.taps * t.block_columns) * groups * kGroup) * size + sums + old;
   const double step = 2 * t.warp_tiles * product * 4;  // of a warp that has a scheduler's tensor core for itself
   const double fullest = std::ceil(warps / 4);         // of the schedulers
-  const double rate = std::min(1.0, fullest * step / (kStep + step));
+  const double rate = std::min(1.0, fullest * step / (kStepClocks + step));
   const double multiplied = fullest * steps * step;
-  const double loaded = (warps * steps * (4 + t.warp_tiles) * fragment + copied) / kShared;
+  const double loaded = (warps * steps * (4 + t.warp_tiles) * fragment + copied) / kSharedRate;
   const auto passes = static_cast<double>(ceil_div(groups, t.depth)), ahead = std::max(1.0, t.stages - 1.0);
-  const double waits = std::max(0.0, passes - ahead) / ahead * kTrip;
+  const double waits = std::max(0.0, passes - ahead) / ahead * kTripClocks;
   const double trips =
       1 + (t.split > 1 ? 2 + t.split / 4.0 : 0) + (in.flags & kAccumulate && !old ? t.warp_tiles / 2 : 0);
-  const double alone = trips * kTrip + std::max({multiplied / rate, loaded, copied / kCopiedAlone, waits});
-  const double busy = std::max({multiplied, loaded, copied / kCopied});
+  const double alone = trips * kTripClocks + std::max({multiplied / rate, loaded, copied / kL2RateAlone, waits});
+  const double busy = std::max({multiplied, loaded, copied / kL2Rate});
   const double blocks = items * t.split, room = static_cast<double>(multiprocessors) * t.resident / t.split * t.split;
   return std::max(alone * std::ceil(blocks / room), busy * std::ceil(blocks / multiprocessors));
 }
@@ -87,7 +83,7 @@ double launch_clocks(const ConvTile& t, const Instruction& in, int64_t groups, E
 }  // namespace
 
 ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element element, int64_t batch,
-                          const DeviceLimits& limits) {
+                          const Machine& machine) {
   const int64_t columns = columns_of(in.out_channels),
                 groups = conv2d_unit::groups(in.src_offset % kGroup, in.in_channels);
   const int64_t channels = groups_of(to.channels) * kGroup;
@@ -99,20 +95,20 @@ ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element e
   auto consider = [&](ConvTile t) {
     const int64_t own = round_up(ceil_div(groups, t.split), 4);  // of a block
     const int resident = std::min(kResident, conv_residency(size, t.warp_tiles));
-    const int64_t room = limits.shared_bytes / resident - 1024;
+    const int64_t room = machine.shared_bytes / resident - kReservedBytes;
     bool fits = false;
     for (int stages = 2; stages <= 3; ++stages) {
       int64_t depth = std::min(own, kMostDepth);
       while (depth > 4 && !place_conv(t, in, channels, own, depth, stages, element, room)) depth -= 4;
-      if (!place_conv(t, in, channels, own, depth, stages, element, limits.shared_bytes)) continue;
+      if (!place_conv(t, in, channels, own, depth, stages, element, machine.shared_bytes)) continue;
       fits = true;
       t.column_blocks = static_cast<int>(ceil_div(columns, t.block_columns));
-      t.resident = std::clamp(limits.shared_bytes / (t.shared_bytes + 1024), 1, resident);
+      t.resident = std::clamp(machine.shared_bytes / (t.shared_bytes + kReservedBytes), 1, resident);
       double cost = 0;  // gates leave some of the samples, how many is not known yet
       for (const double share : {1.0, 0.8, 0.6}) {
         const double samples = static_cast<double>(batch) * (in.only_if >= 0 ? share : 1);
         const double items = std::ceil(samples / t.pack) * t.blocks();
-        cost += launch_clocks(t, in, own, element, items, limits.multiprocessors);
+        cost += launch_clocks(t, in, own, element, items, machine.multiprocessors);
       }
       if (best.rows == 0 || cost < best_cost) best = t, best_cost = cost;
     }
@@ -135,7 +131,7 @@ ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element e
           if (ceil_div(to.height, rows) != down || rows * tile_columns > t.warps_down * 32) continue;
           t.rows = static_cast<int>(rows), t.columns = static_cast<int>(tile_columns);
           t.down = static_cast<int>(down), t.across = static_cast<int>(across);
-          const int most_split = plain && warp_tiles >= kLeastSplitTiles ? std::min(limits.cluster, kWarps) : 1;
+          const int most_split = plain && warp_tiles >= kLeastSplitTiles ? std::min(machine.cluster, kWarps) : 1;
           const int64_t room = t.warps_down * 32 / (rows * tile_columns);
           const int64_t most_packed = plain && t.tiles() == 1 ? std::min({room, batch, int64_t{kMostPacked}}) : 1;
           for (t.pack = 1; t.pack <= most_packed; ++t.pack)

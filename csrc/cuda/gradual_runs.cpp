@@ -43,7 +43,7 @@ bool keeps_to_itself(const Plan& plan, const GradualRun& run) {
   return true;
 }
 
-bool place(GradualRun& run, const Plan& plan, Element element, const DeviceLimits& limits) {
+bool place(GradualRun& run, const Plan& plan, Element element, const Machine& machine) {
   const BufferSpec& map = plan.buffers[plan.code[run.begin].src];
   int64_t width = 0, size = 0;
   for (const GradualRun::Segment& s : run.segments) {
@@ -62,13 +62,12 @@ bool place(GradualRun& run, const Plan& plan, Element element, const DeviceLimit
   run.at_inner = reserve(pixels * run.width_stride * bytes);
   run.at_add = reserve(pixels * size * 4);
   run.shared_bytes = static_cast<int>(at);
-  return at <= limits.shared_bytes;
+  return at <= machine.shared_bytes;
 }
 
 }  // namespace
 
-std::vector<GradualRun> find_gradual_runs(const Plan& plan, Element element, int64_t batch,
-                                          const DeviceLimits& limits) {
+std::vector<GradualRun> find_gradual_runs(const Plan& plan, Element element, int64_t batch, const Machine& machine) {
   std::vector<GradualRun> runs;
   const std::vector<Region> units = regions_of(plan, RegionKind::kUpdateUnit);
   for (size_t u = 0; u < units.size();) {
@@ -84,7 +83,7 @@ std::vector<GradualRun> find_gradual_runs(const Plan& plan, Element element, int
     if (!keeps_to_itself(plan, run)) continue;
     const int64_t height = plan.buffers[plan.code[run.begin].src].height;
     const GradualRun best =
-        cut_rows(height, batch, limits, run, [&](GradualRun& r) { return place(r, plan, element, limits); });
+        cut_rows(height, batch, machine, run, [&](GradualRun& r) { return place(r, plan, element, machine); });
     if (best.rows) runs.push_back(best);
   }
   return runs;

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cuda/layout.h"
+#include "cuda/machine.h"
 
 namespace dsn::cuda {
 
@@ -28,6 +29,14 @@ inline void bind_layouts(pybind11::module_& parent) {
   m.attr("ELEMENTS") = py::dict(py::arg("float32") = static_cast<int>(Element::kFloat),
                                 py::arg("float16") = static_cast<int>(Element::kHalf),
                                 py::arg("bfloat16") = static_cast<int>(Element::kBfloat16));
+  const Machine machine;  // the one that is played where there is none
+  m.attr("MACHINE") =
+      py::dict(py::arg("multiprocessors") = machine.multiprocessors, py::arg("shared_bytes") = machine.shared_bytes,
+               py::arg("reserved_bytes") = kReservedBytes, py::arg("clock") = machine.clock,
+               py::arg("l2_rate") = machine.l2_rate, py::arg("shared_rate") = kSharedRate,
+               py::arg("l2_rate_alone") = kL2RateAlone, py::arg("trip_clocks") = kTripClocks,
+               py::arg("product_clocks") = product_clocks(false), py::arg("step_clocks") = kStepClocks,
+               py::arg("cluster_clocks") = kClusterClocks, py::arg("launch_seconds") = kLaunchSeconds);
   m.def("gates_layout", [](int64_t first, int64_t slices, int64_t width, int64_t layers) {
     return describe(gates_unit::layout({first, slices, width}, layers));
   });

@@ -14,8 +14,8 @@ namespace {
 
 // A plan and how it is run by one device in batches of one size.
 struct Scheduled {
-  Scheduled(const int64_t* words, int64_t count, Element element, int64_t batch, const DeviceLimits& limits)
-      : plan("run_plan", words, count), schedule("run_plan", plan, element, batch, limits) {}
+  Scheduled(const int64_t* words, int64_t count, Element element, int64_t batch, const Machine& machine)
+      : plan("run_plan", words, count), schedule("run_plan", plan, element, batch, machine) {}
 
   Plan plan;
   Schedule schedule;
@@ -49,13 +49,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Tensor words = torch::stable::contiguous(plan_words);
   const auto* word = static_cast<const int64_t*>(words.data_ptr());
-  DeviceLimits limits;
-  const std::string refused = probe_device(device, element, &limits);
+  Machine machine;
+  const std::string refused = probe_device(device, element, &machine);
   check(refused.empty(), "run_plan: ", refused);
   static auto* cache = new MostRecent<Scheduled>;  // outlives every thread
   const int64_t samples = std::max<int64_t>(batch, 1);
   const auto scheduled = cache->get({element_code, samples, device}, word, words.numel(), [&] {
-    return std::make_shared<const Scheduled>(word, words.numel(), element, samples, limits);
+    return std::make_shared<const Scheduled>(word, words.numel(), element, samples, machine);
   });
   const Plan& plan = scheduled->plan;
   const Schedule& schedule = scheduled->schedule;

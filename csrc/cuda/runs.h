@@ -41,13 +41,13 @@ inline bool is_pool_read_from(const Plan& plan, int64_t buffer, int begin) {
 // The cut of a map's rows by the smallest cluster that holds them, or by a larger one where multiprocessors would be
 // idle: place(cut) says whether one fits. No rows: none does.
 template <class Cut, class Place>
-Cut cut_rows(int64_t height, int64_t batch, const DeviceLimits& limits, Cut cut, Place place) {
+Cut cut_rows(int64_t height, int64_t batch, const Machine& machine, Cut cut, Place place) {
   Cut best{};
-  for (int blocks = 1; blocks <= limits.cluster; blocks *= 2) {
+  for (int blocks = 1; blocks <= machine.cluster; blocks *= 2) {
     cut.rows = static_cast<int>(ceil_div(height, blocks));
     cut.blocks = static_cast<int>(ceil_div(height, cut.rows));
     if (!place(cut)) continue;
-    const bool room = batch * cut.blocks <= limits.multiprocessors && cut.rows > 1;
+    const bool room = batch * cut.blocks <= machine.multiprocessors && cut.rows > 1;
     if (best.rows == 0 || room) best = cut;
   }
   return best;

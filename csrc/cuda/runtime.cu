@@ -24,19 +24,17 @@ struct Facts {
   std::string error;
   int arch = 0;
   bool has_code = false;
-  DeviceLimits limits;
+  Machine machine;
 };
 
 // Blocks of a cluster, each with a multiprocessor's shared memory to itself, that the device can run: fewer than usual
 // where it is a slice of one. Where it does not say, what devices with clusters promise.
-int largest_cluster(int device) {
+int largest_cluster(int shared_bytes) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(kLargestCluster);
   config.blockDim = dim3(1);
-  int shared_bytes = 0, blocks = 1;
-  cudaError_t status = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (status == cudaSuccess)
-    status = cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  int blocks = 1;
+  cudaError_t status = cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   if (status == cudaSuccess) status = cudaOccupancyMaxPotentialClusterSize(&blocks, probe_kernel, &config);
   cudaGetLastError();
@@ -45,20 +43,23 @@ int largest_cluster(int device) {
 
 Facts find_facts(int device) {
   Facts facts;
-  int major = 0, minor = 0;
-  cudaError_t status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (status == cudaSuccess)
-    status = cudaDeviceGetAttribute(&facts.limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (status == cudaSuccess)
-    status = cudaDeviceGetAttribute(&facts.limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  int major = 0, minor = 0, multiprocessors = 0, shared_bytes = 0, kilohertz = 0;
+  const std::pair<int*, cudaDeviceAttr> asked[] = {{&major, cudaDevAttrComputeCapabilityMajor},
+                                                   {&minor, cudaDevAttrComputeCapabilityMinor},
+                                                   {&multiprocessors, cudaDevAttrMultiProcessorCount},
+                                                   {&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin},
+                                                   {&kilohertz, cudaDevAttrClockRate}};
+  cudaError_t status = cudaSuccess;
+  for (const auto& [answer, attribute] : asked)
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(answer, attribute, device);
   facts.arch = 10 * major + minor;
   cudaFuncAttributes attributes;
   if (status == cudaSuccess) {
     facts.has_code = cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess;
     cudaGetLastError();
   }
-  if (facts.has_code && major >= 9) facts.limits.cluster = largest_cluster(device);
+  const int cluster = facts.has_code && major >= 9 ? largest_cluster(shared_bytes) : 1;
+  facts.machine = Machine::of(multiprocessors, shared_bytes, cluster, 1e3 * kilohertz);
   facts.error = message(status);
   return facts;
 }
@@ -109,14 +110,14 @@ class ThreadStreams : public Streams {
 
 }  // namespace
 
-std::string probe_device(int device, Element element, DeviceLimits* limits) {
+std::string probe_device(int device, Element element, Machine* machine) {
   static std::mutex mutex;
   static auto* known = new std::map<int, Facts>;
   std::lock_guard lock(mutex);
   auto found = known->find(device);
   if (found == known->end()) found = known->emplace(device, find_facts(device)).first;
   const Facts& facts = found->second;
-  *limits = facts.limits;
+  *machine = facts.machine;
   return facts.error.empty() ? refuse_device(device, facts.arch, facts.has_code, element) : facts.error;
 }
 

@@ -7,8 +7,9 @@
 
 namespace dsn::cuda {
 
-// Why kernels of this element do not run on the device, empty if they do; fills in its limits. Remembers the answer.
-std::string probe_device(int device, Element element, DeviceLimits* limits);
+// Why kernels of this element do not run on the device, empty if they do; says what machine it is. Remembers the
+// answer.
+std::string probe_device(int device, Element element, Machine* machine);
 
 // `main` and streams of this thread beside it.
 std::unique_ptr<Streams> make_streams(int device, CUstream_st* main);

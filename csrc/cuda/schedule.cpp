@@ -39,12 +39,12 @@ void place_all(LayerTile& t, const Instruction& block, const Channels& in, Eleme
 }  // namespace
 
 LayerTile choose_tile(const BufferSpec& map, const Instruction& block, const Channels& in, Element element,
-                      int64_t batch, int streams, const DeviceLimits& limits, bool resident) {
+                      int64_t batch, int streams, const Machine& machine, bool resident) {
   // A pixel's work in each convolution, and what a block costs besides, in the same unit: multiply-accumulates.
   const double reduce = block.bottleneck ? static_cast<double>(in.groups() * kGroup * block.bottleneck) : 0;
   const double conv = 9.0 * static_cast<double>(block.bottleneck ? block.bottleneck : in.groups() * kGroup) *
                       static_cast<double>(columns_of(block.out_channels));
-  const double fixed = 64 * (reduce + conv);
+  const double fixed = kBlockCost * (reduce + conv);
   LayerTile best;
   double best_cost = 0;
   for (int64_t across = 1; across <= map.width; ++across) {
@@ -55,21 +55,21 @@ LayerTile choose_tile(const BufferSpec& map, const Instruction& block, const Cha
       if (ceil_div(map.height, rows) != down) continue;
       if (!block.bottleneck && rows * columns > kBlockPixels) continue;
       const bool fits_cluster =
-          std::has_single_bit(static_cast<uint64_t>(down * across)) && down * across <= limits.cluster;
+          std::has_single_bit(static_cast<uint64_t>(down * across)) && down * across <= machine.cluster;
       if (resident && !fits_cluster) continue;
       LayerTile t;
       t.resident = resident;
       t.rows = static_cast<int>(rows), t.columns = static_cast<int>(columns);
       t.down = static_cast<int>(down), t.across = static_cast<int>(across);
       place_all(t, block, in, element);
-      if (t.shared_bytes > limits.shared_bytes) continue;
+      if (t.shared_bytes > machine.shared_bytes) continue;
       const int64_t own = rows * columns;
       const int64_t halo = std::min(rows + 2, map.height) * std::min(columns + 2, map.width);
       auto passes = [](int64_t pixels) { return static_cast<double>(round_up(pixels, kBlockPixels)); };
       const double alone = passes(halo) * reduce + passes(own) * conv;
       const double shared = static_cast<double>(halo) * reduce + static_cast<double>(own) * conv;
       // Half a wave more than fits evenly: how many blocks there are depends on the gates.
-      const double each = static_cast<double>(batch * streams * t.tiles()) / limits.multiprocessors + 0.5;
+      const double each = static_cast<double>(batch * streams * t.tiles()) / machine.multiprocessors + 0.5;
       const double cost = std::max(alone + fixed, each * (shared + fixed / 4));
       if (best.rows == 0 || cost < best_cost) best = t, best_cost = cost;
     }
@@ -118,10 +118,10 @@ void Schedule::place_states(const char* op, const Plan& plan, int64_t batch) {
   }
 }
 
-Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits) {
+Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t batch, const Machine& machine) {
   const auto streams = static_cast<int>(plan.streams.size());
   word_count = ceil_div(batch, 64);
-  multiprocessors = limits.multiprocessors;
+  multiprocessors = machine.multiprocessors;
   place_states(op, plan, batch);
   for (const Instruction& in : plan.code) {
     arrived_at.emplace_back();
@@ -134,11 +134,11 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
   }
   zero_bytes = workspace_bytes;
   place_lists(op, plan, batch);
-  stages = find_stage_runs(plan, element, batch, limits);
+  stages = find_stage_runs(plan, element, batch, machine);
   chains = chain_gates(plan, stages);
   if (chains.empty() && !stages.empty()) stages.clear(), chains = chain_gates(plan, stages);
-  gradual = find_gradual_runs(plan, element, batch, limits);
-  bottlenecks = find_bottleneck_runs(plan, element, batch, limits);
+  gradual = find_gradual_runs(plan, element, batch, machine);
+  bottlenecks = find_bottleneck_runs(plan, element, batch, machine);
 
   std::vector<int64_t> partial(plan.streams.size(), 0);
   for (const Instruction& in : plan.code) {
@@ -170,16 +170,16 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
         const State& state = states[in.dst];
         layouts.back().push_back(gates_unit::layout(state.channels, in.layers));
         LayerTile resident;
-        if (limits.cluster > 1 && has_exact_kernel(in) && in.layers <= kResidentLayers)
+        if (machine.cluster > 1 && has_exact_kernel(in) && in.layers <= kResidentLayers)
           resident =
-              choose_tile(*map, in, channels_before(state, in.layers - 1), element, batch, streams, limits, true);
+              choose_tile(*map, in, channels_before(state, in.layers - 1), element, batch, streams, machine, true);
         for (int64_t l = 0; l < in.layers; ++l) {
           const Channels before = channels_before(state, l);
           layouts.back().push_back(layer_unit::layout(before, in.out_channels, in.bottleneck, in.merge, element));
           tiles.back().push_back(resident.rows ? resident
-                                               : choose_tile(*map, in, before, element, batch, streams, limits));
+                                               : choose_tile(*map, in, before, element, batch, streams, machine));
           const LayerTile& tile = tiles.back().back();
-          check(tile.rows > 0, op, ": a layer of ", before.first, " channels does not fit the ", limits.shared_bytes,
+          check(tile.rows > 0, op, ": a layer of ", before.first, " channels does not fit the ", machine.shared_bytes,
                 " bytes of a block's shared memory");
           cuts = std::max<int64_t>(cuts, tile.tiles());
         }
@@ -191,9 +191,9 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
                                                      in.flags & kNormalise, has_chosen(in), has_constants(in),
                                                      element));
         ConvTile& tile = convs[layouts.size() - 1].tile;
-        tile = choose_conv_tile(*map, in, element, batch, limits);
+        tile = choose_conv_tile(*map, in, element, batch, machine);
         check(tile.rows > 0, op, ": a convolution of ", in.in_channels, " channels does not fit the ",
-              limits.shared_bytes, " bytes of a block's shared memory");
+              machine.shared_bytes, " bytes of a block's shared memory");
         if (in.flags & kPool) written = in.out_channels, cuts = tile.tiles();
         const int64_t items = batch * tile.blocks(), blocks = int64_t{multiprocessors} * tile.resident;
         const auto index = static_cast<int64_t>(layouts.size()) - 1;
@@ -229,7 +229,7 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
     for (const PackedLayout& l : layouts.back()) end += l.size;
     weight_bytes = std::max(weight_bytes, end);
   }
-  place_groups(plan, element, batch, limits.l2_rate);
+  place_groups(plan, element, batch, machine);
   for (int64_t bytes : partial) partial_at.push_back(reserve(bytes));
   for (size_t b = 0; b < states.size(); ++b) {
     State& s = states[b];

@@ -7,20 +7,11 @@
 
 #include "common/check.h"
 #include "cuda/layout.h"
+#include "cuda/machine.h"
 #include "cuda/params.h"
 #include "plan/plan.h"
 
 namespace dsn::cuda {
-
-constexpr int kLargestCluster = 8;  // blocks that every device with clusters can run together
-
-// What the device says of itself, and one rate that it does not tell.
-struct DeviceLimits {
-  int multiprocessors = 0;
-  int shared_bytes = 0;     // of a block
-  int cluster = 1;          // blocks
-  double l2_rate = 5.5e12;  // bytes/s that blocks copy from the second-level cache
-};
 
 // A buffer of the plan: its channels and what decides on them.
 struct State {
@@ -164,7 +155,7 @@ struct BottleneckRun {
 
 struct Schedule {
   // Throws one line if the plan asks for what these kernels do not do.
-  Schedule(const char* op, const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits);
+  Schedule(const char* op, const Plan& plan, Element element, int64_t batch, const Machine& machine);
 
   std::vector<State> states;                       // of each buffer
   std::vector<std::vector<PackedLayout>> layouts;  // of each instruction: a dense block's gates, then its layers
@@ -194,7 +185,7 @@ struct Schedule {
   int64_t reserve(int64_t bytes);
   void place_states(const char* op, const Plan& plan, int64_t batch);
   void place_lists(const char* op, const Plan& plan, int64_t batch);
-  void place_groups(const Plan& plan, Element element, int64_t batch, double l2_rate);
+  void place_groups(const Plan& plan, Element element, int64_t batch, const Machine& machine);
 };
 
 // Channels of a state as layer `layer` of its block reads them.
@@ -203,23 +194,23 @@ inline Channels channels_before(const State& state, int64_t layer) {
 }
 
 // The update units of a plan that one launch per layer can do on this device.
-std::vector<GradualRun> find_gradual_runs(const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits);
+std::vector<GradualRun> find_gradual_runs(const Plan& plan, Element element, int64_t batch, const Machine& machine);
 
 // The residual units of a plan that one launch for each stage can do on this device.
-std::vector<StageRun> find_stage_runs(const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits);
+std::vector<StageRun> find_stage_runs(const Plan& plan, Element element, int64_t batch, const Machine& machine);
 
 // The bottleneck units of a plan that one launch for each map can do on this device.
 std::vector<BottleneckRun> find_bottleneck_runs(const Plan& plan, Element element, int64_t batch,
-                                                const DeviceLimits& limits);
+                                                const Machine& machine);
 
 // The gates that each instruction of a plan decides as soon as it has pooled, but for those that `stages` decide on
 // their way; nothing where one of them cannot be.
 std::vector<std::vector<ChainedGate>> chain_gates(const Plan& plan, const std::vector<StageRun>& stages);
 
 ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element element, int64_t batch,
-                          const DeviceLimits& limits);
+                          const Machine& machine);
 
 LayerTile choose_tile(const BufferSpec& map, const Instruction& block, const Channels& in, Element element,
-                      int64_t batch, int streams, const DeviceLimits& limits, bool resident = false);
+                      int64_t batch, int streams, const Machine& machine, bool resident = false);
 
 }  // namespace dsn::cuda

@@ -96,7 +96,7 @@ bool keeps_to_itself(const Plan& plan, const StageRun& run) {
 
 // Places what a block keeps in shared memory: first what all maps have alike. `before`: the map that a unit leads from.
 bool place(const Plan& plan, const StageRun& run, const BufferSpec& map, const BufferSpec* before, StageCut& cut,
-           Element element, const DeviceLimits& limits) {
+           Element element, const Machine& machine) {
   const int64_t channels = round_up(map.channels, kStep), bytes = bytes_of(element);
   const int64_t widest = plan.buffers[run.maps.back().buffer].channels;
   const bool gated = kind_of(plan, run) != GateKind::kNone;
@@ -133,32 +133,29 @@ bool place(const Plan& plan, const StageRun& run, const BufferSpec& map, const B
   cut.weight_bytes = static_cast<int>(9 * channels / kGroup * cut.weight_pitch * bytes);
   cut.at_weights = reserve(2 * cut.weight_bytes);
   cut.shared_bytes = static_cast<int>(at);
-  return at <= limits.shared_bytes;
+  return at <= machine.shared_bytes;
 }
 
 // Seconds of a convolution for the whole batch: what its longest warp multiplies, what all of a block's load from
 // shared memory, or what comes from the second-level cache; and the cluster's barrier.
-double seconds_of(const StageCut& cut, const BufferSpec& map, Element element, int64_t batch,
-                  const DeviceLimits& limits) {
-  // clocks of an instruction in a warp and of a barrier; bytes a clock from shared memory and from the cache to one
-  constexpr double kClock = 1.75e9, kProduct = 51, kBarrier = 400, kShared = 128, kLonely = 64;
+double seconds_of(const StageCut& cut, const BufferSpec& map, Element element, int64_t batch, const Machine& machine) {
   const auto bytes = static_cast<double>(bytes_of(element));
   const int64_t channels = round_up(map.channels, kStep), steps = channels / kStep, square = cut.tiles * cut.tiles;
   const int64_t items = int64_t{cut.pieces} * cut.columns / (8 * cut.tiles);
   const int64_t rounds = ceil_div(items * cut.split, kStageWarps) * ceil_div(steps, cut.split);
-  const double multiply = static_cast<double>(rounds * 9 * square) * kProduct;
+  const double multiply = static_cast<double>(rounds * 9 * square) * kWarpProductClocks;
   const int64_t loads = steps * (3 * (2 * cut.tiles + 2) + 9 * cut.tiles) * 128 * bytes_of(element);
-  const double load = static_cast<double>(items * (loads + (cut.split - 1) * 2 * square * 512)) / kShared;
-  const int64_t blocks = batch * cut.down * cut.across, together = std::min<int64_t>(blocks, limits.multiprocessors);
-  const double rate = std::min(limits.l2_rate / static_cast<double>(together) / kClock, kLonely);
+  const double load = static_cast<double>(items * (loads + (cut.split - 1) * 2 * square * 512)) / kSharedRate;
+  const int64_t blocks = batch * cut.down * cut.across, together = std::min<int64_t>(blocks, machine.multiprocessors);
+  const double rate = std::min(machine.l2_rate / static_cast<double>(together) / machine.clock, kL2RateAlone);
   const double weights = static_cast<double>(9 * channels * cut.columns) * bytes / rate;
-  const auto waves = static_cast<double>(ceil_div(blocks, limits.multiprocessors));
-  return waves * (std::max({multiply, load, weights}) + kBarrier) / kClock;
+  const auto waves = static_cast<double>(ceil_div(blocks, machine.multiprocessors));
+  return waves * (std::max({multiply, load, weights}) + kClusterClocks) / machine.clock;
 }
 
 // The cut of a map by `blocks` that takes the least time; no rows: none fits. `seconds` gets that of a convolution.
 StageCut choose_cut(const Plan& plan, const StageRun& run, size_t index, int64_t blocks, Element element, int64_t batch,
-                    const DeviceLimits& limits, double& seconds) {
+                    const Machine& machine, double& seconds) {
   const BufferSpec& map = plan.buffers[run.maps[index].buffer];
   const BufferSpec* before = index > 0 ? &plan.buffers[run.maps[index - 1].buffer] : nullptr;
   const int64_t channels = round_up(map.channels, kStep);
@@ -174,24 +171,24 @@ StageCut choose_cut(const Plan& plan, const StageRun& run, size_t index, int64_t
       cut.split = 1;
       while (2 * cut.split <= channels / kStep && 2 * cut.split * pieces * cut.columns <= 8 * cut.tiles * kStageWarps)
         cut.split *= 2;
-      if (!place(plan, run, map, before, cut, element, limits)) continue;
-      const double own = seconds_of(cut, map, element, batch, limits);
+      if (!place(plan, run, map, before, cut, element, machine)) continue;
+      const double own = seconds_of(cut, map, element, batch, machine);
       if (best.rows == 0 || own < seconds) best = cut, seconds = own;
     }
   return best;
 }
 
 // Cuts all maps of a run for clusters of one size; false: they do not fit.
-bool cut_maps(const Plan& plan, StageRun& run, Element element, int64_t batch, const DeviceLimits& limits) {
+bool cut_maps(const Plan& plan, StageRun& run, Element element, int64_t batch, const Machine& machine) {
   StageRun best;
   double least = 0;
-  for (int blocks = 1; blocks <= limits.cluster; blocks *= 2) {
+  for (int blocks = 1; blocks <= machine.cluster; blocks *= 2) {
     double total = 0;
     int shared = 0;
     bool fits = true;
     for (size_t m = 0; m < run.maps.size() && fits; ++m) {
       double seconds = 0;
-      run.maps[m].cut = choose_cut(plan, run, m, blocks, element, batch, limits, seconds);
+      run.maps[m].cut = choose_cut(plan, run, m, blocks, element, batch, machine, seconds);
       fits = run.maps[m].cut.rows > 0;
       total += static_cast<double>(run.maps[m].units.size()) * seconds;
       shared = std::max(shared, run.maps[m].cut.shared_bytes);
@@ -206,7 +203,7 @@ bool cut_maps(const Plan& plan, StageRun& run, Element element, int64_t batch, c
 
 // The run that begins at instruction `begin` of a unit; no maps: there is none.
 StageRun run_from(const Plan& plan, const std::vector<Region>& units, size_t u, int64_t begin, Element element,
-                  int64_t batch, const DeviceLimits& limits) {
+                  int64_t batch, const Machine& machine) {
   StageRun run = stage_unit(plan, begin, units[u].end);
   if (run.maps.empty() || run.maps[0].units[0].shortcut >= 0) return {};
   while (++u < units.size() && join(plan, run, stage_unit(plan, units[u].begin, units[u].end))) {
@@ -214,23 +211,23 @@ StageRun run_from(const Plan& plan, const std::vector<Region>& units, size_t u, 
   // Fewer maps where not all fit one size of cluster.
   for (; !run.maps.empty(); run.maps.pop_back()) {
     run.end = run.maps.back().units.back().last + 1;
-    if (keeps_to_itself(plan, run) && cut_maps(plan, run, element, batch, limits)) break;
+    if (keeps_to_itself(plan, run) && cut_maps(plan, run, element, batch, machine)) break;
   }
   return run;
 }
 
 }  // namespace
 
-std::vector<StageRun> find_stage_runs(const Plan& plan, Element element, int64_t batch, const DeviceLimits& limits) {
+std::vector<StageRun> find_stage_runs(const Plan& plan, Element element, int64_t batch, const Machine& machine) {
   std::vector<StageRun> runs;
-  if (limits.cluster == 1) return runs;
+  if (machine.cluster == 1) return runs;
   const std::vector<Region> units = regions_of(plan, RegionKind::kResidualUnit);
   for (size_t u = 0; u < units.size();) {
     const int64_t begin = units[u].begin;
-    StageRun run = run_from(plan, units, u, begin, element, batch, limits);
+    StageRun run = run_from(plan, units, u, begin, element, batch, machine);
     // Where another launch must decide its gate, a unit may still be a run without it.
     if (run.maps.empty() && plan.code[begin].op == Op::kGate)
-      run = run_from(plan, units, u, begin + 1, element, batch, limits);
+      run = run_from(plan, units, u, begin + 1, element, batch, machine);
     u += std::max<size_t>(units_of(run), 1);
     if (!run.maps.empty()) runs.push_back(std::move(run));
   }

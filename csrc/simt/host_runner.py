@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsn_kernels import _C
 from dsn_kernels.graph import Graph
 from dsn_kernels.lower import Plan
 from dsn_kernels.lower.cuda import lower
@@ -17,10 +18,10 @@ from dsn_kernels.runtime.runner import RUNNERS, PlanRunner, Sized
 
 from .build import build, module_path
 
-# Of the device that is played: an H200.
-MULTIPROCESSORS = 132
-SHARED_BYTES = 227 * 1024
-L2_RATE = 5.5e12  # bytes/s
+# Of the device that is played.
+MULTIPROCESSORS: int = _C.cuda.MACHINE["multiprocessors"]
+SHARED_BYTES: int = _C.cuda.MACHINE["shared_bytes"]
+L2_RATE: float = _C.cuda.MACHINE["l2_rate"]
 
 
 @lru_cache(maxsize=1)

@@ -58,7 +58,10 @@ class Network {
         element_(static_cast<cuda::Element>(element)),
         batch_(batch),
         schedule_("network", plan_, element_, batch,
-                  {multiprocessors, shared_bytes, clusters ? cuda::kLargestCluster : 1, l2_rate}) {}
+                  {.multiprocessors = multiprocessors,
+                   .shared_bytes = shared_bytes,
+                   .cluster = clusters ? cuda::kLargestCluster : 1,
+                   .l2_rate = l2_rate}) {}
 
   // Returns the launches in the order in which they ran: (stream, kernel).
   std::vector<std::pair<int, std::string>> run(const Array& image, bool image_is_float, const Array& weights,
@@ -191,11 +194,15 @@ DSN_SIMT_BINDINGS(network) {
     return cuda::refuse_device(device, arch, has_code, static_cast<cuda::Element>(element));
   });
   m.def("no_memory", &cuda::no_memory);
+  m.def("machine_of", [](int multiprocessors, double peak_clock) {
+    const auto machine = cuda::Machine::of(multiprocessors, 0, 1, peak_clock);
+    return std::pair(machine.clock, machine.l2_rate);
+  });
   m.def("refuse_place", &cuda::refuse_place);
   py::class_<Network>(m, "Network")
       .def(py::init<const std::vector<int64_t>&, int64_t, int64_t, int, int, bool, double>(), py::arg("words"),
            py::arg("element"), py::arg("batch"), py::arg("multiprocessors"), py::arg("shared_bytes"),
-           py::arg("clusters") = true, py::arg("l2_rate") = cuda::DeviceLimits{}.l2_rate)
+           py::arg("clusters") = true, py::arg("l2_rate") = cuda::Machine{}.l2_rate)
       .def("run", &Network::run, py::arg("image"), py::arg("image_is_float"), py::arg("weights"), py::arg("thresholds"),
            py::arg("forced").none(true), py::arg("count").none(true), py::arg("logits"), py::arg("taken"),
            py::arg("scores"), py::arg("macs"), py::arg("map"), py::arg("workspace"), py::arg("forgotten_wait") = -1,
