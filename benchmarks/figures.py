@@ -145,7 +145,7 @@ def filled(text: str) -> str:
     """A document with its tables as the results have them."""
 
     def table(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{markdown(TABLES[match[2]]())}\n{match[3]}"
+        return f"{match[1]}\n\n{markdown(TABLES[match[2]]())}\n\n{match[3]}"
 
     return re.sub(r"(<!-- figures: (\w+) -->)\n.*?(<!-- end of figures -->)", table, text, flags=re.DOTALL)
 

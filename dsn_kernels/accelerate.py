@@ -38,7 +38,7 @@ def accelerate(
 
     Any network of `dsn_models` becomes one operator from image to logits (a GaterNet two: the gater first). In another
     model each part that is such a network, or a dense block, residual or Shake-Shake unit, gradual layer, Inception
-    block, transition or head of `dsn_models`, is replaced by its twin and the rest stays as it is; ``swapped`` on the
+    block, transition or head of `dsn_models`, is replaced and the rest stays as it is; ``swapped`` on the
     result names what was replaced, ``kept`` what was not and why, of which a warning tells too. The model given is left
     untouched; its weights are copied.
 
@@ -122,7 +122,7 @@ def _changes_parts_alone(model: nn.Module, family: type[nn.Module]) -> bool:
 def _swap_parts(
     model: nn.Module, twin_of: _Twins, dtype: torch.dtype, device: torch.device, example: Any, verify: bool
 ) -> nn.Module:
-    """A copy of a user's own model with twins in the places of its parts."""
+    """A copy of a user's own model with accelerated parts in the places of its own."""
     fast: Any = _copy(model)
     inputs = () if example is None else example if isinstance(example, tuple) else (example,)
     called = called_modules(fast, inputs) if inputs else set(fast.modules())
@@ -191,7 +191,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _chosen_twins(model: nn.Module, dtype: torch.dtype, device: torch.device, graph: bool | Sequence[int]) -> _Twins:
-    """On a GPU, the twins of the backend that the table of measured times prefers for each operator."""
+    """On a GPU, what accelerates each class: by the backend that measured times prefer for it."""
     from .choice import choose, times
 
     table, made = times(), dict[type[nn.Module], Callable[..., nn.Module]]()
@@ -207,7 +207,7 @@ def _chosen_twins(model: nn.Module, dtype: torch.dtype, device: torch.device, gr
 
 
 def _twins(target: Target) -> _Twins:
-    """The twin of each class. On the CPU bfloat16 is for whole networks."""
+    """What accelerates each class. On the CPU bfloat16 is for whole networks."""
     networks = dict.fromkeys(capture.networks(), partial(Accelerated, target=target))
     if target.backend == "cpu" and target.dtype == torch.bfloat16:
         return networks

@@ -15,13 +15,14 @@ from dsn_models.errors import UserError
 
 _BATCH = 2
 _SIDE = 16  # of the maps that a part is tried on; a part of a network takes any size
-# Of the norm of the outputs. Beyond it float64 tells whether PyTorch's own rounding is as large.
+# The error allowed, as a part of the outputs' norm. Beyond it float64 tells whether PyTorch's own rounding is as large.
 _CLOSE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _WORSE = 4.0  # times the error of same-dtype PyTorch
 
 
 def check_twin(reference: Any, twin: Any, name: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Refuses a twin whose outputs on a small random batch are not those of ``reference``, a network or a part of one.
+    """Refuses ``twin``, which stands for ``reference``, a network or a part of one, where its outputs on a small random
+    batch are others.
 
     The reference is made to take the gates that the kernels took, so that a score within rounding of its threshold
     decides nothing; the scores are compared too.

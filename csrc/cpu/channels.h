@@ -44,8 +44,8 @@ struct Live {
   int count() const { return static_cast<int>(channels.size()); }
 };
 
-// What a mask chose of a convolution, as a thread has prepared it last: the filters, their biases and, in the thread's
-// memory, their weights for the live inputs. The next sample takes it as it is where it chooses alike.
+// The filters that a mask chose, as a thread has prepared them last: their biases and, in the thread's memory, their
+// weights for the live inputs. A next sample that chooses alike takes them as they are.
 struct Selection {
   std::vector<int> filters;
   std::vector<float> bias;  // [filters, padded]

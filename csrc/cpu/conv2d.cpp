@@ -111,7 +111,7 @@ class Conv2d {
     if ((in.flags & kAccumulate && in.flags & kRelu) || in.flags & kPool) chosen(mask, count, 0, off);
   }
 
-  // Where the mask is `value`; without a branch, which would be wrong half of the time.
+  // Lists where the mask is `value`. No branch on a mask, which would be wrong half of the time.
   static void chosen(const uint8_t* mask, int count, uint8_t value, std::vector<int>& list) {
     list.resize(count + 1);
     int n = 0;
@@ -164,7 +164,7 @@ class Conv2d {
   }
   int64_t stride_of_selected() const { return round_up(c.out_channels, kAlign) + kAlign; }
 
-  // What all tiles have in common.
+  // Sets the fields that all tiles have in common.
   void set_tile() {
     c.pairs = pair;
     c.live_count = source_count * rows_of_source() / (pair ? 2 : 1);
@@ -243,7 +243,7 @@ class Conv2d {
     }
   }
 
-  // What channels without data are after BN-ReLU, times their weights.
+  // Adds to the bias what channels without data become by a BN-ReLU, times their weights.
   void add_constants(const Live& held) {
     if (!(in.flags & kLive && in.flags & kNormalise) || held.skipped.empty()) return;
     const int64_t rows = padded_rows(in.out_channels);
@@ -276,7 +276,7 @@ class Conv2d {
     }
   }
 
-  // Where the source's pixel lies from the channel's first; -1 outside the map.
+  // How far a pixel of the source lies from the channel's first; -1 outside of the map.
   int offset_of(int64_t y, int64_t x) const {
     if (y >= from.height || x >= from.width) return -1;
     const int64_t pixel = y * from.width + x;

@@ -57,11 +57,11 @@ class DenseBlock {
     }
   }
 
-  // What weights and products count: channels, or pairs of them.
+  // The unit in which weights and products are counted: channels, or pairs of them.
   int64_t depth(int64_t channels) const { return pair ? pairs(channels) : channels; }
   const std::vector<int>& sources() const { return pair ? live_pairs : live.channels; }
   int source_count() const { return static_cast<int>(sources().size()); }
-  // Of the state, before layer l.
+  // The depth of the state that layer l reads.
   int64_t state_depth(const Packed& p) const {
     if (!pair || add) return depth(channels_of(p));
     return pairs(in.in_channels) + (channels_of(p) - in.in_channels) / in.out_channels * pairs(in.out_channels);
@@ -108,7 +108,7 @@ class DenseBlock {
     w.team().phase(patches.count, [&](int64_t i) { convolve(p, l, base, static_cast<int>(i), false); }, finish);
   }
 
-  // What the skipped slices contribute: a bias of the bottleneck, or nine tap sums of a plain 3x3.
+  // Sums what the skipped slices give: into the bottleneck's bias, or into nine sums, one for each tap of a plain 3x3.
   void constants(const Packed& p) {
     const int64_t rows = in.bottleneck ? padded_rows(in.bottleneck) : 9 * padded_rows(in.out_channels);
     bias.assign(rows, 0.f);
@@ -240,7 +240,7 @@ class DenseBlock {
     }
   }
 
-  // Which of a pixel's neighbours above, below, left and right lie outside, as bits.
+  // Bits that say which of a pixel's neighbours above, below, left and right lie outside of the map.
   int border_kind(int64_t y, int64_t x) const {
     return (y == 0) | (y == map.height - 1) << 1 | (x == 0) << 2 | (x == map.width - 1) << 3;
   }

@@ -7,7 +7,7 @@
 
 namespace dsn::cpu {
 
-// Where each resized row or column lies: between two of the source, `weight` of the way to the second.
+// Each resized row or column lies between two of the source, `low` and `high`, `weight` of the way to the second.
 struct Taps {
   const int *low, *high;
   const float* weight;
@@ -28,8 +28,8 @@ struct ConvTile {
   // One tile of 1 tap: if set, src is first filled with relu(scale * state + shift); state is [channels][kTile].
   const float* state;
   const float *scale, *shift;
-  // Of row m of block b and tap t: weight[b * block_stride + at + t * tap_stride + m], where `at` of the i-th live
-  // channel is weight_at[i], or i * taps * tap_stride if that is null.
+  // The weight of row m of block b and tap t is weight[b * block_stride + at + t * tap_stride + m], where `at` of the
+  // i-th live channel is weight_at[i], or i * taps * tap_stride if that is null.
   const float* weight;
   int64_t block_stride, tap_stride;
   const int* weight_at;

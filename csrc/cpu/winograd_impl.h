@@ -68,7 +68,8 @@ struct WholeRows {
   }
 };
 
-// As WholeRows, of a map that is not as wide: its rows lie across tiles, and what they leave of a vector is zero.
+// As WholeRows, for a narrower map: its rows lie across tiles, and the lanes of a vector that a row leaves empty are
+// zero.
 template <int Rows>
 struct RaggedRows {
   static constexpr int kRows = Rows, kPieces = Rows == 4 ? 4 : 2;

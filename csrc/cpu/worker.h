@@ -1,4 +1,4 @@
-// What a stage works with: one sample, a team of threads, and the memory of both.
+// What an instruction's kernel works with: one sample, a team of threads, and the memory of both.
 #pragma once
 
 #include <algorithm>
@@ -53,7 +53,7 @@ struct Sample {
   int64_t* spans;  // [steps][kSpanFields] of this thread, or null: not timed
 };
 
-// Of a step, by thread: nanoseconds of the steady clock when it began and ended, and the MACs done.
+// A timed step leaves, for each thread, when it began and ended in nanoseconds of the steady clock, and its MACs.
 constexpr int kSpanFields = 3;
 
 // The packed weights of one unit, by field.
@@ -227,7 +227,7 @@ struct Patches {
     const bool heavy = has_heavy_weights(in);
     return {map, channels_read(in) * planes, heavy ? 1 : team_size, heavy ? 65536 : 4096};
   }
-  // With the one that makes them whole pairs.
+  // The channels read, with the zero that makes an odd number of them whole pairs.
   static int64_t channels_read(const Instruction& in) {
     return in.flags & kBfloat16 ? round_up(in.in_channels, 2) : in.in_channels;
   }

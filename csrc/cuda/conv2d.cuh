@@ -134,7 +134,7 @@ __device__ inline bool gather_sums(const Conv2dParams& p, int rank, Accumulator<
   return own;
 }
 
-// Filters that are off: what they add to changes only by the ReLU, what they would store is zero.
+// Stores what filters leave that are off: the ReLU of what they would have been added to, or else zero.
 template <class T>
 __device__ inline void finish_off_filters(const Conv2dParams& p, const ConvWork& work) {
   const uint8_t* mask = p.mask + static_cast<int64_t>(work.sample) * p.mask_stride;
@@ -147,7 +147,7 @@ __device__ inline void finish_off_filters(const Conv2dParams& p, const ConvWork&
   }
 }
 
-// Zeros behind the outputs, up to a whole group, where no column stands for them.
+// Stores zeros behind the outputs, up to a whole group, where no column stands for them.
 template <class T>
 __device__ inline void pad_outputs(const Conv2dParams& p, const ConvWork& work) {
   T* out = static_cast<T*>(p.out.data) + p.out_offset + p.out_channels;
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(kThreads, conv_residency(sizeof(T), kNt))
     if (!work.out_list && !work.bias) {
       stage_bias<T>(p, work);
       work.bias = shared_memory<float>(p.at_bias);
-      staged_lists = kNothing;  // theirs lay there
+      staged_lists = kNothing;  // the lists' bias lay there
     }
     const int first_row = warp % p.warps_down * kConvRows * 16, column = warp / p.warps_down * kNt * 8;
     int tiles = min(kNt, (work.columns - column) / 8);

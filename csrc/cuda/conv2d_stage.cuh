@@ -10,7 +10,7 @@ namespace dsn::cuda {
 // multiplies up to an eighth more and gathers nothing.
 __device__ inline int nearly_all(int channels) { return channels - channels / 8; }
 
-// What a block works on: the same tile of one sample or, where p.pack allows more, of some that run.
+// A block's work: the same tile of one sample or, where p.pack allows more, of some that run.
 struct ConvWork {
   int sample, samples;        // the first, how many
   int first_column, columns;  // columns: of this block
@@ -46,7 +46,8 @@ __device__ inline int pick_samples(const Conv2dParams& p, int first, int* count)
   return found ? samples[0] : -1;
 }
 
-// The part of the source that a tile reads, as cells in shared memory: of a 1x1 its pixels, of others all between too.
+// The part of the source that a tile reads, as cells in shared memory. A 1x1 stages only the
+// pixels that it reads, any other window those between them too.
 struct ConvWindow {
   int top, left, rows, columns, step;
   __device__ ConvWindow(const Conv2dParams& p, const MapTile& tile) {
@@ -68,8 +69,8 @@ __device__ inline void use_lists(const Conv2dParams& p, ConvWork& work) {
   if (p.constants) work.bias = shared_memory<float>(p.at_bias);
 }
 
-// Prepares what a block reads of chosen channels: their lists, and of inputs that are normalised scale and shift, side
-// by side, and what the inputs without data add to the bias.
+// Prepares what a block reads where channels are chosen: their lists and, if the input is normalised, scale and shift
+// of its live channels side by side, and what the channels without data add to the bias.
 template <class T>
 __device__ inline void stage_lists(const Conv2dParams& p, const ConvWork& work) {
   uint16_t* lists = shared_memory<uint16_t>(p.at_lists);
@@ -209,8 +210,9 @@ __device__ inline void stage_cells(const Conv2dParams& p, const ConvWork& work, 
   }
 }
 
-// The same of the weights: of all filters as they lie, of chosen ones gathered, a group's row kConvPadding further than
-// it is long.
+// Starts to copy the weights of groups [first, first + count): those of all filters as they lie, those of chosen
+// filters one by one. A group's row takes kConvPadding elements more than it has, so that the rows begin in different
+// banks.
 template <class T>
 __device__ inline void stage_weights(const Conv2dParams& p, const ConvWork& work, int first, int count, T* staged) {
   const int pitch = p.block_columns * kGroup + kConvPadding, columns = work.columns;

@@ -21,7 +21,7 @@ struct Tile : MapTile {
   __device__ int halo_pixels() const { return halo_rows * halo_columns; }
 };
 
-// The state, normalised as it is read, by the weights of the first 1x1.
+// Operands of the first 1x1: the state, normalised as it is read, and its weights.
 template <class T, int kMt>
 struct ReduceOperands {
   const Source& source;
@@ -55,7 +55,7 @@ struct ReduceOperands {
   }
 };
 
-// As SharedOperands, with weights of the live groups only: `groups` are those that the cells hold.
+// As SharedOperands, but the cells hold the live groups alone; `groups` says which, to find their weights.
 template <class T, int kMt>
 struct GatheredOperands {
   const T* cells;
@@ -126,7 +126,7 @@ __device__ inline void reduce_stage(const DenseLayerParams& p, const Tile& tile,
   }
 }
 
-// Bias of the bottleneck: its batch norm's shift and what the skipped slices, constants now, contribute.
+// Sums the bottleneck's bias: its batch norm's shift, and the constants that stand for the skipped slices.
 __device__ inline void sum_constants(const DenseLayerParams& p, const unsigned* masks, float* bias) {
   for (int n = threadIdx.x; n < p.reduce_columns; n += blockDim.x) {
     float v = p.reduce_bias[n];
@@ -173,7 +173,7 @@ __device__ inline Weights<T> stage_conv(const DenseLayerParams& p, T* staged) {
   return {staged, groups, pitch};
 }
 
-// What every kernel of a layer begins with.
+// How every kernel of a layer begins: it finds its sample, the live groups and its tile.
 template <class T>
 struct LayerBlock {
   const DenseLayerParams& p;
@@ -185,7 +185,7 @@ struct LayerBlock {
   Live live;
 
   __device__ explicit LayerBlock(const DenseLayerParams& p) : p(p) {}
-  // False: there is no work for this block.
+  // Returns whether there is work for this block.
   __device__ bool begin() {
     masks = shared_memory<unsigned>(p.at_masks);
     groups = shared_memory<GroupRef>(p.at_groups);
@@ -278,13 +278,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kLeastBlocks : kLea
   block.end(p.expand_columns, macs);
 }
 
-// Which of a pixel's neighbours above, below, left and right lie outside, as bits.
+// Bits that say which of a pixel's neighbours above, below, left and right lie outside of the map.
 __device__ inline int border_kind(const Source& map, int y, int x) {
   return (y == 0) | (y == map.height - 1) << 1 | (x == 0) << 2 | (x == map.width - 1) << 3;
 }
 
-// What the skipped slices contribute to a plain 3x3: they are constants inside the map and zero outside, so it depends
-// on which taps of a pixel lie inside. borders[kind][column]; `taps` [9][column] is scratch.
+// Sums what the skipped slices give to a plain 3x3. They are constants inside the map and zero outside, so the sum
+// depends on which taps of a pixel lie inside. borders[kind][column]; `taps` [9][column] is scratch.
 __device__ inline void sum_borders(const DenseLayerParams& p, const unsigned* masks, float* borders, float* taps) {
   for (int i = threadIdx.x; i < 9 * p.conv_columns; i += blockDim.x) {
     float v = 0;

@@ -11,7 +11,7 @@ namespace dsn::cuda {
 
 constexpr int kGradualTiles = 6;  // of 8 columns that a warp multiplies
 
-// Bias and ReLU.
+// Adds the bias of two columns and takes the ReLU.
 __device__ inline float2 activate(float v0, float v1, const float* bias, int column) {
   return {relu(v0 + bias[column]), relu(v1 + bias[column + 1])};
 }
@@ -54,7 +54,7 @@ struct GradualBlock {
 
   __device__ static int padded(int channels, int multiple) { return (channels + multiple - 1) / multiple * multiple; }
 
-  // Everything a segment computes before it changes the state, for which the whole cluster has to be ready.
+  // Computes all of a segment that reads the state. Only when the whole cluster has done so may the state change.
   __device__ void read_state(const GradualSegment& s) const {
     const int outputs = s.width + (s.shortcut ? s.size : 0);
     const float* bias = field<float>(s.first_bias);

@@ -30,7 +30,7 @@ __device__ inline void pool_features(const HeadParams& p, const GroupRef* groups
   }
 }
 
-// Of a map with some channels live: their features side by side. Marks them in `masks`.
+// Pools the live channels of a map, whose features lie side by side, and marks these channels in `masks`.
 template <class T>
 __device__ inline void pool_listed(const HeadParams& p, const uint16_t* list, int count, const T* map, float* features,
                                    unsigned* masks) {
@@ -52,7 +52,7 @@ __device__ inline void pool_listed(const HeadParams& p, const uint16_t* list, in
   }
 }
 
-// All features, those of channels without data included, as the open gates scale and shift them.
+// Scales and shifts all features, those of channels without data included, as the open gates say.
 template <class T>
 __device__ inline void shape_by_path(const HeadParams& p, const GroupRef* groups, const Live& live, const T* state,
                                      int sample, float* features) {

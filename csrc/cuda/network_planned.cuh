@@ -322,7 +322,8 @@ void NetworkRun<T>::resident_stage(const StageRun& run) {
   if (!s_.chains.empty()) behind = s_.chains[run.end - 1];
   gates.insert(gates.end(), behind.begin(), behind.end());
   p.gates = unit_gates(gates);
-  // Those on the way read the map at hand.
+  // The gates within the run read the map that a block is working on; those behind it all read one, of so many
+  // channels.
   if (!behind.empty()) p.gates.channels = static_cast<int32_t>(plan_.code[behind[0].instruction].in_channels);
   const int64_t blocks = call_.batch * run.blocks();
   start<resident_stage_kernel<T>>(blocks, 1, kStageThreads, run.shared_bytes(), p, run.blocks());

@@ -242,7 +242,7 @@ struct Conv2dParams {
   Chosen inputs, filters;
   const uint8_t* mask;  // [B][mask_stride] at the first filter, or null
   int32_t mask_stride;
-  bool off_look;         // filters that are off need a look where they are not computed
+  bool off_look;         // the kernel must also store what filters leave that are off
   const int64_t* order;  // [B] samples with equal masks side by side, or null
   const int32_t* alike;  // [B] the first sample with equal masks, or null
   int32_t items;         // tiles of all samples and columns; samples that are packed count once

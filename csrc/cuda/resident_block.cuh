@@ -6,7 +6,7 @@
 
 namespace dsn::cuda {
 
-// What a tile's layer left, `sums` [warp][columns], to every block of the cluster: received[rank][columns] there.
+// Sends a tile's channel sums, `sums` [warp][columns] added up, to every block of the cluster: received[rank][columns].
 __device__ inline void send_sums(const float* sums, int columns, int rank, int blocks, float* received) {
   for (int i = threadIdx.x; i < blocks * columns; i += blockDim.x) {
     const int to = i / columns, c = i % columns;

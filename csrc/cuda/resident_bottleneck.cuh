@@ -124,8 +124,8 @@ struct BottleneckBlock {
       for (int i = 0; i < kNt * 4; ++i) values[i] += parts[((warp + other) * kNt * 4 + i) * 32 + lane];
   }
 
-  // A convolution's filters that are on: visit(pixel, filter, value with its bias). Warps take 16 pixels and kNt tiles
-  // of filters each; where there are fewer of these, several share the k-steps of one.
+  // Computes the filters that are on and calls visit(pixel, filter, value with its bias) for each. Warps take 16 pixels
+  // and kNt tiles of filters each; where there are fewer of these, several share the k-steps of one.
   template <int kTaps, class Operands, class Visit>
   __device__ void convolve(Operands operands, int unit, int conv, Visit visit) const {
     const int warp = threadIdx.x / 32, n = chosen(unit, conv), tiles = (n + 7) / 8, across = (tiles + kNt - 1) / kNt;

@@ -10,13 +10,13 @@
 
 namespace dsn::cuda {
 
-// What a walk keeps from one unit to the next.
+// The state of a block that walks the units, kept from one to the next.
 struct StageWalk {
   const StageParams& p;
   int rank, sample;
   float *pooled, *hidden;
-  bool ran = false;       // some unit of the map at hand
-  bool entering = false;  // the unit that leads to the next one
+  bool ran = false;       // some unit of this map ran
+  bool entering = false;  // the unit that leads to the next map runs
   unsigned long long macs = 0;
 
   // Starts to copy a gate's weights.
@@ -65,7 +65,8 @@ __device__ void walk_map(StageWalk& walk, int index) {
   };
   int u = map.first_unit;
   const int end = u + map.units;
-  // What the next unit begins with: on the next map its gate alone, since the weights lie elsewhere there.
+  // Starts to copy what the next unit begins with. If it lies on the next map, that is its gate alone, since a map has
+  // places of its own for weights.
   auto fetch_next = [&] {
     if (u + 1 < end)
       fetch_unit(u + 1);
@@ -163,7 +164,8 @@ __global__ void __launch_bounds__(kStageThreads, 1) resident_stage_kernel(const 
   ptx::cp_async_wait<0>();
   __syncthreads();
   if (walk.rank != 0) return;
-  // What the launches behind this one begin with, and the gates that read the last map and no other.
+  // The first block leaves what later launches begin with, and decides the gates behind the run, which read the last
+  // map.
   const StageMap& last = p.at[p.maps - 1];
   for (int i = threadIdx.x; i < last.map.channels && walk.ran && p.pooled; i += kStageThreads)
     p.pooled[static_cast<int64_t>(sample) * last.map.channels + i] = walk.pooled[i];

@@ -79,7 +79,7 @@ __device__ inline Live find_live(const Source& s, int sample, GroupRef* groups, 
   return live;
 }
 
-// What the block agrees on; the rest of shared memory is placed by the host.
+// The threads of a block share this at the front of shared memory; the host places the rest.
 struct BlockHeader {
   int sample;
   Live live;

@@ -1,4 +1,4 @@
-// What those share that join a plan's regions to runs, which one launch may walk.
+// Shared by what joins a plan's regions to runs, each of which one launch may walk.
 #pragma once
 
 #include <algorithm>

@@ -94,7 +94,7 @@ struct ConvStep {
   ConvTile tile;
   bool packed = false;     // chosen filters are stored side by side
   bool scattered = false;  // inputs that hold data are in their places
-  bool off_look = false;   // filters that are off need a look
+  bool off_look = false;   // the kernel must also store what filters leave that are off
   int walk = 0;            // tiles side by side that a block does; 0: any
 };
 

@@ -33,8 +33,8 @@ __device__ inline void multiply_taps(const T* pixel, int down, int row_pitch, in
   }
 }
 
-// The same of a 3x3 of stride 1, with 16-bit elements: a row of pixels, half of what an instruction takes, is loaded
-// once and serves all of the window's rows.
+// As multiply_taps for a 3x3 of stride 1. With 16-bit elements a row of pixels, half of what an instruction takes, is
+// loaded once and serves all of the window's rows.
 template <class T, int kMt, int kNt>
 __device__ inline void multiply_window(const T* pixel, int row_pitch, int cell, const Weights<T>& weights, int column,
                                        int first, int every, Accumulator<kMt, kNt>& d) {
@@ -141,20 +141,20 @@ struct StageBlock {
     }
     copy_floats(shared_memory<float>(at_bias), field<float>(bias) + column_part * p.columns, p.columns);
   }
-  // Of a unit's first or second convolution, of a map with so many groups.
+  // Starts to copy the weights of a unit's first or second convolution, of a map with so many groups.
   __device__ void fetch_conv(const StageUnit& unit, int conv, int groups) const {
     fetch(unit.weight[conv], unit.bias[conv], 9 * groups, p.at_weights + conv * p.weight_bytes,
           p.at_bias + conv * p.bias_bytes);
     ptx::cp_async_commit();
   }
-  // Of the shortcut that leads to this map.
+  // Starts to copy the weights of the shortcut that leads to this map.
   __device__ void fetch_shortcut(int groups) const {
     fetch(p.shortcut, p.shortcut_bias, groups, p.at_shortcut, p.at_bias + 2 * p.bias_bytes);
     ptx::cp_async_commit();
   }
 
-  // Two channels of a pixel, for all blocks in whose frame it lies. What pads k-steps stays zero: there an infinite
-  // input gives no number.
+  // Writes two channels of a pixel to all blocks in whose frame it lies. The padding of k-steps stays zero, or an
+  // infinite value there would make a NaN of its product with a zero weight.
   __device__ void write(T* frame, int y, int x, int column, float v0, float v1) const {
     if (column >= p.map.channels) return;
     auto put = [&](int part, int row) {
@@ -223,7 +223,8 @@ struct StageBlock {
       if (p.split > 1) break;
     }
   }
-  // A warp's channel sums to every block: the eight groups of lanes that have the same channels take a block each.
+  // Sends a warp's channel sums to every block: the eight groups of lanes that have the same channels take a block
+  // each.
   __device__ void send(const float (&sum)[kNt][2], int place, int column) const {
 #pragma unroll
     for (int nt = 0; nt < kNt; ++nt)
@@ -236,7 +237,8 @@ struct StageBlock {
       }
   }
 
-  // The products of a frame's 3x3, and of the 1x1 and the 3x3 of stride 2 of the map before.
+  // `window` multiplies for a 3x3 within a frame, `strided` for the 1x1 and the 3x3 of stride 2 that read the map
+  // before.
   __device__ auto window(const T* frame, int conv) const {
     return [this, frame, conv](int y, int x, int column, int first, Accumulator<kMt, kNt>& d) {
       const Weights<T> weights{shared_memory<T>(p.at_weights + conv * p.weight_bytes), p.groups, p.weight_pitch};
@@ -269,7 +271,7 @@ struct StageBlock {
       return v;
     });
   }
-  // Of the map before: the shortcut, and the first convolution of a unit that runs.
+  // Computes from the map before: the shortcut always, the unit's first convolution if it runs.
   __device__ void enter(int groups, bool runs) const {
     convolve(2, all.pools && !runs, strided<1>(p.at_shortcut, groups),
              [&](int y, int x, int channel, float v0, float v1) {
@@ -277,7 +279,7 @@ struct StageBlock {
                return float2{v0, v1};
              });
     if (!runs) return;
-    __syncthreads();  // what warps shared is added up
+    __syncthreads();  // the sums that warps share have been added up
     convolve(0, false, strided<9>(p.at_weights, groups), into(mid));
   }
   // The pooled vector of what was written, behind the cluster's barrier.

@@ -49,7 +49,7 @@ StageRun stage_unit(const Plan& plan, int64_t begin, int64_t end) {
   return run;
 }
 
-// Of the gates of a run's units, none if there are none.
+// The kind that all gates of a run's units have; kNone if there are none.
 GateKind kind_of(const Plan& plan, const StageRun& run) {
   for (const StageRun::OneMap& map : run.maps)
     for (const StageRun::Unit& unit : map.units)

@@ -16,13 +16,13 @@ __device__ inline float warp_dot(const float* a, const float* b, int n) {
 
 constexpr int kHiddenState = 2 * gate::kEmbedding;  // hidden, cell
 
-// What a gate's score is held against; forced: 0 shut, 1 open, -1 neither.
+// A gate opens if its score exceeds the threshold, unless it is forced: 0 shut, 1 open, -1 not forced.
 struct GateLimit {
   float threshold;
   int forced;
 };
 
-// What a gate computes with: its own weights and those of the LSTM that recurrent ones share.
+// A gate's own weights, and those of the LSTM that recurrent gates share.
 struct GateWeights {
   const float *weight, *bias;
   Recurrence shared;
@@ -41,7 +41,7 @@ __device__ inline GateWeights weights_of(const UnitGates& g, const UnitGate& uni
 }
 
 // One step of the LSTM that all gates of a network share, in two parts; `state` is [kHiddenState], `pre` [4 kEmbedding]
-// of shared memory. What it adds from its own state to its gates' sums; the block's last two warps call it.
+// of shared memory. The first part sums what the state gives; the block's last two warps call it.
 __device__ inline void recur_state(const Recurrence& shared, bool first, const float* state, float* pre) {
   constexpr int n = gate::kEmbedding;
   const int i = static_cast<int>(threadIdx.x) - (static_cast<int>(blockDim.x) - 64);
@@ -50,7 +50,7 @@ __device__ inline void recur_state(const Recurrence& shared, bool first, const f
   for (int k = 0; k < n && !first; ++k) z = fmaf(shared.hidden[i * n + k], state[k], z);
   pre[i] = z;
 }
-// The rest, from the embedded input; returns the logit. One warp calls it.
+// The second part adds the embedded input and returns the logit. One warp calls it.
 __device__ inline float recur(const Recurrence& shared, bool first, float* state, const float* embedded, float* pre) {
   constexpr int n = gate::kEmbedding;
   const int lane = threadIdx.x % 32;
@@ -111,8 +111,8 @@ __device__ inline bool decide_unit(const UnitGates& g, int i, const GateWeights&
   return scratch[0] != 0;
 }
 
-// Decides a sample's gates in order from g.unit[first] on, up to the first that opens; how many those were. As
-// decide_unit.
+// Decides a sample's gates in order from g.unit[first] on, up to the first that opens, and returns how many it decided.
+// The whole block calls it, as it calls decide_unit.
 __device__ inline int decide_units(const UnitGates& g, int first, const float* pooled, float* state, int sample,
                                    float* scratch) {
   int next = first;
@@ -124,7 +124,7 @@ __device__ inline int decide_units(const UnitGates& g, int first, const float* p
   return next - first;
 }
 
-// All of them, with the LSTM's state where it lies between launches; counts their MACs.
+// Decides all of a sample's gates, with the LSTM's state where it lies between launches, and counts their MACs.
 __device__ inline void decide_units(const UnitGates& g, const float* pooled, int sample, unsigned long long* macs,
                                     float* scratch) {
   float* state = g.hidden ? g.hidden + static_cast<int64_t>(sample) * kHiddenState : nullptr;

@@ -31,7 +31,7 @@ def fold(norm: nn.Module) -> Affine:
 
 
 def relu_alone(channels: int) -> Affine:
-    """What stands before a convolution behind a ReLU without a batch norm."""
+    """The identity, for a convolution behind a ReLU that has no batch norm before it."""
     return Affine(torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
 
 
@@ -46,7 +46,7 @@ def folded_conv(conv: Any, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
 
 
 def window_of(conv: Any) -> Window:
-    """Of a convolution or pool.
+    """The window of a convolution or pool.
 
     Raises:
         UserError: the convolution is grouped or dilated, or its strides or padding are of a kind that is not served.

@@ -108,7 +108,7 @@ class ResidualBuilder(GraphBuilder):
         self.add(Gate(weight=weight, bias=bias, recurrence=shared, follows=shared is not None and index > 0, **fields))
 
     def _add_gate_convolutions(self, gate: Any, x: int) -> int:
-        """Those of a feed-forward gate; returns the map that it pools."""
+        """Adds the convolutions of a feed-forward gate; returns the map that it pools."""
         channels, side = self.channels(x), self.side(x)
         fields: dict[str, Any] = {"relu": True, "exact": True, "where": "gate"}
         if gate.deep:

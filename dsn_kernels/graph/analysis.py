@@ -52,7 +52,7 @@ class Reads:
 
 
 def chosen_channels(mask: int, channels: int) -> list[Gates]:
-    """Of channels that a mask chooses, which begins at gate ``mask``; -1: there is none."""
+    """The gates of channels that a mask chooses, which begins at gate ``mask``; -1: no mask chooses."""
     return [(mask + c,) if mask >= 0 else () for c in range(channels)]
 
 
@@ -171,7 +171,7 @@ def trace(graph: Graph, gates: Tensor) -> Iterator[Work]:
 
 
 def _layer_macs(block: DenseBlock, pixels: int, live: Tensor) -> Tensor:
-    """Of a layer that runs, its gate not counted; ``live``: input channels that hold data, int64 [B]."""
+    """MACs of a layer that runs, its gate not counted; ``live``: input channels that hold data, int64 [B]."""
     width = block.bottleneck
     if not width:
         return pixels * 9 * live * block.out_channels
@@ -181,7 +181,7 @@ def _layer_macs(block: DenseBlock, pixels: int, live: Tensor) -> Tensor:
 
 
 def _node_macs(graph: Graph, node: Node, inputs: Tensor) -> int | Tensor:
-    """Of a node that always runs; ``inputs``: channels that it reads and that hold data, int64 [B]."""
+    """MACs of a node that always runs; ``inputs``: channels that it reads and that hold data, int64 [B]."""
     if isinstance(node, Stem):
         return graph.maps[node.dst].pixels * 9 * node.in_channels * node.out_channels
     if isinstance(node, Transition):

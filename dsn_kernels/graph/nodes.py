@@ -36,8 +36,11 @@ class Affine(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Of a convolution or pool: ``pad_rows`` and ``pad_columns`` zeros lie before the map and as many behind it; if
-    negative, so many of the map's own pixels are passed over."""
+    """The pixels that a convolution or pool reads.
+
+    ``pad_rows`` and ``pad_columns`` zeros lie before the map and as many behind it; if negative, so many of the map's
+    own pixels are passed over.
+    """
 
     rows: int
     columns: int
@@ -56,7 +59,7 @@ class Window(NamedTuple):
         return self.rows == self.columns and self.rows in (1, 3) and self.stride in (1, 2) and centred
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Of the map that it leaves of one of ``height`` x ``width``."""
+        """Height and width of what it leaves of a map of ``height`` x ``width``."""
         return (
             (height + 2 * self.pad_rows - self.rows) // self.stride + 1,
             (width + 2 * self.pad_columns - self.columns) // self.stride + 1,
@@ -157,7 +160,7 @@ class DenseBlock(Node):
         return self.out_channels if self.merge == "concat" else 0
 
     def channels_before(self, layer: int) -> int:
-        """Of the state that a layer reads."""
+        """Channels of the state that a layer reads."""
         return self.in_channels + layer * self.added
 
 
@@ -346,7 +349,7 @@ class Linear(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tanh(Node):
-    """Of the first ``in_channels`` of ``src``, in place."""
+    """The hyperbolic tangent of the first ``in_channels`` of ``src``, in place."""
 
     op = "tanh"
 

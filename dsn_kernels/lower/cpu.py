@@ -95,7 +95,7 @@ class _Lowering:
         return {"weights": self.size - size}
 
     def _add_once(self, source: object, layout: _Layout, **values: Tensor) -> Fields:
-        """As :meth:`_add`, of what several nodes share: by ``source``, one of their attributes."""
+        """As :meth:`_add`, but once for all nodes that share ``source``, one of their attributes."""
         if id(source) not in self._shared:
             self._shared[id(source)] = self._add(layout, **values)
         return self._shared[id(source)]

@@ -26,7 +26,7 @@ def run(network: Any, images: Tensor, gates: Mapping[str, Tensor] | None = None)
 
 
 def gate_counts(model: Any) -> dict[str, int]:
-    """Number of gates by their name in ``last_gates``, of a reference or a twin; empty for a network without gates."""
+    """Number of gates by their name in ``last_gates``, of a reference or accelerated network; empty without gates."""
     layers = getattr(model, "layers", {})
     return dict(getattr(model, "gate_counts", layers if isinstance(layers, dict) else {}))
 

@@ -112,7 +112,7 @@ class PlanRunner(nn.Module):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a pickle, which may come from another build."""
+        """Takes a pickle's state, which may come from another build."""
         self.set_extra_state({"format": int(state["own"].words[0])})
         super().__setstate__(state)
 

@@ -24,7 +24,7 @@ class Target:
 
     @property
     def map_dtype(self) -> torch.dtype:
-        """Of the maps between the parts of a network, and of what enters its graph."""
+        """The dtype of maps between the parts of a network, and of what enters its graph."""
         return torch.float32 if self.backend == "cpu" else self.dtype
 
 

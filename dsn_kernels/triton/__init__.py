@@ -1,4 +1,4 @@
-"""The operators in Triton: for GPUs without nvcc, for AMD, and for tests in Triton's interpreter.
+"""A graph in Triton: for GPUs without nvcc, for AMD, and for tests in Triton's interpreter.
 
 Triton is imported when a kernel is first needed; :func:`resolve_device` says why it cannot be.
 """
@@ -17,7 +17,7 @@ _SWITCH = ("", "0", "false", "off", "1", "true", "on")
 
 
 def version() -> str | None:
-    """Of the Triton that is installed."""
+    """The version of the Triton that is installed."""
     for name in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):  # as PyTorch's builds call it
         try:
             return importlib.metadata.version(name)

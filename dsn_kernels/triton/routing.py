@@ -33,7 +33,7 @@ def select_samples(words, word_count, batch, place):
 
 @triton.jit
 def select_group(offsets, batch, tile, UNIT_COUNT: tl.constexpr, UNITS: tl.constexpr):
-    """Of tile number ``tile``, where a group's tiles follow those of the group before: the group's first place, -1 if
+    """Finds tile number ``tile``, where a group's tiles follow those of the one before: the group's first place, -1 if
     there is no such tile; which of its units [UNITS] the tile holds; and how many samples it has."""
     i = tl.arange(0, 64)
     own = -1

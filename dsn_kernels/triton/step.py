@@ -142,8 +142,8 @@ class Step(nn.Module):
         self._lists: dict[str, int] = {}
 
     def _inputs(self, run: Run, m: Map, layout: Channels) -> tuple[Tensor | None, Tensor | None, int]:
-        """What of a map holds data: groups that a dense block listed or channels that masks chose, their count, and the
-        channels of a group."""
+        """The channels of a map that hold data: groups that a dense block listed or channels that masks chose, their
+        count, and the channels of a group."""
         if self.inputs < 0:
             return m.live, m.live_counts, layout.group
         return *run.chosen(self.inputs), 1

@@ -29,7 +29,7 @@ def sweep(
     *,
     on_step: Callable[[str, float], None] = lambda text, fraction: None,
 ) -> dict[str, Any]:
-    """Sweeps the gate thresholds of ``model``; the figure 4 of Dual Skipping Networks, with its latency twin.
+    """Sweeps the gate thresholds of ``model``; figure 4 of Dual Skipping Networks, and the same over latency.
 
     One half of ``data``, drawn at random, is swept and picks; the other checks the pick. Latency is timed on the
     points of the Pareto front, on up to 128 batches of images each, in turns; from there ``base_ms + ms_per_mac x

@@ -104,7 +104,7 @@ def controls(
         dataset: labelled images. ``search_images`` of them, drawn at random and at most a quarter, serve the search for
             the static pattern; the others are what every control is measured on.
         task: "both" for networks of two branches, else the network's task.
-        network: runs in the model's place, such as its accelerated twin.
+        network: runs in the model's place, such as the same network, accelerated.
         batch: images at a time.
         search_steps: patterns that the search may try beyond those it begins with.
         seed: of all that is drawn.

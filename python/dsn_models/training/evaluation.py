@@ -25,7 +25,7 @@ def evaluate(
     """Accuracy and, of gated networks, the fraction of layers skipped.
 
     Args:
-        model: in eval mode; a network of two branches, its accelerated twin, or one of one task. A gated one leaves
+        model: in eval mode; a network of two branches, accelerated or not, or one of one task. A gated one leaves
             ``last_gates``, uint8 [B, L] by branch, or under any one name if it has one task.
         dataset: read in order.
         task: "both" for networks of two branches, else the network's task.

@@ -75,7 +75,7 @@ def attacked_accuracy(
     the maximum norm, clipped to [0, 1].
 
     Args:
-        model: reference model in eval mode; accelerated twins have no gradient.
+        model: reference model in eval mode; accelerated networks have no gradient.
         dataset: its first images are attacked.
         attack: "fgsm" or "pgd".
         epsilon: largest change of a pixel, of 1.
