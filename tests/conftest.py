@@ -20,15 +20,20 @@ from tests.networks import QUICK, zoo_name
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-QUICK_CASES = 3  # of each test
+QUICK_CASES = 2  # of a test that is for no network in particular; of others, one for each of `QUICK`
 
 
-def _fits(item):
-    """Whether a case is in float32, and of a network that `make quick` knows, as far as it has these."""
-    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    dtypes = [value for value in values if isinstance(value, torch.dtype)]
-    networks = [name for name in map(zoo_name, values) if name]
-    return all(dtype == torch.float32 for dtype in dtypes) and set(networks) <= set(QUICK)
+def _quick_cases(cases):
+    """Of one test: in float32 and on the networks that `make quick` knows, as far as it has these."""
+    fitting, count = [], collections.Counter()
+    for case in cases:
+        values = case.callspec.params.values() if hasattr(case, "callspec") else ()
+        networks = frozenset(filter(None, map(zoo_name, values)))
+        other_type = any(isinstance(value, torch.dtype) and value != torch.float32 for value in values)
+        count[networks] += 1
+        if networks <= set(QUICK) and not other_type and count[networks] <= (1 if networks else QUICK_CASES):
+            fitting.append(case)
+    return fitting or cases[:1]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
@@ -41,7 +46,7 @@ def pytest_collection_modifyitems(items):
         elif not any(item.get_closest_marker(name) for name in ("slow", "long")):
             tests[item.path, item.originalname].append(item)
     for cases in tests.values():
-        for item in ([case for case in cases if _fits(case)] or cases)[:QUICK_CASES]:
+        for item in _quick_cases(cases):
             item.add_marker("quick")
 
 

@@ -31,6 +31,7 @@ class OwnNetwork(nn.Module):
         return self.head(self.dense(torch.tanh(self.gradual(self.stages(self.stem(x))))))
 
 
+@pytest.mark.long
 @torch.inference_mode()
 def test_a_users_network_of_blocks_of_several_families():
     torch.manual_seed(0)

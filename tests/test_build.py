@@ -55,6 +55,7 @@ def test_build_info():
     assert bool(info["cuda_archs"]) == info["cuda"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("isa", ["generic", "avx2"])
 def test_the_instruction_set_is_chosen_at_run_time(isa):
     best = dsn_kernels._C.build_info()["isa"]

@@ -12,7 +12,7 @@ from csrc.simt.host_runner import load_simt
 from dsn_kernels.measure import Latency
 from dsn_kernels.measure.rows import bench_row
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

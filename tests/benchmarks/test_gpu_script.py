@@ -53,6 +53,7 @@ def test_usage():
     assert (done.returncode, done.stderr) == (2, "no interpreter no-such-python; set PYTHON to one that has torch\n")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_one_line(tmp_path):
     done = shell(str(tmp_path))
@@ -70,6 +71,7 @@ def test_phases_leave_time_to_those_behind():
     assert all(step.seconds >= 30 for phase in steps.values() for step in phase)
 
 
+@pytest.mark.long
 def test_every_kernel_has_a_kind():
     """What plans launch, but for what no network of the zoo has a launch of its own for."""
     plan, networks = module("gpu.plan"), module("gpu.networks")
@@ -85,6 +87,7 @@ def test_every_kernel_has_a_kind():
     assert kernels - elsewhere == {kernel for kind in plan.KINDS.values() for kernel in kind.kernels}
 
 
+@pytest.mark.long
 def test_a_job_that_kills_itself_or_prints_is_no_trouble(tmp_path):
     """Processes by themselves: what they reported before they died is kept."""
     run, process, plan = module("gpu.run"), module("gpu.process"), module("gpu.plan")
@@ -156,6 +159,7 @@ def test_the_sanitizer_is_found_in_the_toolkit(tmp_path, monkeypatch):
         sanitizer.find()
 
 
+@pytest.mark.long
 def test_nothing_that_the_script_imports_needs_kornia_or_pydantic(subprocess_python):
     jobs = sorted(path.stem for path in (BENCHMARKS / "gpu").glob("*.py") if path.stem != "__init__")
     code = f"""

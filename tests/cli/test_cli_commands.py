@@ -12,6 +12,7 @@ import dsn_kernels
 import dsn_models
 
 
+@pytest.mark.long
 def test_demo_as_a_new_user(dsn, checkpoint, tmp_path):
     status, out, err = dsn("demo", "--checkpoint", checkpoint, "--images", 64, "--seconds", 0, "--threads", 1)
     assert status == 0, err
@@ -22,6 +23,7 @@ def test_demo_as_a_new_user(dsn, checkpoint, tmp_path):
     assert (tmp_path / "dsn-demo.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.long
 def test_demo_json(dsn, checkpoint, tmp_path):
     arguments = ("--checkpoint", checkpoint, "--images", 64, "--seconds", 0, "--report", "other.html")
     status, out, _ = dsn("demo", *arguments, "--json", "-")
@@ -67,6 +69,7 @@ def test_eval_on_a_folder_of_images(dsn, tmp_path):
     assert status == 2 and "the model has 3 fine classes, the data 2" in err
 
 
+@pytest.mark.long
 def test_train_takes_overrides_and_resumes(dsn, recipe):
     status, out, _ = dsn("train", recipe, "--epochs", 1, "--seed", 7)
     assert status == 0 and "runs/tiny/tiny.safetensors" in out
@@ -123,6 +126,7 @@ def test_bench_by_name_and_without_data(dsn, bare_checkpoint):
     assert status == 0 and len(json.loads(out)["rows"]) == 1
 
 
+@pytest.mark.long
 def test_bench_of_other_families(dsn):
     fast = ("--batch", "1", "--against", "eager", "--seconds", 0, "--json", "-")
     sizes = ("--option", "widths=24,30,36", "--option", "segments=4,5,6")

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 import dsn_models
 
 DATA = ("--kind", "navon-sklearn", "--images", 40, "--threads", 1)
 
 
+@pytest.mark.long
 def test_controls_of_a_dual_network(dsn, checkpoint):
     status, out, err = dsn("eval", checkpoint, *DATA, "--controls", "--json", "-")
     assert status == 0, err

@@ -46,6 +46,7 @@ def test_not_a_number_is_no_number_of_seconds():
     assert finite(0.5) == 0.5
 
 
+@pytest.mark.long
 def test_a_class_without_images_is_told_by_its_shortened_name(dsn, folder):
     for path in (folder / "data" / "test" / CLASSES[3]).iterdir():
         path.unlink()

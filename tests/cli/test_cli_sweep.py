@@ -43,6 +43,7 @@ def test_budget_writes_the_operating_point(dsn, checkpoint, tmp_path):
     assert checkpoints.read_metadata("own.safetensors")["operating_point"] == facts["operating_point"]
 
 
+@pytest.mark.long
 def test_report(dsn, checkpoint, tmp_path, monkeypatch):
     opened = []
     browser = type("Browser", (), {"open": lambda self, url: opened.append(url)})()
@@ -56,6 +57,7 @@ def test_report(dsn, checkpoint, tmp_path, monkeypatch):
     assert opened == [(tmp_path / "dsn-report.html").as_uri()]
 
 
+@pytest.mark.long
 def test_report_without_a_browser_is_written_all_the_same(dsn, checkpoint, tmp_path, monkeypatch):
     def none():
         raise webbrowser.Error("could not locate runnable browser")
@@ -95,6 +97,7 @@ def skipnet():
     return dsn_models.save(dsn_models.create("skipnet-38-rnn", stage_units=(1, 1, 1)), "skipnet.safetensors")
 
 
+@pytest.mark.long
 def test_other_data(dsn, skipnet, cifar):
     options = ("--kind", "cifar-10-jpeg", "--task", "fine", *QUICK, "--data")
     status, _, err = dsn("report", skipnet, *options, cifar([*range(9), 0, 3]), "--sweep-steps", 0)

@@ -50,6 +50,7 @@ def test_any_order_of_threads(place, case, clusters, seed):
     assert torch.equal(first, again), "sums have a fixed order"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_launch_for_each_layer(host, pattern, dtype):

@@ -15,10 +15,21 @@ from dsn_kernels import _C
 from dsn_kernels import graph as g
 from dsn_kernels.lower.cuda import lower
 from dsn_kernels.runtime import PlanRunner, make_runner
-from tests.networks import PLANNED, make_images, make_planned, random_gates
+from tests.networks import PLANNED, QUICK, make_images, make_planned, random_gates, zoo_name
 
 BFLOAT16 = ("resnet-preact", "skipnet-rnn", "gaternet-all", "gunn")  # the same code as float16's but for a type
-CASES = [(n, t) for n in PLANNED for t in (torch.float32, torch.float16)] + [(n, torch.bfloat16) for n in BFLOAT16]
+
+
+def nightly_unless(kept, *values):
+    return pytest.param(*values, marks=() if kept else pytest.mark.slow)
+
+
+def is_quick(name):
+    return zoo_name(name) in QUICK
+
+
+CASES = [nightly_unless(is_quick(name), name, torch.float32) for name in PLANNED]
+CASES += [(name, torch.float16) for name in PLANNED] + [(name, torch.bfloat16) for name in BFLOAT16]
 MASKED = [
     name
     for name in PLANNED
@@ -183,7 +194,10 @@ NEARLY = ("gaternet-all", "gaternet-preact", "gaternet-inception")  # of some ma
 
 @pytest.mark.parametrize(
     ("name", "density"),
-    [*((name, d) for name in GATED + MASKED for d in (0.0, 0.5, 1.0)), *((name, 0.93) for name in NEARLY)],
+    [
+        *(nightly_unless(is_quick(n) or d == 0.5, n, d) for n in GATED + MASKED for d in (0.0, 0.5, 1.0)),
+        *((name, 0.93) for name in NEARLY),
+    ],
 )
 def test_forced_gates(place, name, density):
     place.seeded(3)

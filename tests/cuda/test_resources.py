@@ -43,6 +43,7 @@ def check(source):
     return subprocess.run([sys.executable, SCRIPT, "--archs", "9.0a", source], capture_output=True, text=True)
 
 
+@pytest.mark.long
 @needs_nvcc
 def test_a_kernel_that_spills_is_told(tmp_path):
     source = tmp_path / "spills.cu"
@@ -60,6 +61,7 @@ def test_a_kernel_that_does_not(tmp_path):
     assert "1 kernels, 0 with a stack frame or spills" in report.stdout
 
 
+@pytest.mark.long
 @needs_nvcc
 def test_the_build_can_be_told_to_fail_on_spills(tmp_path):
     """The assembler's options of CHECK_SPILLS, which `make test` sets."""

@@ -42,6 +42,7 @@ def test_agrees_with_eager_on_a_dual_network(name, dense):
     assert [tuple(y.shape) for y in got] == [(2, 20), (2, 100)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["compile", "freeze"])
 def test_compiles(name):
     torch.manual_seed(0)

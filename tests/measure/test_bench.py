@@ -159,6 +159,7 @@ def test_every_gated_family(name):
 GRADUAL = {"widths": (24, 30, 36), "segments": (4, 5, 6)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, options", [("resnet-20", {}), ("gunn-15", GRADUAL)])
 def test_families_without_gates(name, options):
     model = dsn_models.create(name, **options)
@@ -168,6 +169,7 @@ def test_families_without_gates(name, options):
         bench(model, name, settings(["random:0.5"]))
 
 
+@pytest.mark.long
 def test_baseline_of_another_model():
     gunn, sunn = (dsn_models.create(name, **GRADUAL).eval() for name in ("gunn-15", "sunn-15"))
     document = bench(gunn, "gunn", settings(["open"], batches=(1,), against=("eager",)), baseline_model=sunn)

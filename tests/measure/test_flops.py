@@ -33,6 +33,7 @@ def test_dense_macs_are_those_that_torch_counts(model):
     assert dsn_kernels.accelerate(model).dense_macs == count_dense(model)
 
 
+@pytest.mark.long
 def test_concat_bc_100_as_published():
     assert count_dense(dsn_models.create("concat-bc-100")) == 588_362_832
 

@@ -41,6 +41,7 @@ def test_ranges_of_cores():
     assert machine._ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
 
 
+@pytest.mark.long
 def test_peak_memory_grows_with_the_batch():
     model = dsn_models.create("resnet-20", stage_units=(1, 1, 1)).eval()
     small, large = (peak_memory(name, model, torch.zeros(n, 3, 32, 32)) for name, n in ((OURS, 1), ("eager", 256)))
@@ -48,6 +49,7 @@ def test_peak_memory_grows_with_the_batch():
     assert 0 <= small["mib"] < 64 and large["mib"] > 32
 
 
+@pytest.mark.long
 def test_memory_of_what_cannot_be_built():
     broken = torch.nn.Conv2d(4, 4, 1)
     assert "not_available" in peak_memory("eager", broken, torch.zeros(1, 3, 8, 8))

@@ -39,6 +39,7 @@ def test_arrivals_have_the_rate_and_follow_the_seed():
     assert len(poisson_arrivals(0.1, 1.0, seed=0)) == 1
 
 
+@pytest.mark.long
 def test_document_and_figure():
     torch.manual_seed(0)
     model = dsn_models.create("dsn-navon", image_size=16, block_layers=(1, 1)).eval()

@@ -22,6 +22,7 @@ def half_open(model, branch):
     return torch.tensor([bool(gate.linear.weight.any()) for gate in gates])
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_harm_is_the_rise_of_the_loss():
     model = make_small("concat-40", classes=(3, 5))
@@ -42,6 +43,7 @@ def test_harm_is_the_rise_of_the_loss():
         assert (beside[name][:, 4] == 0).all()
 
 
+@pytest.mark.long
 def test_pooled_gates_begin_half_open_or_open():
     dataset = navon.from_sklearn(True, 32)
     model = make_small("dsn-navon", image_size=64)
@@ -59,6 +61,7 @@ def test_pooled_gates_begin_half_open_or_open():
     assert not model.training
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_recentred_pooled_gates_are_open_for_half_of_the_images_again():
     dataset = navon.from_sklearn(True, 32)
@@ -78,6 +81,7 @@ def test_recentred_pooled_gates_are_open_for_half_of_the_images_again():
     assert not model.training
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "drift"), [("skipnet-38-rnn", 8.0), ("skipnet-38-ff", 30.0)])
 def test_few_unit_gates_share_the_skipping_and_come_back_to_it(name, drift):
     dataset = navon.from_sklearn(True, 64, canvas=16, glyph=4)

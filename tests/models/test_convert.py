@@ -188,6 +188,7 @@ def test_torchvision_resnet_keys(tmp_path, name, tensors):
     assert all(torch.equal(value, own[key]) for key, value in again.state_dict().items())
 
 
+@pytest.mark.long
 def test_densenet_121(tmp_path):
     from test_torchvision_weights import torchvision_state_dict
 

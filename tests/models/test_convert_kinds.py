@@ -194,6 +194,7 @@ def test_other_classes_and_channels(save, options, std):
     assert found.model(images).shape == (1, config.classes)
 
 
+@pytest.mark.long
 def test_a_densenet_of_grey_images_old_keys_and_what_dsn_121_leaves_untrained(save, tmp_path):
     state = torchvision_state_dict()
     state["features.conv0.weight"] = state["features.conv0.weight"][:, :1].clone()

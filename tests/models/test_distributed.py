@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
@@ -55,6 +56,7 @@ def work(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_gradients_and_statistics_of_two_processes_are_those_of_one(tmp_path):
     torch.multiprocessing.spawn(work, (str(tmp_path),), WORLD)
     network, images, weights = make_parts()
@@ -88,6 +90,7 @@ def assert_same_training(recipe, two, one):
     assert apart < 1e-3 * moved
 
 
+@pytest.mark.long
 def test_torchrun_ends_at_the_weights_of_one_process(tmp_path):
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(RECIPES["dsn"])
@@ -108,6 +111,7 @@ def train_in_two(rank, folder, names):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_every_family_ends_at_the_weights_of_one_process(tmp_path):
     torch.manual_seed(0)
     skipnet = dsn_models.create("skipnet-38-rnn", **tomllib.loads(SKIPNET)["options"])
@@ -122,6 +126,7 @@ def test_every_family_ends_at_the_weights_of_one_process(tmp_path):
         assert_same_training(recipe, tmp_path / "two" / name / "tiny.safetensors", one)
 
 
+@pytest.mark.long
 def test_a_batch_that_cannot_be_shared_is_refused_once(tmp_path):
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(DSN.replace("batch = 8", "batch = 7"))

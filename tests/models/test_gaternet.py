@@ -412,6 +412,7 @@ def test_calibrated_gates_begin_with_the_least_harmful_filters_off(backbone):
     assert bias.min() == -1 and bias.max() == 2
 
 
+@pytest.mark.long
 def test_filter_harm_by_finite_differences(backbone):
     """To first order: the change of the loss when one filter's mask shrinks."""
     recipe = Recipe.model_validate({**TINY, "init": backbone[1]})

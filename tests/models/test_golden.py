@@ -115,6 +115,7 @@ def test_gates(name):
     assert model.gate_counts == {"filters": GATES[name]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "expected", "digits"), MACS)
 def test_macs(name, expected, digits):
     assert round(zoo.summarise(name).macs / 1e9, digits) == expected

@@ -68,6 +68,7 @@ def test_recomputing_gives_autograds_gradients_and_counts_a_batch_once(training)
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.long
 def test_gradient_of_the_recomputing_function_by_finite_differences():
     layer = make_layer(sizes=(1, 2), units=1)
     x = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)

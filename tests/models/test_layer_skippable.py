@@ -77,6 +77,7 @@ def test_ranking_loss_by_hand():
     assert ranking_loss(torch.ones(3), multipliers, 0.1) == 0
 
 
+@pytest.mark.long
 def test_training_with_and_without_the_ranking_loss(tmp_path):
     weights = []
     for name, table in (("on", "[lsn]\nranking = 5.0\nmargin = 0.5"), ("off", "[lsn]\nranking = 0.0")):
@@ -86,6 +87,7 @@ def test_training_with_and_without_the_ranking_loss(tmp_path):
     assert not torch.equal(*gates)
 
 
+@pytest.mark.long
 def test_training_begins_with_a_dual_skipping_network(tmp_path):
     path = dsn_models.save(make_small("dsn-navon", block_layers=(1, 1, 1)), tmp_path / "dsn.safetensors")
     recipe = tmp_path / "tiny.toml"

@@ -47,6 +47,7 @@ def test_fgsm_by_hand(seen, gated):
     assert gated or result["fine"]["skipped"] == 0
 
 
+@pytest.mark.long
 def test_pgd_stays_in_its_ball_and_raises_the_loss(seen):
     model, dataset = make_small("dsn-navon"), make_data()
     first = attacked_accuracy(model, dataset, "pgd", epsilon=0.05, steps=4, batch=5)

@@ -154,6 +154,7 @@ def test_the_memory_format_stays(form):
     assert out.is_contiguous(memory_format=form)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["dsn-navon", "skipnet-38-rnn"])
 @torch.no_grad()
 def test_a_captured_graph_masks(name):

@@ -27,6 +27,7 @@ def batch_of(model, count=8):
     return images, {"fine": torch.arange(count) % 10, "coarse": torch.arange(count) % 2}
 
 
+@pytest.mark.long
 def test_backbone_then_supervised_then_reinforced(tmp_path):
     dense = train(dense_recipe(), None, tmp_path, progress=False)
     supervised = make_recipe("sp", init=str(dense), skipping={"begin": "open"})
@@ -165,6 +166,7 @@ def test_settled_gates_are_frozen_and_decide_as_in_inference():
     assert model.control.proj.weight.requires_grad and not model.gates[-1].weight.requires_grad
 
 
+@pytest.mark.long
 def test_held_gates_go_back_to_their_target():
     torch.manual_seed(0)
     model = dsn_models.create("skipnet-38-rnn", **OPTIONS).train()

@@ -55,6 +55,7 @@ class Interrupt:
         return self.step(optimiser, *args)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [2, 6, 9])
 def test_interrupted_and_resumed_is_as_if_nothing_happened(recipe, tmp_path, monkeypatch, steps):
     whole = dsn_models.load(run(recipe, tmp_path / "whole")).state_dict()
@@ -69,6 +70,7 @@ def test_interrupted_and_resumed_is_as_if_nothing_happened(recipe, tmp_path, mon
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 
 
+@pytest.mark.long
 def test_resume_refuses_another_recipe_and_a_damaged_state(recipe, tmp_path):
     run(recipe, tmp_path)
     recipe.write_text(TINY.replace("lr = 0.05", "lr = 0.01"))
@@ -81,6 +83,7 @@ def test_resume_refuses_another_recipe_and_a_damaged_state(recipe, tmp_path):
     run(recipe, tmp_path, resume=False)
 
 
+@pytest.mark.long
 def test_fine_tuning_begins_with_a_checkpoint(recipe, tmp_path):
     first = run(recipe, tmp_path / "first")
     text = TINY.replace('"dsn-navon"', f'"dsn-navon"\ninit = "{first}"').replace("lr = 0.05", "lr = 1e-12")
@@ -105,6 +108,7 @@ def test_a_start_of_other_classes_or_of_another_network_is_refused():
         objective.start_from(model, make_small("concat-40", classes=(10, 10)))
 
 
+@pytest.mark.long
 def test_settled_gates_keep_their_weights_and_decide_as_in_inference(recipe, tmp_path):
     first = run(recipe, tmp_path / "first")
     text = TINY.replace('"dsn-navon"', f'"dsn-navon"\ninit = "{first}"').replace(
@@ -212,6 +216,7 @@ def test_learning_rate_falls_in_steps():
     assert rates(section) == [1.0, 1.0, 0.5, 0.25, 0.25]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("schedule", ['schedule = "step"\nmilestones = [3, 7]', ""])
 def test_a_run_counted_in_iterations_stops_and_goes_on(recipe, tmp_path, monkeypatch, schedule):
     text = TINY.replace("ungated_epochs = 1", schedule).replace("epochs = 3", "iterations = 10\nnesterov = false")

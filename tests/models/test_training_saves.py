@@ -33,6 +33,7 @@ def test_a_network_that_could_not_be_loaded_is_refused_before_the_first_step(rec
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.long
 def test_weights_that_break_keep_the_epoch_before(recipe, tmp_path, monkeypatch):
     step, taken = torch.optim.SGD.step, []
 

@@ -25,6 +25,7 @@ def cache(monkeypatch, tmp_path):
     costs.costs()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gaternet-all", "gaternet-preact"])
 @pytest.mark.parametrize("grouping", [ALONE, TOGETHER])
 def test_results_do_not_depend_on_grouping(name, grouping, threads, cache):
@@ -42,6 +43,7 @@ def test_results_do_not_depend_on_grouping(name, grouping, threads, cache):
     assert torch.equal(fast.last_gates["filters"], drawn)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["concat-bc-100", "add-166", "skipnet-38-rnn"])
 def test_results_do_not_depend_on_the_strategy(name, threads, cache, monkeypatch):
     """Maps that the second cache does not hold, a layer at a time over the samples that run it."""
