@@ -10,6 +10,7 @@ pytest.importorskip("art", reason="adversarial-robustness-toolbox is not install
 DATA = ("--kind", "navon-sklearn", "--images", 6, "--threads", 1)
 
 
+@pytest.mark.long
 def test_a_gated_network_is_attacked_with_skipping_on_and_off(dsn, tmp_path):
     dsn_models.save(dsn_models.create("lsn-navon", block_layers=(1, 1)), tmp_path / "lsn.safetensors")
     options = ("--attack", "fgsm", "--epsilon", 0.1, "--attacked-images", 4)
