@@ -1,12 +1,16 @@
 """``dsn eval --attack``: accuracy under attack, with skipping on and off."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
 import dsn_models
 
-pytest.importorskip("art", reason="adversarial-robustness-toolbox is not installed (the extra 'attack')")
+# Not importorskip: the toolbox takes seconds to import, which those who only collect the tests would wait for.
+pytestmark = pytest.mark.skipif(
+    find_spec("art") is None, reason="adversarial-robustness-toolbox is not installed (the extra 'attack')"
+)
 DATA = ("--kind", "navon-sklearn", "--images", 6, "--threads", 1)
 
 
