@@ -56,6 +56,7 @@ def test_a_copy_in_memory_or_through_pickle_computes_the_same(name):
         torch.testing.assert_close(other.run(x), expected, rtol=0, atol=0)
 
 
+@pytest.mark.long
 def test_another_process_loads_what_was_saved(tmp_path, subprocess_python):
     model = make("concat-bc-100")
     fast, x = dsn_kernels.accelerate(model), make_images(model, 2)

@@ -18,6 +18,7 @@ import traceback
 import warnings
 import webbrowser
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, get_args, get_type_hints
@@ -32,13 +33,6 @@ from dsn_kernels import cli
 from dsn_models.data import KINDS
 from dsn_models.lettering import printable
 from dsn_models.training.recipe import recipe_names
-
-# What commands import when they need it: Ctrl-C inside an import would leave half a module to the cases after it.
-for module in ("torch._dynamo", "torch.utils.tensorboard", "sklearn.datasets", "sklearn.manifold", "kornia"):
-    with suppress(ImportError):
-        import_module(module)
-for module in ("agg", "pdf", "svg"):
-    import_module(f"matplotlib.backends.backend_{module}")
 
 COMMANDS = typer.main.get_command(cli.app).commands
 # Nothing that leads out of the folder in which a command runs.
@@ -242,8 +236,19 @@ def complaints(words, found, folder):
     return wrong
 
 
+@cache
+def import_what_commands_import():
+    """Ctrl-C inside an import would leave half a module to the cases after it."""
+    for module in ("torch._dynamo", "torch.utils.tensorboard", "sklearn.datasets", "sklearn.manifold", "kornia"):
+        with suppress(ImportError):
+            import_module(module)
+    for module in ("agg", "pdf", "svg"):
+        import_module(f"matplotlib.backends.backend_{module}")
+
+
 def check(case, corpus, seconds):
     """Runs a case in a copy of the corpus; returns what does not hold."""
+    import_what_commands_import()
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "in" / "here"

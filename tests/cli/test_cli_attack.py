@@ -1,15 +1,20 @@
 """``dsn eval --attack``: accuracy under attack, with skipping on and off."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
 import dsn_models
 
-pytest.importorskip("art", reason="adversarial-robustness-toolbox is not installed (the extra 'attack')")
+# Not importorskip: the toolbox takes seconds to import, which those who only collect the tests would wait for.
+pytestmark = pytest.mark.skipif(
+    find_spec("art") is None, reason="adversarial-robustness-toolbox is not installed (the extra 'attack')"
+)
 DATA = ("--kind", "navon-sklearn", "--images", 6, "--threads", 1)
 
 
+@pytest.mark.long
 def test_a_gated_network_is_attacked_with_skipping_on_and_off(dsn, tmp_path):
     dsn_models.save(dsn_models.create("lsn-navon", block_layers=(1, 1)), tmp_path / "lsn.safetensors")
     options = ("--attack", "fgsm", "--epsilon", 0.1, "--attacked-images", 4)

@@ -24,6 +24,7 @@ def test_sweep_prints_the_front_and_draws_it(dsn, checkpoint, tmp_path):
     assert (tmp_path / "curve.svg").read_text().startswith("<?xml") and checkpoint.read_bytes() == before
 
 
+@pytest.mark.long
 def test_budget_writes_the_operating_point(dsn, checkpoint, tmp_path):
     budget = ("--steps", 1, "--budget", "macs=0.9")
     status, out, _ = dsn("sweep", checkpoint, *QUICK, *budget, "--out", "small.safetensors", "--json", "-")
@@ -114,6 +115,7 @@ def test_other_data(dsn, skipnet, cifar):
         assert (status, out, err.count("\n")) == (2, "", 1) and "the model has 10 coarse classes, the data 2" in err
 
 
+@pytest.mark.long
 def test_bench_under_load(dsn, tmp_path):
     options = ("--option", "stage_units=1,1,1", "--batch", "1,4", "--seconds", 0.02, "--plot", "load.svg")
     status, out, err = dsn("bench", "skipnet-38-rnn", *options, "--load", "qps=100,slo=60000ms")

@@ -314,6 +314,7 @@ def bottleneck_units(channels, width, side, units, with_units=True):
     return half_runner(graph)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize(("channels", "width", "side"), [(32, 16, 16), (20, 6, 9)])
 def test_bottleneck_units_are_one_launch(simt, channels, width, side, density):

@@ -54,6 +54,7 @@ def test_a_kernel_that_spills_is_told(tmp_path):
     assert "1 kernels, 1 with a stack frame or spills" in report.stdout
 
 
+@pytest.mark.long
 @needs_nvcc
 def test_a_kernel_that_does_not(tmp_path):
     report = check(ROOT / "csrc" / "cuda" / "device_info.cu")

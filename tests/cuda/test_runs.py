@@ -168,6 +168,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_what_others_read_is_there(host, case):
     """The same as where each instruction is a launch, as on a device without clusters."""

@@ -145,6 +145,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_gated_family(name):
     torch.manual_seed(0)

@@ -131,6 +131,7 @@ def test_decisions_and_outputs_are_those_of_a_plain_call():
     assert ops.run_plan(images[:0], *given[1:], **own.sizes, timed=True)[5].shape[0] == 0
 
 
+@pytest.mark.long
 def test_opcheck():
     fast = build("concat-bc-100")
     images = make_images(fast, 2)
@@ -141,6 +142,7 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.dsn.run_plan.default, given, test_utils=checks)
 
 
+@pytest.mark.long
 def test_trace_table_and_picture():
     fast = build("concat-bc-100")
     found = timeline(fast, make_images(fast, 3), half(fast, 3), runs=1)

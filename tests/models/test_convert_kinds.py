@@ -147,6 +147,7 @@ NAMINGS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("told", "name", "units", "options", "mean"), NAMINGS)
 @torch.no_grad()
 def test_namings_and_depths(save, told, name, units, options, mean):

@@ -32,6 +32,7 @@ def made_of(digits, images, seed, spread):
     return torch.rand(images, generator=generator) < chance, Clusters("digits", pairs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("digits", "images", "spread"), [(60, 1500, 1.5), (60, 1500, 0.0), (300, 300, 1.5)])
 def test_the_truth_is_covered_as_often_as_promised(digits, images, spread):
     """The truth is the mean over all digits there could be; taken for independent, images cover it too seldom."""

@@ -146,6 +146,7 @@ teacher = "{teacher}"
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "extra"),
     [

@@ -1,5 +1,7 @@
 """Attacks: by hand, within their bounds, with skipping on and off."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -9,7 +11,10 @@ from dsn_models.training import robustness
 from dsn_models.training.robustness import attacked_accuracy
 from tests.networks import make_small
 
-pytest.importorskip("art", reason="adversarial-robustness-toolbox is not installed (the extra 'attack')")
+# Not importorskip: the toolbox takes seconds to import, which those who only collect the tests would wait for.
+pytestmark = pytest.mark.skipif(
+    find_spec("art") is None, reason="adversarial-robustness-toolbox is not installed (the extra 'attack')"
+)
 
 
 def make_data(images=12):

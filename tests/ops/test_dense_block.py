@@ -64,6 +64,7 @@ def test_any_shape(batch, channels, growth, layers, height, width, bottleneck, s
         assert_as_exact_as_torch(y, block(x, 0.5, forced)[0], exact(x.double(), 0.5, forced)[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("isa", ["generic", "avx2"])
 def test_lower_instruction_sets_agree(isa, subprocess_python):
     """The same library in a process limited to a lower instruction set."""
@@ -133,6 +134,7 @@ def arguments(block, x, forced=None):
             "plan": sized.words, **sized.sizes}  # fmt: skip
 
 
+@pytest.mark.long
 def test_opcheck():
     block = make_block(channels=8, layers=2)
     for forced in (None, block_gates(2, 2)):

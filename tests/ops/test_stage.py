@@ -132,6 +132,7 @@ def test_opcheck_and_flop_count(kind):
     assert counter.get_total_flops() == 2 * int(out[4].sum()) > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiles_and_exports(kind):
     twin, inputs = make_twin(kind)

@@ -36,6 +36,7 @@ def test_shortened(name, shown):
     assert lettering.shortened(name) == shown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "names", [FORMULAS, MARKUP, SCRIPTS, CONTROLS, LONG], ids=["formulas", "markup", "scripts", "controls", "long"]
 )

@@ -112,6 +112,7 @@ def test_page_in_a_browser_of_a_phones_width(made, tmp_path, dark):
     assert seen["paper"] == ("rgb(20, 24, 28)" if dark else "rgb(255, 255, 255)")
 
 
+@pytest.mark.long
 def test_a_baseline_that_cannot_be_had_is_a_note(model, data, monkeypatch):
     def missing(dense, images):
         raise ImportError("no module", name="openvino")
@@ -171,6 +172,7 @@ def test_a_class_without_images_leaves_a_gap():
     assert shown[0].tolist() == [100, 0] and np.ma.getmaskarray(shown)[1].all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name, options",
     [

@@ -84,6 +84,7 @@ def test_pareto_front_is_what_nothing_beats():
     assert pareto(points) == [1, 3, 0]
 
 
+@pytest.mark.long
 def test_sweep_document(model, data):
     document = sweep(model, "tiny", data, quick())
     assert document == json.loads(json.dumps(document, allow_nan=False))
@@ -146,11 +147,13 @@ def costly():
     return model, Labelled(images, {"fine": labels})
 
 
+@pytest.mark.long
 def test_macs_land_within_three_percent_of_their_budget_on_fresh_images(costly):
     check = sweep(costly[0], "costly", costly[1], quick(steps=3, budget=Budget("macs=0.8")))["pick"]["check"]
     assert check["cost"] == pytest.approx(0.8, rel=0.03) and check["mean_error"] > 0
 
 
+@pytest.mark.long
 def test_a_latency_lands_within_three_percent_where_it_is_no_line(costly, monkeypatch):
     model, data = costly
     dense = count_dense(model)
@@ -230,6 +233,7 @@ def test_layer_thresholds_become_the_networks_own(name, options, tmp_path):
             assert not network.last_gates[first][:, : counts[first][0]].any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_every_gated_family_is_swept_and_keeps_what_was_picked(name, tmp_path):
     model = make(name, **SMALL[name])
@@ -261,6 +265,7 @@ def settled():
     return model, Labelled(images, dict(zip(("coarse", "fine"), labels, strict=True)))
 
 
+@pytest.mark.long
 def test_settled_gates_land_on_a_budget_too(settled):
     model, data = settled
     assert record(dsn_kernels.accelerate(model), data).gates["fine"].all()
@@ -275,6 +280,7 @@ def test_settled_gates_land_on_a_budget_too(settled):
     assert macs == pytest.approx((best["macs"]["mean"] + picked["check"]["macs"]["mean"]) / 2, rel=1e-3)
 
 
+@pytest.mark.long
 def test_where_gates_tell_no_images_apart_the_search_of_layers_begins_by_itself(settled):
     model, data = settled
     model = copy.deepcopy(model)
