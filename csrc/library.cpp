@@ -176,10 +176,10 @@ PYBIND11_MODULE(_C, m) {
       py::arg("in_channels"), py::arg("out_channels"), py::arg("height"), py::arg("width"),
       "Whether Winograd's algorithm is the faster way for a 3x3 convolution, on this machine.");
   m.def(
-      "gate_layout", [](int64_t in, bool recurrent) { return describe(dsn::gate::layout(in, recurrent)); },
-      py::arg("in_channels"), py::arg("recurrent"));
+      "listed_layout",
+      [](const std::map<std::string, int64_t>& fields) {
+        return describe(dsn::listed::layout(dsn::cuda::instruction_of(fields)));
+      },
+      py::arg("fields"), "Of an instruction's weights if instructions.def lists them, else of no fields.");
   m.def("recurrence_layout", [] { return describe(dsn::recurrence::layout()); });
-  m.def(
-      "linear_layout", [](int64_t in, int64_t out) { return describe(dsn::linear::layout(in, out)); },
-      py::arg("in_channels"), py::arg("out_channels"));
 }

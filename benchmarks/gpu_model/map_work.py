@@ -12,7 +12,7 @@ from dsn_kernels.graph import Conv2d, Graph, Node, PoolSums, Reads, Subsample
 ROWS = 16  # pixels of an m16n8k16 instruction
 GROUP: int = _C.cuda.GROUP
 _STEP: int = _C.cuda.STEP
-_STRIP = 64  # pixels of a block of the kernels without weights
+_STRIP = 64  # pixels of a block of the kernels that go over a map channel by channel
 _THREADS = 256  # of a block of a convolution
 _WARP_ROWS = 32  # pixels that a warp of a convolution multiplies
 
@@ -254,12 +254,12 @@ def _cells(graph: Graph, node: Conv2d, rows: int, columns: int) -> int:
     return down * along(to.width, columns, source.width, window.columns, window.pad_columns)
 
 
-def without_weights(graph: Graph, node: Node, batch: int, element: int, launch: Launch) -> None:
-    """Adds a subsampling, pool, sum or pooling of channel sums."""
+def on_maps(graph: Graph, node: Node, batch: int, ran: int, element: int, launch: Launch) -> None:
+    """Adds what goes over a map channel by channel, a pool or a sum, and runs for ``ran`` samples of the batch."""
     to, source = graph.maps[node.dst if node.dst >= 0 else node.src], graph.maps[node.src]
-    launch.blocks = launch.active = batch * -(-to.pixels // _STRIP)
+    launch.blocks, launch.active = (samples * -(-to.pixels // _STRIP) for samples in (batch, ran))
     launch.pools = isinstance(node, (Subsample, PoolSums))
     written = node.out_channels if isinstance(node, Subsample) else node.in_channels
     if isinstance(node, PoolSums):
         written = 0
-    launch.dram_bytes = batch * element * (node.in_channels * source.pixels + written * to.pixels)
+    launch.dram_bytes = ran * element * (node.in_channels * source.pixels + written * to.pixels)

@@ -121,7 +121,7 @@ class _Counter:
             if isinstance(node, Conv2d):
                 self._conv2d(node, index, cut, launch)
             else:
-                getattr(self, "_" + name)(node, self.reads[index], launch)
+                getattr(self, "_" + name, self._on_maps)(node, self.reads[index], launch)
             self.launches.append(launch)
         return self.launches
 
@@ -139,10 +139,10 @@ class _Counter:
         cuts = cut, self.cuts.multiprocessors
         maps.conv2d(self.graph, node, self.reads[index], *cuts, runs, inputs.tolist(), on, self.element, launch)
 
-    def _without_weights(self, node: Node, reads: Reads, launch: Launch) -> None:
-        maps.without_weights(self.graph, node, len(self.gates), self.element, launch)
-
-    _subsample = _max_pool = _avg_pool = _pool_sums = _add = _tanh = _without_weights
+    def _on_maps(self, node: Node, reads: Reads, launch: Launch) -> None:
+        only_if = getattr(node, "only_if", -1)
+        ran = sum(sample[only_if] if only_if >= 0 else 1 for sample in self.gates)
+        maps.on_maps(self.graph, node, len(self.gates), ran, self.element, launch)
 
     def _per_sample(self, node: Node, reads: Reads, launch: Launch) -> None:
         launch.blocks = launch.active = len(self.gates)

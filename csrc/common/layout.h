@@ -186,15 +186,31 @@ inline Layout layout(int64_t in, int64_t classes, int64_t gates) {
 }
 }  // namespace path_head
 
-// Gate of one layer, from its pooled input; a recurrent one embeds that for the LSTM that all gates share.
+// A recurrent gate embeds its pooled input for the LSTM that all gates share.
 namespace gate {
-enum { kWeight, kBias };
 constexpr int64_t kEmbedding = 10;
-inline Layout layout(int64_t in, bool recurrent) {
+}  // namespace gate
+
+// Ops whose weights instructions.def lists: their fields, and the layout; empty for any other op.
+namespace listed {
+enum { kWeight, kBias };
+inline Layout layout(const Instruction& in) {
   Layout l;
-  l.add("weight", {recurrent ? kEmbedding : 1, in});
-  l.add("bias", {recurrent ? kEmbedding : 1});
+#define DSN_WEIGHT(id, name, ...) \
+  if (in.op == Op::id) l.add(#name, {__VA_ARGS__});
+#include "../plan/instructions.def"
   return l;
+}
+}  // namespace listed
+
+namespace gate {
+// Of a recurrent one's own weights.
+inline Layout embedding_layout(int64_t in) {
+  Instruction gate;
+  gate.op = Op::kGate;
+  gate.gate = GateKind::kRecurrent;
+  gate.in_channels = in;
+  return listed::layout(gate);
 }
 }  // namespace gate
 
@@ -212,16 +228,6 @@ inline Layout layout() {
   return l;
 }
 }  // namespace recurrence
-
-namespace linear {
-enum { kWeight, kBias };
-inline Layout layout(int64_t in, int64_t out) {
-  Layout l;
-  l.add("weight", {out, in});
-  l.add("bias", {out});
-  return l;
-}
-}  // namespace linear
 
 namespace stem {
 enum { kWeight };

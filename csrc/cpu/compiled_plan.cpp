@@ -32,12 +32,10 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
                              in.flags & kWinograd, slices, in.flags & kBfloat16)};
     case Op::kPathHead:
       return {path_head::layout(in.in_channels, in.out_channels, in.layers)};
-    case Op::kGate:
-      return {gate::layout(in.in_channels, in.gate == GateKind::kRecurrent)};
-    case Op::kLinear:
-      return {linear::layout(in.in_channels, in.out_channels)};
-    default:
-      return {};
+    default: {
+      const Layout listed = listed::layout(in);
+      return std::vector<Layout>(listed.count ? 1 : 0, listed);
+    }
   }
 }
 

@@ -274,6 +274,8 @@ class DenseBlock {
 
 }  // namespace
 
+void run_dense_block(Worker& w, const Instruction& in) { run_dense_block(&w, 1, in); }
+
 void run_dense_block(Worker* samples, int count, const Instruction& in) {
   std::vector<DenseBlock> blocks;
   for (int i = 0; i < count; ++i) blocks.emplace_back(samples[i], in);

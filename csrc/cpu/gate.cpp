@@ -37,7 +37,8 @@ void Worker::decide(int64_t g, GateKind kind, float z) {
 }
 
 void run_gate(Worker& w, const Instruction& in) {
-  using namespace gate;
+  using namespace listed;
+  using gate::kEmbedding;
   w.team().phase(
       0, [](int64_t) {},
       [&] {
@@ -53,7 +54,7 @@ void run_gate(Worker& w, const Instruction& in) {
 }
 
 void run_linear(Worker& w, const Instruction& in) {
-  using namespace linear;
+  using namespace listed;
   const Packed p = w.packed(in);
   w.team().phase(in.out_channels, [&](int64_t k) {
     const float* weight = p[kWeight] + k * in.in_channels;

@@ -74,6 +74,27 @@ struct WinogradGroup {
   float* partial;  // scratch, [out_channels][4][patches]
 };
 
+// `count` pixels side by side, from a plane of one channel and of its output: where they begin in either.
+struct Run {
+  int from, to, count;
+};
+
+// One channel of a depthwise convolution:
+//   dst[to + i] = relu?(bias + sum over taps t of weight[t * weight_stride] * plane[from + offset[t] + i])
+// for all pixels of the runs; behind each of a run's pixels in the plane lies a vector more.
+struct Slide {
+  const float* plane;
+  const int* offset;
+  const float* weight;
+  int64_t weight_stride;
+  int taps;
+  float bias;
+  bool relu;
+  const Run* runs;
+  int run_count;
+  float* dst;
+};
+
 struct Kernels {
   const char* name;
   void (*pointwise)(const ConvTile&);
@@ -106,6 +127,7 @@ struct Kernels {
   void (*copy_rows)(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int rows, int n);
   void (*zero_rows)(float* dst, int64_t stride, int rows, int n);
   float (*dot)(const float* a, const float* b, int n);
+  void (*slide)(const Slide&);
 };
 
 // The products of pairs of bfloat16, summed in float32.

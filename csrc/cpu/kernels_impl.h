@@ -236,3 +236,39 @@ static float dot(const float* a, const float* b, int n) {
   for (; i < n; ++i) s += a[i] * b[i];
   return s;
 }
+
+// kTaps: of the window, so that its weights stay in registers; 0: any.
+template <int kTaps>
+static void slide_window(const Slide& s) {
+  vec weight[kTaps ? kTaps : 1];
+  for (int t = 0; t < kTaps; ++t) weight[t] = broadcast(s.weight[t * s.weight_stride]);
+  const vec bias = broadcast(s.bias);
+  auto values = [&](const float* from) {
+    vec total = bias;
+    if constexpr (kTaps > 0) {
+#pragma GCC unroll 32
+      for (int t = 0; t < kTaps; ++t) total += weight[t] * load(from + s.offset[t]);
+    } else {
+      for (int t = 0; t < s.taps; ++t) total += broadcast(s.weight[t * s.weight_stride]) * load(from + s.offset[t]);
+    }
+    return s.relu ? relu(total) : total;
+  };
+  for (const Run* run = s.runs; run < s.runs + s.run_count; ++run) {
+    const float* from = s.plane + run->from;
+    float* to = s.dst + run->to;
+    int i = 0;
+    for (; i + kLanes <= run->count; i += kLanes) store(to + i, values(from + i));
+    if (i < run->count) store_first(to + i, values(from + i), run->count - i);
+  }
+}
+
+static void slide(const Slide& s) {
+  s.taps == 9 ? slide_window<9>(s) : s.taps == 25 ? slide_window<25>(s) : slide_window<0>(s);
+}
+
+#include "winograd_impl.h"
+
+static constexpr Kernels table(const char* name) {
+  return {name,   conv_tile<1>,   conv_tile<9>,   conv_tile<9, 2>, winograd3x3, normalise, gather, pick,
+          select, normalised_sum, normalise_pool, bilinear,        copy_rows,   zero_rows, dot,    slide};
+}

@@ -126,37 +126,10 @@ void Worker::walk(int stream) {
 void Worker::step(const Instruction& in) {
   const Span span(*this, in);
   switch (in.op) {
-    case Op::kLoad:
-      return run_load(*this, in);
-    case Op::kStem:
-      return run_stem(*this, in);
-    case Op::kDenseBlock:
-      return run_dense_block(this, 1, in);
-    case Op::kTransition:
-      return run_transition(*this, in);
-    case Op::kHead:
-      return run_head(*this, in);
-    case Op::kStore:
-      return run_store(*this, in);
-    case Op::kConv2d:
-      return run_conv2d(*this, in);
-    case Op::kSubsample:
-      return run_subsample(*this, in);
-    case Op::kMaxPool:
-    case Op::kAvgPool:
-      return run_pool(*this, in);
-    case Op::kPoolSums:
-      return run_pool_sums(*this, in);
-    case Op::kAdd:
-      return run_add(*this, in);
-    case Op::kGate:
-      return run_gate(*this, in);
-    case Op::kLinear:
-      return run_linear(*this, in);
-    case Op::kTanh:
-      return run_tanh(*this, in);
-    case Op::kPathHead:
-      return run_path_head(*this, in);
+#define DSN_OP(id, name, traits) \
+  case Op::id:                   \
+    return run_##name(*this, in);
+#include "../plan/instructions.def"
   }
 }
 

@@ -1,4 +1,4 @@
-// Winograd's F(2x2, 3x3): four outputs of a 3x3 convolution from 16 products instead of 36. Included behind
+// Winograd's F(2x2, 3x3): four outputs of a 3x3 convolution from 16 products instead of 36. Included by
 // kernels_impl.h, once per instruction set.
 //
 // A lane is a patch of 2x2 outputs and the 4x4 inputs around it; 16 lanes, the unit of the transforms, are 64 pixels.

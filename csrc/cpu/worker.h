@@ -276,21 +276,10 @@ struct WinogradSize {
 // Phases a team goes through for a stream, at most.
 int64_t phase_count(const CompiledPlan& plan, int stream);
 
-void run_load(Worker&, const Instruction&);
-void run_store(Worker&, const Instruction&);
-void run_stem(Worker&, const Instruction&);
-void run_dense_block(Worker* samples, int count, const Instruction&);
-void run_transition(Worker&, const Instruction&);
-void run_head(Worker&, const Instruction&);
-void run_conv2d(Worker&, const Instruction&);
-void run_winograd(Worker&, const Instruction&);
-void run_subsample(Worker&, const Instruction&);
-void run_pool(Worker&, const Instruction&);
-void run_pool_sums(Worker&, const Instruction&);
-void run_add(Worker&, const Instruction&);
-void run_gate(Worker&, const Instruction&);
-void run_linear(Worker&, const Instruction&);
-void run_tanh(Worker&, const Instruction&);
-void run_path_head(Worker&, const Instruction&);
+// What each op does, in a file of its name or that of its kind.
+#define DSN_OP(id, name, traits) void run_##name(Worker&, const Instruction&);
+#include "../plan/instructions.def"
+void run_dense_block(Worker* samples, int count, const Instruction&);  // side by side
+void run_winograd(Worker&, const Instruction&);                        // a conv2d
 
 }  // namespace dsn::cpu

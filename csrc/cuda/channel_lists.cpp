@@ -74,28 +74,26 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
       case Op::kSubsample:
         write(live[in.dst], 0, {run_of(in.out_channels, -1)});
         break;
-      case Op::kMaxPool:
-      case Op::kAvgPool: {
-        Runs pooled = live[in.src];  // a channel holds data if its source does and its own mask is on
-        int64_t gate = in.out_mask;
-        for (ChannelRun& run : pooled) {
-          if (gate < 0) break;
-          check(run.both < 0, op, ": pools of the plan put more than two masks on a channel; GPU kernels do not");
-          (run.gate < 0 ? run.gate : run.both) = static_cast<int32_t>(gate);
-          gate += run.channels;
-        }
-        write(live[in.dst], in.out_offset, pooled);
-        break;
-      }
       case Op::kHead:
         inputs[i] = find_list(lists, live[in.src]);
         break;
       default:
         break;
     }
+    if (has(in.op, kWindowed)) {  // a pool's channel holds data if its source does and its own mask is on
+      Runs found = has(in.op, kPasses) ? live[in.src] : Runs{run_of(in.in_channels, -1)};
+      int64_t gate = in.out_mask;
+      for (ChannelRun& run : found) {
+        if (gate < 0) break;
+        check(run.both < 0, op, ": pools of the plan put more than two masks on a channel; GPU kernels do not");
+        (run.gate < 0 ? run.gate : run.both) = static_cast<int32_t>(gate);
+        gate += run.channels;
+      }
+      write(live[in.dst], in.out_offset, found);
+    }
     if (in.op == Op::kTanh) rectified[in.src] = false;
     if (in.op != Op::kConv2d) {
-      if (has(in.op, kPlain) && in.dst >= 0) rectified[in.dst] = in.op != Op::kAdd && rectified[in.src];
+      if (has(in.op, kPlain) && in.dst >= 0) rectified[in.dst] = has(in.op, kPasses) && rectified[in.src];
       continue;
     }
     ConvStep& step = convs[i];

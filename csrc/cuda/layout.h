@@ -146,7 +146,7 @@ inline PackedLayout layout(int64_t front, int64_t in, int64_t out, int64_t taps,
 }
 }  // namespace conv2d_unit
 
-// Fields of dsn::gate, dsn::recurrence and dsn::linear, float32.
+// Fields of dsn::listed and dsn::recurrence, float32.
 inline PackedLayout wide_unit(const Layout& fields) {
   PackedLayout l;
   for (int i = 0; i < fields.count; ++i) l.add(fields.fields[i].name, fields.fields[i].shape, true);

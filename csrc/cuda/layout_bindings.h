@@ -2,6 +2,10 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
 
 #include "cuda/layout.h"
 #include "cuda/machine.h"
@@ -18,6 +22,15 @@ inline pybind11::tuple describe(const PackedLayout& layout) {
     fields.append(pybind11::make_tuple(f.name, f.offset, shape, f.wide));
   }
   return pybind11::make_tuple(fields, layout.size);
+}
+
+// An instruction with these fields, by name.
+inline Instruction instruction_of(const std::map<std::string, int64_t>& fields) {
+  Instruction in;
+#define DSN_FIELD(type, name, initial, description) \
+  if (const auto found = fields.find(#name); found != fields.end()) in.name = static_cast<type>(found->second);
+#include "plan/instructions.def"
+  return in;
 }
 
 inline void bind_layouts(pybind11::module_& parent) {
@@ -64,9 +77,10 @@ inline void bind_layouts(pybind11::module_& parent) {
     return describe(
         conv2d_unit::layout(front, in, out, taps, normalise, chosen, constants, static_cast<Element>(element)));
   });
-  m.def("gate_layout", [](int64_t in, bool recurrent) { return describe(wide_unit(gate::layout(in, recurrent))); });
+  m.def("listed_layout", [](const std::map<std::string, int64_t>& fields) {
+    return describe(wide_unit(listed::layout(instruction_of(fields))));
+  });
   m.def("recurrence_layout", [] { return describe(wide_unit(recurrence::layout())); });
-  m.def("linear_layout", [](int64_t in, int64_t out) { return describe(wide_unit(linear::layout(in, out))); });
 }
 
 }  // namespace dsn::cuda

@@ -132,17 +132,12 @@ class NetworkRun {
         return store(in);
       case Op::kConv2d:
         return conv2d(index, in);
-      case Op::kSubsample:
-      case Op::kMaxPool:
-      case Op::kAvgPool:
-      case Op::kPoolSums:
-      case Op::kAdd:
-      case Op::kTanh:
-        return resample(index, in);
       case Op::kGate:
         return gate(index, in);
       case Op::kLinear:
         return linear(index, in);
+      default:  // what goes over a map channel by channel
+        return resample(index, in);
     }
   }
 

@@ -146,10 +146,17 @@ void NetworkRun<T>::resample(int index, const Instruction& in) {
   const int64_t to = in.dst < 0 ? in.src : in.dst;
   const int64_t tiles = ceil_div(plan_.buffers[to].pixels(), kStripPixels);
   ResampleParams p{};
-  p.samples = every_sample();
+  p.samples = samples_of(in.only_if);
   p.source = map_of(in.src);
   p.out = map_of(to);
   p.op = in.op;
+  p.windowed = has(in.op, kWindowed);
+  p.relu = in.flags & kRelu;
+  if (const Layout unit = listed::layout(in); unit.count) {
+    p.weight = weights<float>(index, 0, listed::kWeight);
+    p.bias = weights<float>(index, 0, listed::kBias);
+    p.weight_row = static_cast<int32_t>(unit.fields[listed::kWeight].shape.sizes[1]);
+  }
   p.in_channels = static_cast<int32_t>(in.in_channels);
   p.src_offset = static_cast<int32_t>(in.src_offset);
   p.out_offset = static_cast<int32_t>(in.out_offset);
@@ -174,7 +181,11 @@ void NetworkRun<T>::resample(int index, const Instruction& in) {
     p.pooling.tiles = p.pooling.blocks = static_cast<int32_t>(tiles);
   }
   const int64_t sums = pools ? std::max<int64_t>(1, kThreads / p.groups) * p.groups * kGroup * 4 : 0;
-  start<resample_kernel<T>>(call_.batch * tiles, 1, kThreads, kHeaderBytes + sums, p);
+  const int64_t blocks = call_.batch * tiles, shared = kHeaderBytes + sums;
+  if (p.weight)
+    start<resample_kernel<T, true>>(blocks, 1, kThreads, shared, p);
+  else
+    start<resample_kernel<T, false>>(blocks, 1, kThreads, shared, p);
 }
 
 // Gates that read one map, to be decided in this order.
@@ -196,7 +207,7 @@ UnitGates NetworkRun<T>::unit_gates(const std::vector<ChainedGate>& chain) const
   g.first = -1;
   for (const ChainedGate& link : chain) {
     const Instruction& in = plan_.code[link.instruction];
-    g.unit[g.count++] = {place(link.instruction, dsn::gate::kWeight), place(link.instruction, dsn::gate::kBias),
+    g.unit[g.count++] = {place(link.instruction, listed::kWeight), place(link.instruction, listed::kBias),
                          static_cast<int16_t>(in.first_gate), static_cast<int16_t>(link.unless)};
     if (!(in.flags & kAccumulate)) g.first = static_cast<int32_t>(in.first_gate);
   }
@@ -230,8 +241,8 @@ void NetworkRun<T>::linear(int index, const Instruction& in) {
   LinearParams p{};
   p.samples = every_sample();
   p.pooled = reinterpret_cast<const float*>(call_.workspace + state.pooled_at);
-  p.weight = weights<float>(index, 0, dsn::linear::kWeight);
-  p.bias = weights<float>(index, 0, dsn::linear::kBias);
+  p.weight = weights<float>(index, 0, listed::kWeight);
+  p.bias = weights<float>(index, 0, listed::kBias);
   p.logits = call_.logits + in.out_offset;
   p.macs = call_.macs;
   p.row = plan_.logits;

@@ -443,7 +443,10 @@ struct ResampleParams {
   UnitGates gates;  // that read what is pooled
   Map source, out;  // pool_sums: both the source
   Op op;
-  const uint8_t* mask;  // [B][mask_stride] at the first channel, or null: of a pool, the channels that it keeps
+  bool windowed, relu;
+  const float *weight, *bias;  // of dsn::listed, or null
+  int32_t weight_row;          // floats
+  const uint8_t* mask;         // [B][mask_stride] at the first channel, or null: of a pool, the channels that it keeps
   int32_t mask_stride;
   int32_t in_channels, src_offset, out_offset;
   int32_t first_group, groups;  // of the destination that are visited

@@ -1,5 +1,5 @@
-// subsample, max_pool, avg_pool, pool_sums, add, tanh: what has no weights. A block does 64 pixels of one sample; a
-// thread keeps to its group of channels, so neighbours read neighbours and sums need no shuffle.
+// subsample, max_pool, avg_pool, depthwise, pool_sums, add, tanh: what keeps to a channel. A block does 64 pixels of
+// one sample; a thread keeps to its group of channels, so neighbours read neighbours and sums need no shuffle.
 #pragma once
 
 #include "cuda/unit_gate.cuh"
@@ -18,26 +18,50 @@ __device__ inline float4 load_channels(const T* pixel, int first, int count, int
   return {v[0], v[1], v[2], v[3]};
 }
 
-// Maximum or mean over a window of pixels, those outside the map left out; zero where the mask is off.
-template <class T>
-__device__ inline float4 pool_window(const ResampleParams& p, int sample, const T* source, int y, int x, int group) {
+// Calls visit(i, row, column, four channels of that pixel), counting from i = 0, for the pixels of a window that the
+// map has, from channel `channel` on; returns how many they are.
+template <class T, class Visit>
+__device__ inline int for_window(const ResampleParams& p, const T* source, int y, int x, int channel, Visit visit) {
   const Map& s = p.source;
-  const bool average = p.op == Op::kAvgPool;
   const int top = y * p.stride - p.pad_rows, left = x * p.stride - p.pad_columns;
   const int first_row = max(top, 0), last_row = min(top + p.window_rows, s.height);
   const int first_column = max(left, 0), last_column = min(left + p.window_columns, s.width);
+  const int columns = last_column - first_column, count = (last_row - first_row) * columns;
+  for (int i = 0; i < count; ++i) {
+    const int row = first_row + i / columns, column = first_column + i % columns;
+    const T* pixel = source + static_cast<int64_t>(row * s.width + column) * s.channels;
+    visit(i, row, column, load_channels(pixel, channel, p.in_channels, p.src_offset));
+  }
+  return count;
+}
+
+// Each channel's products with a window of its own, bias and ReLU.
+template <class T>
+__device__ inline float4 weigh_window(const ResampleParams& p, const T* source, int y, int x, int group) {
+  const int channel = group * kGroup - p.out_offset;
+  float4 total = load_channels(p.bias, channel, p.in_channels, 0);
+  for_window(p, source, y, x, channel, [&](int, int row, int column, float4 v) {
+    const int tap = (row - y * p.stride + p.pad_rows) * p.window_columns + column - x * p.stride + p.pad_columns;
+    const float4 w = load_channels(p.weight + tap * p.weight_row, channel, p.in_channels, 0);
+    total = {fmaf(w.x, v.x, total.x), fmaf(w.y, v.y, total.y), fmaf(w.z, v.z, total.z), fmaf(w.w, v.w, total.w)};
+  });
+  auto rectify = [&](float v) { return p.relu && v < 0 ? 0.f : v; };
+  return {rectify(total.x), rectify(total.y), rectify(total.z), rectify(total.w)};
+}
+
+// Maximum or mean over a window of pixels, those outside the map left out; zero where the mask is off.
+template <class T>
+__device__ inline float4 pool_window(const ResampleParams& p, int sample, const T* source, int y, int x, int group) {
+  const bool average = p.op == Op::kAvgPool;
   const int channel = group * kGroup - p.out_offset;  // of the source, the group's first
   // The larger, or a NaN.
   auto merge = [&](float v, float w) { return average ? v + w : v < w || w != w ? w : v; };
   float4 total = {};
-  for (int i = 0, rows = last_row - first_row, columns = last_column - first_column; i < rows * columns; ++i) {
-    const int pixel = (first_row + i / columns) * s.width + first_column + i % columns;
-    const float4 v =
-        load_channels(source + static_cast<int64_t>(pixel) * s.channels, channel, p.in_channels, p.src_offset);
+  const int count = for_window(p, source, y, x, channel, [&](int i, int, int, float4 v) {
     total = i == 0 ? v : float4{merge(total.x, v.x), merge(total.y, v.y), merge(total.z, v.z), merge(total.w, v.w)};
-  }
+  });
   if (average) {
-    const float share = 1.f / static_cast<float>((last_row - first_row) * (last_column - first_column));
+    const float share = 1.f / static_cast<float>(count);
     total = {total.x * share, total.y * share, total.z * share, total.w * share};
   }
   if (p.mask) {
@@ -49,11 +73,12 @@ __device__ inline float4 pool_window(const ResampleParams& p, int sample, const 
   return total;
 }
 
-template <class T>
+template <class T, bool kWeighs>
 __device__ inline float4 resample(const ResampleParams& p, int sample, const T* source, const T* out, int pixel,
                                   int group) {
   const Map& s = p.source;
   const int x = pixel % p.out.width, y = pixel / p.out.width;
+  if constexpr (kWeighs) return weigh_window<T>(p, source, y, x, group);
   auto at = [&](int row, int column) { return source + static_cast<int64_t>(row * s.width + column) * s.channels; };
   auto channels = [&](const T* from) {
     return load_channels(from, group * kGroup - p.out_offset, p.in_channels, p.src_offset);
@@ -78,7 +103,8 @@ __device__ inline float4 resample(const ResampleParams& p, int sample, const T* 
   }
 }
 
-template <class T>
+// kWeighs: of an op with weights, which takes more registers.
+template <class T, bool kWeighs>
 __global__ void __launch_bounds__(kThreads) resample_kernel(const __grid_constant__ ResampleParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
@@ -89,11 +115,11 @@ __global__ void __launch_bounds__(kThreads) resample_kernel(const __grid_constan
   T* out = static_cast<T*>(p.out.data) + sample * p.out.sample_stride;
   const int first = tile * kStripPixels, last = min(first + kStripPixels, p.out.width * p.out.height);
   const int rows = max(1, kThreads / p.groups), row = threadIdx.x / p.groups;
-  const bool keeps_front = (p.op == Op::kMaxPool || p.op == Op::kAvgPool) && p.out_offset % kGroup != 0;
+  const bool keeps_front = p.windowed && p.out_offset % kGroup != 0;
   for (int group = threadIdx.x % p.groups; row < rows && group < p.groups; group += kThreads) {
     float4 total = {};
     for (int pixel = first + row; pixel < last; pixel += rows) {
-      float4 v = resample<T>(p, sample, source, out, pixel, p.first_group + group);
+      float4 v = resample<T, kWeighs>(p, sample, source, out, pixel, p.first_group + group);
       if (keeps_front && group == 0) {  // channels of the group that belong to others
         const float4 old =
             Numeric<T>::widen(load_quad<T>(out, static_cast<int64_t>(pixel) * p.out.channels + p.first_group * kGroup));
@@ -107,8 +133,9 @@ __global__ void __launch_bounds__(kThreads) resample_kernel(const __grid_constan
     }
     if (p.pooling.pooled) reinterpret_cast<float4*>(sums)[row * p.groups + group] = total;
   }
-  const float* pooled =
-      pool_tile(p.pooling, sample, tile, sums, rows, p.groups * kGroup, 0, p.groups * kGroup, 0, shared_memory<int>());
+  const int64_t macs = kWeighs ? int64_t{last - first} * p.window_rows * p.window_columns * p.in_channels : 0;
+  const float* pooled = pool_tile(p.pooling, sample, tile, sums, rows, p.groups * kGroup, 0, p.groups * kGroup, macs,
+                                  shared_memory<int>());
   if (pooled) decide_units(p.gates, pooled, sample, p.pooling.macs, sums);
 }
 

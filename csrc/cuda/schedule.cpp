@@ -211,16 +211,13 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
         written = in.in_channels, cuts = ceil_div(map->pixels(), kStripPixels);
         break;
       case Op::kGate:
-        layouts.back().push_back(wide_unit(gate::layout(in.in_channels, in.gate == GateKind::kRecurrent)));
         if (in.gate == GateKind::kRecurrent)
           weight_bytes = std::max(weight_bytes, in.shared + wide_unit(recurrence::layout()).size);
-        break;
-      case Op::kLinear:
-        layouts.back().push_back(wide_unit(linear::layout(in.in_channels, in.out_channels)));
         break;
       default:
         break;
     }
+    if (const Layout listed = listed::layout(in); listed.count) layouts.back().push_back(wide_unit(listed));
     if (written) {
       int64_t& most = partial[plan.stream_of[in.home()]];
       most = std::max(most, batch * cuts * groups_of(written) * kGroup * 4);

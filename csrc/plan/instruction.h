@@ -34,13 +34,14 @@ enum Trait : uint32_t {
   kPlain = 8,           // works on maps without the slices of a dense block
   kLayered = 16,        // each of its `layers` is a step, two phases of a team, and perhaps a launch
   kNormalises = 32,     // begins with a BN-ReLU
-  kPoolsWindow = 64,    // of a window of pixels
+  kWindowed = 64,       // slides a window of pixels over src, channel by channel
   kReadsPooled = 128,   // of src its pooled vector alone
   kLeavesPooled = 256,  // the pooled vector of a whole buffer, of dst or else src
   kOwnsGates = 512,     // the gates from first_gate on
   kLogits = 1024,       // leaves out_channels logits from out_offset on
   kWaits = 2048,        // may run only where a gate is open
   kChooses = 4096,      // a mask may choose its output channels
+  kPasses = 8192,       // largest, mean or single values of a channel: none below zero if src has none
 };
 constexpr uint32_t traits_of(Op op) {
   switch (op) {
@@ -83,6 +84,7 @@ constexpr int64_t plan_format() {
   constexpr uint32_t kVersion = 1;
   constexpr char kList[] =
 #define DSN_OP(id, name, traits) "op " #name " " #traits "\n"
+#define DSN_WEIGHT(op, name, ...) "weight " #op " " #name " " #__VA_ARGS__ "\n"
 #define DSN_FIELD(type, name, initial, description) #type " " #name " " #initial "\n"
 #define DSN_FLAG(id, name, bit, description) "flag " #name " " #bit "\n"
 #define DSN_GATE(id, name) "gate " #name "\n"

@@ -93,6 +93,15 @@ struct Plan::Checker {
     plan.gates = std::max(plan.gates, gates_of(in));
     plan.needs_masks |= masked;
     if (has(in.op, kLogits)) plan.logits = std::max(plan.logits, in.out_offset + in.out_channels);
+    if (has(in.op, kWindowed)) {
+      if (!all || in.stride == 0 || in.columns == 0 || in.taps % in.columns != 0 || in.taps >= kLargestWindow ||
+          !has_room(in, in.in_channels, false) ||
+          !covers(src.height, dst.height, in.taps / in.columns, in.pad_rows, in.stride) ||
+          !covers(src.width, dst.width, in.columns, in.pad_columns, in.stride))
+        return false;
+      written(in, in.in_channels, has(in.op, kPasses) && (masked || held.slices > 0));
+      return true;
+    }
     switch (in.op) {
       case Op::kLoad:
       case Op::kStem: {
@@ -150,15 +159,6 @@ struct Plan::Checker {
         contents[in.dst] = {in.out_channels, 0};
         return all && halves(src, dst, in.stride) && in.out_offset + in.in_channels <= in.out_channels &&
                in.out_channels <= dst.channels;
-      case Op::kMaxPool:
-      case Op::kAvgPool:
-        if (!all || in.stride == 0 || in.columns == 0 || in.taps % in.columns != 0 || in.taps >= kLargestWindow ||
-            !has_room(in, in.in_channels, false) ||
-            !covers(src.height, dst.height, in.taps / in.columns, in.pad_rows, in.stride) ||
-            !covers(src.width, dst.width, in.columns, in.pad_columns, in.stride))
-          return false;
-        written(in, in.in_channels, masked || held.slices > 0);
-        return true;
       case Op::kAdd:
         return same_map(src, dst) && in.src_offset + in.in_channels <= held.channels &&
                in.out_offset + in.in_channels <= contents[in.dst].channels;
@@ -166,8 +166,9 @@ struct Plan::Checker {
       case Op::kLinear:
       case Op::kTanh:
         return in.in_channels <= src.channels;
+      default:
+        return false;
     }
-    return false;
   }
 };
 

@@ -9,25 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .nodes import (
-    Add,
-    Conv2d,
-    DenseBlock,
-    Gate,
-    Graph,
-    Head,
-    Linear,
-    Load,
-    Node,
-    PathHead,
-    Pool,
-    Stem,
-    Subsample,
-    Transition,
-)
-
-# The gates that must all be on for a channel to hold data; none: it always does.
-Gates = tuple[int, ...]
+from .graph import Graph
+from .nodes import Conv2d, DenseBlock, Gate, Gates, Linear, Node, Transition, chosen_channels
 
 
 @dataclass(frozen=True)
@@ -51,11 +34,6 @@ class Reads:
         return any(len(channels) == 1 for channels in self.slices)
 
 
-def chosen_channels(mask: int, channels: int) -> list[Gates]:
-    """The gates of channels that a mask chooses, which begins at gate ``mask``; -1: no mask chooses."""
-    return [(mask + c,) if mask >= 0 else () for c in range(channels)]
-
-
 def find_reads(graph: Graph) -> list[Reads]:
     """What each node reads, in the order of the nodes."""
     slices: dict[int, list[range]] = {}
@@ -74,32 +52,22 @@ def find_reads(graph: Graph) -> list[Reads]:
         return known + [()] * (channels - len(known))
 
     for node in graph.nodes:
-        own, channels = list(slices.get(node.src, [])), read(node.src, _src_offset(node), node.in_channels)
+        own, channels = list(slices.get(node.src, [])), read(node.src, getattr(node, "src_offset", 0), node.in_channels)
         if isinstance(node, Transition) and node.guide >= 0:  # its channels follow the branch's own
             own += [range(s.start + node.in_channels, s.stop + node.in_channels) for s in slices.get(node.guide, [])]
             channels += read(node.guide, 0, graph.maps[node.guide].channels)
         found.append(Reads(tuple(own), mask_of.get(node.src, -1), tuple(channels)))
-        if isinstance(node, Load):
-            write(node.dst, 0, chosen_channels(node.out_mask, node.in_channels))
-        elif isinstance(node, DenseBlock):
+        if isinstance(node, DenseBlock):
             starts = [node.channels_before(layer) for layer in range(len(node.layers))] if node.added else []
             slices[node.dst] = [range(start, start + node.added) for start in starts]
             taken = chosen_channels(-1 if node.gate == "none" else node.first_gate, len(node.layers))
             layers = [gate for gate in taken for _ in range(node.added)]
             gates_of[node.dst] = read(node.dst, 0, node.in_channels) + layers
-        elif isinstance(node, Conv2d) and not node.accumulate:
-            write(node.dst, node.out_offset, chosen_channels(node.out_mask, node.out_channels))
-            mask_of[node.dst] = node.out_mask if node.out_offset == 0 else -1
-        elif isinstance(node, Pool):
-            kept = chosen_channels(node.out_mask, node.in_channels)
-            write(node.dst, node.out_offset, [a + b for a, b in zip(channels, kept, strict=True)])
-        elif isinstance(node, (Stem, Transition, Subsample)):
-            write(node.dst, 0, chosen_channels(-1, node.out_channels))
+        elif written := node.written(channels):
+            write(node.dst, *written)
+            if isinstance(node, Conv2d) and node.out_offset == 0:
+                mask_of[node.dst] = node.out_mask
     return found
-
-
-def _src_offset(node: Node) -> int:
-    return node.src_offset if isinstance(node, (Conv2d, Add)) else 0
 
 
 def gate_columns(channels: Sequence[Gates], always: int) -> Tensor:
@@ -155,7 +123,7 @@ def trace(graph: Graph, gates: Tensor) -> Iterator[Work]:
                 taken = gates[:, gate] if gate >= 0 else all_
                 if gate >= 0:
                     yield Work("gate", index, -1, all_, none + node.channels_before(layer))
-                macs = taken * _layer_macs(node, graph.maps[node.dst].pixels, channels)
+                macs = taken * node.layer_macs(graph.maps[node.dst].pixels, channels)
                 yield Work("layer", index, gate, taken, macs, layer, channels)
                 channels = channels + taken * node.added
         elif isinstance(node, Conv2d):
@@ -166,33 +134,10 @@ def trace(graph: Graph, gates: Tensor) -> Iterator[Work]:
             ran = runs * on.double() / node.out_channels
             yield Work(node.op, index, max(node.only_if, node.out_mask), ran, macs, inputs=inputs, filters=on)
         else:
-            inputs = _count_live(reads.channels, gates)
-            yield Work(node.op, index, -1, all_, none + _node_macs(graph, node, inputs), inputs=inputs)
-
-
-def _layer_macs(block: DenseBlock, pixels: int, live: Tensor) -> Tensor:
-    """MACs of a layer that runs, its gate not counted; ``live``: input channels that hold data, int64 [B]."""
-    width = block.bottleneck
-    if not width:
-        return pixels * 9 * live * block.out_channels
-    if block.merge == "add":
-        return pixels * (2 * live * width + 9 * width * width)
-    return pixels * (live * width + 9 * width * block.out_channels)
-
-
-def _node_macs(graph: Graph, node: Node, inputs: Tensor) -> int | Tensor:
-    """MACs of a node that always runs; ``inputs``: channels that it reads and that hold data, int64 [B]."""
-    if isinstance(node, Stem):
-        return graph.maps[node.dst].pixels * 9 * node.in_channels * node.out_channels
-    if isinstance(node, Transition):
-        return graph.maps[node.dst].pixels * inputs * node.out_channels
-    if isinstance(node, PathHead):  # scaled features, then the classifier; the path's columns are sums
-        return node.in_channels * (1 + node.out_channels)
-    if isinstance(node, Head):
-        return inputs * node.out_channels
-    if isinstance(node, Gate):  # a recurrent one embeds in 10, goes through an LSTM(10, 10) and projects
-        return 10 * node.in_channels + 8 * 100 + 10 if node.recurrence else node.in_channels
-    return node.in_channels * node.out_channels if isinstance(node, Linear) else 0
+            inputs, gate = _count_live(reads.channels, gates), getattr(node, "only_if", -1)
+            runs = gates[:, gate] if gate >= 0 else all_
+            macs = runs * node.macs(graph.maps[node.dst if node.dst >= 0 else node.src].pixels, inputs)
+            yield Work(node.op, index, gate, runs, macs, inputs=inputs)
 
 
 def _count_live(channels: Sequence[Gates], gates: Tensor) -> Tensor:

@@ -1,19 +1,59 @@
 """What a network is made of: typed nodes that hold the original weights, with batch norms folded, in float64.
 
-Nodes read and write maps, which are buffers: a node may write part of one, or add to it in place. What follows from a
-graph as a whole (which channels may hold no data, who reads what, MACs) is not stored here: see
+Nodes read and write maps, which are buffers: a node may write part of one, or add to it in place. A node tells what it
+does to sizes, gates and MACs; what follows from a graph as a whole is worked out in
 :mod:`dsn_kernels.graph.analysis`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+
+__all__ = [
+    "Add",
+    "Affine",
+    "AvgPool",
+    "Conv2d",
+    "DenseBlock",
+    "DenseLayer",
+    "Depthwise",
+    "Gate",
+    "Gates",
+    "Head",
+    "Linear",
+    "Load",
+    "Map",
+    "MaxPool",
+    "Node",
+    "PathHead",
+    "Pool",
+    "PoolSums",
+    "Recurrence",
+    "Stem",
+    "Store",
+    "Subsample",
+    "Tanh",
+    "Transition",
+    "Window",
+    "Windowed",
+    "chosen_channels",
+]
+
+# The gates that must all be on for a channel to hold data; none: it always does.
+Gates = tuple[int, ...]
+
+
+def chosen_channels(mask: int, channels: int) -> list[Gates]:
+    """Of channels that a mask chooses, which begins at gate ``mask``; -1: there is none."""
+    return [(mask + c,) if mask >= 0 else () for c in range(channels)]
+
+
+def _mask_end(mask: int, channels: int) -> int:
+    """One past the last gate of a mask, 0 without."""
+    return mask + channels if mask >= 0 else 0
 
 
 class Map(NamedTuple):
@@ -85,6 +125,28 @@ class Node:
     branch: str = ""
     where: str = ""
 
+    def gates_end(self) -> int:
+        """One past the last gate that it decides, or by which it or a filter runs; 0: there is none."""
+        return 0
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that it leaves of a map."""
+        return height, width
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]] | None:
+        """The first channel of ``dst`` that it writes anew, and the gates by which each of them holds data, given those
+        of the channels that it reads; None where it adds to what is there, or works in place."""
+        return None
+
+    def macs(self, pixels: int, inputs: Tensor) -> int | Tensor:
+        """MACs where it runs, with a map of ``pixels`` that it writes, or else reads, and ``inputs`` channels that it
+        reads and that hold data, int64 [B]. Of dense blocks and convolutions see :func:`dsn_kernels.graph.trace`."""
+        return 0
+
+    def listed_weights(self) -> dict[str, Tensor]:
+        """What ``instructions.def`` lists as its weights, by name; an entry may be smaller than there: zeros follow."""
+        return {}
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Load(Node):
@@ -92,6 +154,12 @@ class Load(Node):
 
     op = "load"
     out_mask: int = -1
+
+    def gates_end(self) -> int:
+        return _mask_end(self.out_mask, self.in_channels)
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
+        return 0, chosen_channels(self.out_mask, self.in_channels)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -104,6 +172,12 @@ class Stem(Node):
     @property
     def out_channels(self) -> int:
         return len(self.weight)
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
+        return 0, chosen_channels(-1, self.out_channels)
+
+    def macs(self, pixels: int, inputs: Tensor) -> int:
+        return pixels * 9 * self.in_channels * self.out_channels
 
 
 class DenseLayer(NamedTuple):
@@ -163,6 +237,18 @@ class DenseBlock(Node):
         """Channels of the state that a layer reads."""
         return self.in_channels + layer * self.added
 
+    def gates_end(self) -> int:
+        return self.first_gate + len(self.layers)
+
+    def layer_macs(self, pixels: int, live: Tensor) -> Tensor:
+        """Of a layer that runs, its gate not counted; ``live``: input channels that hold data, int64 [B]."""
+        width = self.bottleneck
+        if not width:
+            return pixels * 9 * live * self.out_channels
+        if self.merge == "add":
+            return pixels * (2 * live * width + 9 * width * width)
+        return pixels * (live * width + 9 * width * self.out_channels)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Transition(Node):
@@ -180,6 +266,15 @@ class Transition(Node):
     def out_channels(self) -> int:
         return len(self.weight)
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return height // 2, width // 2
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
+        return 0, chosen_channels(-1, self.out_channels)
+
+    def macs(self, pixels: int, inputs: Tensor) -> Tensor:
+        return pixels * inputs * self.out_channels
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Head(Node):
@@ -194,6 +289,9 @@ class Head(Node):
     @property
     def out_channels(self) -> int:
         return len(self.weight)
+
+    def macs(self, pixels: int, inputs: Tensor) -> int | Tensor:
+        return inputs * self.out_channels
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -212,14 +310,26 @@ class PathHead(Head):
     def gates(self) -> int:
         return self.path.shape[2]
 
+    def macs(self, pixels: int, inputs: Tensor) -> int:  # scaled features, then the classifier; the path's are sums
+        return self.in_channels * (1 + self.out_channels)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Conv2d(Node):
+class Windowed(Node):
+    """What slides a window over a map; ``window``: its size, stride and padding."""
+
+    window: Window
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.window.output_size(height, width)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Conv2d(Windowed):
     """``dst[o] = relu(weight * relu(before(src)) + bias)``, each part optional but the convolution.
 
     Attributes:
         weight, bias: [O, I, rows, columns] and [O], with the batch norm behind the convolution folded in.
-        window: stride and padding.
         before: the batch norm of a BN-ReLU of its input.
         relu: of the output; ``relu_channels``: of so many of its first channels alone, 0: of all.
         accumulate: the output is added to what ``dst`` holds.
@@ -233,7 +343,6 @@ class Conv2d(Node):
     op = "conv2d"
     weight: Tensor
     bias: Tensor
-    window: Window
     before: Affine | None = None
     relu: bool = False
     relu_channels: int = 0
@@ -249,6 +358,45 @@ class Conv2d(Node):
     def out_channels(self) -> int:
         return len(self.weight)
 
+    def gates_end(self) -> int:
+        return max(self.only_if + 1, _mask_end(self.out_mask, self.out_channels))
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]] | None:
+        return None if self.accumulate else (self.out_offset, chosen_channels(self.out_mask, self.out_channels))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Depthwise(Windowed):
+    """``dst[c] = relu(weight[c] * src[c] + bias[c])``, the ReLU optional: a convolution of each channel by itself.
+
+    Zeros stand for a channel that holds no data.
+
+    Attributes:
+        weight, bias: [C, 1, rows, columns] and [C], with the batch norm behind the convolution folded in.
+        relu: of the output.
+        out_offset: first channel that is written.
+        only_if: a gate: where it is shut, it does not run; -1: it always does.
+    """
+
+    op = "depthwise"
+    weight: Tensor
+    bias: Tensor
+    relu: bool = False
+    out_offset: int = 0
+    only_if: int = -1
+
+    def gates_end(self) -> int:
+        return self.only_if + 1
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
+        return self.out_offset, chosen_channels(-1, self.in_channels)
+
+    def macs(self, pixels: int, inputs: Tensor) -> int:
+        return pixels * self.window.taps * self.in_channels
+
+    def listed_weights(self) -> dict[str, Tensor]:
+        return {"weight": self.weight.flatten(1).T, "bias": self.bias}
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subsample(Node):
@@ -259,17 +407,29 @@ class Subsample(Node):
     stride: int
     out_offset: int = 0
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return -(-height // self.stride), -(-width // self.stride)
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
+        return 0, chosen_channels(-1, self.out_channels)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Pool(Node):
+class Pool(Windowed):
     """Maximum or average over a window; pixels outside the map count in neither.
 
     ``out_mask``: first of the gates that choose its channels, -1 without.
     """
 
-    window: Window
     out_offset: int = 0
     out_mask: int = -1
+
+    def gates_end(self) -> int:
+        return _mask_end(self.out_mask, self.in_channels)
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
+        kept = chosen_channels(self.out_mask, self.in_channels)
+        return self.out_offset, [a + b for a, b in zip(read, kept, strict=True)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -332,6 +492,15 @@ class Gate(Node):
     def gate(self) -> str:
         return "soft" if self.recurrence is None else "recurrent"
 
+    def gates_end(self) -> int:
+        return self.first_gate + 1
+
+    def macs(self, pixels: int, inputs: Tensor) -> int:  # a recurrent one embeds in 10, has an LSTM(10, 10), projects
+        return 10 * self.in_channels + 8 * 100 + 10 if self.recurrence else self.in_channels
+
+    def listed_weights(self) -> dict[str, Tensor]:
+        return {"weight": self.weight, "bias": self.bias}
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Node):
@@ -346,6 +515,12 @@ class Linear(Node):
     def out_channels(self) -> int:
         return len(self.weight)
 
+    def macs(self, pixels: int, inputs: Tensor) -> int:
+        return self.in_channels * self.out_channels
+
+    def listed_weights(self) -> dict[str, Tensor]:
+        return {"weight": self.weight, "bias": self.bias}
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tanh(Node):
@@ -359,93 +534,3 @@ class Store(Node):
     """The first ``in_channels`` of ``src`` are the map that leaves."""
 
     op = "store"
-
-
-class Region(NamedTuple):
-    """Nodes ``begin`` to ``end`` belong together: ``kind`` is one of ``_C.REGIONS``."""
-
-    kind: str
-    begin: int
-    end: int
-
-
-@dataclass(eq=False)
-class Graph:
-    """A network: its maps, its nodes in the order in which they may run, and the regions that they form."""
-
-    maps: list[Map] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    regions: list[Region] = field(default_factory=list)
-
-    def map(self, channels: int, height: int, width: int | None = None) -> int:
-        """Adds a map, a square one without ``width``; returns its number."""
-        self.maps.append(Map(channels, height, height if width is None else width))
-        return len(self.maps) - 1
-
-    def add(self, node: Node) -> None:
-        self.nodes.append(node)
-
-    @contextmanager
-    def region(self, kind: str | None) -> Iterator[None]:
-        """The nodes that are added meanwhile form a region, unless ``kind`` is None."""
-        begin = len(self.nodes)
-        yield
-        if kind is not None:
-            self.regions.append(Region(kind, begin, len(self.nodes)))
-
-    @property
-    def gates(self) -> int:
-        """Gated layers of all blocks, gated units and filters."""
-        ends = [0]
-        for node in self.nodes:
-            if isinstance(node, DenseBlock):
-                ends.append(node.first_gate + len(node.layers))
-            elif isinstance(node, Gate):
-                ends.append(node.first_gate + 1)
-            elif isinstance(node, Conv2d):
-                ends += [node.only_if + 1, node.out_mask + node.out_channels if node.out_mask >= 0 else 0]
-            elif isinstance(node, (Pool, Load)):
-                ends.append(node.out_mask + node.in_channels if node.out_mask >= 0 else 0)
-        return max(ends)
-
-    @property
-    def logits(self) -> int:
-        """Outputs of all heads."""
-        heads = [node for node in self.nodes if isinstance(node, (Head, Linear))]
-        return max([0, *(node.out_offset + node.out_channels for node in heads)])
-
-    @property
-    def stored(self) -> Map:
-        """The map that leaves; of no channels if none does."""
-        for node in self.nodes:
-            if isinstance(node, Store):
-                return self.maps[node.src]._replace(channels=node.in_channels)
-        return Map(0, 1, 1)
-
-    def without_weights(self) -> Graph:
-        """The same with weights that have a shape and no data: what is left to ask when a backend has packed them."""
-
-        def strip(node: Node) -> Node:
-            return replace(node, **tree_map_only(Tensor, lambda weight: weight.to("meta"), vars(node)))
-
-        return Graph(self.maps, [strip(node) for node in self.nodes], self.regions)
-
-    def resized(self, height: int, width: int) -> Graph:
-        """The same network for images of another size; it may have no linear layers on whole maps."""
-        sizes: dict[int, tuple[int, int]] = {}
-        for node in self.nodes:
-            if node.dst >= 0 and node.dst not in sizes:
-                sizes[node.dst] = (height, width) if node.src < 0 else _map_size(node, *sizes[node.src])
-        maps = [Map(map.channels, *sizes[i]) for i, map in enumerate(self.maps)]
-        return Graph(maps, self.nodes, self.regions)
-
-
-def _map_size(node: Node, height: int, width: int) -> tuple[int, int]:
-    """Height and width that a node leaves of a map."""
-    if isinstance(node, Transition):
-        return height // 2, width // 2
-    if isinstance(node, Subsample):
-        return -(-height // node.stride), -(-width // node.stride)
-    if isinstance(node, (Conv2d, Pool)):
-        return node.window.output_size(height, width)
-    return height, width

@@ -19,7 +19,6 @@ from ..graph import (
     Gate,
     Graph,
     Head,
-    Linear,
     Node,
     PathHead,
     Reads,
@@ -28,7 +27,7 @@ from ..graph import (
     find_reads,
 )
 from .grouping import join_updates
-from .plan import Fields, Plan, fields_of
+from .plan import Fields, Plan, fields_of, filled_up
 
 # [(name, offset, shape)] and size, in floats; defined in csrc/common/layout.h.
 _Layout = tuple[list[tuple[str, int, list[int]]], int]
@@ -64,10 +63,8 @@ class _Lowering:
     def instruction(self, node: Node, reads: Reads) -> Fields:
         fields = fields_of(node, reads)
         pack: Callable[[Any, Reads], Fields] | None = getattr(self, f"pack_{node.op}", None)
-        if pack is not None:
-            own = pack(node, reads)
-            fields |= own | {"flags": fields["flags"] | own.get("flags", 0)}
-        return fields
+        own = self._listed(node, fields) if pack is None else pack(node, reads)
+        return fields | own | {"flags": fields["flags"] | own.get("flags", 0)}
 
     def packed(self) -> Tensor:
         """All units, float32; words of pairs by their bits."""
@@ -201,15 +198,16 @@ class _Lowering:
             return False
         return _C.winograd_pays(node.in_channels, node.out_channels, *self.graph.maps[node.dst][1:])
 
-    def pack_gate(self, node: Gate, reads: Reads) -> Fields:
-        shared, recurrence = Fields(), node.recurrence
-        if recurrence is not None:
-            shared["shared"] = self._add_once(recurrence, _C.recurrence_layout(), **recurrence._asdict())["weights"]
-        layout = _C.gate_layout(node.in_channels, recurrence is not None)
-        return shared | self._add(layout, weight=node.weight, bias=node.bias)
-
-    def pack_linear(self, node: Linear, reads: Reads) -> Fields:
-        return self._add(_C.linear_layout(node.in_channels, node.out_channels), weight=node.weight, bias=node.bias)
+    def _listed(self, node: Node, fields: Fields) -> Fields:
+        """Packs weights that instructions.def lists, if there are any."""
+        values, own = node.listed_weights(), Fields()
+        if isinstance(node, Gate) and node.recurrence is not None:
+            shared = self._add_once(node.recurrence, _C.recurrence_layout(), **node.recurrence._asdict())
+            own["shared"] = shared["weights"]
+        if values:
+            layout = _C.listed_layout(fields)
+            own |= self._add(layout, **filled_up(values, layout))
+        return own
 
 
 def pad_rows(rows: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from ..graph import (
     Gate,
     Graph,
     Head,
-    Linear,
     Load,
     Node,
     PathHead,
@@ -27,7 +26,7 @@ from ..graph import (
     Transition,
     find_reads,
 )
-from .plan import Fields, Plan, fields_of
+from .plan import Fields, Plan, fields_of, filled_up
 
 _GROUP: int = _C.cuda.GROUP
 ELEMENTS: dict[torch.dtype, int] = {
@@ -103,6 +102,9 @@ class _Lowering:
         pack: Callable[[Any, Reads], None] | None = getattr(self, f"pack_{node.op}", None)
         if pack is not None:
             pack(node, reads)
+        elif values := node.listed_weights():
+            layout = _C.cuda.listed_layout(fields)
+            self._add(layout, **filled_up(values, layout))
         return fields
 
     def packed(self) -> Tensor:
@@ -232,13 +234,6 @@ class _Lowering:
         sizes = front, in_channels, out_channels, count
         constants = live and norm is not None
         self._add(_C.cuda.conv2d_layout(*sizes, norm is not None, chosen, constants, self.element), **fields)
-
-    def pack_gate(self, node: Gate, reads: Reads) -> None:
-        layout = _C.cuda.gate_layout(node.in_channels, node.recurrence is not None)
-        self._add(layout, weight=node.weight, bias=node.bias)
-
-    def pack_linear(self, node: Linear, reads: Reads) -> None:
-        self._add(_C.cuda.linear_layout(node.in_channels, node.out_channels), weight=node.weight, bias=node.bias)
 
 
 def _slice_constants(weight: Tensor, shift: Tensor, channels: _Channels) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import _C
-from ..graph import Conv2d, DenseBlock, Gate, Graph, Node, PathHead, Pool, Reads
+from ..graph import Conv2d, DenseBlock, Gate, Graph, Node, PathHead, Reads, Windowed
 
 _NAMES = [name for name, _ in _C.INSTRUCTION_FIELDS]
 # Fields of an instruction by name, one of ``_C.INSTRUCTION_FIELDS``; what is left out has its default.
@@ -63,13 +65,24 @@ def fields_of(node: Node, reads: Reads) -> Fields:
         fields["layers"] = node.gates
     elif isinstance(node, Gate):
         fields["gate"], flags["accumulate"] = _C.GATES[node.gate], node.follows
-    elif isinstance(node, (Conv2d, Pool)):
+    elif isinstance(node, Windowed):
         window = node.window
         fields |= {"taps": window.taps, "stride": window.stride}
-        if isinstance(node, Pool) or not window.keeps_size:
+        if not (isinstance(node, Conv2d) and window.keeps_size):
             fields |= {"columns": window.columns, "pad_rows": window.pad_rows, "pad_columns": window.pad_columns}
     if isinstance(node, Conv2d):
         fields["in_mask"] = reads.in_mask
         flags |= {"pool": node.pool, "normalise": node.before is not None, "live": bool(reads.slices)}
     fields["flags"] = sum(_C.FLAGS[name] for name, on in flags.items() if on)
     return fields
+
+
+def filled_up(values: dict[str, Tensor], layout: tuple[list[Any], int]) -> dict[str, Tensor]:
+    """``values`` of a layout's fields, each with zeros behind what it has along a dimension."""
+    shapes = {name: shape for name, _, shape, *_ in layout[0]}
+
+    def fill(value: Tensor, shape: list[int]) -> Tensor:
+        missing = zip(reversed(value.shape), reversed(shape), strict=True)
+        return F.pad(value, [n for have, want in missing for n in (0, want - have)])
+
+    return {name: fill(value, shapes[name]) for name, value in values.items()}

@@ -16,7 +16,7 @@ from .step import Facts, Map, Run, Step, pack_norm
 from .tiles import THREE, UNIT
 
 
-class Stem(Step):
+class Stem(Step, serves=[nodes.Stem]):
     def __init__(self, node: nodes.Stem, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.out_channels = node.out_channels
@@ -50,7 +50,7 @@ class Stem(Step):
         )
 
 
-class DenseBlock(Step):
+class DenseBlock(Step, serves=[nodes.DenseBlock]):
     def __init__(self, node: nodes.DenseBlock, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.kind, self.concat = node.gate, node.merge == "concat"
@@ -136,7 +136,7 @@ def _pack_layer(layer: nodes.DenseLayer, facts: Facts, before: Channels) -> dict
     return fields
 
 
-class Transition(Step):
+class Transition(Step, serves=[nodes.Transition]):
     def __init__(self, node: nodes.Transition, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.guide, self.out_channels = node.guide, node.out_channels
@@ -189,7 +189,7 @@ class Transition(Step):
         )
 
 
-class Head(Step):
+class Head(Step, serves=[nodes.Head]):
     def __init__(self, node: nodes.Head, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.out_channels, self.out_offset = node.out_channels, node.out_offset
@@ -223,7 +223,7 @@ class Head(Step):
         )
 
 
-class PathHead(Step):
+class PathHead(Step, serves=[nodes.PathHead]):
     weight: Tensor
     bias: Tensor
 

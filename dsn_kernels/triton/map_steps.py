@@ -17,12 +17,12 @@ from .step import Facts, Run, Step, pack_norm
 from .tiles import UNIT
 
 
-class Load(Step):
+class Load(Step, serves=[nodes.Load]):
     def forward(self, run: Run) -> None:
         run.put(self.dst, resample.as_rows(run.image, run.dtype, run.layouts[self.dst].places), self.pool)
 
 
-class Store(Step):
+class Store(Step, serves=[nodes.Store]):
     def forward(self, run: Run) -> None:
         m, layout = run.maps[self.src], run.layouts[self.src]
         x = m.data
@@ -35,7 +35,7 @@ class Store(Step):
         run.map = resample.as_image(x[..., : self.in_channels], *run.sizes[self.src]).to(run.image.dtype).contiguous()
 
 
-class Linear(Step):
+class Linear(Step, serves=[nodes.Linear]):
     weight: Tensor
     bias: Tensor
 
@@ -52,7 +52,7 @@ class Linear(Step):
         linear(sums, self.weight, self.bias, run.logits[:, self.out_offset :], run.macs, run.enabled, *sizes)
 
 
-class Conv2d(Step):
+class Conv2d(Step, serves=[nodes.Conv2d]):
     norm: Tensor | None
 
     def __init__(self, node: nodes.Conv2d, index: int, facts: Facts) -> None:
@@ -106,7 +106,7 @@ class Conv2d(Step):
         )
 
 
-class Subsample(Step):
+class Subsample(Step, serves=[nodes.Subsample]):
     def __init__(self, node: nodes.Subsample, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.stride, self.out_offset = node.stride, node.out_offset
@@ -118,7 +118,7 @@ class Subsample(Step):
         run.put(self.dst, y, self.pool)
 
 
-class Pool(Step):
+class Pool(Step, serves=[nodes.MaxPool, nodes.AvgPool]):
     def __init__(self, node: nodes.Pool, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.window, self.average = node.window, isinstance(node, nodes.AvgPool)
@@ -132,18 +132,18 @@ class Pool(Step):
             to.sums[:, :, self.part] = resample.unit_sums(small)
 
 
-class PoolSums(Step):
+class PoolSums(Step, serves=[nodes.PoolSums]):
     def forward(self, run: Run) -> None:
         m = run.maps[self.src]
         m.sums = resample.unit_sums(run.filled(m.data, self.inputs))
 
 
-class Tanh(Step):
+class Tanh(Step, serves=[nodes.Tanh]):
     def forward(self, run: Run) -> None:
         run.maps[self.src].data.tanh_()
 
 
-class Add(Step):
+class Add(Step, serves=[nodes.Add]):
     def __init__(self, node: nodes.Add, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.src_offset = node.src_offset
@@ -154,7 +154,7 @@ class Add(Step):
         run.maps[self.dst].data[:, :, self.part] += run.filled(source, self.inputs)[:, :, : self.in_channels]
 
 
-class Gate(Step):
+class Gate(Step, serves=[nodes.Gate]):
     def __init__(self, node: nodes.Gate, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.first_gate, self.follows, self.recurrent = node.first_gate, node.follows, node.recurrence is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -125,13 +126,22 @@ class Run:
         return torch.where(on[:, None] != 0, data[..., : on.shape[1]], 0)
 
 
+STEPS: dict[type[Node], type[Step]] = {}  # the module of each type of node
+
+
 class Step(nn.Module):
     """A node of a graph: its weights, packed, and a call of one operator. It keeps nothing of the original weights.
+
+    A subclass names the types of nodes that it serves: ``class Add(Step, serves=[nodes.Add])``.
 
     Args:
         node: number ``index`` of a graph.
         facts: of the graph.
     """
+
+    def __init_subclass__(cls, serves: Sequence[type[Node]] = ()) -> None:
+        super().__init_subclass__()
+        STEPS.update(dict.fromkeys(serves, cls))
 
     def __init__(self, node: Node, index: int, facts: Facts) -> None:
         super().__init__()

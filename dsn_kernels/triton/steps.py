@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pkgutil
+from importlib import import_module
 
-from .. import graph
-from .dense_steps import DenseBlock, Head, PathHead, Stem, Transition
-from .map_steps import Add, Conv2d, Gate, Linear, Load, Pool, PoolSums, Store, Subsample, Tanh
-from .step import Facts, Step
+from . import __path__ as _folder
+from .step import STEPS, Facts, Step
 
-STEPS: dict[type[graph.Node], Callable[..., Step]] = {
-    graph.Load: Load,
-    graph.Store: Store,
-    graph.Stem: Stem,
-    graph.DenseBlock: DenseBlock,
-    graph.Transition: Transition,
-    graph.Head: Head,
-    graph.PathHead: PathHead,
-    graph.Conv2d: Conv2d,
-    graph.Subsample: Subsample,
-    graph.MaxPool: Pool,
-    graph.AvgPool: Pool,
-    graph.PoolSums: PoolSums,
-    graph.Add: Add,
-    graph.Gate: Gate,
-    graph.Linear: Linear,
-    graph.Tanh: Tanh,
-}
+__all__ = ["STEPS", "make"]
+
+for _module in pkgutil.iter_modules(_folder):  # a step says which nodes it serves, wherever it stands
+    import_module(f"{__package__}.{_module.name}")
 
 
 def make(index: int, facts: Facts) -> Step:

@@ -111,25 +111,34 @@ class Reference:
         gamma, beta = torch.einsum("pcl,bl->pbc", self._own(node.path), gates) + self._own(node.path_bias)[:, None]
         self._classify(node, (1 + gamma) * self._features(node) + beta)
 
-    def _conv2d(self, node):
-        x, window = self._source(node), node.window
-        if node.before is not None:
-            x = self._preact(x, node.before)
+    def _convolve(self, node, x, groups=1):
+        window = node.window
         _, height, width = self.graph.maps[node.dst]  # so far reaches the last window
         below = (height - 1) * window.stride + window.rows - window.pad_rows - x.shape[2]
         right = (width - 1) * window.stride + window.columns - window.pad_columns - x.shape[3]
         x = F.pad(x, (window.pad_columns, right, window.pad_rows, below))
-        y = F.conv2d(x, self._own(node.weight), self._own(node.bias), window.stride)
-        y = y * self._mask(node.out_mask, node.out_channels)
+        return F.conv2d(x, self._own(node.weight), self._own(node.bias), window.stride, groups=groups)
+
+    def _where_open(self, node, y, before):
+        return y if node.only_if < 0 else torch.where(self.taken[:, node.only_if, None, None, None] != 0, y, before)
+
+    def _depthwise(self, node):
+        y = self._convolve(node, self._source(node), groups=node.in_channels)
+        before = self.maps[node.dst][:, node.out_offset : node.out_offset + node.in_channels]
+        self._put(node, self._where_open(node, y.relu() if node.relu else y, before), node.out_offset)
+
+    def _conv2d(self, node):
+        x = self._source(node)
+        if node.before is not None:
+            x = self._preact(x, node.before)
+        y = self._convolve(node, x) * self._mask(node.out_mask, node.out_channels)
         before = self.maps[node.dst][:, node.out_offset : node.out_offset + node.out_channels]
         if node.accumulate:
             y = y + before
         if node.relu:
             count = node.relu_channels or node.out_channels
             y = torch.cat([y[:, :count].relu(), y[:, count:]], 1)
-        if node.only_if >= 0:
-            y = torch.where(self.taken[:, node.only_if, None, None, None] != 0, y, before)
-        self._put(node, y, node.out_offset)
+        self._put(node, self._where_open(node, y, before), node.out_offset)
 
     def _subsample(self, node):
         self.maps[node.dst] = torch.zeros_like(self.maps[node.dst])

@@ -33,6 +33,11 @@ class Weights:
         kernel = self.kernel(out_channels, in_channels, rows, columns or rows)
         return {"in_channels": in_channels, "weight": kernel, "bias": self.bias(out_channels)}
 
+    def depthwise(self, channels, rows, columns=None):
+        """Weight and bias of a `Depthwise`."""
+        kernel = self.kernel(channels, 1, rows, columns or rows)
+        return {"in_channels": channels, "weight": kernel, "bias": self.bias(channels)}
+
     def linear(self, out_channels, in_channels):
         kernel = self.kernel(out_channels, in_channels)
         return {"in_channels": in_channels, "weight": kernel, "bias": self.bias(out_channels)}
@@ -218,6 +223,56 @@ def windows():
     return graph
 
 
+def separable():
+    """Depthwise convolutions: in a unit that a gate keeps or bypasses, over part of a map that is there, and always."""
+    graph, weights = g.Graph(), Weights()
+    image, x, y = graph.map(3, 9, 10), graph.map(10, 9, 10), graph.map(13, 5, 5)
+    wide, inner = graph.map(23, 9, 10), graph.map(23, 9, 10)
+    graph.add(g.Load(dst=image, in_channels=3))
+    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, relu=True, **weights.conv(10, 3, 3)))
+    graph.add(g.PoolSums(src=x, in_channels=10))
+    graph.add(g.Gate(src=x, first_gate=0, **weights.linear(1, 10)))
+    unit = {"only_if": 0}
+    graph.add(g.Conv2d(src=x, dst=wide, window=ONE, relu=True, **unit, **weights.conv(23, 10)))
+    window = g.Window(5, 5, 1, 2, 2)
+    graph.add(g.Depthwise(src=wide, dst=inner, window=window, relu=True, **unit, **weights.depthwise(23, 5)))
+    graph.add(g.Conv2d(src=inner, dst=x, window=ONE, accumulate=True, **unit, **weights.conv(10, 23)))
+    graph.add(g.PoolSums(src=x, in_channels=10))
+    graph.add(g.Gate(src=x, first_gate=1, **weights.linear(1, 10)))
+    stride2 = {"src": x, "dst": y, "window": g.Window(3, 3, 2, 1, 1)}
+    graph.add(g.Conv2d(**stride2, **weights.conv(13, 10, 3)))
+    graph.add(g.Depthwise(out_offset=3, only_if=1, **stride2, **weights.depthwise(10, 3)))
+    z, last = graph.map(13, 3), graph.map(13, 2, 3)
+    graph.add(g.Depthwise(src=y, dst=z, window=g.Window(3, 3), relu=True, **weights.depthwise(13, 3)))
+    graph.add(g.Depthwise(src=z, dst=last, window=g.Window(2, 3, 1, 0, 1), **weights.depthwise(13, 2, 3)))
+    graph.add(g.PoolSums(src=last, in_channels=13))
+    graph.add(g.Linear(src=last, **weights.linear(4, 13)))
+    graph.add(g.Store(src=z, in_channels=13))
+    return graph
+
+
+def separable_filters():
+    """A depthwise convolution of filters that a mask chose, and a head of what it leaves."""
+    graph, weights = g.Graph(), Weights()
+    image, x, y = graph.map(3, 6), graph.map(9, 6), graph.map(9, 6)
+    graph.add(g.Load(dst=image, in_channels=3))
+    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, relu=True, out_mask=0, **weights.conv(9, 3, 3)))
+    graph.add(g.Depthwise(src=x, dst=y, window=WIDE, **weights.depthwise(9, 3)))
+    graph.add(g.Head(src=y, norm=weights.norm(9), **weights.linear(4, 9)))
+    return graph
+
+
+def depthwise(channels, size, window, **fields):
+    """One alone, between the map that enters and the one that leaves."""
+    graph, weights = g.Graph(), Weights()
+    x, y = graph.map(channels, *size), graph.map(channels, *window.output_size(*size))
+    graph.add(g.Load(dst=x, in_channels=channels))
+    own = weights.depthwise(channels, window.rows, window.columns)
+    graph.add(g.Depthwise(src=x, dst=y, window=window, **fields, **own))
+    graph.add(g.Store(src=y, in_channels=channels))
+    return graph
+
+
 def residual_units(channels, size, gated):
     """A map whose pooled vector is kept, units of two 3x3 in place, x = relu(x + conv2(relu(conv1(x)))), and a store.
 
@@ -249,7 +304,23 @@ NETWORKS = {
     "pooled gates": lambda: residual(False),
     "chosen filters": chosen_filters,
     "windows": windows,
+    "separable": separable,
+    "separable filters": separable_filters,
 }
+
+# Of depthwise convolutions alone: channels, size of the map, window.
+DEPTHWISE = [
+    (32, (8, 8), WIDE),
+    (6, (7, 7), WIDE),
+    (5, (14, 15), g.Window(3, 3, 2, 1, 1)),
+    (3, (33, 40), g.Window(5, 5, 1, 2, 2)),
+    (3, (33, 40), g.Window(5, 5, 2, 2, 2)),
+    (17, (9, 6), g.Window(3, 3)),
+    (2, (12, 13), g.Window(7, 5, 3, 3, 2)),
+    (4, (9, 9), g.Window(1, 1, 4)),
+    (1, (1, 1), WIDE),
+    (7, (6, 5), g.Window(2, 2, 1, -1, -1)),  # from the second row and column on
+]
 
 
 def make_images(graph, batch):

@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dsn_kernels.triton import conv2d, gate, group_by_pattern, head, routing
+from dsn_kernels.triton import conv2d, depthwise, gate, group_by_pattern, head, routing
 
 POINTERS = {
     "bias": "*fp32", "norm": "*fp32", "constants": "*fp32", "sums": "*fp32", "macs": "*i64", "words": "*i64",
@@ -147,6 +147,8 @@ def others():
         "head of a concatenation": (head.head_kernel, {**HEAD, "taken": None, "constants": None, "GROUPED": False}),
         "path features": (head.path_features_kernel, {"LAYERS": 16, "PLACES": 416, "PIXELS": 64, "FIRST_GROUPS": 10,
                                                       "SLICE_GROUPS": 1, "GROUP": 16, "BLOCK_P": 32, "enabled": None}),
+        "depthwise": (depthwise.depthwise_kernel, {"ROWS": 3, "COLUMNS": 3, "STRIDE": 2, "PAD_ROWS": 1,
+                                                   "PAD_COLUMNS": 1, "RELU": True, "PIXELS": 16, "CHANNELS": 64}),
         "partition": (routing.partition_kernel, {"BLOCK": 128}),
         "first of a pattern": (group_by_pattern.first_kernel, {"ROWS": 64, "COLUMNS": 32}),
         "place in a group": (group_by_pattern.place_kernel, {"ROWS": 64}),

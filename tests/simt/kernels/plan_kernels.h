@@ -128,7 +128,7 @@ void pool_sums(Buffer in, Buffer pooled, Buffer scratch, Buffer macs) {
   p.in_channels = 8;
   p.groups = 2;
   p.pooling = pool(pooled, scratch, macs, 8, 70);
-  start<resample_kernel<__half>>(p, 2, kThreads, kHeaderBytes + 128 * 8 * 4);
+  start<resample_kernel<__half, false>>(p, 2, kThreads, kHeaderBytes + 128 * 8 * 4);
 }
 
 // Two layers of 16 channels behind 16 of an 8 x 8 map, bottlenecks of 48, in two tiles. `weights`: the fields of
