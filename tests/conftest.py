@@ -20,18 +20,16 @@ from tests.networks import QUICK, zoo_name
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-QUICK_CASES = 2  # of a test that is for no network in particular; of others, one for each of `QUICK`
-
 
 def _quick_cases(cases):
-    """Of one test: in float32 and on the networks that `make quick` knows, as far as it has these."""
+    """Of one test: a case for each network of `QUICK`, or one that is for none in particular; in float32, if it can."""
     fitting, count = [], collections.Counter()
     for case in cases:
         values = case.callspec.params.values() if hasattr(case, "callspec") else ()
         networks = frozenset(filter(None, map(zoo_name, values)))
         other_type = any(isinstance(value, torch.dtype) and value != torch.float32 for value in values)
         count[networks] += 1
-        if networks <= set(QUICK) and not other_type and count[networks] <= (1 if networks else QUICK_CASES):
+        if networks <= set(QUICK) and not other_type and count[networks] == 1:
             fitting.append(case)
     return fitting or cases[:1]
 

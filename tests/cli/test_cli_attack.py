@@ -8,13 +8,13 @@ import pytest
 import dsn_models
 
 # Not importorskip: the toolbox takes seconds to import, which those who only collect the tests would wait for.
-pytestmark = pytest.mark.skipif(
-    find_spec("art") is None, reason="adversarial-robustness-toolbox is not installed (the extra 'attack')"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(find_spec("art") is None, reason="adversarial-robustness-toolbox is not installed"),
+]
 DATA = ("--kind", "navon-sklearn", "--images", 6, "--threads", 1)
 
 
-@pytest.mark.long
 def test_a_gated_network_is_attacked_with_skipping_on_and_off(dsn, tmp_path):
     dsn_models.save(dsn_models.create("lsn-navon", block_layers=(1, 1)), tmp_path / "lsn.safetensors")
     options = ("--attack", "fgsm", "--epsilon", 0.1, "--attacked-images", 4)

@@ -12,9 +12,10 @@ from dsn_models.training.robustness import attacked_accuracy
 from tests.networks import make_small
 
 # Not importorskip: the toolbox takes seconds to import, which those who only collect the tests would wait for.
-pytestmark = pytest.mark.skipif(
-    find_spec("art") is None, reason="adversarial-robustness-toolbox is not installed (the extra 'attack')"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(find_spec("art") is None, reason="adversarial-robustness-toolbox is not installed"),
+]
 
 
 def make_data(images=12):
@@ -52,7 +53,6 @@ def test_fgsm_by_hand(seen, gated):
     assert gated or result["fine"]["skipped"] == 0
 
 
-@pytest.mark.long
 def test_pgd_stays_in_its_ball_and_raises_the_loss(seen):
     model, dataset = make_small("dsn-navon"), make_data()
     first = attacked_accuracy(model, dataset, "pgd", epsilon=0.05, steps=4, batch=5)
