@@ -8,9 +8,11 @@ does to sizes, gates and MACs; what follows from a graph as a whole is worked ou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
+
+from .node import Affine, Gates, Map, Node, Window, Windowed, chosen_channels, mask_end
 
 __all__ = [
     "Add",
@@ -42,111 +44,6 @@ __all__ = [
     "chosen_channels",
 ]
 
-# The gates that must all be on for a channel to hold data; none: it always does.
-Gates = tuple[int, ...]
-
-
-def chosen_channels(mask: int, channels: int) -> list[Gates]:
-    """Of channels that a mask chooses, which begins at gate ``mask``; -1: there is none."""
-    return [(mask + c,) if mask >= 0 else () for c in range(channels)]
-
-
-def _mask_end(mask: int, channels: int) -> int:
-    """One past the last gate of a mask, 0 without."""
-    return mask + channels if mask >= 0 else 0
-
-
-class Map(NamedTuple):
-    """A buffer for a map of each sample: [channels, height, width]."""
-
-    channels: int
-    height: int
-    width: int
-
-    @property
-    def pixels(self) -> int:
-        return self.height * self.width
-
-
-class Affine(NamedTuple):
-    """A batch norm in evaluation, ``scale x + shift`` by channel; both float64 [C]."""
-
-    scale: Tensor
-    shift: Tensor
-
-
-class Window(NamedTuple):
-    """The pixels that a convolution or pool reads.
-
-    ``pad_rows`` and ``pad_columns`` zeros lie before the map and as many behind it; if negative, so many of the map's
-    own pixels are passed over.
-    """
-
-    rows: int
-    columns: int
-    stride: int = 1
-    pad_rows: int = 0
-    pad_columns: int = 0
-
-    @property
-    def taps(self) -> int:
-        return self.rows * self.columns
-
-    @property
-    def keeps_size(self) -> bool:
-        """Whether it is a 1x1 or 3x3 of stride 1 or 2 around each pixel, which has kernels of its own."""
-        centred = (self.pad_rows, self.pad_columns) == (self.rows // 2, self.columns // 2)
-        return self.rows == self.columns and self.rows in (1, 3) and self.stride in (1, 2) and centred
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what it leaves of a map of ``height`` x ``width``."""
-        return (
-            (height + 2 * self.pad_rows - self.rows) // self.stride + 1,
-            (width + 2 * self.pad_columns - self.columns) // self.stride + 1,
-        )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Node:
-    """One step of a network.
-
-    Attributes:
-        src, dst: maps that are read and written, -1 if none.
-        in_channels: channels of ``src`` that are read.
-        branch: name of the gates among which its gate is; "" in a network of one branch.
-        where: what the node belongs to, as in ``"units.3"``, for reports; ``"gate"`` for the convolutions of a gate.
-    """
-
-    op: ClassVar[str]
-
-    src: int = -1
-    dst: int = -1
-    in_channels: int
-    branch: str = ""
-    where: str = ""
-
-    def gates_end(self) -> int:
-        """One past the last gate that it decides, or by which it or a filter runs; 0: there is none."""
-        return 0
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that it leaves of a map."""
-        return height, width
-
-    def written(self, read: list[Gates]) -> tuple[int, list[Gates]] | None:
-        """The first channel of ``dst`` that it writes anew, and the gates by which each of them holds data, given those
-        of the channels that it reads; None where it adds to what is there, or works in place."""
-        return None
-
-    def macs(self, pixels: int, inputs: Tensor) -> int | Tensor:
-        """MACs where it runs, with a map of ``pixels`` that it writes, or else reads, and ``inputs`` channels that it
-        reads and that hold data, int64 [B]. Of dense blocks and convolutions see :func:`dsn_kernels.graph.trace`."""
-        return 0
-
-    def listed_weights(self) -> dict[str, Tensor]:
-        """What ``instructions.def`` lists as its weights, by name; an entry may be smaller than there: zeros follow."""
-        return {}
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Load(Node):
@@ -156,7 +53,7 @@ class Load(Node):
     out_mask: int = -1
 
     def gates_end(self) -> int:
-        return _mask_end(self.out_mask, self.in_channels)
+        return mask_end(self.out_mask, self.in_channels)
 
     def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
         return 0, chosen_channels(self.out_mask, self.in_channels)
@@ -315,16 +212,6 @@ class PathHead(Head):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Windowed(Node):
-    """What slides a window over a map; ``window``: its size, stride and padding."""
-
-    window: Window
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        return self.window.output_size(height, width)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
 class Conv2d(Windowed):
     """``dst[o] = relu(weight * relu(before(src)) + bias)``, each part optional but the convolution.
 
@@ -359,7 +246,7 @@ class Conv2d(Windowed):
         return len(self.weight)
 
     def gates_end(self) -> int:
-        return max(self.only_if + 1, _mask_end(self.out_mask, self.out_channels))
+        return max(self.only_if + 1, mask_end(self.out_mask, self.out_channels))
 
     def written(self, read: list[Gates]) -> tuple[int, list[Gates]] | None:
         return None if self.accumulate else (self.out_offset, chosen_channels(self.out_mask, self.out_channels))
@@ -425,7 +312,7 @@ class Pool(Windowed):
     out_mask: int = -1
 
     def gates_end(self) -> int:
-        return _mask_end(self.out_mask, self.in_channels)
+        return mask_end(self.out_mask, self.in_channels)
 
     def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
         kept = chosen_channels(self.out_mask, self.in_channels)

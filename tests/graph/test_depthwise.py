@@ -1,12 +1,15 @@
 """A depthwise convolution on the CPU: values, counts, and what its node tells."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from graph_reference import check_graph
 from small_graphs import DEPTHWISE, depthwise, make_images, random_gates, separable, separable_filters
 
 from dsn_kernels import graph as g
-from dsn_kernels.runtime import make_runner
+from dsn_kernels.lower.cpu import lower
+from dsn_kernels.runtime import PlanRunner, make_runner
 
 
 def check(graph, batch, forced=None):
@@ -56,3 +59,24 @@ def test_a_node_tells_what_it_does():
     node = depthwise(5, (9, 8), g.Window(3, 3, 2, 1, 1), only_if=6).nodes[1]
     assert node.gates_end() == 7 and node.output_size(9, 8) == (5, 4)
     assert node.written([(1,)] * 5) == (0, [()] * 5), "it has a bias, so that all its channels hold data"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"in_channels": 4},
+        {"stride": 0},
+        {"columns": 0},
+        {"taps": 8},
+        {"pad_rows": 3},  # a window before the map
+        {"pad_rows": -8},  # one behind it
+        {"out_offset": 1},
+        {"out_mask": 0},
+    ],
+    ids=str,
+)
+def test_a_plan_that_does_not_fit(wrong):
+    plan = lower(depthwise(5, (8, 8), g.Window(3, 3, 1, 1, 1)))
+    runner = PlanRunner(replace(plan, code=[plan.code[0], plan.code[1] | wrong, plan.code[2]]))
+    with pytest.raises(RuntimeError, match="instruction 1 of the plan does not fit its buffers"):
+        runner(torch.zeros(1, 5, 8, 8), torch.zeros(0))
