@@ -99,6 +99,7 @@ DATA = Path(os.environ.get("DSN_DATA", Path(__file__).parents[2] / "shared" / "d
 
 @pytest.mark.skipif(not (DATA / "resnet56-cifar10.th").is_file(), reason=f"no resnet56-cifar10.th in {DATA}")
 @torch.inference_mode()
+@pytest.mark.long
 def test_a_published_network_after_training_on_several_gpus():
     """What synchronises batch norms there leaves another class here, which once cost every answer."""
     model = convert(DATA / "resnet56-cifar10.th").model.eval()

@@ -138,7 +138,13 @@ def test_tune_needs_a_gpu():
             tune_backends("cuda", torch.float32, 0.1, None)
 
 
-@pytest.mark.parametrize("operator", choice.OPERATORS)
+IN_EVERY_RUN = ("SkipNet", "BasicUnit", "SkipDenseBlock", "Transition", "Head")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "operator", [pytest.param(o, marks=() if o in IN_EVERY_RUN else pytest.mark.slow) for o in choice.OPERATORS]
+)
 def test_every_operator_has_an_example(operator):
     from dsn_kernels.tuning.tune import example
 

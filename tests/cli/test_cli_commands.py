@@ -33,6 +33,7 @@ def test_demo_json(dsn, checkpoint, tmp_path):
     assert (tmp_path / "other.html").exists()
 
 
+@pytest.mark.long
 def test_train_then_eval(dsn, recipe, tmp_path):
     status, out, _ = dsn("train", recipe, "--out", "run", "--json", "-", "--threads", 1)
     facts = json.loads(out)
@@ -49,6 +50,7 @@ def test_train_then_eval(dsn, recipe, tmp_path):
     assert status == 0 and "layers skipped" in out and "50 test images" in out
 
 
+@pytest.mark.long
 def test_eval_of_a_baseline(dsn):
     dsn_models.save(dsn_models.create("lenet", image_size=64), "lenet.safetensors")
     status, out, _ = dsn("eval", "lenet.safetensors", "--kind", "navon-sklearn", "--images", 20, "--task", "fine")
@@ -104,6 +106,7 @@ def test_ctrl_c_in_training(start_dsn, recipe, tmp_path, inherited):
     assert names == {"tiny.state", "tensorboard"}  # nothing half-written beside them
 
 
+@pytest.mark.long
 def test_bench(dsn, checkpoint, tmp_path):
     gates = "open,shut,random:0.5,paper,trained"
     options = ("--batch", "1,2", "--against", "eager,channels_last", "--seconds", 0, "--threads", 1)

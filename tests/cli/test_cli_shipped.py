@@ -14,7 +14,7 @@ def test_shipped_checkpoint_is_small_and_skips():
     assert test["coarse"]["skipped"] > 0 and test["fine"]["skipped"] > 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_demo_without_options(start_dsn, tmp_path):
     process = start_dsn("demo", "--json", "demo.json")
     out, err = process.communicate(timeout=180)

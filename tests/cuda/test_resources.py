@@ -62,8 +62,8 @@ def test_a_kernel_that_does_not(tmp_path):
     assert "1 kernels, 0 with a stack frame or spills" in report.stdout
 
 
-@pytest.mark.long
 @needs_nvcc
+@pytest.mark.slow
 def test_the_build_can_be_told_to_fail_on_spills(tmp_path):
     """The assembler's options of CHECK_SPILLS, which `make test` sets."""
     source = tmp_path / "spills.cu"

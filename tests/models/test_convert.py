@@ -151,6 +151,7 @@ def test_real_resnets(depth, accuracy):
 
 
 @needs_data
+@pytest.mark.long
 def test_the_real_resnet_20_scores_81_percent_on_jpeg():
     model = convert(DATA / "resnet20-cifar10.th").model.to(memory_format=torch.channels_last)
     dataset = open_dataset("cifar-10-jpeg", DATA, False)

@@ -331,6 +331,7 @@ def test_init_of_other_classes_begins_a_fresh_classifier_and_says_so(save, tmp_p
 
 
 @needs_data
+@pytest.mark.long
 def test_a_real_resnet_is_evaluated_with_the_normalisation_that_it_carries(tmp_path, monkeypatch):
     from dsn_kernels.cli.inputs import open_test_data
     from dsn_models.checkpoints import read_metadata

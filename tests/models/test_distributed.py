@@ -90,7 +90,7 @@ def assert_same_training(recipe, two, one):
     assert apart < 1e-3 * moved
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_torchrun_ends_at_the_weights_of_one_process(tmp_path):
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(RECIPES["dsn"])

@@ -396,6 +396,7 @@ def test_sparsity_reaches_the_gater_and_not_the_backbone(backbone):
     assert facts["gates/on"] < 1
 
 
+@pytest.mark.long
 def test_calibrated_gates_begin_with_the_least_harmful_filters_off(backbone):
     recipe = Recipe.model_validate({**TINY, "init": backbone[1]})
     model = dsn_models.create(recipe.model, **recipe.options)

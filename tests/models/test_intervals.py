@@ -97,6 +97,7 @@ def test_where_all_images_are_right_there_are_as_many_trials_as_digits():
     assert share_interval(torch.zeros(10, dtype=torch.bool), few) == fraction_interval(0, 10)
 
 
+@pytest.mark.long
 def test_navon_images_say_which_digits_they_are_made_of():
     dataset = open_dataset("navon-sklearn", None, False, 60, canvas=16, glyph=4)
     some = read(dataset, "both", 30)

@@ -80,6 +80,7 @@ def beginning(recipe, model):
 
 
 @pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.long
 def test_a_recipe_starts(name, tmp_path, monkeypatch):
     recipe = load_recipe(name)
     options = small_options(recipe)

@@ -171,6 +171,7 @@ def test_a_network_that_skips_no_layers_has_nothing_to_select():
         set_compute(make_small("resnet-164"), "selected")
 
 
+@pytest.mark.long
 def test_several_processes_mask(tmp_path, monkeypatch):
     path = tmp_path / "tiny.toml"
     path.write_text(DSN.replace("[train]", '[train]\ncompute = "selected"'))

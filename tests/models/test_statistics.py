@@ -58,6 +58,7 @@ def test_counts_by_hand():
     np.testing.assert_array_equal(statistics.gates_on(torch.from_numpy(GATES)), [3, 2, 4, 3])
 
 
+@pytest.mark.long
 def test_embedding_separates_two_gate_patterns():
     generator = np.random.default_rng(0)
     probabilities = np.repeat([[0.05, 0.95], [0.95, 0.05]], 40, 0).repeat(20, 1)

@@ -5,6 +5,7 @@ import pytest
 import dsn_models
 
 
+@pytest.mark.long
 def test_widths_of_the_paper():
     widths = {
         name: [b.layers[0].norm1.num_features for b in dsn_models.create(name).coarse.blocks]

@@ -53,6 +53,7 @@ def test_odd_sizes(size, bottleneck, threads):
     bottleneck=st.booleans(),
     seed=st.integers(0, 99),
 )
+@pytest.mark.long
 def test_any_shape(batch, channels, growth, layers, height, width, bottleneck, seed):
     block = make_block(channels, layers, growth, bottleneck)
     x, forced = images(batch, channels, height, width), block_gates(batch, layers, seed)
@@ -211,6 +212,7 @@ def test_what_the_last_call_did():
     assert stage.last_macs[0] > stage.last_macs[1]
 
 
+@pytest.mark.long
 def test_compiles_with_its_gates():
     stage, x = Part(make_block(channels=8, layers=2)), images(3, 8, 5, 5)
     compiled = torch.compile(stage, fullgraph=True, backend="aot_eager")

@@ -28,6 +28,7 @@ def arguments(twin, x):
     return x, runner.weights, torch.empty(0), None, sized.words, *sized.sizes.values()
 
 
+@pytest.mark.long
 def test_empty_batch_and_opcheck():
     twin = Part(make_head(8, 4))
     assert twin(images(0, 8, 6, 6)).shape == (0, 4)

@@ -33,6 +33,7 @@ def test_empty_batch_and_non_contiguous():
     assert torch.equal(twin(x), twin(x.contiguous()))
 
 
+@pytest.mark.long
 def test_opcheck():
     runner = Part(make_transition(8, 4)).runner
     sized = runner.sized(6, 6)

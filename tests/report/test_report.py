@@ -49,6 +49,7 @@ def made(model, data):
     return report(model, "tiny <b>", data, **options)
 
 
+@pytest.mark.long
 def test_facts(made, model, data):
     document = made.document
     assert document == json.loads(json.dumps(document, allow_nan=False))
