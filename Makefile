@@ -55,7 +55,7 @@ lint: $(VENV)/stamp-test
 	$(VENV)/bin/ruff format --check $(wildcard $(python))
 	$(VENV)/bin/clang-format --dry-run -Werror $(cpp)
 	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports --no-cache
+	PYTHONPATH=python $(VENV)/bin/lint-imports --no-cache
 
 format: $(VENV)/stamp-test
 	$(VENV)/bin/ruff check --fix $(wildcard $(python))
