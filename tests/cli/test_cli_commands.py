@@ -120,6 +120,7 @@ def test_bench(dsn, checkpoint, tmp_path):
     assert status == 0 and "random:0.5" in out and "channels_last" in out and "speed-up" in out
 
 
+@pytest.mark.long
 def test_bench_by_name_and_without_data(dsn, bare_checkpoint):
     options = ("--batch", "1", "--against", "", "--seconds", 0, "--json", "-")
     status, out, _ = dsn("bench", "dsn-navon", "--gates", "shut", *options)
@@ -141,6 +142,7 @@ def test_bench_of_other_families(dsn):
     assert status == 0 and [row["gates"] for row in json.loads(out)["rows"]] == ["open", "random:0.5"]
 
 
+@pytest.mark.long
 def test_bench_names_what_is_missing(dsn, checkpoint, monkeypatch):
     from dsn_kernels.measure import baselines
 

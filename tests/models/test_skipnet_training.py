@@ -50,6 +50,7 @@ def dense_recipe():
     return Recipe.model_validate(content)
 
 
+@pytest.mark.long
 def test_the_order_is_explained(tmp_path):
     reinforce = {"stage": "reinforce"}
     with pytest.raises(UserError, match="starts from a SkipNet trained by stage 'supervised'; set init to it; none"):

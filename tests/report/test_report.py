@@ -91,6 +91,7 @@ def test_facts(made, model, data):
     assert document["reference"]["relative_difference"] < 1e-4
 
 
+@pytest.mark.long
 def test_page_is_one_sound_file(made):
     page = made.page
     reader = Reader(page)
