@@ -156,6 +156,7 @@ def test_bench_names_what_is_missing(dsn, checkpoint, monkeypatch):
     assert json.loads(out)["missing"] == {"openvino": "batch 1: not installed: pip install openvino"}
 
 
+@pytest.mark.long
 def test_interrupted_bench_writes_what_it_has(dsn, checkpoint, tmp_path, monkeypatch):
     from dsn_kernels.measure import bench
 

@@ -106,6 +106,7 @@ def test_page_is_one_sound_file(made):
 
 
 @pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.long
 def test_page_in_a_browser_of_a_phones_width(made, tmp_path, dark):
     seen = in_a_browser(made.page, tmp_path, 375, dark)
     assert seen["window"] == 375 and seen["width"] <= 375  # the page does not scroll sideways
