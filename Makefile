@@ -1,5 +1,5 @@
 # make demo    the shipped network on real handwritten digits: table on the terminal, report in HTML
-# make quick   every kind of test, on eight networks in one type: the inner loop, within a minute once all is built
+# make quick   every kind of test, on eight networks in one type: the inner loop, about a minute once all is built
 # make test    builds everything and runs the tests that every change must pass
 # make test-all   those that are too long for every change too, among them a build with CUDA; once a night
 # make test-triton   the tests of the Triton kernels, in its interpreter or on a GPU; a few minutes more
