@@ -79,6 +79,9 @@ def test_what_another_build_saved_is_refused(name):
     state["runner._extra_state"] = {"format": 7}
     with pytest.raises(UserError, match="the state is of plans of format 7; this build reads .* accelerate the model"):
         fast.load_state_dict(state)
+    state["runner._extra_state"] = fast.runner.get_extra_state() | {"plan": 7}
+    with pytest.raises(UserError, match="the state is of another network, or packed for another machine"):
+        fast.load_state_dict(state)
     words = fast.runner.own.words
     words[0] = 7
     with pytest.raises(UserError, match="the state is of plans of format 7"):

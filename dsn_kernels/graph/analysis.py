@@ -22,16 +22,14 @@ class Reads:
             shuts, or of a filter that is off. Whoever reads them is told.
         in_mask: the mask by which one convolution wrote all of ``src``; -1 if none did.
         channels: for each channel that is read, a guide's behind those of ``src``, the gates by which it holds data.
+        one_by_one: whether masks chose single channels of ``src``, as filters are chosen; layers of a dense block, of
+            one channel too, are told by their block.
     """
 
     slices: tuple[range, ...] = ()
     in_mask: int = -1
     channels: tuple[Gates, ...] = ()
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether single channels may hold no data, as filters leave them."""
-        return any(len(channels) == 1 for channels in self.slices)
+    one_by_one: bool = False
 
 
 def find_reads(graph: Graph) -> list[Reads]:
@@ -39,6 +37,7 @@ def find_reads(graph: Graph) -> list[Reads]:
     slices: dict[int, list[range]] = {}
     gates_of: dict[int, list[Gates]] = {}
     mask_of: dict[int, int] = {}
+    blocks = {node.dst for node in graph.nodes if isinstance(node, DenseBlock)}
     found = []
 
     def write(map: int, offset: int, channels: list[Gates]) -> None:
@@ -56,7 +55,8 @@ def find_reads(graph: Graph) -> list[Reads]:
         if isinstance(node, Transition) and node.guide >= 0:  # its channels follow the branch's own
             own += [range(s.start + node.in_channels, s.stop + node.in_channels) for s in slices.get(node.guide, [])]
             channels += read(node.guide, 0, graph.maps[node.guide].channels)
-        found.append(Reads(tuple(own), mask_of.get(node.src, -1), tuple(channels)))
+        one_by_one = bool(own) and node.src not in blocks
+        found.append(Reads(tuple(own), mask_of.get(node.src, -1), tuple(channels), one_by_one))
         if isinstance(node, DenseBlock):
             starts = [node.channels_before(layer) for layer in range(len(node.layers))] if node.added else []
             slices[node.dst] = [range(start, start + node.added) for start in starts]

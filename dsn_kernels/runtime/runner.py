@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -55,7 +56,8 @@ class Sized(NamedTuple):
 class PlanRunner(nn.Module):
     """The :class:`Runner` of a plan on the CPU or on a GPU, by where its weights are.
 
-    Its state carries the format of plans, so that a state of another build is refused.
+    Its state carries the format of plans and a checksum of its own, so that a state of another build, network or
+    instruction set is refused.
     """
 
     weights: Tensor
@@ -104,19 +106,24 @@ class PlanRunner(nn.Module):
         return Outputs(*out[:5])
 
     def get_extra_state(self) -> dict[str, int]:
-        return {"format": _C.PLAN_FORMAT}
+        return {"format": _C.PLAN_FORMAT, "plan": zlib.crc32(self.own.words.numpy().tobytes())}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        if state["format"] != _C.PLAN_FORMAT:
-            raise UserError(
-                f"the state is of plans of format {state['format']}; this build reads {_C.PLAN_FORMAT}: accelerate the "
-                "model anew"
-            )
+        _check_format(state["format"])
+        if state != self.get_extra_state():  # weights of as many bytes may lie in another order
+            raise UserError("the state is of another network, or packed for another machine: accelerate the model anew")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes a pickle's state, which may come from another build."""
-        self.set_extra_state({"format": int(state["own"].words[0])})
+        _check_format(int(state["own"].words[0]))
         super().__setstate__(state)
+
+
+def _check_format(given: int) -> None:
+    if given != _C.PLAN_FORMAT:
+        raise UserError(
+            f"the state is of plans of format {given}; this build reads {_C.PLAN_FORMAT}: accelerate the model anew"
+        )
 
 
 def resized(graph: Graph, height: int, width: int) -> Graph:

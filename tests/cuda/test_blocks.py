@@ -19,6 +19,11 @@ from device_checks import (
 from references import make_block, make_head, make_transition
 from stage_parts import GATES, PARTS, make_part, make_stage, masks
 
+import dsn_kernels
+import dsn_models
+from tests.checks import check_network
+from tests.networks import make_images, random_gates, randomise
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -123,3 +128,14 @@ def test_inputs_of_the_kernels_type(place):
 
 def test_nan_stays_nan(place):
     check_nan_stays_nan(place)
+
+
+@pytest.mark.parametrize("bottleneck", [True, False])
+def test_layers_of_one_channel(place, bottleneck):
+    """A layer that adds a single channel is no chosen filter."""
+    model = randomise(
+        dsn_models.create("concat-40", growth_rate=1, block_layers=(3, 2), bottleneck=bottleneck, image_size=8)
+    )
+    fast = dsn_kernels.accelerate(model, backend=place.backend)
+    for forced in (None, random_gates(fast, 3)):
+        check_network(model, fast, make_images(fast, 3), forced=forced, device=place.device)
