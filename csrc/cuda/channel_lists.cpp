@@ -85,7 +85,6 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
       int64_t gate = in.out_mask;
       for (ChannelRun& run : found) {
         if (gate < 0) break;
-        check(run.both < 0, op, ": pools of the plan put more than two masks on a channel; GPU kernels do not");
         (run.gate < 0 ? run.gate : run.both) = static_cast<int32_t>(gate);
         gate += run.channels;
       }
@@ -98,8 +97,6 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
     }
     ConvStep& step = convs[i];
     const bool adds = in.flags & kAccumulate, relu = in.flags & kRelu && in.relu_channels == 0;
-    check(!has_chosen(in) || (in.src_offset % kGroup == 0 && in.relu_channels == 0 && !(in.flags & kPool)), op,
-          ": a convolution of the plan has a mask and pools, or parts of it; GPU kernels do not");
     check(packed_by[in.src] < 0 || packed_by[in.src] == in.in_mask, op,
           ": a convolution of the plan reads by another mask than its input was written by; GPU kernels do not");
     if (packed_by[in.src] >= 0) {

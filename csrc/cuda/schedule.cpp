@@ -84,31 +84,22 @@ int64_t Schedule::reserve(int64_t bytes) {
   return at;
 }
 
-void Schedule::place_states(const char* op, const Plan& plan, int64_t batch) {
+void Schedule::place_states(const Plan& plan, int64_t batch) {
   states.resize(plan.buffers.size());
-  std::vector<int> writers(states.size(), 0);
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
     if (has(in.op, kReadsPooled)) states[in.src].pooled_at = 0;
     if (in.dst < 0) continue;
     State& state = states[in.dst];
     if (in.op == Op::kDenseBlock) {
-      check(state.block < 0, op, ": the plan runs two dense blocks on one buffer; GPU kernels need a buffer for each");
-      check(in.in_channels == state.channels.first, op, ": a dense block of the plan leaves part of its input out");
       state.block = static_cast<int>(i);
       if (in.merge == Merge::kConcat) state.channels = {in.in_channels, in.layers, in.out_channels};
     } else if (has(in.op, kPlain)) {
       state.channels.first = plan.buffers[in.dst].channels;
-      writers[in.dst] += 2;
     } else {
-      check(writers[in.dst]++ == 0, op, ": the plan fills a buffer twice; GPU kernels need a buffer for each");
       state.channels.first = in.op == Op::kLoad ? in.in_channels : in.out_channels;
     }
   }
-  for (const Instruction& in : plan.code)
-    for (int64_t b : {in.src, in.dst})
-      check(!has(in.op, kPlain) || b < 0 || states[b].block < 0, op,
-            ": the plan convolves the state of a dense block; GPU kernels do not");
   for (State& state : states) {
     if (state.block >= 0) {
       state.pooled_at = 0;
@@ -122,7 +113,7 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
   const auto streams = static_cast<int>(plan.streams.size());
   word_count = ceil_div(batch, 64);
   multiprocessors = machine.multiprocessors;
-  place_states(op, plan, batch);
+  place_states(plan, batch);
   for (const Instruction& in : plan.code) {
     arrived_at.emplace_back();
     const int64_t launches = has(in.op, kLayered) ? in.layers : 1;

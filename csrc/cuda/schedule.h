@@ -183,7 +183,7 @@ struct Schedule {
 
  private:
   int64_t reserve(int64_t bytes);
-  void place_states(const char* op, const Plan& plan, int64_t batch);
+  void place_states(const Plan& plan, int64_t batch);
   void place_lists(const char* op, const Plan& plan, int64_t batch);
   void place_groups(const Plan& plan, Element element, int64_t batch, const Machine& machine);
 };

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsn_models.errors import UserError
+
 from .. import _C
 from ..graph import (
     Conv2d,
@@ -21,8 +23,10 @@ from ..graph import (
     Load,
     Node,
     PathHead,
+    Pool,
     Reads,
     Stem,
+    Store,
     Transition,
     find_reads,
 )
@@ -46,10 +50,42 @@ def lower(graph: Graph, dtype: torch.dtype) -> Plan:
     Args:
         graph: the network.
         dtype: of weights and activations: float32, float16 or bfloat16; gates, heads, biases and constants are float32.
+
+    Raises:
+        UserError: a node is of a kind that no GPU kernel serves. What does not fit a device, its schedule refuses.
     """
-    lowering = _Lowering(graph, dtype)
-    code = [lowering.instruction(node, reads) for node, reads in zip(graph.nodes, find_reads(graph), strict=True)]
+    lowering, reads = _Lowering(graph, dtype), find_reads(graph)
+    _refuse(graph, reads)
+    code = [lowering.instruction(node, read) for node, read in zip(graph.nodes, reads, strict=True)]
     return Plan(graph, code, lowering.packed(), ELEMENTS[dtype])
+
+
+def _refuse(graph: Graph, reads: list[Reads]) -> None:
+    blocks = {node.dst for node in graph.nodes if isinstance(node, DenseBlock)}
+    begun: set[int] = set()  # maps of dense blocks that have run
+    filled: dict[int, int] = {}  # channels that a map was filled with as a whole
+    for node, read in zip(graph.nodes, reads, strict=True):
+
+        def serve(fits: bool, found: str, node: Node = node) -> None:
+            if not fits:
+                raise UserError(f"{node.where or node.op} {found}, which the GPU kernels do not serve")
+
+        if isinstance(node, DenseBlock):
+            serve(node.dst not in begun, "is the second dense block on one map")
+            serve(node.in_channels == filled.get(node.dst), "leaves part of its map out")
+            begun.add(node.dst)
+        elif isinstance(node, (Load, Stem, Transition)) and not read.one_by_one:
+            serve(node.dst not in filled, "fills a map that is filled already")
+            filled[node.dst] = node.in_channels if isinstance(node, Load) else node.out_channels
+        elif not isinstance(node, (Head, Store)):
+            serve(not blocks & {node.src, node.dst}, "reads or writes the state of a dense block")
+            if node.dst >= 0:
+                filled[node.dst] = graph.maps[node.dst].channels
+        if isinstance(node, Pool) and node.out_mask >= 0:
+            serve(max(map(len, read.channels)) < 2, "puts a third mask on a channel")
+        if isinstance(node, Conv2d) and (read.slices or max(node.out_mask, read.in_mask) >= 0):
+            plain = node.src_offset % _GROUP == 0 and node.relu_channels == 0 and not node.pool
+            serve(plain, "has a mask, and pools or a part of its channels")
 
 
 @dataclass(frozen=True)
