@@ -154,7 +154,7 @@ struct BottleneckRun {
 };
 
 struct Schedule {
-  // Throws one line if the plan asks for what these kernels do not do.
+  // Throws one line if something does not fit the device; what no kernel serves, lowering has refused.
   Schedule(const char* op, const Plan& plan, Element element, int64_t batch, const Machine& machine);
 
   std::vector<State> states;                       // of each buffer
