@@ -39,17 +39,19 @@ py::tuple describe(const Layout& layout) {
 
 // The lists of plan/instructions.def: names to numbers, and (name, default) of each field in order.
 void bind_plan(py::module_& m) {
-  py::dict ops, flags, gates, merges, regions;
+  py::dict ops, flags, activations, gates, merges, regions;
   py::list fields;
 #define DSN_OP(id, name, traits) ops[#name] = static_cast<int64_t>(dsn::Op::id);
 #define DSN_FIELD(type, name, initial, description) fields.append(py::make_tuple(#name, initial));
 #define DSN_FLAG(id, name, bit, description) flags[#name] = bit;
+#define DSN_ACTIVATION(id, name) activations[#name] = static_cast<int64_t>(dsn::Activation::id);
 #define DSN_GATE(id, name) gates[#name] = static_cast<int64_t>(dsn::GateKind::id);
 #define DSN_MERGE(id, name) merges[#name] = static_cast<int64_t>(Merge::id);
 #define DSN_REGION(id, name, description) regions[#name] = static_cast<int64_t>(dsn::RegionKind::id);
 #include "plan/instructions.def"
   m.attr("OPS") = ops;
   m.attr("FLAGS") = flags;
+  m.attr("ACTIVATIONS") = activations;
   m.attr("GATES") = gates;
   m.attr("MERGES") = merges;
   m.attr("REGIONS") = regions;
@@ -159,11 +161,11 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "conv2d_layout",
       [](int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd, int64_t slices,
-         bool bfloat16) {
-        return describe(dsn::conv2d::layout(in, out, taps, normalise, masked, winograd, slices, bfloat16));
+         bool bfloat16, int64_t groups) {
+        return describe(dsn::conv2d::layout(in, out, taps, normalise, masked, winograd, slices, bfloat16, groups));
       },
       py::arg("in_channels"), py::arg("out_channels"), py::arg("taps"), py::arg("normalise"), py::arg("masked"),
-      py::arg("winograd") = false, py::arg("slices") = 0, py::arg("bfloat16") = false);
+      py::arg("winograd") = false, py::arg("slices") = 0, py::arg("bfloat16") = false, py::arg("groups") = 1);
   m.def(
       "path_head_layout",
       [](int64_t in, int64_t classes, int64_t gates) { return describe(dsn::path_head::layout(in, classes, gates)); },

@@ -6,6 +6,7 @@ cuda: Any  # layouts of the GPU kernels, see csrc/cuda/layout_bindings.h
 TILE: int
 WINOGRAD_ROWS: int
 OPS: dict[str, int]
+ACTIVATIONS: dict[str, int]
 GATES: dict[str, int]
 MERGES: dict[str, int]
 FLAGS: dict[str, int]
@@ -36,6 +37,7 @@ def conv2d_layout(
     winograd: bool = False,
     slices: int = 0,
     bfloat16: bool = False,
+    groups: int = 1,
 ) -> _Layout: ...
 def winograd_pays(in_channels: int, out_channels: int, height: int, width: int) -> bool: ...
 def listed_layout(fields: dict[str, int]) -> _Layout: ...

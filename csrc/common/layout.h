@@ -153,17 +153,21 @@ inline bool winograd_pays(int64_t in, int64_t out, int64_t height, int64_t width
 // A convolution with its batch norm folded in, perhaps after another BN-ReLU (scale, shift). With a filter mask the
 // weights are [in][tap][out], so that chosen filters can be packed for a sample as its gates ask. `slices` skippable
 // slices of a 1x1's input are constants after that BN-ReLU. For Winograd the weights are there once more as G w G^T:
-// [row of positions][block of outputs][column, in][output].
+// [row of positions][block of outputs][column, in][output]. Of several groups the weights and biases of each follow one
+// another, in whole blocks.
 namespace conv2d {
 enum { kScale, kShift, kWeight, kBias, kWinogradWeight, kConstants };
 // Weights that a mask chooses from become pairs of bfloat16 when they are chosen.
 inline Layout layout(int64_t in, int64_t out, int64_t taps, bool normalise, bool masked, bool winograd, int64_t slices,
-                     bool bfloat16 = false) {
+                     bool bfloat16 = false, int64_t groups = 1) {
   Layout l;
   l.add("scale", {normalise ? in : 0});
   l.add("shift", {normalise ? in : 0});
-  l.add("weight", masked ? Shape{in, taps, round_up(out, kTile)} : conv_shape(out, bfloat16 ? pairs(in) : in, taps));
-  l.add("bias", {winograd ? round_up(padded_rows(out), kWinogradRows) : padded_rows(out)});
+  Shape weight = conv_shape(out / groups, bfloat16 ? pairs(in) : in / groups, taps);
+  weight.sizes[0] *= groups;
+  l.add("weight", masked ? Shape{in, taps, round_up(out, kTile)} : weight);
+  const int64_t rows = groups * padded_rows(out / groups);
+  l.add("bias", {winograd ? round_up(rows, kWinogradRows) : rows});
   l.add("winograd", winograd ? Shape{4, ceil_div(out, kWinogradRows), 4 * in, kWinogradRows} : Shape{0});
   l.add("constants", {slices, padded_rows(out)});
   return l;

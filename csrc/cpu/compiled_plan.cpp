@@ -29,7 +29,7 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
       return {head::layout(in.in_channels, in.out_channels, slices)};
     case Op::kConv2d:
       return {conv2d::layout(in.in_channels, in.out_channels, in.taps, in.flags & kNormalise, in.out_mask >= 0,
-                             in.flags & kWinograd, slices, in.flags & kBfloat16)};
+                             in.flags & kWinograd, slices, in.flags & kBfloat16, in.groups)};
     case Op::kPathHead:
       return {path_head::layout(in.in_channels, in.out_channels, in.layers)};
     default: {
@@ -43,7 +43,7 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
 bool allows_winograd(const Plan& plan, const Instruction& in) {
   const BufferSpec& dst = plan.buffers[in.dst];
   return in.taps == 9 && in.stride == 1 && !in.columns && !(in.flags & (kNormalise | kLive | kBfloat16)) &&
-         in.out_mask < 0 && in.relu_channels == 0 &&
+         in.out_mask < 0 && in.activated == 0 && in.groups == 1 && in.activation <= Activation::kRelu &&
          winograd_pays(in.in_channels, in.out_channels, dst.height, dst.width);
 }
 

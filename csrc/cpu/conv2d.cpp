@@ -19,13 +19,15 @@ class Conv2d {
         to(w.plan.buffers[in.dst]),
         p(w.packed(in)),
         planes(in.taps == 9 && in.stride == 2 && !in.columns ? 4 : 1),
+        inputs(in.in_channels / in.groups),
+        outputs(in.out_channels / in.groups),
         patches(Patches::of(in, to, w.team().size())),
         shares(Patches::has_heavy_weights(in) ? w.team().size() : 1),
         pair(in.flags & kBfloat16) {
     const Live& held = w.live[in.src];
     some = in.flags & kLive && held.count() < in.in_channels;
     sources = some ? held.channels.data() : w.compiled.every_channel.data();
-    source_count = live_count = some ? held.count() : static_cast<int>(in.in_channels);
+    source_count = live_count = some ? held.count() : static_cast<int>(inputs);
     if (pair)
       pair_up();
     else if (in.columns && some)
@@ -42,7 +44,11 @@ class Conv2d {
     if (in.out_mask >= 0 && w.selection.filters.empty() && off.empty()) return;
     const bool pool = in.flags & kPool;
     w.team().phase(
-        patches.count * shares, [&](int64_t i) { convolve(i / shares, i % shares); },
+        patches.count * in.groups * shares,
+        [&](int64_t i) {
+          group = i / shares % in.groups;
+          convolve(i / shares / in.groups, i % shares);
+        },
         [&] {
           if (pool) w.pool(in.dst, in.out_offset, in.out_offset + in.out_channels);
         });
@@ -63,8 +69,9 @@ class Conv2d {
     for (int64_t t = first; t < last; t += c.tiles) {
       c.valid = w.valid(to, t + c.tiles - 1);
       c.edge = w.compiled.edges[in.dst][t].bits;
-      c.dst = w.state(in.dst) + (t * to.channels + in.out_offset) * kTile;
-      if (in.flags & kPool) c.sums = w.sums(in.dst) + t * to.channels + in.out_offset;
+      const int64_t row = t * to.channels + in.out_offset + group * outputs;
+      c.dst = w.state(in.dst) + row * kTile;
+      if (in.flags & kPool) c.sums = w.sums(in.dst) + row;
       if (in.columns)
         unfold(t);
       else if (patchwise)
@@ -72,26 +79,54 @@ class Conv2d {
       else
         gather(t);
       if (pair && !patchwise) pack_pairs(c.src);
+      if (in.groups > 1) begin_group();
       const ConvTile mine = shares > 1 ? share_of(c, share) : c;
-      if (mine.out_channels > 0) w.conv(mine, patchwise ? 9 : 1, int64_t{live_count} * rows_of_source());
+      if (mine.out_channels <= 0) continue;
+      w.conv(mine, patchwise ? 9 : 1, int64_t{live_count} * rows_of_source());
+      if (in.activation > Activation::kRelu) activate(mine);
     }
     if (!off.empty())
       for (int64_t t = first; t < last; ++t) finish_off_filters(t);
   }
 
+  void begin_group() {
+    c.weight = p[kWeight] + group * ceil_div(outputs, c.row_block) * c.block_stride;
+    c.bias = p[kBias] + group * padded_rows(outputs);
+    activate_first(c, in.activated - group * outputs);
+  }
+
+  // Of a tile whose filters do not all get the ReLU.
+  void activate_first(ConvTile& tile, int64_t filters) const {
+    if (!in.activated) return;
+    tile.relu = in.activation == Activation::kRelu && filters > 0;
+    tile.relu_channels = static_cast<int>(std::max<int64_t>(filters, 0));
+  }
+
+  // Any activation but ReLU, which the products' kernel does: while the tiles are in the cache.
+  void activate(const ConvTile& mine) {
+    const int64_t before = group * outputs + (mine.dst - c.dst) / kTile;
+    const int64_t rows = in.activated ? std::min<int64_t>(in.activated - before, mine.out_channels) : mine.out_channels;
+    for (int t = 0; t < mine.tiles; ++t) {
+      const int count = t + 1 < mine.tiles ? static_cast<int>(kTile) : mine.valid;
+      float* sums = mine.sums ? mine.sums + t * mine.sums_tile : nullptr;
+      for (int64_t m = 0; m < rows; m += mine.rows ? 1 : rows) {
+        const int64_t row = mine.rows ? mine.rows[m] : m;
+        w.kernel.activate(mine.dst + t * mine.dst_tile + row * kTile, static_cast<int>(mine.rows ? 1 : rows), count,
+                          in.activation, sums ? sums + row : nullptr);
+      }
+    }
+  }
+
   // Whole blocks of filters.
   ConvTile share_of(ConvTile c, int64_t share) const {
-    const int64_t blocks = ceil_div(in.out_channels, c.row_block);
+    const int64_t blocks = ceil_div(outputs, c.row_block);
     const int64_t begin = blocks * share / shares, end = blocks * (share + 1) / shares, row = begin * c.row_block;
     c.weight += begin * c.block_stride;
-    c.out_channels = static_cast<int>(std::min(end * c.row_block, in.out_channels) - row);
+    c.out_channels = static_cast<int>(std::min(end * c.row_block, outputs) - row);
     c.bias += row;
     c.dst += row * c.dst_stride;
     if (c.sums) c.sums += row;
-    if (c.relu_channels) {
-      c.relu = c.relu && c.relu_channels > row;
-      c.relu_channels = static_cast<int>(std::max<int64_t>(c.relu_channels - row, 0));
-    }
+    activate_first(c, in.activated - group * outputs - row);
     return c;
   }
 
@@ -108,7 +143,8 @@ class Conv2d {
     }
     // A filter that is off adds nothing. What it leaves in dst changes only by the ReLU, and counts in the pooled
     // vector; if it does not add but store, its readers know by the same mask that it is not there.
-    if ((in.flags & kAccumulate && in.flags & kRelu) || in.flags & kPool) chosen(mask, count, 0, off);
+    if ((in.flags & kAccumulate && in.activation != Activation::kIdentity) || in.flags & kPool)
+      chosen(mask, count, 0, off);
   }
 
   // Lists where the mask is `value`. No branch on a mask, which would be wrong half of the time.
@@ -169,7 +205,7 @@ class Conv2d {
     c.pairs = pair;
     c.live_count = source_count * rows_of_source() / (pair ? 2 : 1);
     if (in.out_mask < 0) {
-      w.set_weights(c, p[kWeight], pair ? pairs(in.in_channels) : in.in_channels, in.out_channels, in.taps);
+      w.set_weights(c, p[kWeight], pair ? pairs(in.in_channels) : inputs, outputs, in.taps);
       c.live = !some ? w.compiled.every_channel.data() : unfolded.empty() ? sources : unfolded.data();
       c.bias = all_biases;
     } else {
@@ -185,8 +221,8 @@ class Conv2d {
     }
     c.width = static_cast<int>(to.width);
     c.accumulate = in.flags & kAccumulate;
-    c.relu = in.flags & kRelu;
-    c.relu_channels = static_cast<int>(in.relu_channels);
+    c.relu = in.activation == Activation::kRelu;
+    c.relu_channels = static_cast<int>(in.activated);
     c.dst_stride = kTile;
     c.dst_tile = to.channels * kTile;
     c.sums_tile = to.channels;
@@ -216,14 +252,13 @@ class Conv2d {
       for (int s = 0; s < source_count; ++s) pick(sources[s], c.src + s * kTile);
     } else if (pair) {
       w.kernel.gather(source(), from.channels * kTile, sources, source_count, static_cast<int>(t * kTile),
-                      static_cast<int>((t + 1) * kTile), in.flags & kNormalise ? p[kScale] : nullptr, p[kShift], c.src,
-                      kTile);
+                      static_cast<int>((t + 1) * kTile), scale(), shift(), c.src, kTile);
     } else if (in.flags & kNormalise && !some) {
       c.state = state;
-      c.scale = p[kScale];
-      c.shift = p[kShift];
+      c.scale = scale();
+      c.shift = shift();
     } else if (in.flags & kNormalise) {
-      w.kernel.normalise(state, sources, c.live_count, p[kScale], p[kShift], c.src, kTile);
+      w.kernel.normalise(state, sources, c.live_count, scale(), shift(), c.src, kTile);
     } else {
       c.src = state;
       if (some) c.src_rows = sources;
@@ -235,8 +270,8 @@ class Conv2d {
     for (int64_t k = 0; k < in.taps; ++k) {
       std::fill(offset.begin(), offset.end(), -1);
       for (int q = 0; q < c.valid; ++q) {
-        const int64_t y = (t * kTile + q) / to.width * in.stride + k / in.columns - in.pad_rows,
-                      x = (t * kTile + q) % to.width * in.stride + k % in.columns - in.pad_columns;
+        const int64_t y = (t * kTile + q) / to.width * in.stride + k / in.columns * in.dilation - in.pad_rows,
+                      x = (t * kTile + q) % to.width * in.stride + k % in.columns * in.dilation - in.pad_columns;
         if (y >= 0 && x >= 0) offset[q] = offset_of(y, x);
       }
       for (int s = 0; s < source_count; ++s) pick(sources[s], c.src + row_of(s, static_cast<int>(k)) * kTile);
@@ -263,7 +298,7 @@ class Conv2d {
       w.kernel.zero_rows(patch, patches.stride, rows, static_cast<int>(begin - start));
       w.kernel.zero_rows(patch + (end - start), patches.stride, rows, static_cast<int>(start + patches.stride - end));
       w.kernel.gather(source(), from.channels * kTile, sources, rows, static_cast<int>(begin), static_cast<int>(end),
-                      in.flags & kNormalise ? p[kScale] : nullptr, p[kShift], patch + (begin - start), patches.stride);
+                      scale(), shift(), patch + (begin - start), patches.stride);
       return;
     }
     for (int plane = 0; plane < 4; ++plane) {
@@ -286,27 +321,29 @@ class Conv2d {
   void pick(int channel, float* dst) {
     const bool normalise = in.flags & kNormalise;
     w.kernel.pick(source() + channel * kTile, offset.data(), static_cast<int>(offset.size()),
-                  normalise ? p[kScale] + channel : nullptr, normalise ? p[kShift] + channel : nullptr, dst);
+                  normalise ? scale() + channel : nullptr, normalise ? shift() + channel : nullptr, dst);
   }
 
   void finish_off_filters(int64_t t) {
     for (int m : off) {
       float* dst = w.state(in.dst) + (t * to.channels + in.out_offset + m) * kTile;
       if (!(in.flags & kAccumulate)) std::fill_n(dst, kTile, 0.f);
-      if (in.flags & kRelu)
-        for (int q = 0; q < kTile; ++q) dst[q] = dst[q] < 0 ? 0.f : dst[q];
+      w.kernel.activate(dst, 1, w.valid(to, t), in.activation, nullptr);
       if (in.flags & kPool)
         w.sums(in.dst)[t * to.channels + in.out_offset + m] = std::accumulate(dst, dst + kTile, 0.f);
     }
   }
 
-  float* source() const { return w.state(in.src) + in.src_offset * kTile; }
+  float* source() const { return w.state(in.src) + (in.src_offset + group * inputs) * kTile; }
+  const float* scale() const { return in.flags & kNormalise ? p[kScale] + group * inputs : nullptr; }
+  const float* shift() const { return p[kShift] + group * inputs; }
 
   Worker& w;
   const Instruction& in;
   const BufferSpec &from, &to;
   const Packed p;
   const int planes;
+  const int64_t inputs, outputs;  // of a group
   const Patches patches;
   const int64_t shares;  // that the filters are split into, one for a thread
   const bool pair;       // bfloat16
@@ -318,6 +355,7 @@ class Conv2d {
   const float* all_biases = p[kBias];  // of all filters
   std::vector<float> with_constants;   // these, where channels without data add to them
   std::vector<int> off;                // filters that the mask did not choose, if they need a look
+  int64_t group = 0;                   // that is worked on
   std::vector<int> offset;             // in the source, of the pixels that are picked
   ConvTile c{};                        // what is common to all tiles, then of each
 };
@@ -328,7 +366,7 @@ void run_conv2d(Worker& w, const Instruction& in) {
   if (!(in.flags & kAccumulate))
     w.live[in.dst].rewrite(static_cast<int>(in.out_offset), static_cast<int>(in.out_channels),
                            in.out_mask < 0 ? nullptr : w.sample.taken + in.out_mask, w.compiled.normalised[in.dst]);
-  if (in.only_if >= 0 && !w.sample.taken[in.only_if]) return;
+  if (w.shut(in)) return;
   if (in.flags & kWinograd) return run_winograd(w, in);
   Conv2d(w, in).run();
 }

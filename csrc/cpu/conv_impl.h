@@ -26,6 +26,48 @@ static inline vec relu(vec x) {
 #endif
 }
 
+// Within two units in the last place; NaN stays NaN.
+static inline vec exponential(vec x) {
+  const vec high = broadcast(88.3762626647949f), low = broadcast(-87.3365478515625f), magic = broadcast(12582912.f);
+  x = x > high ? high : x;
+  x = x < low ? low : x;
+  const vec n = (x * broadcast(1.44269504088896341f) + magic) - magic;  // rounded
+  const vec r = (x - n * broadcast(0.693359375f)) + n * broadcast(2.12194440e-4f);
+  vec p = broadcast(1.9875691500e-4f);
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = p * r + broadcast(c);
+  p = p * r * r + r + broadcast(1.f);
+  return p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
+}
+
+static inline vec clamp(vec x, float low, float high) {
+  x = x < broadcast(low) ? broadcast(low) : x;
+  return x > broadcast(high) ? broadcast(high) : x;
+}
+
+static inline vec activate(vec x, Activation activation) {
+  const vec one = broadcast(1.f), sixth = broadcast(1.f / 6);
+  switch (activation) {
+    case Activation::kRelu:
+      return relu(x);
+    case Activation::kRelu6:
+      return clamp(x, 0, 6);
+    case Activation::kSigmoid:
+      return one / (one + exponential(-x));
+    case Activation::kHardSigmoid:
+      return clamp(x + broadcast(3.f), 0, 6) * sixth;
+    case Activation::kSilu:
+      return x / (one + exponential(-x));
+    case Activation::kHardSwish:
+      return x * clamp(x + broadcast(3.f), 0, 6) * sixth;
+    case Activation::kTanh:
+      for (int i = 0; i < kLanes; ++i) x[i] = __builtin_tanhf(x[i]);
+      return x;
+    default:
+      return x;
+  }
+}
+
 // Loads the lanes whose bit is set, zero elsewhere.
 #if DSN_VECTOR_BYTES == 64
 typedef __mmask16 Mask;

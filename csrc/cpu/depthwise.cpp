@@ -22,16 +22,17 @@ class Planes {
   Planes(const Instruction& in, const BufferSpec& from, const BufferSpec& to)
       : band(std::clamp<int64_t>(kBandPixels / to.width, 1, to.height)),
         in_(in),
-        width_(to.width + (in.columns - 1) / in.stride) {
+        reach_(extent(in.taps / in.columns, in)),
+        width_(to.width + (extent(in.columns, in) - 1) / in.stride) {
     const int64_t window_rows = in.taps / in.columns;
-    const int64_t down = std::min(in.stride, window_rows), across = std::min(in.stride, in.columns);
-    const int64_t rows = band + (window_rows - 1) / in.stride;
+    const int64_t down = std::min(in.stride, reach_), across = std::min(in.stride, extent(in.columns, in));
+    const int64_t rows = band + (reach_ - 1) / in.stride;
     auto place = [&](int64_t y, int64_t x) {  // of row y and column x, the zeros before the map included
       const int64_t plane = y % in.stride * across + x % in.stride;
       return static_cast<int>((plane * rows + y / in.stride) * width_ + x / in.stride);
     };
     for (int64_t y = 0; y < window_rows; ++y)
-      for (int64_t x = 0; x < in.columns; ++x) taps.push_back(place(y, x));
+      for (int64_t x = 0; x < in.columns; ++x) taps.push_back(place(y * in.dilation, x * in.dilation));
     for_pieces(from, [&](int64_t pixel, int64_t y, int64_t first, int64_t count) {
       while (static_cast<int64_t>(first_fill_.size()) <= y) first_fill_.push_back(fills_.size());
       const int64_t row = y + in.pad_rows;
@@ -60,8 +61,7 @@ class Planes {
   // no data.
   void fill(const float* state, const uint8_t* holds, int64_t begin, int64_t count, int64_t first, int64_t last) {
     const auto height = static_cast<int64_t>(first_fill_.size()) - 1;
-    const int64_t top = first * in_.stride - in_.pad_rows,
-                  end = top + (last - first - 1) * in_.stride + in_.taps / in_.columns;
+    const int64_t top = first * in_.stride - in_.pad_rows, end = top + (last - first - 1) * in_.stride + reach_;
     if (top < 0 || end > height) std::fill(values_.begin(), values_.end(), 0.f);  // rows that the map does not have
     for (size_t i = first_fill_[std::max<int64_t>(top, 0)]; i < first_fill_[std::min(end, height)]; ++i)
       for (int64_t c = begin; c < begin + count; ++c) {
@@ -88,6 +88,9 @@ class Planes {
   std::vector<int> taps;  // where each finds the first output's pixel
 
  private:
+  // Pixels from a window's first row, or column, to its last.
+  static int64_t extent(int64_t taps, const Instruction& in) { return (taps - 1) * in.dilation + 1; }
+
   // Calls visit(pixel, row, column, count) for the pieces of a map's rows that lie in one tile.
   template <class Visit>
   static void for_pieces(const BufferSpec& map, Visit visit) {
@@ -99,6 +102,7 @@ class Planes {
   }
 
   const Instruction& in_;
+  const int64_t reach_;                         // rows of the source that a window spans
   const int64_t width_;                         // of a plane
   std::vector<Run> fills_, runs_;               // fills: from the source to a plane, there every stride-th pixel
   std::vector<size_t> first_fill_, first_run_;  // of each row of the source, of the output, and behind the last
@@ -110,23 +114,24 @@ class Planes {
 
 void run_depthwise(Worker& w, const Instruction& in) {
   w.live[in.dst].rewrite(static_cast<int>(in.out_offset), static_cast<int>(in.in_channels), nullptr, false);
-  if (in.only_if >= 0 && !w.sample.taken[in.only_if]) return;
+  if (w.shut(in)) return;
   const BufferSpec &from = w.plan.buffers[in.src], &to = w.plan.buffers[in.dst];
   const Packed p = w.packed(in);
   std::vector<uint8_t> holds(in.in_channels, 0);
-  for (int c : w.live[in.src].channels) holds[c] = 1;
+  for (int c : w.live[in.src].channels)
+    if (c >= in.src_offset && c < in.src_offset + in.in_channels) holds[c - in.src_offset] = 1;
   Planes planes(in, from, to);
   Slide s{};
   s.offset = planes.taps.data();
   s.weight_stride = round_up(in.in_channels, kAlign);
   s.taps = static_cast<int>(in.taps);
-  s.relu = in.flags & kRelu;
+  s.activation = in.activation;
   const int64_t chunks = ceil_div(in.in_channels, kBandChannels);
   w.team().phase(ceil_div(to.height, planes.band) * chunks, [&](int64_t i) {
     const int64_t first = i / chunks * planes.band, last = std::min(first + planes.band, to.height);
     const std::span<const Run> runs = planes.runs(first, last);
     const int64_t begin = i % chunks * kBandChannels, end = std::min(begin + kBandChannels, in.in_channels);
-    planes.fill(w.state(in.src), holds.data(), begin, end - begin, first, last);
+    planes.fill(w.state(in.src) + in.src_offset * kTile, holds.data(), begin, end - begin, first, last);
     for (size_t done = 0; done < runs.size(); done += kRuns)
       for (int64_t c = begin; c < end; ++c) {
         Slide own = s;

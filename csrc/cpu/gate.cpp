@@ -1,4 +1,5 @@
-// gate, linear: what is computed from a buffer's pooled vector. A recurrent gate's LSTM keeps its state between gates.
+// gate, decide, linear, fully_connected: what is computed from a buffer's pooled vector. A recurrent gate's LSTM keeps
+// its state between gates.
 #include <cmath>
 
 #include "worker.h"
@@ -31,9 +32,13 @@ float recur(Worker& w, const Instruction& in, const float* embedded) {
 
 void Worker::decide(int64_t g, GateKind kind, float z) {
   // A NaN stays NaN and, exceeding nothing, skips its layer, as in torch.
-  sample.score[g] = kind == GateKind::kNone ? 1 : kind == GateKind::kHard ? std::clamp(z + 0.5f, 0.f, 1.f) : sigmoid(z);
-  sample.taken[g] =
-      kind == GateKind::kNone || (sample.forced ? sample.forced[g] : sample.score[g] > sample.threshold[g]);
+  decide(g, kind == GateKind::kNone ? 1 : kind == GateKind::kHard ? std::clamp(z + 0.5f, 0.f, 1.f) : sigmoid(z));
+  if (kind == GateKind::kNone) sample.taken[g] = 1;
+}
+
+void Worker::decide(int64_t g, float score) {
+  sample.score[g] = score;
+  sample.taken[g] = sample.forced ? sample.forced[g] : score > sample.threshold[g];
 }
 
 void run_gate(Worker& w, const Instruction& in) {
@@ -42,6 +47,7 @@ void run_gate(Worker& w, const Instruction& in) {
   w.team().phase(
       0, [](int64_t) {},
       [&] {
+        if (w.shut(in)) return w.shut_gate(in.first_gate);
         const Packed p = w.packed(in);
         const float* pooled = w.pooled(in.src);
         const int outputs = in.gate == GateKind::kRecurrent ? kEmbedding : 1;
@@ -53,15 +59,49 @@ void run_gate(Worker& w, const Instruction& in) {
       });
 }
 
-void run_linear(Worker& w, const Instruction& in) {
+void run_decide(Worker& w, const Instruction& in) {
+  w.team().phase(
+      0, [](int64_t) {},
+      [&] {
+        for (int64_t i = 0; i < in.in_channels; ++i)
+          w.shut(in) ? w.shut_gate(in.first_gate + i)
+                     : w.decide(in.first_gate + i, w.pooled(in.src)[in.src_offset + i]);
+      });
+}
+
+namespace {
+
+// out[k] = activation(weight[k] pooled(src) + bias[k])
+void multiply(Worker& w, const Instruction& in, float* out) {
   using namespace listed;
   const Packed p = w.packed(in);
-  w.team().phase(in.out_channels, [&](int64_t k) {
-    const float* weight = p[kWeight] + k * in.in_channels;
-    w.sample.logits[in.out_offset + k] =
-        w.kernel.dot(weight, w.pooled(in.src), static_cast<int>(in.in_channels)) + p[kBias][k];
-    w.macs += in.in_channels;
-  });
+  w.team().phase(
+      in.out_channels,
+      [&](int64_t k) {
+        const float* weight = p[kWeight] + k * in.in_channels;
+        out[k] = w.kernel.dot(weight, w.pooled(in.src), static_cast<int>(in.in_channels)) + p[kBias][k];
+        w.macs += in.in_channels;
+      },
+      [&] {
+        float tile[kTile];
+        for (int64_t k = 0; in.activation != Activation::kIdentity && k < in.out_channels; k += kTile) {
+          const int count = static_cast<int>(std::min<int64_t>(kTile, in.out_channels - k));
+          std::copy_n(out + k, count, tile);
+          w.kernel.activate(tile, 1, count, in.activation, nullptr);
+          std::copy_n(tile, count, out + k);
+        }
+      });
+}
+
+}  // namespace
+
+void run_linear(Worker& w, const Instruction& in) {
+  if (!w.shut(in)) multiply(w, in, w.sample.logits + in.out_offset);
+}
+
+void run_fully_connected(Worker& w, const Instruction& in) {
+  w.live[in.dst].rewrite(static_cast<int>(in.out_offset), static_cast<int>(in.out_channels), nullptr, false);
+  if (!w.shut(in)) multiply(w, in, w.pooled(in.dst) + in.out_offset);
 }
 
 }  // namespace dsn::cpu

@@ -80,7 +80,7 @@ struct Run {
 };
 
 // One channel of a depthwise convolution:
-//   dst[to + i] = relu?(bias + sum over taps t of weight[t * weight_stride] * plane[from + offset[t] + i])
+//   dst[to + i] = activation(bias + sum over taps t of weight[t * weight_stride] * plane[from + offset[t] + i])
 // for all pixels of the runs; behind each of a run's pixels in the plane lies a vector more.
 struct Slide {
   const float* plane;
@@ -89,10 +89,23 @@ struct Slide {
   int64_t weight_stride;
   int taps;
   float bias;
-  bool relu;
+  Activation activation;
   const Run* runs;
   int run_count;
   float* dst;
+};
+
+// Some channels of a tile, zeros behind the pixels that exist:
+//   dst[c][p] = activation([dst[c][p] +] factor[c] (scale[c] src[c][p] + shift[c]))
+struct Blend {
+  const float* src;            // [channels][kTile]
+  const float *scale, *shift;  // null: 1 and 0
+  const float* factor;         // null: 1
+  const uint8_t* holds;        // 0: zeros stand for src[c]
+  bool accumulate;
+  Activation activation;
+  int channels, count;
+  float* dst;  // [channels][kTile]
 };
 
 struct Kernels {
@@ -128,6 +141,11 @@ struct Kernels {
   void (*zero_rows)(float* dst, int64_t stride, int rows, int n);
   float (*dot)(const float* a, const float* b, int n);
   void (*slide)(const Slide&);
+  // The first `count` of kTile pixels of each row become activation(x), zeros follow; sums[row] of them unless it is
+  // null. Rows are kTile apart.
+  void (*activate)(float* data, int rows, int count, Activation activation, float* sums);
+  // A pointwise operation on the first `count` of kTile pixels of each row, which are kTile apart; zeros follow.
+  void (*blend)(const Blend&);
 };
 
 // The products of pairs of bfloat16, summed in float32.

@@ -251,7 +251,7 @@ static void slide_window(const Slide& s) {
     } else {
       for (int t = 0; t < s.taps; ++t) total += broadcast(s.weight[t * s.weight_stride]) * load(from + s.offset[t]);
     }
-    return s.relu ? relu(total) : total;
+    return activate(total, s.activation);
   };
   for (const Run* run = s.runs; run < s.runs + s.run_count; ++run) {
     const float* from = s.plane + run->from;
@@ -266,9 +266,38 @@ static void slide(const Slide& s) {
   s.taps == 9 ? slide_window<9>(s) : s.taps == 25 ? slide_window<25>(s) : slide_window<0>(s);
 }
 
+static void activate_rows(float* data, int rows, int count, Activation activation, float* sums) {
+  for (int r = 0; r < rows; ++r, data += kTile) {
+    vec total{};
+    for (int i = 0; i < kTile; i += kLanes) {
+      vec x = activate(load(data + i), activation);
+      if (count < kTile) x = keep(x, make_mask(((1u << count) - 1) >> i));
+      store(data + i, x);
+      total += x;
+    }
+    if (sums) sums[r] = sum(total);
+  }
+}
+
+static void blend(const Blend& b) {
+  for (int c = 0; c < b.channels; ++c) {
+    const float f = b.factor ? b.factor[c] : 1.f;
+    const vec scale = broadcast(b.scale ? f * b.scale[c] : f), shift = broadcast(b.shift ? f * b.shift[c] : 0.f);
+    const float* src = b.src + c * kTile;
+    float* dst = b.dst + c * kTile;
+    for (int i = 0; i < kTile; i += kLanes) {
+      vec x = b.holds[c] ? load(src + i) * scale + shift : shift;
+      if (b.accumulate) x += load(dst + i);
+      x = activate(x, b.activation);
+      store(dst + i, b.count < kTile ? keep(x, make_mask(((1u << b.count) - 1) >> i)) : x);
+    }
+  }
+}
+
 #include "winograd_impl.h"
 
 static constexpr Kernels table(const char* name) {
-  return {name,   conv_tile<1>,   conv_tile<9>,   conv_tile<9, 2>, winograd3x3, normalise, gather, pick,
-          select, normalised_sum, normalise_pool, bilinear,        copy_rows,   zero_rows, dot,    slide};
+  return {name,      conv_tile<1>, conv_tile<9>, conv_tile<9, 2>, winograd3x3,    normalise,
+          gather,    pick,         select,       normalised_sum,  normalise_pool, bilinear,
+          copy_rows, zero_rows,    dot,          slide,           activate_rows,  blend};
 }

@@ -74,7 +74,7 @@ void MemoryMap::place_buffers(const CompiledPlan& compiled, bool streams_take_tu
   for (const BufferSpec& b : plan.buffers)
     uses.push_back({round_up(b.channels * (b.tiles() * (kTile + 1) + 1), kAlign)});
   for (int i = 0; i < static_cast<int>(plan.code.size()); ++i)
-    for (int64_t b : {plan.code[i].src, plan.code[i].dst, plan.code[i].guide})
+    for (int64_t b : {plan.code[i].src, plan.code[i].dst, plan.code[i].guide, plan.code[i].factor})
       if (b >= 0) {
         if (uses[b].last < 0) uses[b].first = i;
         uses[b].last = i;

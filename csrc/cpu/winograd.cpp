@@ -33,7 +33,7 @@ void run_winograd(Worker& w, const Instruction& in) {
     g.weight_stride = blocks * kWinogradRows * 4 * in.in_channels;
     g.bias = p[kBias] + first;
     g.accumulate = in.flags & kAccumulate;
-    g.relu = in.flags & kRelu;
+    g.relu = in.activation == Activation::kRelu;
     g.dst = w.state(in.dst) + (in.out_offset + first) * kTile;
     g.dst_tile_stride = to.channels * kTile;
     g.transformed = w.patch();

@@ -134,8 +134,15 @@ class Worker {
     } while (first < tile.live_count);
   }
 
+  // Whether an instruction is not to run: its gate is shut.
+  bool shut(const Instruction& in) const { return in.only_if >= 0 && !sample.taken[in.only_if]; }
+
   // Sets score and decision of gate g, given its logit.
   void decide(int64_t g, GateKind kind, float z);
+  // The same, given the score.
+  void decide(int64_t g, float score);
+  // Gate g lies where nothing runs: it is shut, whatever is asked for.
+  void shut_gate(int64_t g) { sample.score[g] = 0, sample.taken[g] = 0; }
 
   // pooled = mean over the pixels, from the tiles' sums, in a fixed order
   void pool(int64_t buffer, int64_t begin, int64_t end) const;
@@ -231,10 +238,11 @@ struct Patches {
   }
   // The channels read, with the zero that makes an odd number of them whole pairs.
   static int64_t channels_read(const Instruction& in) {
-    return in.flags & kBfloat16 ? round_up(in.in_channels, 2) : in.in_channels;
+    return in.flags & kBfloat16 ? round_up(in.in_channels, 2) : in.in_channels / in.groups;
   }
   static bool has_heavy_weights(const Instruction& in) {
-    return in.out_mask < 0 && in.in_channels * in.taps * in.out_channels > kSecondCacheFloats / 4;
+    return in.out_mask < 0 &&
+           in.in_channels / in.groups * in.taps * in.out_channels / in.groups > kSecondCacheFloats / 4;
   }
 
  private:

@@ -9,6 +9,10 @@ enum class Op : int64_t {
 #define DSN_OP(id, name, traits) id,
 #include "instructions.def"
 };
+enum class Activation : int64_t {
+#define DSN_ACTIVATION(id, name) id,
+#include "instructions.def"
+};
 enum class GateKind : int64_t {
 #define DSN_GATE(id, name) id,
 #include "instructions.def"
@@ -28,20 +32,21 @@ enum Flags : int64_t {
 
 // What is true of all instructions of an op.
 enum Trait : uint32_t {
-  kReads = 1,           // src
-  kWrites = 2,          // dst; an op that does not read fills it, or works in place on it
-  kTakesGuide = 4,      // may read a guide
-  kPlain = 8,           // works on maps without the slices of a dense block
-  kLayered = 16,        // each of its `layers` is a step, two phases of a team, and perhaps a launch
-  kNormalises = 32,     // begins with a BN-ReLU
-  kWindowed = 64,       // slides a window of pixels over src, channel by channel
-  kReadsPooled = 128,   // of src its pooled vector alone
-  kLeavesPooled = 256,  // the pooled vector of a whole buffer, of dst or else src
-  kOwnsGates = 512,     // the gates from first_gate on
-  kLogits = 1024,       // leaves out_channels logits from out_offset on
-  kWaits = 2048,        // may run only where a gate is open
-  kChooses = 4096,      // a mask may choose its output channels
-  kPasses = 8192,       // largest, mean or single values of a channel: none below zero if src has none
+  kReads = 1,            // src
+  kWrites = 2,           // dst; an op that does not read fills it, or works in place on it
+  kTakesGuide = 4,       // may read a guide
+  kPlain = 8,            // works on maps without the slices of a dense block
+  kLayered = 16,         // each of its `layers` is a step, two phases of a team, and perhaps a launch
+  kNormalises = 32,      // begins with a BN-ReLU
+  kWindowed = 64,        // slides a window of pixels over src, channel by channel
+  kReadsPooled = 128,    // of src its pooled vector alone
+  kLeavesPooled = 256,   // the pooled vector of a whole buffer, of dst or else src
+  kOwnsGates = 512,      // the gates from first_gate on
+  kLogits = 1024,        // leaves out_channels logits from out_offset on
+  kWaits = 2048,         // may run only where a gate is open
+  kChooses = 4096,       // a mask may choose its output channels
+  kTakesFactor = 16384,  // may scale its input by a pooled vector
+  kPasses = 8192,        // largest, mean or single values of a channel: none below zero if src has none
 };
 constexpr uint32_t traits_of(Op op) {
   switch (op) {
@@ -87,6 +92,7 @@ constexpr int64_t plan_format() {
 #define DSN_WEIGHT(op, name, ...) "weight " #op " " #name " " #__VA_ARGS__ "\n"
 #define DSN_FIELD(type, name, initial, description) #type " " #name " " #initial "\n"
 #define DSN_FLAG(id, name, bit, description) "flag " #name " " #bit "\n"
+#define DSN_ACTIVATION(id, name) "activation " #name "\n"
 #define DSN_GATE(id, name) "gate " #name "\n"
 #define DSN_MERGE(id, name) "merge " #name "\n"
 #define DSN_REGION(id, name, description) "region " #name "\n"

@@ -14,6 +14,10 @@ constexpr int64_t kGateKinds = 0
 #define DSN_GATE(id, name) +1
 #include "instructions.def"
     ;
+constexpr int64_t kActivations = 0
+#define DSN_ACTIVATION(id, name) +1
+#include "instructions.def"
+    ;
 constexpr int64_t kMerges = 0
 #define DSN_MERGE(id, name) +1
 #include "instructions.def"
@@ -31,7 +35,7 @@ bool in_range(const Instruction& in) {
   for (int64_t* pad : {&sizes.pad_rows, &sizes.pad_columns})
     if (*pad < 0 && *pad > -kLargest) *pad = 0;
   bool ok = in.in_channels > 0 && in.columns <= in.taps && static_cast<int64_t>(in.gate) < kGateKinds &&
-            static_cast<int64_t>(in.merge) < kMerges;
+            static_cast<int64_t>(in.merge) < kMerges && static_cast<int64_t>(in.activation) < kActivations;
 #define DSN_FIELD(type, name, initial, description) \
   ok &= static_cast<int64_t>(sizes.name) >= initial && static_cast<int64_t>(sizes.name) < kLargest;
 #include "instructions.def"
@@ -40,7 +44,8 @@ bool in_range(const Instruction& in) {
 
 // One past the last gate that an instruction decides or reads.
 int64_t gates_of(const Instruction& in) {
-  const int64_t own = has(in.op, kOwnsGates) ? in.first_gate + (in.op == Op::kGate ? 1 : in.layers) : 0;
+  const int64_t decided = in.op == Op::kGate ? 1 : in.op == Op::kDecide ? in.in_channels : in.layers;
+  const int64_t own = has(in.op, kOwnsGates) ? in.first_gate + decided : 0;
   const int64_t chosen = in.op == Op::kConv2d ? in.out_channels : in.in_channels;
   return std::max({own, in.only_if + 1, in.out_mask < 0 ? 0 : in.out_mask + chosen,
                    in.in_mask < 0 ? 0 : in.in_mask + in.in_channels});
@@ -78,11 +83,18 @@ struct Plan::Checker {
     contents[in.dst] = {in.out_offset + channels, before + (skippable ? channels : 0)};
   }
 
+  // Whether it is scaled by a vector that is long enough.
+  bool scales(const Instruction& in) const {
+    return has(in.op, kTakesFactor) && in.in_channels <= plan.buffers[in.factor].channels;
+  }
+
   // Whether an instruction stays within its buffers; takes note of what it writes and of the slices that it reads.
   bool fits(const Instruction& in, int64_t& slices) {
     const auto count = static_cast<int64_t>(plan.buffers.size());
-    if ((in.src >= 0) != has(in.op, kReads) || (in.dst >= 0) != has(in.op, kWrites) || in.src == in.dst ||
-        std::max({in.src, in.dst, in.guide}) >= count || (in.guide >= 0 && !has(in.op, kTakesGuide)) ||
+    const bool in_place = in.op == Op::kPointwise && in.src_offset == in.out_offset && !(in.flags & kAccumulate);
+    if ((in.src >= 0) != has(in.op, kReads) || (in.dst >= 0) != has(in.op, kWrites) ||
+        (in.src == in.dst && !in_place) || std::max({in.src, in.dst, in.guide, in.factor}) >= count ||
+        (in.guide >= 0 && !has(in.op, kTakesGuide)) || (in.factor >= 0 && !scales(in)) ||
         (in.only_if >= 0 && !has(in.op, kWaits)) || (in.out_mask >= 0 && !has(in.op, kChooses)) ||
         (in.in_mask >= 0 && in.op != Op::kConv2d) || (has(in.op, kLogits) && in.out_channels == 0))
       return false;
@@ -90,14 +102,16 @@ struct Plan::Checker {
     const BufferSpec &src = in.src >= 0 ? plan.buffers[in.src] : none, &dst = in.dst >= 0 ? plan.buffers[in.dst] : none;
     const Contents held = in.src >= 0 ? contents[in.src] : Contents{};
     const bool all = held.channels == in.in_channels, masked = in.out_mask >= 0;
+    const bool within = in.src_offset + in.in_channels <= held.channels;  // what is read is there
     plan.gates = std::max(plan.gates, gates_of(in));
     plan.needs_masks |= masked;
     if (has(in.op, kLogits)) plan.logits = std::max(plan.logits, in.out_offset + in.out_channels);
     if (has(in.op, kWindowed)) {
-      if (!all || in.stride == 0 || in.columns == 0 || in.taps % in.columns != 0 || in.taps >= kLargestWindow ||
-          !has_room(in, in.in_channels, false) ||
-          !covers(src.height, dst.height, in.taps / in.columns, in.pad_rows, in.stride) ||
-          !covers(src.width, dst.width, in.columns, in.pad_columns, in.stride))
+      const bool pool = has(in.op, kPasses);  // of which no window may be empty
+      if (!within || in.stride == 0 || in.columns == 0 || in.taps % in.columns != 0 || in.taps >= kLargestWindow ||
+          !has_room(in, in.in_channels, false) || (pool && in.dilation != 1) ||
+          (pool && !covers(src.height, dst.height, in.taps / in.columns, in.pad_rows, in.stride)) ||
+          (pool && !covers(src.width, dst.width, in.columns, in.pad_columns, in.stride)))
         return false;
       written(in, in.in_channels, has(in.op, kPasses) && (masked || held.slices > 0));
       return true;
@@ -145,9 +159,13 @@ struct Plan::Checker {
         return all;
       case Op::kConv2d: {
         const bool adds = in.flags & kAccumulate, live = in.flags & kLive;
-        const bool kernel = in.columns ? in.stride > 0 && in.taps % in.columns == 0
-                                       : (in.taps == 1 || in.taps == 9) && halves(src, dst, in.stride);
-        if (!kernel || held.channels < in.src_offset + in.in_channels || in.out_channels == 0 ||
+        const bool kernel = in.columns
+                                ? in.stride > 0 && in.taps % in.columns == 0
+                                : (in.taps == 1 || in.taps == 9) && in.dilation == 1 && halves(src, dst, in.stride);
+        const bool grouped = in.groups > 1;
+        if (!kernel || in.in_channels % in.groups != 0 || in.out_channels % in.groups != 0 ||
+            (grouped && (live || masked || in.in_mask >= 0 || in.flags & kBfloat16)) ||
+            held.channels < in.src_offset + in.in_channels || in.out_channels == 0 ||
             in.in_channels * std::max<int64_t>(in.taps, 1) >= kLargest || !has_room(in, in.out_channels, adds) ||
             (live && (!all || in.src_offset != 0)))
           return false;
@@ -159,13 +177,25 @@ struct Plan::Checker {
         contents[in.dst] = {in.out_channels, 0};
         return all && halves(src, dst, in.stride) && in.out_offset + in.in_channels <= in.out_channels &&
                in.out_channels <= dst.channels;
-      case Op::kAdd:
-        return same_map(src, dst) && in.src_offset + in.in_channels <= held.channels &&
-               in.out_offset + in.in_channels <= contents[in.dst].channels;
+      case Op::kPointwise:
+      case Op::kUpsample: {
+        const bool adds = in.flags & kAccumulate;
+        const int64_t times = in.op == Op::kUpsample ? in.stride : 1;
+        const BufferSpec large{dst.channels, src.height * times, src.width * times};
+        if (!within || !has_room(in, in.in_channels, adds) || !same_map(large, dst)) return false;
+        if (!adds && in.src != in.dst) written(in, in.in_channels, false);
+        return true;
+      }
+      case Op::kFullyConnected: {
+        const bool ok = in.in_channels <= src.channels && in.out_channels > 0 && dst.pixels() == 1 &&
+                        has_room(in, in.out_channels, false);
+        written(in, in.out_channels, false);
+        return ok;
+      }
       case Op::kGate:
       case Op::kLinear:
-      case Op::kTanh:
-        return in.in_channels <= src.channels;
+      case Op::kDecide:
+        return in.src_offset + in.in_channels <= src.channels;
       default:
         return false;
     }
@@ -221,11 +251,10 @@ void Plan::check_outputs(const char* op, int64_t given_gates, int64_t given_logi
 void Plan::find_streams(const char* op) {
   std::vector<int> root(buffers.size());
   std::iota(root.begin(), root.end(), 0);
-  for (const Instruction& in : code)
-    if (in.src >= 0 && in.dst >= 0) {  // two buffers become one stream
-      const int from = root[in.src], to = root[in.dst];
-      std::replace(root.begin(), root.end(), from, to);
-    }
+  auto join = [&](int64_t a, int64_t b) {  // two buffers become one stream
+    if (a >= 0 && b >= 0) std::replace(root.begin(), root.end(), int{root[a]}, int{root[b]});
+  };
+  for (const Instruction& in : code) join(in.src, in.dst), join(in.factor, in.dst);
   std::vector<int> number(root.size(), -1);
   for (int i = 0; i < static_cast<int>(code.size()); ++i) {
     int& stream = number[root[code[i].home()]];

@@ -111,7 +111,7 @@ class DenseBuilder(GraphBuilder):
                 raise UserError("the network has dense layers without a bottleneck; their filters are not chosen")
             inner = self.scratch(layer.conv1.out_channels, self.side(x))
             conv1, conv2 = f"{where}.conv1", f"{where}.conv2"
-            self.conv(layer.conv1, layer.norm2, x, inner, relu=True, path=conv1, before=layer.norm1)
+            self.conv(layer.conv1, layer.norm2, x, inner, activation="relu", path=conv1, before=layer.norm1)
             self.conv(layer.conv2, None, inner, x, path=conv2, out_offset=channels)
             channels += layer.conv2.out_channels
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from dsn_models.gradually_updated import GradualLayer, GraduallyUpdatedNetwork
 
-from ..graph import Add, Graph, Subsample, Window
+from ..graph import Graph, Pointwise, Subsample, Window
 from .builder import PART_SIDE, GraphBuilder
 from .folding import folded_conv
 from .registry import FAMILIES, Family, from_config
@@ -32,8 +32,8 @@ def capture_gradual(model: GraduallyUpdatedNetwork, side: int) -> Graph:
     if model.config.stem == "imagenet":  # torch runs all but its last 1x1-BN-ReLU
         x = builder.load(stem[-3].in_channels, side)
     else:
-        x = builder.conv(stem[0], stem[1], builder.load(model.config.in_channels, side), None, relu=True)
-    x = builder.conv(stem[-3], stem[-2], x, None, relu=True)
+        x = builder.conv(stem[0], stem[1], builder.load(model.config.in_channels, side), None, activation="relu")
+    x = builder.conv(stem[-3], stem[-2], x, None, activation="relu")
     layers: list[Any] = list(model.layers)
     transitions: list[Any] = list(model.transitions)
     for i, layer in enumerate(layers):
@@ -42,7 +42,7 @@ def capture_gradual(model: GraduallyUpdatedNetwork, side: int) -> Graph:
         x = builder.add_layer(layer, x)
     last: Any = list(model.last)
     if last:
-        x = builder.conv(last[0], last[1], x, None, relu=True, pool=True)
+        x = builder.conv(last[0], last[1], x, None, activation="relu", pool=True)
     builder.head(x, [model.classifier], pooled=bool(last))
     return builder
 
@@ -55,9 +55,9 @@ class GradualBuilder(GraphBuilder):
         pool_first = isinstance(modules[0], nn.AvgPool2d)
         conv, norm = modules[1:3] if pool_first else modules[:2]
         if not pool_first:
-            x = self.conv(conv, norm, x, None, relu=True)
+            x = self.conv(conv, norm, x, None, activation="relu")
         small = self.pool(nn.AvgPool2d(2), x, self.map(self.channels(x), self.side(x) // 2))
-        return self.conv(conv, norm, small, None, relu=True) if pool_first else small
+        return self.conv(conv, norm, small, None, activation="relu") if pool_first else small
 
     def add_layer(self, layer: GradualLayer, x: int) -> int:
         y, channels = x, self.channels(x)
@@ -82,18 +82,19 @@ class GradualBuilder(GraphBuilder):
         weight, bias = (torch.cat(part) for part in zip(*parts, strict=True))
         # The first 1x1's channels get the ReLU, the shortcut's do not.
         ends = 0 if shortcut is None else width
-        self.folded_conv(weight, bias, _POINT, x, joined, relu=True, relu_channels=ends)
-        self.conv(first[3], first[4], joined, inner, relu=True)
+        self.folded_conv(weight, bias, _POINT, x, joined, activation="relu", activated=ends)
+        self.conv(first[3], first[4], joined, inner, activation="relu")
         if shortcut is None and not others:
             self.conv(first[6], first[7], inner, y, accumulate=True, out_offset=segment.start)
             return
         self.conv(first[6], first[7], inner, joined, accumulate=shortcut is not None, out_offset=width)
         for body in others:
-            self.conv(body[0], body[1], joined, narrow, relu=True, src_offset=width)
-            self.conv(body[3], body[4], narrow, inner, relu=True)
+            self.conv(body[0], body[1], joined, narrow, activation="relu", src_offset=width)
+            self.conv(body[3], body[4], narrow, inner, activation="relu")
             self.conv(body[6], body[7], inner, joined, accumulate=True, out_offset=width)
         size = segment.stop - segment.start
-        self.add(Add(src=joined, dst=y, in_channels=size, src_offset=width, out_offset=segment.start))
+        where = {"src_offset": width, "out_offset": segment.start}
+        self.add(Pointwise(src=joined, dst=y, in_channels=size, accumulate=True, **where))
 
 
 def _capture_layer(layer: Any) -> Graph:

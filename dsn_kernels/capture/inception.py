@@ -47,7 +47,7 @@ class InceptionBuilder(GraphBuilder):
     def _add_into(self, path: str, module: nn.Module, x: int, dst: int, offset: int, mask: int = -1) -> None:
         """``module`` of x into ``dst`` behind its first ``offset``; ``mask``: first gate of a pool's channels."""
         if isinstance(module, ConvNorm):
-            self.conv(module.conv, module.norm, x, dst, relu=True, path=f"{path}.conv", out_offset=offset)
+            self.conv(module.conv, module.norm, x, dst, activation="relu", path=f"{path}.conv", out_offset=offset)
         elif isinstance(module, nn.Sequential):
             parts = list(module)
             for i, part in enumerate(parts[:-1]):

@@ -8,7 +8,7 @@ from torch import nn
 
 from dsn_models.lenet import LeNet
 
-from ..graph import Graph, Tanh, Window
+from ..graph import Graph, Pointwise, Window
 from .builder import GraphBuilder
 from .folding import folded_conv, window_of
 from .registry import FAMILIES, Family, from_config
@@ -30,7 +30,7 @@ def capture_lenet(model: LeNet, side: int) -> Graph:
             weight = weight.unflatten(1, (builder.channels(x), side, side))
             x = builder.folded_conv(weight, bias, Window(side, side), x, builder.map(layer.out_features, 1))
         else:
-            builder.add(Tanh(src=x, in_channels=builder.channels(x)))
+            builder.add(Pointwise(src=x, dst=x, activation="tanh", in_channels=builder.channels(x)))
     builder.head(x, [layers[-1]])
     return builder
 

@@ -69,7 +69,9 @@ class ChosenConv2d:
         builder = GraphBuilder({"conv": 0})
         x = builder.load(conv.in_channels, PART_SIDE, mask=conv.out_channels)
         y = builder.map(conv.out_channels, *window_of(conv).output_size(PART_SIDE, PART_SIDE))
-        return builder.stored_at(builder.conv(conv, norm, x, y, relu=self.relu, path="conv", before=before))
+        return builder.stored_at(
+            builder.conv(conv, norm, x, y, activation="relu" if self.relu else "none", path="conv", before=before)
+        )
 
 
 def capture_part(part: Any) -> Graph:

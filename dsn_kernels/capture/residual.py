@@ -42,7 +42,7 @@ class ResidualBuilder(GraphBuilder):
             return self.load(stem[0].out_channels, side)
         plain = isinstance(stem, nn.Conv2d)
         conv, norm = (stem, None) if plain else (stem[0], stem[1])
-        return self.conv(conv, norm, self.load(conv.in_channels, side), None, relu=not plain)
+        return self.conv(conv, norm, self.load(conv.in_channels, side), None, activation="none" if plain else "relu")
 
     def add_units(
         self, units: list[Any], gates: list[Any], control: RecurrentGate | None, x: int, first_gated: int = 1
@@ -69,11 +69,11 @@ class ResidualBuilder(GraphBuilder):
         side = -(-self.side(x) // stride)
         y = x if isinstance(unit.shortcut, nn.Identity) else self._add_shortcut(unit.shortcut, x, side, pool)
         where: dict[str, Any] = {"only_if": gate, "where": path if gate >= 0 else ""}
-        merge = {"accumulate": True, "relu": not preact, "pool": pool, **where}
+        merge = {"accumulate": True, "activation": "none" if preact else "relu", "pool": pool, **where}
         conv1, conv2, conv3 = (f"{inside}.conv{i}" for i in (1, 2, 3))
         if isinstance(unit, BasicUnit):
             inner = self.scratch(channels, side)
-            self.conv(first, unit.norm1, x, inner, relu=True, path=conv1, **where)
+            self.conv(first, unit.norm1, x, inner, activation="relu", path=conv1, **where)
             self.conv(last, unit.norm2, inner, y, path=conv2, **merge)
             return y
         narrow = self.scratch(first.out_channels, self.side(x))
@@ -82,8 +82,8 @@ class ResidualBuilder(GraphBuilder):
         norms = [getattr(body, name, None) for name in names]
         before = body.norm1 if preact else None
         with self.region("bottleneck_unit" if preact and y == x else None):
-            self.conv(first, norms[0], x, narrow, relu=True, path=conv1, before=before, **where)
-            self.conv(body.conv2, norms[1], narrow, inner, relu=True, path=conv2, **where)
+            self.conv(first, norms[0], x, narrow, activation="relu", path=conv1, before=before, **where)
+            self.conv(body.conv2, norms[1], narrow, inner, activation="relu", path=conv2, **where)
             self.conv(last, norms[2], inner, y, path=conv3, **merge)
         return y
 
@@ -110,7 +110,7 @@ class ResidualBuilder(GraphBuilder):
     def _add_gate_convolutions(self, gate: Any, x: int) -> int:
         """Adds the convolutions of a feed-forward gate; returns the map that it pools."""
         channels, side = self.channels(x), self.side(x)
-        fields: dict[str, Any] = {"relu": True, "exact": True, "where": "gate"}
+        fields: dict[str, Any] = {"activation": "relu", "exact": True, "where": "gate"}
         if gate.deep:
             side //= 2
             small = self.pool(nn.MaxPool2d(2), x, self.scratch(channels, side, 2))

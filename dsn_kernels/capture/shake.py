@@ -52,7 +52,7 @@ class ShakeBuilder(GraphBuilder):
         for i, branch in enumerate(branches):  # both read x, which the sum may overwrite
             dst = self.scratch(branch.conv1.out_channels, side, i)
             where = f"{path}.branch{i + 1}.conv1"
-            inner.append(self.conv(branch.conv1, branch.norm1, x, dst, relu=True, path=where, before=_RELU))
+            inner.append(self.conv(branch.conv1, branch.norm1, x, dst, activation="relu", path=where, before=_RELU))
         y = self._add_shortcut(unit.shortcut, x, side) if isinstance(unit.shortcut, ShakeShortcut) else x
         for i, branch in enumerate(branches):
             weight, bias = folded_conv(branch.conv2, branch.norm2)

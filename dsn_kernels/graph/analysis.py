@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .graph import Graph
-from .nodes import Conv2d, DenseBlock, Gate, Gates, Linear, Node, Transition, chosen_channels
+from .nodes import Conv2d, Decide, DenseBlock, Gate, Gates, Linear, Node, Transition, chosen_channels
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,11 @@ def trace(graph: Graph, gates: Tensor) -> Iterator[Work]:
             on = _count_live(chosen_channels(node.out_mask, node.out_channels), gates)
             inputs = _count_live(reads.channels, gates)
             runs = gates[:, node.only_if] if node.only_if >= 0 else all_
-            macs = runs * graph.maps[node.dst].pixels * node.window.taps * on * inputs
+            macs = runs * graph.maps[node.dst].pixels * node.window.taps * on * inputs // node.groups
             ran = runs * on.double() / node.out_channels
             yield Work(node.op, index, max(node.only_if, node.out_mask), ran, macs, inputs=inputs, filters=on)
         else:
-            inputs, gate = _count_live(reads.channels, gates), getattr(node, "only_if", -1)
+            inputs, gate = _count_live(reads.channels, gates), node.only_if
             runs = gates[:, gate] if gate >= 0 else all_
             macs = runs * node.macs(graph.maps[node.dst if node.dst >= 0 else node.src].pixels, inputs)
             yield Work(node.op, index, gate, runs, macs, inputs=inputs)
@@ -152,13 +152,16 @@ def last_readers(graph: Graph) -> list[list[int]]:
     """For each node, the maps that no later one touches."""
 
     def touched(node: Node) -> list[int]:
-        return [map for map in (node.src, node.dst, getattr(node, "guide", -1)) if map >= 0]
+        return [
+            map for map in (node.src, node.dst, *(getattr(node, name, -1) for name in ("guide", "factor"))) if map >= 0
+        ]
 
     last = {map: i for i, node in enumerate(graph.nodes) for map in touched(node)}
     return [[map for map, i in last.items() if i == at] for at in range(len(graph.nodes))]
 
 
 def pooled_maps(graph: Graph) -> set[int]:
-    """Maps whose pooled vector is read: by gates, linear layers, and the gates of a dense block."""
-    read = {node.src for node in graph.nodes if isinstance(node, (Gate, Linear))}
+    """Maps whose pooled vector is read: by gates, linear layers, as factors, and by the gates of a dense block."""
+    read = {node.src for node in graph.nodes if isinstance(node, (Gate, Decide, Linear))}
+    read |= {node.factor for node in graph.nodes if getattr(node, "factor", -1) >= 0}
     return read | {node.dst for node in graph.nodes if isinstance(node, DenseBlock)}

@@ -53,7 +53,7 @@ class Graph:
     @property
     def logits(self) -> int:
         """Outputs of all heads."""
-        heads = [node for node in self.nodes if isinstance(node, (Head, Linear))]
+        heads = [node for node in self.nodes if isinstance(node, (Head, Linear)) and node.dst < 0]
         return max([0, *(node.out_offset + node.out_channels for node in heads)])
 
     @property

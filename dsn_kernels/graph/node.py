@@ -7,6 +7,13 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from .. import _C
+
+# What may follow a node's sum: y = activation(x), by its name in torch. "none": y = x.
+ACTIVATIONS = tuple(_C.ACTIVATIONS)
+# Those that leave zero as it is.
+KEEP_ZERO = ("none", "relu", "relu6", "silu", "hardswish", "tanh")
+
 # The gates that must all be on for a channel to hold data; none: it always does.
 Gates = tuple[int, ...]
 
@@ -41,14 +48,21 @@ class Affine(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Of a convolution or pool: ``pad_rows`` and ``pad_columns`` zeros lie before the map and as many behind it; if
-    negative, so many of the map's own pixels are passed over."""
+    """Of a convolution or pool: ``pad_rows`` and ``pad_columns`` zeros lie before the map, ``more_rows`` and
+    ``more_columns`` more than that behind it; if negative, so many of the map's own pixels are passed over. Its taps lie
+    ``dilation`` pixels apart. ``ceil``: a last window may reach beyond what lies behind the map, as torch's
+    ``ceil_mode`` has it.
+    """
 
     rows: int
     columns: int
     stride: int = 1
     pad_rows: int = 0
     pad_columns: int = 0
+    dilation: int = 1
+    more_rows: int = 0
+    more_columns: int = 0
+    ceil: bool = False
 
     @property
     def taps(self) -> int:
@@ -57,15 +71,18 @@ class Window(NamedTuple):
     @property
     def keeps_size(self) -> bool:
         """Whether it is a 1x1 or 3x3 of stride 1 or 2 around each pixel, which has kernels of its own."""
-        centred = (self.pad_rows, self.pad_columns) == (self.rows // 2, self.columns // 2)
+        centred = self[3:] == (self.rows // 2, self.columns // 2, 1, 0, 0, False)
         return self.rows == self.columns and self.rows in (1, 3) and self.stride in (1, 2) and centred
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Of the map that it leaves of one of ``height`` x ``width``."""
-        return (
-            (height + 2 * self.pad_rows - self.rows) // self.stride + 1,
-            (width + 2 * self.pad_columns - self.columns) // self.stride + 1,
-        )
+        rows = self._steps(height, self.rows, self.pad_rows, self.more_rows)
+        return rows, self._steps(width, self.columns, self.pad_columns, self.more_columns)
+
+    def _steps(self, size: int, taps: int, pad: int, more: int) -> int:
+        room = size + 2 * pad + more - (self.dilation * (taps - 1) + 1)
+        steps = (-(-room // self.stride) if self.ceil else room // self.stride) + 1
+        return steps - (self.ceil and (steps - 1) * self.stride >= size + pad)  # none begins behind the map
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,6 +92,7 @@ class Node:
     Attributes:
         src, dst: maps that are read and written, -1 if none.
         in_channels: channels of ``src`` that are read.
+        only_if: a gate: where it is shut, the node does not run; -1: it always does.
         branch: name of the gates among which its gate is; "" in a network of one branch.
         where: what the node belongs to, as in ``"units.3"``, for reports; ``"gate"`` for the convolutions of a gate.
     """
@@ -84,12 +102,13 @@ class Node:
     src: int = -1
     dst: int = -1
     in_channels: int
+    only_if: int = -1
     branch: str = ""
     where: str = ""
 
     def gates_end(self) -> int:
         """One past the last gate that it decides, or by which it or a filter runs; 0: there is none."""
-        return 0
+        return self.only_if + 1
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that it leaves of a map."""

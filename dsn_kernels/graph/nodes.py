@@ -12,16 +12,18 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .node import Affine, Gates, Map, Node, Window, Windowed, chosen_channels, mask_end
+from .node import ACTIVATIONS, KEEP_ZERO, Affine, Gates, Map, Node, Window, Windowed, chosen_channels, mask_end
 
 __all__ = [
-    "Add",
+    "ACTIVATIONS",
     "Affine",
     "AvgPool",
     "Conv2d",
+    "Decide",
     "DenseBlock",
     "DenseLayer",
     "Depthwise",
+    "FullyConnected",
     "Gate",
     "Gates",
     "Head",
@@ -31,14 +33,15 @@ __all__ = [
     "MaxPool",
     "Node",
     "PathHead",
+    "Pointwise",
     "Pool",
     "PoolSums",
     "Recurrence",
     "Stem",
     "Store",
     "Subsample",
-    "Tanh",
     "Transition",
+    "Upsample",
     "Window",
     "Windowed",
     "chosen_channels",
@@ -53,7 +56,7 @@ class Load(Node):
     out_mask: int = -1
 
     def gates_end(self) -> int:
-        return mask_end(self.out_mask, self.in_channels)
+        return max(self.only_if + 1, mask_end(self.out_mask, self.in_channels))
 
     def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
         return 0, chosen_channels(self.out_mask, self.in_channels)
@@ -135,7 +138,7 @@ class DenseBlock(Node):
         return self.in_channels + layer * self.added
 
     def gates_end(self) -> int:
-        return self.first_gate + len(self.layers)
+        return max(self.only_if + 1, self.first_gate + len(self.layers))
 
     def layer_macs(self, pixels: int, live: Tensor) -> Tensor:
         """Of a layer that runs, its gate not counted; ``live``: input channels that hold data, int64 [B]."""
@@ -213,16 +216,17 @@ class PathHead(Head):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Conv2d(Windowed):
-    """``dst[o] = relu(weight * relu(before(src)) + bias)``, each part optional but the convolution.
+    """``dst[o] = activation(weight * relu(before(src)) + bias)``, each part optional but the convolution.
 
     Attributes:
-        weight, bias: [O, I, rows, columns] and [O], with the batch norm behind the convolution folded in.
+        weight, bias: [O, I / groups, rows, columns] and [O], with the batch norm behind the convolution folded in.
+        groups: the inputs and outputs fall into so many groups; each output is of the inputs of its group.
         before: the batch norm of a BN-ReLU of its input.
-        relu: of the output; ``relu_channels``: of so many of its first channels alone, 0: of all.
-        accumulate: the output is added to what ``dst`` holds.
+        activation: of the output, one of :data:`ACTIVATIONS`; ``activated``: of so many of its first channels alone, 0:
+            of all.
+        accumulate: the output is added to what ``dst`` holds, before the activation.
         pool: the pooled vector of ``dst`` is kept, which a gate or linear layer reads.
         src_offset, out_offset: first channels that are read and written.
-        only_if: a gate: where it is shut, the convolution does not run; -1: it always does.
         out_mask: the first of the gates that choose its filters, -1 without.
         exact: in float32 even where the plan multiplies bfloat16.
     """
@@ -230,16 +234,20 @@ class Conv2d(Windowed):
     op = "conv2d"
     weight: Tensor
     bias: Tensor
+    groups: int = 1
     before: Affine | None = None
-    relu: bool = False
-    relu_channels: int = 0
+    activation: str = "none"
+    activated: int = 0
     accumulate: bool = False
     pool: bool = False
     src_offset: int = 0
     out_offset: int = 0
-    only_if: int = -1
     out_mask: int = -1
     exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.out_mask >= 0 and self.activation not in KEEP_ZERO:
+            raise ValueError(f"a filter that is off leaves zero, which {self.activation} does not keep")
 
     @property
     def out_channels(self) -> int:
@@ -254,26 +262,22 @@ class Conv2d(Windowed):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Depthwise(Windowed):
-    """``dst[c] = relu(weight[c] * src[c] + bias[c])``, the ReLU optional: a convolution of each channel by itself.
+    """``dst[c] = activation(weight[c] * src[c] + bias[c])``: a convolution of each channel by itself.
 
     Zeros stand for a channel that holds no data.
 
     Attributes:
         weight, bias: [C, 1, rows, columns] and [C], with the batch norm behind the convolution folded in.
-        relu: of the output.
-        out_offset: first channel that is written.
-        only_if: a gate: where it is shut, it does not run; -1: it always does.
+        activation: of the output, one of :data:`ACTIVATIONS`.
+        src_offset, out_offset: first channels that are read and written.
     """
 
     op = "depthwise"
     weight: Tensor
     bias: Tensor
-    relu: bool = False
+    activation: str = "none"
+    src_offset: int = 0
     out_offset: int = 0
-    only_if: int = -1
-
-    def gates_end(self) -> int:
-        return self.only_if + 1
 
     def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
         return self.out_offset, chosen_channels(-1, self.in_channels)
@@ -283,6 +287,62 @@ class Depthwise(Windowed):
 
     def listed_weights(self) -> dict[str, Tensor]:
         return {"weight": self.weight.flatten(1).T, "bias": self.bias}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pointwise(Node):
+    """``dst[c] = activation(factor[c] (scale[c] src[c] + shift[c]))``, each part optional; without any, a copy.
+
+    Zeros stand for a channel that holds no data. ``src`` and ``dst`` may be one map: it then works in place.
+
+    Attributes:
+        affine: scale and shift, a batch norm that stands by itself; None: 1 and 0.
+        factor: a map whose pooled vector holds a factor for each channel, from its first on; -1: none does.
+        activation: one of :data:`ACTIVATIONS`.
+        accumulate: what ``dst`` holds is added, before the activation.
+        src_offset, out_offset: first channels that are read and written; the same in place.
+    """
+
+    op = "pointwise"
+    affine: Affine | None = None
+    factor: int = -1
+    activation: str = "none"
+    accumulate: bool = False
+    src_offset: int = 0
+    out_offset: int = 0
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]] | None:
+        return None if self.accumulate else (self.out_offset, chosen_channels(-1, self.in_channels))
+
+    def listed_weights(self) -> dict[str, Tensor]:
+        return {} if self.affine is None else {"scale": self.affine.scale, "shift": self.affine.shift}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Upsample(Node):
+    """Each pixel of ``src`` as ``stride`` x ``stride`` of ``dst``: the nearest neighbour.
+
+    Zeros stand for a channel that holds no data.
+
+    Attributes:
+        stride: a whole factor.
+        activation: one of :data:`ACTIVATIONS`.
+        accumulate: what ``dst`` holds is added, before the activation.
+        src_offset, out_offset: first channels that are read and written.
+    """
+
+    op = "upsample"
+    stride: int
+    activation: str = "none"
+    accumulate: bool = False
+    src_offset: int = 0
+    out_offset: int = 0
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return height * self.stride, width * self.stride
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]] | None:
+        return None if self.accumulate else (self.out_offset, chosen_channels(-1, self.in_channels))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -305,14 +365,16 @@ class Subsample(Node):
 class Pool(Windowed):
     """Maximum or average over a window; pixels outside the map count in neither.
 
-    ``out_mask``: first of the gates that choose its channels, -1 without.
+    ``src_offset``, ``out_offset``: first channels that are read and written; ``out_mask``: first of the gates that
+    choose its channels, -1 without.
     """
 
+    src_offset: int = 0
     out_offset: int = 0
     out_mask: int = -1
 
     def gates_end(self) -> int:
-        return mask_end(self.out_mask, self.in_channels)
+        return max(self.only_if + 1, mask_end(self.out_mask, self.in_channels))
 
     def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
         kept = chosen_channels(self.out_mask, self.in_channels)
@@ -326,7 +388,10 @@ class MaxPool(Pool):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AvgPool(Pool):
+    """``count_padding``: the zeros around the map, though not what lies beyond them, count in an average."""
+
     op = "avg_pool"
+    count_padding: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -334,15 +399,6 @@ class PoolSums(Node):
     """Keeps the pooled vector of ``src``."""
 
     op = "pool_sums"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Add(Node):
-    """``in_channels`` of ``dst``, from ``out_offset`` on, += those of ``src`` from ``src_offset`` on."""
-
-    op = "add"
-    src_offset: int = 0
-    out_offset: int = 0
 
 
 class Recurrence(NamedTuple):
@@ -380,7 +436,7 @@ class Gate(Node):
         return "soft" if self.recurrence is None else "recurrent"
 
     def gates_end(self) -> int:
-        return self.first_gate + 1
+        return max(self.only_if, self.first_gate) + 1
 
     def macs(self, pixels: int, inputs: Tensor) -> int:  # a recurrent one embeds in 10, has an LSTM(10, 10), projects
         return 10 * self.in_channels + 8 * 100 + 10 if self.recurrence else self.in_channels
@@ -390,13 +446,32 @@ class Gate(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Decide(Node):
+    """Decides gates ``first_gate`` and, of several channels, those behind it, each by a value of ``src``'s pooled vector
+    as its score.
+
+    Attributes:
+        in_channels: gates, one for each channel from ``src_offset`` on.
+    """
+
+    op = "decide"
+    first_gate: int
+    src_offset: int = 0
+
+    def gates_end(self) -> int:
+        return max(self.only_if + 1, self.first_gate + self.in_channels)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Node):
-    """Logits from ``out_offset`` on: weight [O, C] and bias [O] of the pooled vector of ``src``."""
+    """Logits from ``out_offset`` on: ``activation(weight p + bias)``, p the pooled vector of ``src``, of which its first
+    ``in_channels`` are read; weight [O, C] and bias [O]."""
 
     op = "linear"
     weight: Tensor
     bias: Tensor
     out_offset: int = 0
+    activation: str = "none"
 
     @property
     def out_channels(self) -> int:
@@ -410,10 +485,17 @@ class Linear(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Tanh(Node):
-    """The hyperbolic tangent of the first ``in_channels`` of ``src``, in place."""
+class FullyConnected(Linear):
+    """As :class:`Linear`, but it leaves the pooled vector of ``dst``, a map of one pixel, from channel ``out_offset``
+    on; nothing else of this map may be read."""
 
-    op = "tanh"
+    op = "fully_connected"
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return 1, 1
+
+    def written(self, read: list[Gates]) -> tuple[int, list[Gates]]:
+        return self.out_offset, chosen_channels(-1, self.out_channels)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -165,23 +165,25 @@ class _Lowering:
         )
 
     def pack_conv2d(self, node: Conv2d, reads: Reads) -> Fields:
-        masked, bfloat16 = node.out_mask >= 0, self.bfloat16 and not node.exact
-        winograd = not (masked or bfloat16 or reads.slices) and self._winograd_pays(node)
+        masked, grouped = node.out_mask >= 0, node.groups > 1
+        bfloat16 = self.bfloat16 and not (node.exact or grouped)
+        winograd = not (masked or grouped or bfloat16 or reads.slices) and self._winograd_pays(node)
         constant = reads.slices if node.before is not None else ()
         if constant and node.window.taps > 1:
             raise UserError("a BN-ReLU before a 3x3 is not served where channels may hold no data; expected a 1x1")
-        bias = pad_rows(node.bias)
+        bias = torch.cat([pad_rows(part) for part in node.bias.chunk(node.groups)])
         if winograd:
             bias = F.pad(bias, (0, -len(bias) % _C.WINOGRAD_ROWS))
         if masked:  # [in][tap][out]
             flat = node.weight.flatten(2).permute(1, 2, 0)
             weight = F.pad(flat, (0, -len(node.weight) % _C.TILE))
         else:
-            weight = pair_conv(node.weight, [node.in_channels]) if bfloat16 else block_conv(node.weight)
+            parts = node.weight.chunk(node.groups)
+            weight = torch.cat([pair_conv(p, [node.in_channels]) if bfloat16 else block_conv(p) for p in parts])
         scale, shift = node.before or (None, node.bias)
         sizes = (node.in_channels, node.out_channels, node.window.taps)
         fields = self._add(
-            _C.conv2d_layout(*sizes, node.before is not None, masked, winograd, len(constant), bfloat16),
+            _C.conv2d_layout(*sizes, node.before is not None, masked, winograd, len(constant), bfloat16, node.groups),
             scale=scale,
             shift=None if scale is None else shift,
             weight=weight,
@@ -194,7 +196,7 @@ class _Lowering:
 
     def _winograd_pays(self, node: Conv2d) -> bool:
         plain = node.window.keeps_size and (node.window.rows, node.window.stride) == (3, 1) and node.before is None
-        if not plain or self.any_size or node.relu_channels:
+        if not plain or self.any_size or node.activated or node.activation not in ("none", "relu"):
             return False
         return _C.winograd_pays(node.in_channels, node.out_channels, *self.graph.maps[node.dst][1:])
 

@@ -84,7 +84,7 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
         if isinstance(node, Pool) and node.out_mask >= 0:
             serve(max(map(len, read.channels)) < 2, "puts a third mask on a channel")
         if isinstance(node, Conv2d) and (read.slices or max(node.out_mask, read.in_mask) >= 0):
-            plain = node.src_offset % _GROUP == 0 and node.relu_channels == 0 and not node.pool
+            plain = node.src_offset % _GROUP == 0 and node.activated == 0 and not node.pool
             serve(plain, "has a mask, and pools or a part of its channels")
 
 

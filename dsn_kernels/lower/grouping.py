@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..graph import Add, Graph, Node, Region
+from ..graph import Graph, Node, Pointwise, Region
 
 _TOGETHER = 24  # channels: their first 1x1s and shortcuts fill the micro-kernel's blocks
 
@@ -52,14 +52,14 @@ def _groups(units: list[list[Any]]) -> list[list[list[Any]]]:
         if groups[-1] and _segment(unit).stop - _segment(groups[-1][0]).start > _TOGETHER:
             groups.append([])
         groups[-1].append(unit)
-    no_room = any(unit[0].relu_channels == 0 and len(unit) > 3 for unit in units)  # for G behind the first 1x1
+    no_room = any(unit[0].activated == 0 and len(unit) > 3 for unit in units)  # for G behind the first 1x1
     return [[unit] for unit in units] if len(groups) == 1 or no_room else groups
 
 
 def _segment(unit: list[Any]) -> range:
     """The channels that a unit updates."""
     last = unit[-1]
-    size = last.in_channels if isinstance(last, Add) else last.out_channels
+    size = last.in_channels if isinstance(last, Pointwise) else last.out_channels
     return range(last.out_offset, last.out_offset + size)
 
 
@@ -71,7 +71,7 @@ def _together(group: list[list[Any]]) -> list[Node]:
     for start, stop in ((0, begin), (end, first.in_channels)):
         if start < stop:
             later = bool(nodes)
-            sizes = {"in_channels": stop - start, "src_offset": start, "relu": False, "relu_channels": 0}
+            sizes = {"in_channels": stop - start, "src_offset": start, "activation": "none", "activated": 0}
             own = torch.zeros_like(bias) if later else bias
             nodes.append(replace(first, weight=weight[:, start:stop], bias=own, accumulate=later, **sizes))
     at = 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _C
-from ..graph import Conv2d, DenseBlock, Gate, Graph, Node, PathHead, Reads, Windowed
+from ..graph import Conv2d, DenseBlock, Gate, Graph, Node, PathHead, Pointwise, Reads, Windowed
 
 _NAMES = [name for name, _ in _C.INSTRUCTION_FIELDS]
 # Fields of an instruction by name, one of ``_C.INSTRUCTION_FIELDS``; what is left out has its default.
@@ -58,7 +58,8 @@ def fields_of(node: Node, reads: Reads) -> Fields:
     """What every backend's instruction says of a node, but for its weights."""
     fields = {name: value for name in _NAMES if type(value := getattr(node, name, None)) is int}
     fields["op"] = _C.OPS[node.op]
-    flags = {"accumulate": getattr(node, "accumulate", False), "relu": getattr(node, "relu", False)}
+    fields["activation"] = _C.ACTIVATIONS[getattr(node, "activation", "none")]
+    flags = {name: getattr(node, name, False) for name in ("accumulate", "pool", "count_padding")}
     if isinstance(node, DenseBlock):
         fields |= {"layers": len(node.layers), "gate": _C.GATES[node.gate], "merge": _C.MERGES[node.merge]}
     elif isinstance(node, PathHead):
@@ -67,12 +68,14 @@ def fields_of(node: Node, reads: Reads) -> Fields:
         fields["gate"], flags["accumulate"] = _C.GATES[node.gate], node.follows
     elif isinstance(node, Windowed):
         window = node.window
-        fields |= {"taps": window.taps, "stride": window.stride}
+        fields |= {"taps": window.taps, "stride": window.stride, "dilation": window.dilation}
         if not (isinstance(node, Conv2d) and window.keeps_size):
             fields |= {"columns": window.columns, "pad_rows": window.pad_rows, "pad_columns": window.pad_columns}
+    elif isinstance(node, Pointwise):
+        flags["affine"] = node.affine is not None
     if isinstance(node, Conv2d):
         fields["in_mask"] = reads.in_mask
-        flags |= {"pool": node.pool, "normalise": node.before is not None, "live": bool(reads.slices)}
+        flags |= {"normalise": node.before is not None, "live": bool(reads.slices)}
     fields["flags"] = sum(_C.FLAGS[name] for name, on in flags.items() if on)
     return fields
 

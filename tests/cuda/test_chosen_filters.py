@@ -19,7 +19,7 @@ def two_convolutions(side=6):
     graph, weights = g.Graph(), Weights()
     x, middle, y = graph.map(6, side), graph.map(MIDDLE, side), graph.map(LAST, side)
     graph.add(g.Load(dst=x, in_channels=6))
-    graph.add(g.Conv2d(src=x, dst=middle, window=ONE, relu=True, out_mask=0, **weights.conv(MIDDLE, 6)))
+    graph.add(g.Conv2d(src=x, dst=middle, window=ONE, activation="relu", out_mask=0, **weights.conv(MIDDLE, 6)))
     graph.add(g.Conv2d(src=middle, dst=y, window=WIDE, out_mask=MIDDLE, **weights.conv(LAST, MIDDLE, 3)))
     graph.add(g.Store(src=y, in_channels=LAST))
     return graph

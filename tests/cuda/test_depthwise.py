@@ -17,7 +17,7 @@ def check(place, graph, batch, dtype, forced=None):
 @pytest.mark.parametrize(("channels", "size", "window"), DEPTHWISE, ids=str)
 def test_windows(place, channels, size, window, dtype):
     place.seeded(9)
-    check(place, depthwise(channels, size, window, relu=True), 2, dtype)
+    check(place, depthwise(channels, size, window, activation="relu"), 2, dtype)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_any_window(place, window, masked, dtype):
     y = graph.map(10, *window.output_size(11, 9))
     first, last = (0, 18) if masked else (-1, -1)
     graph.add(g.Load(dst=x, in_channels=5))
-    graph.add(g.Conv2d(src=x, dst=middle, window=ONE, relu=True, out_mask=first, **weights.conv(18, 5)))
+    graph.add(g.Conv2d(src=x, dst=middle, window=ONE, activation="relu", out_mask=first, **weights.conv(18, 5)))
     graph.add(g.MaxPool(src=middle, dst=pooled, in_channels=18, window=ONE))  # its filters stay in their places
     conv = weights.conv(10, 18, window.rows, window.columns)
     graph.add(g.Conv2d(src=middle, dst=y, window=window, out_mask=last, **conv))

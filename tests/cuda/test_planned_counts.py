@@ -112,7 +112,7 @@ def gated_conv(channels, side, window, filters=24, with_conv=True):
     graph.add(g.Gate(src=x, first_gate=0, **weights.linear(1, channels)))
     if with_conv:
         conv = weights.conv(filters, channels, window.rows)
-        graph.add(g.Conv2d(src=x, dst=y, window=window, only_if=0, relu=True, **conv))
+        graph.add(g.Conv2d(src=x, dst=y, window=window, only_if=0, activation="relu", **conv))
     return graph
 
 
@@ -229,11 +229,13 @@ def gradual_layer(channels, side, sizes, width, shortcut, with_layer=True):
         at = sum(sizes[:i])
         with graph.region("update_unit"):
             outputs, ends = (width + size, width) if shortcut else (width, 0)
-            conv(x, joined, outputs, channels, ONE, relu=True, relu_channels=ends)
-            conv(joined, inner, width, width, WIDE, relu=True)
+            conv(x, joined, outputs, channels, ONE, activation="relu", activated=ends)
+            conv(joined, inner, width, width, WIDE, activation="relu")
             if shortcut:
                 conv(inner, joined, size, width, ONE, accumulate=True, out_offset=width)
-                graph.add(g.Add(src=joined, dst=x, in_channels=size, src_offset=width, out_offset=at))
+                graph.add(
+                    g.Pointwise(accumulate=True, src=joined, dst=x, in_channels=size, src_offset=width, out_offset=at)
+                )
             else:
                 conv(inner, x, size, width, ONE, accumulate=True, out_offset=at)
     graph.add(g.Store(src=x, in_channels=channels))
@@ -304,8 +306,8 @@ def bottleneck_units(channels, width, side, units, with_units=True):
         gates = graph.gates
         with graph.region("bottleneck_unit"):
             for src, dst, window, mask, flags in (
-                (x, first, ONE, gates, {"before": weights.norm(channels), "relu": True}),
-                (first, inner, WIDE, gates + width, {"relu": True}),
+                (x, first, ONE, gates, {"before": weights.norm(channels), "activation": "relu"}),
+                (first, inner, WIDE, gates + width, {"activation": "relu"}),
                 (inner, x, ONE, gates + 2 * width, {"accumulate": True}),
             ):
                 conv = weights.conv(graph.maps[dst].channels, graph.maps[src].channels, window.rows)

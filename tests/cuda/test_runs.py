@@ -9,7 +9,7 @@ from dsn_kernels import graph as g
 from dsn_kernels.lower.cuda import lower
 
 SIDE, CHANNELS = 8, 16
-ENDS = {"accumulate": True, "relu": True, "pool": True}
+ENDS = {"accumulate": True, "activation": "relu", "pool": True}
 
 
 class Builder(g.Graph):
@@ -42,7 +42,7 @@ class Builder(g.Graph):
         with self.region("residual_unit"):
             if gate >= 0:
                 self.gate(self.x, gate, channels)
-            self.conv(self.x, self.inner, relu=True, only_if=gate)
+            self.conv(self.x, self.inner, activation="relu", only_if=gate)
             self.conv(self.inner, self.x, only_if=gate, **ENDS)
 
     def enter(self):
@@ -50,7 +50,7 @@ class Builder(g.Graph):
         before, self.x, self.inner = self.x, *(self.map(2 * CHANNELS, SIDE // 2) for _ in range(2))
         with self.region("residual_unit"):
             self.conv(before, self.x, ONE._replace(stride=2), pool=True)
-            self.conv(before, self.inner, WIDE._replace(stride=2), relu=True)
+            self.conv(before, self.inner, WIDE._replace(stride=2), activation="relu")
             self.conv(self.inner, self.x, **ENDS)
 
     def add_middles(self, channels=CHANNELS):
@@ -60,16 +60,16 @@ class Builder(g.Graph):
     def bottleneck(self):
         deep, wide = self.middles
         with self.region("bottleneck_unit"):
-            self.conv(self.x, deep, ONE, relu=True, before=self.random.norm(CHANNELS))
-            self.conv(deep, wide, relu=True)
+            self.conv(self.x, deep, ONE, activation="relu", before=self.random.norm(CHANNELS))
+            self.conv(deep, wide, activation="relu")
             self.conv(wide, self.x, ONE, accumulate=True)
 
     def update(self, size=8):
         """A unit of a gradually updated layer: of its first channels."""
         deep, wide = self.middles
         with self.region("update_unit"):
-            self.conv(self.x, deep, ONE, relu=True)
-            self.conv(deep, wide, relu=True)
+            self.conv(self.x, deep, ONE, activation="relu")
+            self.conv(deep, wide, activation="relu")
             last = self.random.conv(size, self.maps[wide].channels)
             self.add(g.Conv2d(src=wide, dst=self.x, window=ONE, accumulate=True, **last))
 
@@ -108,34 +108,34 @@ def narrow_gate(b):
 def narrow_gate_behind(b):
     """A gate behind the units reads some of the map's channels."""
     b.unit(), b.unit(), b.gate(b.x, 0, 12)
-    b.conv(b.x, b.inner, relu=True, only_if=0), b.linear(b.x)
+    b.conv(b.x, b.inner, activation="relu", only_if=0), b.linear(b.x)
 
 
 def gates_of_different_widths(b):
     """Two gates of one pooled vector, of which one reads a part: not decided together."""
     b.pool_sums()
     b.gate(b.x, 0), b.gate(b.x, 1, 12)
-    b.conv(b.x, b.inner, relu=True, only_if=1), b.linear(b.x)
+    b.conv(b.x, b.inner, activation="relu", only_if=1), b.linear(b.x)
 
 
 def added_to(b):
     """The map between the convolutions is added to, and read."""
     b.unit(), b.unit()
-    b.add(g.Add(src=b.x, dst=b.inner, in_channels=CHANNELS))
+    b.add(g.Pointwise(accumulate=True, src=b.x, dst=b.inner, in_channels=CHANNELS))
     b.store(b.inner)
 
 
 def filled_by_some(b):
     """The map between the convolutions is filled where a gate is open, and read by all."""
     b.unit(), b.unit(), b.gate(b.x, 0)
-    b.conv(b.x, b.inner, relu=True, only_if=0), b.store(b.inner)
+    b.conv(b.x, b.inner, activation="relu", only_if=0), b.store(b.inner)
 
 
 def bottlenecks_added_to(b):
     """The same of the second map between a bottleneck unit's convolutions."""
     b.add_middles()
     b.bottleneck(), b.bottleneck()
-    b.add(g.Add(src=b.x, dst=b.middles[1], in_channels=CHANNELS))
+    b.add(g.Pointwise(accumulate=True, src=b.x, dst=b.middles[1], in_channels=CHANNELS))
     b.store(b.middles[1])
 
 

@@ -1,11 +1,24 @@
 """What a graph means, in plain torch: everything is computed, then masked."""
 
+from dataclasses import replace
+
 import torch
 from torch.nn import functional as F
 
 from dsn_kernels import graph as g
 from dsn_kernels.ops import Outputs
 from tests.checks import assert_as_exact_as_torch, assert_gates_agree
+
+_ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "tanh": torch.tanh,
+}
 
 
 def run_graph(graph, image, thresholds, forced=None, dtype=torch.float64):
@@ -59,10 +72,11 @@ class Reference:
         self.maps[node.dst] = self.maps[node.dst].clone()
         self.maps[node.dst][:, first : first + value.shape[1]] = value
 
-    def _decide(self, gate, score):
-        self.scores[:, gate] = score
-        if self.forced is None:
-            self.taken[:, gate] = (score > self.thresholds[gate]).to(torch.uint8)
+    def _set(self, gate, score, only_if=-1):
+        runs = score >= -torch.inf if only_if < 0 else self.taken[:, only_if] != 0
+        self.scores[:, gate] = torch.where(runs, score, 0)
+        taken = score > self.thresholds[gate] if self.forced is None else self.forced[:, gate] != 0
+        self.taken[:, gate] = (taken & runs).to(torch.uint8)
 
     def _load(self, node):
         self._put(node, self.image * self._mask(node.out_mask, node.in_channels))
@@ -78,7 +92,7 @@ class Reference:
                 self.scores[:, gate], self.taken[:, gate] = 1, 1
             else:
                 z = (x.mean((2, 3)) * self._own(layer.gate)).sum(1) + self._own(layer.gate_bias)
-                self._decide(gate, (z + 0.5).clamp(0, 1) if node.gate == "hard" else z.sigmoid())
+                self._set(gate, (z + 0.5).clamp(0, 1) if node.gate == "hard" else z.sigmoid())
             y = self._preact(x, layer.norm)
             if layer.reduce is not None:
                 y = F.conv2d(y, self._own(layer.reduce), self._own(layer.reduce_bias)).relu()
@@ -111,60 +125,94 @@ class Reference:
         gamma, beta = torch.einsum("pcl,bl->pbc", self._own(node.path), gates) + self._own(node.path_bias)[:, None]
         self._classify(node, (1 + gamma) * self._features(node) + beta)
 
-    def _convolve(self, node, x, groups=1):
+    def _behind(self, node, x):
+        """How far the last window reaches behind a map x: rows and columns."""
         window = node.window
-        _, height, width = self.graph.maps[node.dst]  # so far reaches the last window
-        below = (height - 1) * window.stride + window.rows - window.pad_rows - x.shape[2]
-        right = (width - 1) * window.stride + window.columns - window.pad_columns - x.shape[3]
+        _, height, width = self.graph.maps[node.dst]
+        return (
+            (height - 1) * window.stride + window.dilation * (window.rows - 1) + 1 - window.pad_rows - x.shape[2],
+            (width - 1) * window.stride + window.dilation * (window.columns - 1) + 1 - window.pad_columns - x.shape[3],
+        )
+
+    def _convolve(self, node, x, groups=1):
+        window, (below, right) = node.window, self._behind(node, x)
         x = F.pad(x, (window.pad_columns, right, window.pad_rows, below))
-        return F.conv2d(x, self._own(node.weight), self._own(node.bias), window.stride, groups=groups)
+        weight, bias = self._own(node.weight), self._own(node.bias)
+        return F.conv2d(x, weight, bias, window.stride, 0, window.dilation, groups)
 
     def _where_open(self, node, y, before):
-        return y if node.only_if < 0 else torch.where(self.taken[:, node.only_if, None, None, None] != 0, y, before)
+        if node.only_if < 0:
+            return y
+        open = self.taken[:, node.only_if].view(-1, *[1] * (y.dim() - 1))
+        return torch.where(open != 0, y, before)
+
+    def _finish(self, node, y):
+        """Leaves y in a node's channels of dst: what was there is added, if so asked, and the activation follows."""
+        before = self.maps[node.dst][:, node.out_offset : node.out_offset + y.shape[1]]
+        if getattr(node, "accumulate", False):
+            y = y + before
+        count = getattr(node, "activated", 0) or y.shape[1]
+        y = torch.cat([_ACTIVATIONS[node.activation](y[:, :count]), y[:, count:]], 1)
+        self._put(node, self._where_open(node, y, before), node.out_offset)
+
+    def _scaled(self, node, x):
+        if node.factor < 0:
+            return x
+        return x * self.maps[node.factor][:, : node.in_channels].mean((2, 3), keepdim=True)
 
     def _depthwise(self, node):
-        y = self._convolve(node, self._source(node), groups=node.in_channels)
-        before = self.maps[node.dst][:, node.out_offset : node.out_offset + node.in_channels]
-        self._put(node, self._where_open(node, y.relu() if node.relu else y, before), node.out_offset)
+        self._finish(node, self._convolve(node, self._source(node), groups=node.in_channels))
+
+    def _pointwise(self, node):
+        x = self._source(node)
+        if node.affine is not None:
+            scale, shift = (self._own(part)[:, None, None] for part in node.affine)
+            x = x * scale + shift
+        self._finish(node, self._scaled(node, x))
+
+    def _upsample(self, node):
+        self._finish(node, F.interpolate(self._source(node), scale_factor=node.stride, mode="nearest"))
 
     def _conv2d(self, node):
         x = self._source(node)
         if node.before is not None:
             x = self._preact(x, node.before)
-        y = self._convolve(node, x) * self._mask(node.out_mask, node.out_channels)
-        before = self.maps[node.dst][:, node.out_offset : node.out_offset + node.out_channels]
-        if node.accumulate:
-            y = y + before
-        if node.relu:
-            count = node.relu_channels or node.out_channels
-            y = torch.cat([y[:, :count].relu(), y[:, count:]], 1)
-        self._put(node, self._where_open(node, y, before), node.out_offset)
+        self._finish(node, self._convolve(node, x, node.groups) * self._mask(node.out_mask, node.out_channels))
 
     def _subsample(self, node):
         self.maps[node.dst] = torch.zeros_like(self.maps[node.dst])
         self._put(node, self._source(node)[:, :, :: node.stride, :: node.stride], node.out_offset)
 
+    def _windows(self, node, x, outside):
+        """The pixels of each window, [B, C, taps, height, width], with ``outside`` for those beyond the map."""
+        window, (below, right) = node.window, self._behind(node, x)
+        x = F.pad(x, (window.pad_columns, right, window.pad_rows, below), value=outside)
+        windows = x.unfold(2, window.rows, window.stride).unfold(3, window.columns, window.stride)
+        return windows.flatten(4).movedim(4, 2)
+
     def _pool(self, node, small):
-        self._put(node, small * self._mask(node.out_mask, node.in_channels), node.out_offset)
+        before = self.maps[node.dst][:, node.out_offset : node.out_offset + node.in_channels]
+        small = small * self._mask(node.out_mask, node.in_channels)
+        self._put(node, self._where_open(node, small, before), node.out_offset)
 
     def _max_pool(self, node):
-        window = node.window
-        self._pool(node, F.max_pool2d(self._source(node), window[:2], window.stride, window[3:]))
+        self._pool(node, self._windows(node, self._source(node), -torch.inf).amax(2))
 
     def _avg_pool(self, node):
-        window = node.window
-        small = F.avg_pool2d(self._source(node), window[:2], window.stride, window[3:], count_include_pad=False)
-        self._pool(node, small)
+        x, window = self._source(node), node.window
+        counted = torch.ones_like(x)
+        if node.count_padding:
+            ahead, behind = (window.pad_rows, window.pad_columns), (window.more_rows, window.more_columns)
+            right, below = ahead[1] + behind[1], ahead[0] + behind[0]
+            inside = F.pad(counted, (ahead[1], right, ahead[0], below), value=1.0)
+            whole = replace(node, window=window._replace(pad_rows=0, pad_columns=0))
+            count = self._windows(whole, inside, 0.0).sum(2)
+        else:
+            count = self._windows(node, counted, 0.0).sum(2)
+        self._pool(node, self._windows(node, x, 0.0).sum(2) / count)
 
     def _pool_sums(self, node):
         pass
-
-    def _tanh(self, node):
-        self.maps[node.src] = torch.cat([self._source(node).tanh(), self.maps[node.src][:, node.in_channels :]], 1)
-
-    def _add(self, node):
-        before = self.maps[node.dst][:, node.out_offset : node.out_offset + node.in_channels]
-        self._put(node, before + self._source(node), node.out_offset)
 
     def _gate(self, node):
         x = F.linear(self._source(node).mean((2, 3)), self._own(node.weight), self._own(node.bias))
@@ -174,10 +222,21 @@ class Reference:
                 self.memory = (torch.zeros_like(x), torch.zeros_like(x))
             self.memory = torch.lstm_cell(x, self.memory, input, hidden, bias, torch.zeros_like(bias))
             x = F.linear(self.memory[0], projection[None], projection_bias)
-        self._decide(node.first_gate, x[:, 0].sigmoid())
+        self._set(node.first_gate, x[:, 0].sigmoid(), node.only_if)
+
+    def _decide(self, node):
+        vector = self._source(node).mean((2, 3))
+        for i in range(node.in_channels):
+            self._set(node.first_gate + i, vector[:, i], node.only_if)
 
     def _linear(self, node):
-        self._classify(node, self._source(node).mean((2, 3)))
+        y = F.linear(self._source(node).mean((2, 3)), self._own(node.weight), self._own(node.bias))
+        own = slice(node.out_offset, node.out_offset + node.out_channels)
+        self.logits[:, own] = self._where_open(node, _ACTIVATIONS[node.activation](y), self.logits[:, own])
+
+    def _fully_connected(self, node):
+        y = F.linear(self._source(node).mean((2, 3)), self._own(node.weight), self._own(node.bias))
+        self._finish(node, y[:, :, None, None])
 
     def _store(self, node):
         self.stored = self._source(node)
@@ -196,7 +255,7 @@ def check_graph(runner, graph, image, dtype, forced=None, device="cpu"):
     for name in ("logits", "map"):
         if getattr(exact, name).numel():
             assert_as_exact_as_torch(*(getattr(outputs, name) for outputs in (out, same, exact)))
-    decided = [node for node in graph.nodes if isinstance(node, (g.Gate, g.DenseBlock))]
+    decided = [node for node in graph.nodes if isinstance(node, (g.Gate, g.Decide, g.DenseBlock))]
     if dtype == torch.float32 and decided and forced is None:
         assert_gates_agree(out.gates, out.scores, exact.scores, 0.5)
     elif dtype == torch.float32 and decided:

@@ -132,7 +132,7 @@ def residual(recurrent):
     graph, weights = g.Graph(), Weights()
     image, x = graph.map(3, 8), graph.map(8, 8)
     graph.add(g.Load(dst=image, in_channels=3))
-    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, relu=True, pool=recurrent, **weights.conv(8, 3, 3)))
+    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, activation="relu", pool=recurrent, **weights.conv(8, 3, 3)))
     y, inner = graph.map(20, 4), graph.map(20, 4)
     scale = {"scale": 0.4}
     shared = g.Recurrence(
@@ -148,14 +148,22 @@ def residual(recurrent):
             side = graph.maps[x].height // 2
             small, pooled = graph.map(channels, side), graph.map(channels, side // 2)
             graph.add(g.MaxPool(src=x, dst=small, in_channels=channels, window=g.Window(2, 2, 2)))
-            fields = {"window": g.Window(3, 3, 2, 1, 1), "relu": True, "pool": True, "exact": True, "where": "gate"}
+            fields = {
+                "window": g.Window(3, 3, 2, 1, 1),
+                "activation": "relu",
+                "pool": True,
+                "exact": True,
+                "where": "gate",
+            }
             graph.add(g.Conv2d(src=small, dst=pooled, **fields, **weights.conv(channels, channels, 3)))
             graph.add(g.Gate(src=pooled, first_gate=index, **weights.linear(1, channels)))
         if index == 0:
             graph.add(g.Subsample(src=x, dst=y, in_channels=channels, out_channels=20, stride=2, out_offset=6))
         first = g.Window(3, 3, 1 if index else 2, 1, 1)
-        graph.add(g.Conv2d(src=x, dst=inner, window=first, relu=True, only_if=index, **weights.conv(20, channels, 3)))
-        fields = {"accumulate": True, "relu": True, "pool": recurrent, "only_if": index, "window": WIDE}
+        graph.add(
+            g.Conv2d(src=x, dst=inner, window=first, activation="relu", only_if=index, **weights.conv(20, channels, 3))
+        )
+        fields = {"accumulate": True, "activation": "relu", "pool": recurrent, "only_if": index, "window": WIDE}
         graph.add(g.Conv2d(src=inner, dst=y, **fields, **weights.conv(20, 20, 3)))
         x = y
     if not recurrent:
@@ -172,15 +180,15 @@ def chosen_filters():
     graph, weights = g.Graph(), Weights()
     image, x, inner, joined = graph.map(5, 8), graph.map(18, 8), graph.map(18, 8), graph.map(30, 4)
     graph.add(g.Load(dst=image, in_channels=5, out_mask=0))
-    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, relu=True, **weights.conv(18, 5, 3)))
-    graph.add(g.Conv2d(src=x, dst=inner, window=WIDE, relu=True, out_mask=5, **weights.conv(18, 18, 3)))
-    fields = {"accumulate": True, "relu": True, "out_mask": 23}
+    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, activation="relu", **weights.conv(18, 5, 3)))
+    graph.add(g.Conv2d(src=x, dst=inner, window=WIDE, activation="relu", out_mask=5, **weights.conv(18, 18, 3)))
+    fields = {"accumulate": True, "activation": "relu", "out_mask": 23}
     graph.add(g.Conv2d(src=inner, dst=x, window=WIDE, **fields, **weights.conv(18, 18, 3)))
     stride2 = g.Window(3, 3, 2, 1, 1)
-    graph.add(g.Conv2d(src=x, dst=joined, window=stride2, relu=True, out_mask=41, **weights.conv(12, 18, 3)))
+    graph.add(g.Conv2d(src=x, dst=joined, window=stride2, activation="relu", out_mask=41, **weights.conv(12, 18, 3)))
     graph.add(g.MaxPool(src=inner, dst=joined, in_channels=18, window=stride2, out_offset=12, out_mask=53))
     narrow, small = graph.map(16, 4), graph.map(9, 2)
-    before = {"before": weights.norm(30), "relu": True, "out_mask": 71}
+    before = {"before": weights.norm(30), "activation": "relu", "out_mask": 71}
     graph.add(g.Conv2d(src=joined, dst=narrow, window=ONE, **before, **weights.conv(16, 30)))
     norm = weights.norm(30)
     graph.add(g.Transition(src=joined, dst=small, in_channels=30, norm=norm, weight=weights.kernel(9, 30, 1, 1)))
@@ -188,7 +196,7 @@ def chosen_filters():
     graph.add(g.Head(src=small, norm=weights.norm(9), out_offset=4, **weights.linear(3, 9)))
     wide = graph.map(20, 4)
     graph.add(g.Subsample(src=narrow, dst=wide, in_channels=16, out_channels=20, stride=1, out_offset=2))
-    graph.add(g.Add(src=narrow, dst=wide, in_channels=16, out_offset=4))
+    graph.add(g.Pointwise(accumulate=True, src=narrow, dst=wide, in_channels=16, out_offset=4))
     graph.add(g.PoolSums(src=narrow, in_channels=16))
     graph.add(g.Linear(src=narrow, out_offset=7, **weights.linear(6, 16)))
     graph.add(g.Store(src=wide, in_channels=20))
@@ -201,12 +209,12 @@ def windows():
     image, first, x = graph.map(3, 9, 10), graph.map(16, 9, 10), graph.map(20, 9, 10)
     graph.add(g.Load(dst=image, in_channels=3))
     graph.add(g.Conv2d(src=image, dst=first, window=g.Window(5, 5, 1, 2, 2), **weights.conv(16, 3, 5)))
-    graph.add(g.Tanh(src=first, in_channels=16))
-    row = {"src": first, "dst": x, "relu": True, "relu_channels": 5, "window": g.Window(1, 7, 1, 0, 3)}
+    graph.add(g.Pointwise(src=first, dst=first, activation="tanh", in_channels=16))
+    row = {"src": first, "dst": x, "activation": "relu", "activated": 5, "window": g.Window(1, 7, 1, 0, 3)}
     graph.add(g.Conv2d(**row, **weights.conv(12, 16, 1, 7)))
     fields = {"before": weights.norm(16), "out_offset": 12, "window": WIDE}
     graph.add(g.Conv2d(src=first, dst=x, **fields, **weights.conv(8, 16, 3)))
-    graph.add(g.Add(src=first, dst=x, in_channels=4, src_offset=12, out_offset=1))
+    graph.add(g.Pointwise(accumulate=True, src=first, dst=x, in_channels=4, src_offset=12, out_offset=1))
     fields = {"src_offset": 3, "out_offset": 5, "accumulate": True, "window": ONE}
     graph.add(g.Conv2d(src=x, dst=first, **fields, **weights.conv(4, 16)))
     y = graph.map(24, 5, 5)
@@ -229,13 +237,13 @@ def separable():
     image, x, y = graph.map(3, 9, 10), graph.map(10, 9, 10), graph.map(13, 5, 5)
     wide, inner = graph.map(23, 9, 10), graph.map(23, 9, 10)
     graph.add(g.Load(dst=image, in_channels=3))
-    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, relu=True, **weights.conv(10, 3, 3)))
+    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, activation="relu", **weights.conv(10, 3, 3)))
     graph.add(g.PoolSums(src=x, in_channels=10))
     graph.add(g.Gate(src=x, first_gate=0, **weights.linear(1, 10)))
     unit = {"only_if": 0}
-    graph.add(g.Conv2d(src=x, dst=wide, window=ONE, relu=True, **unit, **weights.conv(23, 10)))
+    graph.add(g.Conv2d(src=x, dst=wide, window=ONE, activation="relu", **unit, **weights.conv(23, 10)))
     window = g.Window(5, 5, 1, 2, 2)
-    graph.add(g.Depthwise(src=wide, dst=inner, window=window, relu=True, **unit, **weights.depthwise(23, 5)))
+    graph.add(g.Depthwise(src=wide, dst=inner, window=window, activation="relu", **unit, **weights.depthwise(23, 5)))
     graph.add(g.Conv2d(src=inner, dst=x, window=ONE, accumulate=True, **unit, **weights.conv(10, 23)))
     graph.add(g.PoolSums(src=x, in_channels=10))
     graph.add(g.Gate(src=x, first_gate=1, **weights.linear(1, 10)))
@@ -243,7 +251,7 @@ def separable():
     graph.add(g.Conv2d(**stride2, **weights.conv(13, 10, 3)))
     graph.add(g.Depthwise(out_offset=3, only_if=1, **stride2, **weights.depthwise(10, 3)))
     z, last = graph.map(13, 3), graph.map(13, 2, 3)
-    graph.add(g.Depthwise(src=y, dst=z, window=g.Window(3, 3), relu=True, **weights.depthwise(13, 3)))
+    graph.add(g.Depthwise(src=y, dst=z, window=g.Window(3, 3), activation="relu", **weights.depthwise(13, 3)))
     graph.add(g.Depthwise(src=z, dst=last, window=g.Window(2, 3, 1, 0, 1), **weights.depthwise(13, 2, 3)))
     graph.add(g.PoolSums(src=last, in_channels=13))
     graph.add(g.Linear(src=last, **weights.linear(4, 13)))
@@ -256,7 +264,7 @@ def separable_filters():
     graph, weights = g.Graph(), Weights()
     image, x, y = graph.map(3, 6), graph.map(9, 6), graph.map(9, 6)
     graph.add(g.Load(dst=image, in_channels=3))
-    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, relu=True, out_mask=0, **weights.conv(9, 3, 3)))
+    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, activation="relu", out_mask=0, **weights.conv(9, 3, 3)))
     graph.add(g.Depthwise(src=x, dst=y, window=WIDE, **weights.depthwise(9, 3)))
     graph.add(g.Head(src=y, norm=weights.norm(9), **weights.linear(4, 9)))
     return graph
@@ -283,13 +291,13 @@ def residual_units(channels, size, gated):
     graph.add(g.Load(dst=x, in_channels=channels))
     graph.add(g.PoolSums(src=x, in_channels=channels))
     graph.add(g.Linear(src=x, **weights.linear(1, channels)))  # so that the sums are kept
-    ends = {"accumulate": True, "relu": True, "pool": True}
+    ends = {"accumulate": True, "activation": "relu", "pool": True}
     for i, has_gate in enumerate(gated):
         gate = sum(gated[:i]) if has_gate else -1
         with graph.region("residual_unit"):
             if has_gate:
                 graph.add(g.Gate(src=x, first_gate=gate, **weights.linear(1, channels)))
-            for src, dst, flags in ((x, inner, {"relu": True}), (inner, x, ends)):
+            for src, dst, flags in ((x, inner, {"activation": "relu"}), (inner, x, ends)):
                 conv = weights.conv(channels, channels, 3)
                 graph.add(g.Conv2d(src=src, dst=dst, window=WIDE, only_if=gate, **flags, **conv))
     graph.add(g.Store(src=x, in_channels=channels))
@@ -338,3 +346,146 @@ def random_gates(graph, batch, density=0.5):
 def needs_gates(graph):
     """Whether masks choose filters, which have no scores."""
     return any(getattr(node, "out_mask", -1) >= 0 for node in graph.nodes)
+
+
+def _alone(channels, size, add):
+    """What ``add(graph, weights, x)`` adds behind a map x that enters; the map that it returns leaves."""
+    graph, weights = g.Graph(), Weights()
+    x = graph.map(channels, *size)
+    graph.add(g.Load(dst=x, in_channels=channels))
+    y = add(graph, weights, x)
+    graph.add(g.Store(src=y, in_channels=graph.maps[y].channels))
+    return graph
+
+
+def convolution(channels, out_channels, size, window, groups=1, **fields):
+    def add(graph, weights, x):
+        y = graph.map(out_channels, *window.output_size(*size))
+        own = weights.conv(out_channels, channels // groups, window.rows, window.columns) | {"in_channels": channels}
+        graph.add(g.Conv2d(src=x, dst=y, window=window, groups=groups, **own, **fields))
+        return y
+
+    return _alone(channels, size, add)
+
+
+# Name to channels, outputs, size, window and groups.
+CONVOLUTIONS = {
+    "dilated": (5, 9, (11, 9), g.Window(3, 3, 1, 2, 2, 2), 1),
+    "dilated-stride": (6, 4, (13, 12), g.Window(3, 2, 2, 3, 1, 3), 1),
+    "uneven-padding": (3, 8, (9, 10), g.Window(3, 3, 2, 0, 0, 1, 1, 1), 1),
+    "shifted": (4, 4, (6, 6), g.Window(1, 1, 2, -1, -1, 1, 2, 2), 1),
+    "groups": (12, 20, (9, 7), WIDE, 4),
+    "groups-stride": (24, 24, (9, 12), g.Window(3, 3, 2, 1, 1), 8),
+    "groups-1x1": (30, 18, (7, 5), ONE, 6),
+    "groups-5x5": (8, 16, (7, 9), g.Window(5, 5, 1, 2, 2), 2),
+    "groups-dilated": (8, 8, (10, 9), g.Window(3, 3, 1, 2, 2, 2), 4),
+    "multiplied": (5, 15, (8, 8), WIDE, 5),
+}
+
+
+def activated(kind):
+    """A convolution, a grouped one, a depthwise one and two pointwise operations, all with this activation."""
+    graph, weights = g.Graph(), Weights()
+    image, x, y, z = (graph.map(channels, 7, 9) for channels in (3, 20, 20, 20))
+    graph.add(g.Load(dst=image, in_channels=3))
+    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, activation=kind, pool=True, **weights.conv(20, 3, 3)))
+    graph.add(g.Linear(src=x, activation=kind, **weights.linear(35, 20)))
+    grouped = weights.conv(20, 5, 3) | {"in_channels": 20}
+    graph.add(g.Conv2d(src=x, dst=y, window=WIDE, groups=4, activation=kind, activated=13, **grouped))
+    graph.add(g.Conv2d(src=x, dst=y, window=ONE, accumulate=True, activation=kind, **weights.conv(20, 20)))
+    graph.add(g.Depthwise(src=y, dst=z, window=WIDE, activation=kind, **weights.depthwise(20, 3)))
+    graph.add(g.Pointwise(src=y, dst=z, in_channels=20, affine=weights.norm(20), activation=kind, accumulate=True))
+    graph.add(g.Pointwise(src=z, dst=z, in_channels=13, src_offset=2, out_offset=2, activation=kind))
+    graph.add(g.Store(src=z, in_channels=20))
+    return graph
+
+
+def excited():
+    """Squeeze and excitation: a factor for each channel, of the pooled map; in place, and into another map."""
+
+    def add(graph, weights, x):
+        squeezed, factor, y = graph.map(4, 1), graph.map(22, 1), graph.map(25, 6, 7)
+        graph.add(g.PoolSums(src=x, in_channels=22))
+        graph.add(g.FullyConnected(src=x, dst=squeezed, activation="relu", **weights.linear(4, 22)))
+        graph.add(g.FullyConnected(src=squeezed, dst=factor, activation="sigmoid", **weights.linear(22, 4)))
+        graph.add(g.Pointwise(src=x, dst=x, in_channels=22, factor=factor))
+        graph.add(g.Conv2d(src=x, dst=y, window=ONE, **weights.conv(25, 22)))
+        norm = {"affine": weights.norm(22), "activation": "hardswish"}
+        graph.add(g.Pointwise(src=x, dst=y, in_channels=22, factor=factor, out_offset=3, accumulate=True, **norm))
+        return y
+
+    return _alone(22, (6, 7), add)
+
+
+def enlarged():
+    """Maps that are enlarged: into a map of their own, and onto part of one."""
+
+    def add(graph, weights, x):
+        y, small, z = graph.map(7, 10, 12), graph.map(9, 5, 6), graph.map(12, 10, 12)
+        graph.add(g.Upsample(src=x, dst=y, in_channels=7, stride=2))
+        graph.add(g.Conv2d(src=x, dst=small, window=WIDE, **weights.conv(9, 7, 3)))
+        graph.add(g.Conv2d(src=y, dst=z, window=ONE, **weights.conv(12, 7)))
+        part = {"in_channels": 6, "src_offset": 2, "out_offset": 3}
+        graph.add(g.Upsample(src=small, dst=z, stride=2, accumulate=True, activation="relu", **part))
+        return z
+
+    return _alone(7, (5, 6), add)
+
+
+def joined():
+    """Parts of a map that are copied, pooled and convolved into parts of another."""
+
+    def add(graph, weights, x):
+        y, z = graph.map(18, 9, 8), graph.map(24, 5, 4)
+        graph.add(g.Pointwise(src=x, dst=y, in_channels=7, src_offset=3))
+        graph.add(g.Conv2d(src=x, dst=y, window=WIDE, out_offset=7, **weights.conv(6, 10, 3)))
+        graph.add(g.Depthwise(src=x, dst=y, window=WIDE, src_offset=5, out_offset=13, **weights.depthwise(5, 3)))
+        padded, ceil = g.Window(3, 3, 2, 1, 1), g.Window(2, 2, 2, ceil=True)
+        assert padded.output_size(9, 8) == ceil.output_size(9, 8) == (5, 4)
+        graph.add(g.AvgPool(src=y, dst=z, in_channels=8, window=padded, src_offset=4, count_padding=True))
+        graph.add(g.MaxPool(src=y, dst=z, in_channels=4, window=ceil, src_offset=1, out_offset=8))
+        graph.add(g.AvgPool(src=y, dst=z, in_channels=5, window=ceil, src_offset=13, out_offset=12, count_padding=True))
+        graph.add(g.AvgPool(src=y, dst=z, in_channels=7, window=padded, src_offset=11, out_offset=17))
+        return z
+
+    return _alone(10, (9, 8), add)
+
+
+def nested():
+    """A gate that decides whether another decides; each governs instructions of every kind, and the last logits."""
+    graph, weights = g.Graph(), Weights()
+    image, x, inner = graph.map(3, 8), graph.map(12, 8), graph.map(12, 8)
+    vector, small, wide = graph.map(6, 1), graph.map(12, 4), graph.map(12, 8)
+    graph.add(g.Load(dst=image, in_channels=3))
+    graph.add(g.Conv2d(src=image, dst=x, window=WIDE, activation="relu", pool=True, **weights.conv(12, 3, 3)))
+    graph.add(g.FullyConnected(src=x, dst=vector, activation="sigmoid", **weights.linear(6, 12)))
+    graph.add(g.Decide(src=vector, in_channels=1, first_gate=0))
+    graph.add(g.Linear(src=x, **weights.linear(5, 12)))
+    graph.add(g.Pointwise(src=x, dst=wide, in_channels=12))
+    outer, both = {"only_if": 0}, {"only_if": 1}
+    graph.add(g.AvgPool(src=x, dst=small, in_channels=12, window=g.Window(2, 2, 2), **outer))
+    graph.add(g.Upsample(src=small, dst=inner, in_channels=12, stride=2, **outer))
+    graph.add(g.PoolSums(src=inner, in_channels=12, **outer))
+    graph.add(g.FullyConnected(src=inner, dst=vector, activation="hardsigmoid", **outer, **weights.linear(6, 12)))
+    graph.add(g.Decide(src=vector, in_channels=1, first_gate=1, src_offset=3, **outer))
+    grouped = weights.conv(12, 4, 3) | {"in_channels": 12}
+    graph.add(g.Conv2d(src=inner, dst=x, window=WIDE, groups=3, accumulate=True, **both, **grouped))
+    graph.add(g.Pointwise(src=inner, dst=x, in_channels=12, factor=vector_of(graph, x), accumulate=True, **both))
+    graph.add(g.Depthwise(src=x, dst=wide, window=WIDE, **outer, **weights.depthwise(12, 3)))
+    graph.add(g.PoolSums(src=wide, in_channels=12))
+    graph.add(g.Gate(src=wide, first_gate=2, **both, **weights.linear(1, 12)))
+    graph.add(g.Linear(src=wide, only_if=2, **weights.linear(5, 12)))
+    graph.add(g.Store(src=x, in_channels=12))
+    return graph
+
+
+def vector_of(graph, map):
+    """A map whose pooled vector is known, of as many channels."""
+    return next(i for i, m in enumerate(graph.maps) if i != map and m == graph.maps[map])
+
+
+VOCABULARY = {
+    **{name: (lambda case=case: convolution(*case[:4], groups=case[4])) for name, case in CONVOLUTIONS.items()},
+    **{kind: (lambda kind=kind: activated(kind)) for kind in g.ACTIVATIONS},
+    **{made.__name__: made for made in (excited, enlarged, joined)},
+}
