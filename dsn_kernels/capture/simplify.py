@@ -1,0 +1,165 @@
+"""Algebra on values: what is linear becomes one convolution, what follows a sum becomes its activation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .values import Program, Value
+
+# What an activation may follow within one instruction.
+_ACTIVATED = ("conv", "depthwise", "linear", "affine", "scale", "add", "upsample")
+_LINEAR = ("conv", "depthwise", "linear")
+
+
+def simplify(program: Program) -> None:
+    """Folds and fuses what comes to the same in exact arithmetic; the order of values stays."""
+    for step in (_fold_affine, _name_activations, _merge_parallel, _fuse_activations, _take_in_norms):
+        step(program)
+        program.prune()
+
+
+def _fold_affine(program: Program) -> None:
+    """A scale and shift behind a convolution, a linear map or another of its kind goes into its weights."""
+    users = program.users()
+    for value in program.values:
+        if value.op != "affine":
+            continue
+        made, scale, shift = value.source, _tensor(value.weight), _tensor(value.bias)
+        while made.op in ("view",) and _only_user(made, users, program):
+            made = made.source
+        if made.op not in (*_LINEAR, "affine") or made.activation != "none" or not _leads_to(made, value, users, program):
+            continue
+        weight, bias = _tensor(made.weight), _tensor(made.bias)
+        made.weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+        made.bias = bias * scale + shift
+        program.replace(value, value.source)
+        users = program.users()
+
+
+def _leads_to(made: Value, value: Value, users: dict[Value, list[Value]], program: Program) -> bool:
+    """Whether nobody else reads what lies between."""
+    at = value.source
+    while _only_user(at, users, program):
+        if at is made:
+            return True
+        at = at.source
+    return False
+
+
+def _only_user(value: Value, users: dict[Value, list[Value]], program: Program) -> bool:
+    return len(users[value]) == 1 and value not in program.outputs
+
+
+def _name_activations(program: Program) -> None:
+    """relu6(x + 3) / 6 is a hard sigmoid."""
+    users = program.users()
+    for value in program.values:
+        if value.op != "affine" or value.source.op != "activation" or value.source.activation != "relu6":
+            continue
+        clamped, before = value.source, value.source.source
+        if before.op != "affine" or not (_only_user(clamped, users, program) and _only_user(before, users, program)):
+            continue
+        moved = _is(before.weight, 1) and _is(before.bias, 3)
+        if moved and _is(value.weight, 1 / 6) and _is(value.bias, 0):
+            value.op, value.activation, value.inputs = "activation", "hardsigmoid", [before.source]
+            value.weight = value.bias = None
+    for value in program.values:
+        if value.op != "scale":
+            continue
+        x, factor = value.inputs
+        kind = {"sigmoid": "silu", "hardsigmoid": "hardswish"}.get(factor.activation)
+        if factor.op == "activation" and factor.source is x and kind:
+            value.op, value.activation, value.inputs = "activation", kind, [x]
+
+
+def _is(tensor: Tensor | None, number: float) -> bool:
+    return tensor is not None and bool((tensor - number).abs().max() < 1e-7)
+
+
+def _merge_parallel(program: Program) -> None:
+    """A sum of convolutions of one map that leave as many channels of one size is one convolution (RepVGG)."""
+    users = program.users()
+    for value in program.values:
+        if value.op != "add":
+            continue
+        a, b = (_as_convolution(x, users, program) for x in value.inputs)
+        if a is None or b is None or a.source is not b.source or a.groups != b.groups:
+            continue
+        joined = _sum_of(a, b)
+        if joined is not None:
+            value.op, value.inputs, value.groups = "conv", [a.source], a.groups
+            value.weight, value.bias, value.window = joined.weight, joined.bias, joined.window
+            users = program.users()
+
+
+def _as_convolution(x: Value, users: dict[Value, list[Value]], program: Program) -> Value | None:
+    """x, if it is a convolution without what may not be added; a norm of a map as a 1x1."""
+    if not _only_user(x, users, program) or x.activation != "none" or x.before is not None:
+        return None
+    if x.op == "conv":
+        return x
+    if x.op == "affine" and len(x.shape) == 3 and x.shape[1:] != (1, 1):
+        from ..graph import Window
+
+        weight = torch.diag(_tensor(x.weight))[:, :, None, None]
+        return replace(x, op="conv", weight=weight, window=Window(1, 1), activation="none")
+    return None
+
+
+def _sum_of(a: Value, b: Value) -> Value | None:
+    if a.window is None or b.window is None or a.window.taps == b.window.taps == 1:
+        return None
+    if a.window.taps < b.window.taps:
+        a, b = b, a
+    large, small = a.window, b.window
+    assert large is not None and small is not None
+    rows, columns = large.rows - small.rows, large.columns - small.columns
+    centred = (large.pad_rows - small.pad_rows, large.pad_columns - small.pad_columns) == (rows // 2, columns // 2)
+    plain = large.dilation == small.dilation == 1 and large[6:] == small[6:] and large.stride == small.stride
+    if not (plain and centred and rows % 2 == columns % 2 == 0 and rows >= 0 and columns >= 0):
+        return None
+    spread = F.pad(_tensor(b.weight), (columns // 2, columns // 2, rows // 2, rows // 2))
+    return replace(a, weight=_tensor(a.weight) + spread, bias=_tensor(a.bias) + _tensor(b.bias))
+
+
+def _fuse_activations(program: Program) -> None:
+    users = program.users()
+    for value in program.values:
+        if value.op != "activation":
+            continue
+        made = value.source
+        if made.op in _ACTIVATED and made.activation == "none" and _only_user(made, users, program):
+            made.activation = value.activation
+            program.replace(value, made)
+            users = program.users()
+
+
+def _take_in_norms(program: Program) -> None:
+    """A BN-ReLU, or a ReLU alone, whose readers are all convolutions is done by each of them as it reads."""
+    users = program.users()
+    for value in program.values:
+        norm = value.op == "affine" and value.activation == "relu"
+        if not (norm or (value.op == "activation" and value.activation == "relu")) or value in program.outputs:
+            continue
+        readers = users[value]
+        if len(value.shape) != 3 or not all(_takes_norm(reader, value) for reader in readers):
+            continue
+        one = torch.ones(value.channels, dtype=torch.float64)
+        scale = _tensor(value.weight) if norm else one
+        shift = _tensor(value.bias) if norm else torch.zeros_like(one)
+        for reader in readers:
+            reader.before, reader.inputs = (scale, shift), [value.source]
+        users = program.users()
+
+
+def _takes_norm(reader: Value, value: Value) -> bool:
+    return reader.op == "conv" and reader.groups == 1 and reader.before is None and reader.inputs == [value]
+
+
+def _tensor(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x

@@ -1,0 +1,522 @@
+"""From core ATen, as ``torch.export`` gives it, to values; what has no counterpart among them says why."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..graph import Window
+from .values import Shape, Value
+
+
+class Foreign(Exception):
+    """An operation that no kernel has; its text is the reason."""
+
+
+_OPS: dict[Any, Callable[..., Any]] = {}
+_ATEN: Any = torch.ops.aten
+
+
+def _translates(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enters a function as the translation of operators, named ``"conv2d"`` or ``"add.Tensor"``."""
+
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in names:
+            packet, _, overload = name.partition(".")
+            packet = getattr(_ATEN, packet)
+            for each in [overload] if overload else packet.overloads():
+                _OPS[getattr(packet, each)] = function
+        return function
+
+    return enter
+
+
+class Call:
+    """An operation that is translated: its node, and values made for it.
+
+    Attributes:
+        batch: the size of the batch with which the program was exported.
+    """
+
+    def __init__(self, node: fx.Node, batch: int) -> None:
+        self.node, self.batch = node, batch
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of what it gives."""
+        return [int(size) for size in self.node.meta["val"].shape]
+
+    @property
+    def shape(self) -> Shape:
+        return per_sample(self.node, self.batch)
+
+    @property
+    def where(self) -> str:
+        stack = self.node.meta.get("nn_module_stack") or {}
+        return next(reversed([path for path, _ in stack.values()]), "").removeprefix("L['self'].")
+
+    def make(self, op: str, *inputs: Value, **fields: Any) -> Value:
+        return Value(op, list(inputs), fields.pop("shape", None) or self.shape, self.where, **fields)
+
+
+def per_sample(node: fx.Node, batch: int) -> Shape:
+    """The shape of one sample's part of a tensor."""
+    value = node.meta["val"]
+    if not isinstance(value, Tensor):
+        raise Foreign("it gives several tensors")
+    sizes = [int(size) for size in value.shape]
+    if not sizes or sizes[0] != batch:
+        raise Foreign(f"its result of {sizes} does not begin with the batch of {batch}")
+    return tuple(sizes[1:])
+
+
+def translate(node: fx.Node, args: Any, kwargs: Any, batch: int) -> Any:
+    """The value that a node gives, or several; ``args`` hold values, constants and numbers in the place of nodes.
+
+    Raises:
+        Foreign: nothing has a kernel for it.
+    """
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    function = _OPS.get(node.target)
+    if function is None:
+        raise Foreign("no kernel has this operation")
+    return function(Call(node, batch), *args, **kwargs)
+
+
+def _value(x: Any, dims: Sequence[int] = (3,)) -> Value:
+    if not isinstance(x, Value):
+        raise Foreign("it is not of a sample's map")
+    if len(x.shape) not in dims:
+        raise Foreign(f"it reads a tensor of {len(x.shape) + 1} dimensions")
+    return x
+
+
+def _constant(x: Any, what: str) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise Foreign(f"its {what} is computed by the network")
+    return x.detach().double()
+
+
+def _pair(x: int | Sequence[int]) -> tuple[int, int]:
+    both = [x, x] if isinstance(x, int) else list(x)
+    return int(both[0]), int(both[-1])
+
+
+def _alike(x: int | Sequence[int], what: str) -> int:
+    rows, columns = _pair(x)
+    if rows != columns:
+        raise Foreign(f"its {what} differs by direction, {rows} and {columns}")
+    return rows
+
+
+@_translates("conv2d.default", "convolution.default")
+def _conv2d(
+    call: Call,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *others: Any,
+) -> Value:
+    if len(others) == 3:  # of aten.convolution
+        transposed, _, groups = others
+        if transposed:
+            raise Foreign("it is a transposed convolution")
+    else:
+        (groups,) = others or (1,)
+    if len(_pair(stride)) == len(_pair(padding)) and isinstance(weight, Tensor) and weight.dim() != 4:
+        raise Foreign(f"it is a convolution in {weight.dim() - 2} dimensions")
+    return _convolve(call, x, weight, bias, stride, _pair(padding), (0, 0), dilation, groups)
+
+
+@_translates("conv2d.padding")
+def _conv2d_padding(
+    call: Call, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: str = "valid", dilation: Any = 1,
+    groups: int = 1,
+) -> Value:  # fmt: skip
+    if padding == "valid":
+        return _convolve(call, x, weight, bias, stride, (0, 0), (0, 0), dilation, groups)
+    apart = _alike(dilation, "dilation")
+    total = [apart * (size - 1) for size in _constant(weight, "weight").shape[2:]]
+    before = (total[0] // 2, total[1] // 2)
+    more = (total[0] - 2 * before[0], total[1] - 2 * before[1])
+    return _convolve(call, x, weight, bias, stride, before, more, dilation, groups)
+
+
+def _convolve(
+    call: Call, x: Any, weight: Any, bias: Any, stride: Any, pad: tuple[int, int], more: tuple[int, int], dilation: Any,
+    groups: int,
+) -> Value:  # fmt: skip
+    x, weight = _value(x), _constant(weight, "weight")
+    if weight.dim() != 4:
+        raise Foreign(f"it is a convolution in {weight.dim() - 2} dimensions")
+    if x.op == "pad":
+        x, pad, more = x.source, *_padded(x, pad, more)
+    stride, dilation = _alike(stride, "stride"), _alike(dilation, "dilation")
+    window = Window(weight.shape[2], weight.shape[3], stride, *pad, dilation, *more)
+    bias = weight.new_zeros(len(weight)) if bias is None else _constant(bias, "bias")
+    op = "depthwise" if groups == x.channels == len(weight) and groups > 1 else "conv"
+    return call.make(op, x, weight=weight, bias=bias, window=window, groups=groups)
+
+
+def _padded(x: Value, pad: tuple[int, int], more: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The zeros before and beyond those behind a map, those of a padding in front counted."""
+    assert x.window is not None
+    own = x.window
+    before = (pad[0] + own.pad_rows, pad[1] + own.pad_columns)
+    return before, (more[0] + own.more_rows, more[1] + own.more_columns)
+
+
+@_translates("constant_pad_nd.default", "pad.default")
+def _pad(call: Call, x: Any, pad: Sequence[int], *others: Any) -> Value:
+    x = _value(x)
+    mode, value = ("constant", *others) if not others or not isinstance(others[0], str) else (*others, 0)[:2]
+    left, right, top, bottom = (*map(int, pad), 0, 0)[:4]
+    convolved = all(user.target in (_ATEN.conv2d.default, _ATEN.convolution.default) for user in call.node.users)
+    if mode != "constant" or any(float(v or 0) for v in ([value] if others else [])) or len(pad) > 4 or not convolved:
+        raise Foreign("it pads with something else than zeros for a convolution")
+    return call.make("pad", x, window=Window(1, 1, 1, top, left, 1, bottom - top, right - left))
+
+
+@_translates("_native_batch_norm_legit_no_training.default")
+def _norm(
+    call: Call, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, eps: float
+) -> tuple[Value, ...]:
+    x = _value(x, (1, 3))
+    mean, variance = _constant(mean, "mean"), _constant(variance, "variance")
+    scale = (variance + eps).rsqrt()
+    if weight is not None:
+        scale = scale * _constant(weight, "weight")
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + _constant(bias, "bias")
+    return (call.make("affine", x, weight=scale, bias=shift, shape=x.shape),)
+
+
+@_translates("batch_norm.default")
+def _batch_norm(
+    call: Call, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float,
+    *_: Any,
+) -> Value:  # fmt: skip
+    if training or mean is None:
+        raise Foreign("it normalises by the batch at hand")
+    return _norm(call, x, weight, bias, mean, variance, momentum, eps)[0]
+
+
+_ACTIVATIONS = {
+    _ATEN.relu.default: "relu",
+    _ATEN.relu6.default: "relu6",
+    _ATEN.sigmoid.default: "sigmoid",
+    _ATEN.hardsigmoid.default: "hardsigmoid",
+    _ATEN.silu.default: "silu",
+    _ATEN.hardswish.default: "hardswish",
+    _ATEN.tanh.default: "tanh",
+}
+
+
+@_translates(*(f"{name}.default" for name in ("relu", "relu6", "sigmoid", "hardsigmoid", "silu", "hardswish", "tanh")))
+def _activation(call: Call, x: Any) -> Value:
+    return call.make("activation", _value(x, (1, 3)), activation=_ACTIVATIONS[call.node.target])
+
+
+@_translates("hardtanh.default", "clamp.default", "clamp_min.default")
+def _clamp(call: Call, x: Any, low: Any = None, high: Any = None) -> Value:
+    if call.node.target == _ATEN.hardtanh.default:
+        low, high = -1 if low is None else low, 1 if high is None else high
+    kind = {(0.0, 6.0): "relu6", (0.0, None): "relu"}.get((low, None if high is None else float(high)))
+    if kind is None:
+        raise Foreign(f"it clamps to {low} and {high}")
+    return call.make("activation", _value(x, (1, 3)), activation=kind)
+
+
+@_translates("add.Tensor", "add.Scalar", "add_.Tensor")
+def _add(call: Call, a: Any, b: Any, alpha: Any = 1) -> Value:
+    if alpha != 1:
+        raise Foreign(f"it adds {alpha} times a tensor")
+    if not isinstance(a, Value):
+        a, b = b, a
+    if isinstance(b, Value):
+        if isinstance(a, Value) and a.shape == b.shape:
+            return call.make("add", a, b)
+        raise Foreign("it adds tensors of different shapes")
+    return _affine(call, _value(a, (1, 3)), 1.0, b)
+
+
+@_translates("sub.Tensor", "sub.Scalar")
+def _sub(call: Call, a: Any, b: Any, alpha: Any = 1) -> Value:
+    if isinstance(b, Value) or not isinstance(a, Value) or alpha != 1:
+        raise Foreign("it subtracts maps")
+    return _affine(call, _value(a, (1, 3)), 1.0, -b)
+
+
+@_translates("div.Tensor", "div.Scalar")
+def _div(call: Call, a: Any, b: Any) -> Value:
+    if isinstance(b, Value) or not isinstance(a, Value):
+        raise Foreign("it divides by a map")
+    return _affine(call, _value(a, (1, 3)), 1 / b, 0.0)
+
+
+@_translates("mul.Tensor", "mul.Scalar")
+def _mul(call: Call, a: Any, b: Any) -> Value:
+    if not isinstance(a, Value):
+        a, b = b, a
+    if isinstance(a, Stack) and isinstance(b, Stack) and len(a.parts) == len(b.parts):
+        return Stack([_scaled(call, x, f) for x, f in zip(a.parts, b.parts, strict=True)])  # type: ignore[return-value]
+    if not isinstance(b, Value):
+        return _affine(call, _value(a, (1, 3)), b, 0.0)
+    return _scaled(call, a, b)
+
+
+def _scaled(call: Call, a: Any, b: Any) -> Value:
+    a, b = _value(a, (1, 3)), _value(b, (1, 3))
+    if a.is_vector and not b.is_vector:
+        a, b = b, a
+    for x, y in ((a, b), (b, a)):  # x sigmoid(x), as some write SiLU
+        kind = {"sigmoid": "silu", "hardsigmoid": "hardswish"}.get(y.activation)
+        if y.op == "activation" and y.source is x and kind:
+            return call.make("activation", x, activation=kind, shape=x.shape)
+    if len(a.shape) != 3 or b.channels != a.channels or not b.is_vector or len(b.shape) == 1:
+        raise Foreign("it multiplies maps")
+    return call.make("scale", a, b, shape=a.shape)
+
+
+def _affine(call: Call, x: Value, scale: Any, shift: Any) -> Value:
+    """x times a number or a number for each channel, plus another."""
+
+    def by_channel(number: Any) -> Tensor:
+        if not isinstance(number, Tensor):
+            return torch.full((x.channels,), float(number), dtype=torch.float64)
+        number = number.detach().double()
+        wanted = [1, x.channels, *[1] * (len(x.shape) - 1)]
+        if list(number.shape) not in (wanted, wanted[1:], []):
+            raise Foreign(f"it combines a map with a constant of {list(number.shape)}")
+        return number.reshape(-1).expand(x.channels)
+
+    return call.make("affine", x, weight=by_channel(scale), bias=by_channel(shift), shape=x.shape)
+
+
+@_translates("max_pool2d.default", "max_pool2d_with_indices.default")
+def _max_pool(
+    call: Call, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
+) -> Any:
+    if _alike(dilation, "dilation") != 1:
+        raise Foreign("it is a dilated pool")
+    window = Window(*_pair(kernel), _alike(stride or kernel, "stride"), *_pair(padding), ceil=ceil)
+    several = call.node.target == _ATEN.max_pool2d_with_indices.default
+    shape = tuple(int(n) for n in call.node.meta["val"][0].shape[1:]) if several else call.shape
+    pooled = call.make("max_pool", _value(x), window=window, shape=shape)
+    return (pooled,) if several else pooled
+
+
+@_translates("avg_pool2d.default")
+def _avg_pool(
+    call: Call, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False, counts: bool = True,
+    divisor: Any = None,
+) -> Value:  # fmt: skip
+    x = _value(x)
+    if divisor is not None:
+        raise Foreign("it divides by a number of its own")
+    window = Window(*_pair(kernel), _alike(stride or kernel, "stride"), *_pair(padding), ceil=ceil)
+    if call.shape[1:] == (1, 1) and window[:2] == x.shape[1:] and window[3:5] == (0, 0):
+        return call.make("mean", x)
+    return call.make("avg_pool", x, window=window, counts_padding=bool(counts))
+
+
+@_translates("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
+def _adaptive_avg_pool(call: Call, x: Any, size: Any) -> Value:
+    return _adaptive(call, _value(x), "avg_pool")
+
+
+@_translates("adaptive_max_pool2d.default")
+def _adaptive_max_pool(call: Call, x: Any, size: Any) -> tuple[Value, ...]:
+    sizes = call.node.meta["val"][0].shape
+    return (_adaptive(call, _value(x), "max_pool", tuple(int(n) for n in sizes[1:])),)
+
+
+def _adaptive(call: Call, x: Value, op: str, shape: Shape | None = None) -> Value:
+    shape = shape or call.shape
+    if shape == x.shape:
+        return x
+    if shape[1:] == (1, 1) and op == "avg_pool":
+        return call.make("mean", x, shape=shape)
+    rows, columns = x.shape[1] // shape[1], x.shape[2] // shape[2]
+    stride = rows if rows == columns or shape[1:] == (1, 1) else 0
+    if x.shape[1] % shape[1] or x.shape[2] % shape[2] or not stride:
+        raise Foreign(f"it pools {x.shape[1]} x {x.shape[2]} pixels to {shape[1]} x {shape[2]}, in uneven windows")
+    return call.make(op, x, window=Window(rows, columns, stride), shape=shape)
+
+
+@_translates("mean.dim")
+def _mean(call: Call, x: Any, dims: Any, keepdim: bool = False, **_: Any) -> Value:
+    x = _value(x)
+    if sorted(d % 4 for d in dims) != [2, 3]:
+        raise Foreign(f"it takes the mean over dimensions {dims}")
+    return call.make("mean", x)
+
+
+@_translates("linear.default")
+def _linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Value:
+    x, weight = _value(x, (1,)), _constant(weight, "weight")
+    bias = weight.new_zeros(len(weight)) if bias is None else _constant(bias, "bias")
+    if x.op == "flatten":
+        source = x.source
+        rows, columns = source.shape[1:]
+        whole, weight = Window(rows, columns), weight.view(-1, *source.shape)
+        made = call.make("conv", source, weight=weight, bias=bias, window=whole, shape=(len(weight), 1, 1))
+        return call.make("view", made)
+    return call.make("linear", x, weight=weight, bias=bias)
+
+
+@_translates("cat.default")
+def _cat(call: Call, tensors: Sequence[Any], dim: int = 0) -> Value:
+    values = [_value(x, (1, 3)) for x in tensors]
+    if dim % (len(values[0].shape) + 1) != 1:
+        raise Foreign(f"it joins along dimension {dim}")
+    return call.make("cat", *values)
+
+
+class Stack:
+    """Maps of one shape, one beside another along a new dimension."""
+
+    def __init__(self, parts: list[Value]) -> None:
+        self.parts = parts
+
+
+@_translates("stack.default")
+def _stack(call: Call, tensors: Sequence[Any], dim: int = 0) -> Stack:
+    if dim % (len(call.sizes)) != 1:
+        raise Foreign(f"it stacks along dimension {dim}")
+    return Stack([_value(x) for x in tensors])
+
+
+@_translates("sum.dim_IntList")
+def _sum(call: Call, x: Any, dims: Any, keepdim: bool = False, **_: Any) -> Value:
+    if not isinstance(x, Stack) or [d % 5 for d in dims] != [1] or keepdim:
+        raise Foreign("it sums over a dimension")
+    total = x.parts[0]
+    for part in x.parts[1:]:
+        total = call.make("add", total, part)
+    return total
+
+
+@_translates("softmax.int", "_softmax.default")
+def _softmax(call: Call, x: Any, dim: int, *_: Any) -> Stack:
+    """Of two branches of one linear map W: sigmoid of the difference of both halves of W, and of its negative."""
+    if not isinstance(x, Stack) or dim % 5 != 1 or len(x.parts) != 2:
+        raise Foreign("it is a softmax over anything but two branches")
+    sources = {part.source for part in x.parts}
+    if len(sources) != 1 or any(part.op != "slice" for part in x.parts):
+        raise Foreign("it is a softmax of what no linear map gives")
+    made = sources.pop()
+    if made.op != "conv" or made.weight is None or made.bias is None or made.window is None or made.window.taps != 1:
+        raise Foreign("it is a softmax of what no linear map gives")
+    (first, second), (b, c) = made.weight.chunk(2), made.bias.chunk(2)
+    shape = x.parts[0].shape
+    linear = {"window": made.window, "activation": "sigmoid", "shape": shape}
+    return Stack(
+        [
+            call.make("conv", made.source, weight=first - second, bias=b - c, **linear),
+            call.make("conv", made.source, weight=second - first, bias=c - b, **linear),
+        ]
+    )
+
+
+@_translates("split.Tensor", "split_with_sizes.default", "chunk.default")
+def _split(call: Call, x: Any, sizes: Any, dim: int = 0) -> list[Value]:
+    x = _value(x, (1, 3))
+    if dim % (len(x.shape) + 1) != 1:
+        raise Foreign(f"it splits along dimension {dim}")
+    parts, start = [], 0
+    for part in call.node.meta["val"]:
+        shape = tuple(int(n) for n in part.shape[1:])
+        parts.append(call.make("slice", x, number=start, shape=shape))
+        start += shape[0]
+    return parts
+
+
+@_translates("slice.Tensor")
+def _slice(call: Call, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
+    x = _value(x, (1, 3))
+    if call.shape == x.shape:
+        return x
+    if dim % (len(x.shape) + 1) != 1 or step != 1:
+        raise Foreign(f"it takes a part along dimension {dim}")
+    first = 0 if start is None else int(start)
+    return call.make("slice", x, number=first + x.channels if first < 0 else first)
+
+
+@_translates("upsample_nearest2d.vec", "upsample_nearest2d.default")
+def _upsample(call: Call, x: Any, *_: Any) -> Value:
+    x = _value(x)
+    factor = call.shape[1] // x.shape[1]
+    if call.shape[1:] != (x.shape[1] * factor, x.shape[2] * factor):
+        raise Foreign(f"it enlarges {x.shape[1]} x {x.shape[2]} pixels to {call.shape[1]} x {call.shape[2]}")
+    return call.make("upsample", x, number=factor)
+
+
+@_translates("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "squeeze.dim",
+             "squeeze.dims", "squeeze.default", "unsqueeze.default")  # fmt: skip
+def _view(call: Call, x: Any, *_: Any) -> Any:
+    x = _value(x, (1, 3))
+    if len(call.sizes) == 5 and x.is_vector and call.sizes[0] == call.batch and call.sizes[3:] == [1, 1]:
+        part = (call.sizes[2], 1, 1)  # one for each of the branches of a stack
+        return Stack([call.make("slice", x, number=i * part[0], shape=part) for i in range(call.sizes[1])])
+    if call.shape == x.shape:
+        return x
+    if x.is_vector and call.shape in ((x.channels,), (x.channels, 1, 1)):
+        return call.make("view", x)
+    if call.shape == (1,) or (call.shape == () and x.shape == (1,)):
+        return call.make("view", x, shape=call.shape)
+    if len(x.shape) == 3 and len(call.shape) == 1:
+        return call.make("flatten", x)
+    raise Foreign(f"it makes {list(call.shape)} of {list(x.shape)}")
+
+
+@_translates("clone.default", "alias.default", "contiguous.default", "dropout.default", "detach.default",
+             "lift_fresh_copy.default", "detach_.default", "feature_dropout.default")  # fmt: skip
+def _identity(call: Call, x: Any, *_: Any, **__: Any) -> Any:
+    return x
+
+
+@_translates("_to_copy.default", "to.dtype", "_assert_tensor_metadata.default", "type_as.default")
+def _converted(call: Call, x: Any, *_: Any, **__: Any) -> Any:
+    gate = isinstance(x, Value) and x.op == "open"
+    if not gate and call.node.meta["val"].dtype != call.node.args[0].meta["val"].dtype:
+        raise Foreign("it changes the dtype")
+    return x
+
+
+@_translates("gt.Scalar")
+def _gt(call: Call, x: Any, threshold: float) -> Value:
+    x = _value(x, (0, 1, 3))
+    if not x.is_vector:
+        raise Foreign("it compares a map")
+    return call.make("open", x, number=float(threshold), shape=(x.channels,) if x.shape else (1,))
+
+
+def gate_words() -> None:
+    """Enters the two gate words, once they are defined."""
+    from dsn_models import functional  # noqa: F401  (defines them)
+
+    if torch.ops.dsn.where_open.default in _OPS:
+        return
+
+    def where_open(call: Call, open: Any, computed: Any, otherwise: Any) -> Value:
+        if not isinstance(open, Value) or open.op != "open" or open.channels != 1:
+            raise Foreign("what opens the gate is computed by no kernel")
+        return call.make("where", open, _value(computed, (1, 3)), _value(otherwise, (1, 3)))
+
+    def choose_filters(call: Call, x: Any, mask: Any) -> Value:
+        if not isinstance(mask, Value) or mask.op != "open":
+            raise Foreign("what chooses the filters is computed by no kernel")
+        return call.make("choose", _value(x), mask)
+
+    _OPS[torch.ops.dsn.where_open.default] = where_open
+    _OPS[torch.ops.dsn.choose_filters.default] = choose_filters

@@ -1,0 +1,107 @@
+"""A network as values, each computed once from others: what an exported program becomes before its maps are laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from ..graph import Window
+
+# Per sample: (channels, height, width), or (channels,) of a vector.
+Shape = tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Value:
+    """What one operation computes.
+
+    Attributes:
+        op: of the table in :mod:`.translate`.
+        inputs: the values that it is computed from.
+        shape: of one sample's.
+        where: the module that computes it, as in ``"layer1.0.conv1"``.
+        activation: what follows, one of :data:`dsn_kernels.graph.ACTIVATIONS`.
+        weight, bias: of a convolution or linear map; scale and shift of an affine one: float64.
+        window: of a convolution or pool.
+        groups: of a convolution.
+        before: scale and shift of a BN-ReLU of a convolution's input, float64.
+        number: what else an operation needs: the first channel of a slice, the factor of an enlargement, the threshold
+            of a gate.
+        counts_padding: whether an average pool counts zeros around the map.
+    """
+
+    op: str
+    inputs: list[Value]
+    shape: Shape
+    where: str = ""
+    activation: str = "none"
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    window: Window | None = None
+    groups: int = 1
+    before: tuple[Tensor, Tensor] | None = None
+    number: float = 0
+    counts_padding: bool = False
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0]
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether there is one number for each channel."""
+        return prod(self.shape[1:]) == 1
+
+    @property
+    def source(self) -> Value:
+        return self.inputs[0]
+
+
+@dataclass(eq=False)
+class Program:
+    """Values in an order in which they can be computed.
+
+    Attributes:
+        inputs: tensors that enter.
+        outputs: those that leave.
+    """
+
+    values: list[Value] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+
+    def users(self) -> dict[Value, list[Value]]:
+        """The values that read each, in order; an output is not among its own."""
+        found: dict[Value, list[Value]] = {value: [] for value in self.values}
+        for value in self.values:
+            for read in dict.fromkeys(value.inputs):
+                found[read].append(value)
+        return found
+
+    def replace(self, old: Value, new: Value) -> None:
+        """Puts ``new`` in the place of ``old`` wherever that is read."""
+        for value in self.values:
+            value.inputs = [new if read is old else read for read in value.inputs]
+        self.outputs = [new if value is old else value for value in self.outputs]
+
+    def prune(self) -> None:
+        """Leaves out what no output needs."""
+        needed = ancestors(self.outputs)
+        self.values = [value for value in self.values if value in needed or value in self.inputs]
+
+
+def ancestors(values: Iterable[Value], without: tuple[Value, int] | None = None) -> set[Value]:
+    """All that values are computed from, themselves included; ``without`` one edge: input i of a value."""
+    found: set[Value] = set()
+    left = list(values)
+    while left:
+        value = left.pop()
+        if value in found:
+            continue
+        found.add(value)
+        left += [read for i, read in enumerate(value.inputs) if without is None or without != (value, i)]
+    return found
