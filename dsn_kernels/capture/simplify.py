@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dsn_models.errors import UserError
+
+from ..graph import KEEP_ZERO, Window
 from .values import Program, Value
 
 # What an activation may follow within one instruction.
@@ -17,9 +20,17 @@ _LINEAR = ("conv", "depthwise", "linear")
 
 def simplify(program: Program) -> None:
     """Folds and fuses what comes to the same in exact arithmetic; the order of values stays."""
-    for step in (_fold_affine, _name_activations, _merge_parallel, _fuse_activations, _take_in_norms):
+    for step in (_drop_views, _fold_affine, _name_activations, _choose_filters, _merge_parallel, _fuse_activations,
+                 _take_in_norms):  # fmt: skip
         step(program)
         program.prune()
+
+
+def _drop_views(program: Program) -> None:
+    """A vector is one, with or without the dimensions of a pixel; what leaves has its shape noted."""
+    for value in program.values:
+        if value.op == "view":
+            program.replace(value, value.source)
 
 
 def _fold_affine(program: Program) -> None:
@@ -29,25 +40,13 @@ def _fold_affine(program: Program) -> None:
         if value.op != "affine":
             continue
         made, scale, shift = value.source, _tensor(value.weight), _tensor(value.bias)
-        while made.op in ("view",) and _only_user(made, users, program):
-            made = made.source
-        if made.op not in (*_LINEAR, "affine") or made.activation != "none" or not _leads_to(made, value, users, program):
+        if made.op not in (*_LINEAR, "affine") or made.activation != "none" or not _only_user(made, users, program):
             continue
         weight, bias = _tensor(made.weight), _tensor(made.bias)
         made.weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
         made.bias = bias * scale + shift
         program.replace(value, value.source)
         users = program.users()
-
-
-def _leads_to(made: Value, value: Value, users: dict[Value, list[Value]], program: Program) -> bool:
-    """Whether nobody else reads what lies between."""
-    at = value.source
-    while _only_user(at, users, program):
-        if at is made:
-            return True
-        at = at.source
-    return False
 
 
 def _only_user(value: Value, users: dict[Value, list[Value]], program: Program) -> bool:
@@ -80,6 +79,24 @@ def _is(tensor: Tensor | None, number: float) -> bool:
     return tensor is not None and bool((tensor - number).abs().max() < 1e-7)
 
 
+def _choose_filters(program: Program) -> None:
+    """A mask on what a convolution gives chooses its filters."""
+    users = program.users()
+    for value in program.values:
+        if value.op != "choose":
+            continue
+        made, mask = value.inputs
+        if made.op == "activation" and made.activation in KEEP_ZERO and _only_user(made, users, program):
+            value.activation, made = made.activation, made.source
+        if made.op != "conv" or made.groups != 1 or not _only_user(made, users, program):
+            raise UserError(
+                f"{value.where or 'choose_filters'} chooses from a {made.op}, which is no convolution that it alone reads; "
+                "expected choose_filters(convolution, mask), a batch norm between them or not"
+            )
+        value.op, value.inputs = "conv", [made.source, mask]
+        value.weight, value.bias, value.window = made.weight, made.bias, made.window
+
+
 def _merge_parallel(program: Program) -> None:
     """A sum of convolutions of one map that leave as many channels of one size is one convolution (RepVGG)."""
     users = program.users()
@@ -100,11 +117,9 @@ def _as_convolution(x: Value, users: dict[Value, list[Value]], program: Program)
     """x, if it is a convolution without what may not be added; a norm of a map as a 1x1."""
     if not _only_user(x, users, program) or x.activation != "none" or x.before is not None:
         return None
-    if x.op == "conv":
+    if x.op == "conv" and len(x.inputs) == 1:
         return x
     if x.op == "affine" and len(x.shape) == 3 and x.shape[1:] != (1, 1):
-        from ..graph import Window
-
         weight = torch.diag(_tensor(x.weight))[:, :, None, None]
         return replace(x, op="conv", weight=weight, window=Window(1, 1), activation="none")
     return None
@@ -152,12 +167,13 @@ def _take_in_norms(program: Program) -> None:
         scale = _tensor(value.weight) if norm else one
         shift = _tensor(value.bias) if norm else torch.zeros_like(one)
         for reader in readers:
-            reader.before, reader.inputs = (scale, shift), [value.source]
+            reader.before, reader.inputs = (scale, shift), [value.source, *reader.inputs[1:]]
         users = program.users()
 
 
 def _takes_norm(reader: Value, value: Value) -> bool:
-    return reader.op == "conv" and reader.groups == 1 and reader.before is None and reader.inputs == [value]
+    plain = reader.op == "conv" and reader.groups == 1 and reader.before is None
+    return plain and reader.source is value and reader.inputs.count(value) == 1
 
 
 def _tensor(x: Tensor | None) -> Tensor:

@@ -68,11 +68,13 @@ class Program:
     Attributes:
         inputs: tensors that enter.
         outputs: those that leave.
+        shapes: of the outputs, one sample's.
     """
 
     values: list[Value] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
 
     def users(self) -> dict[Value, list[Value]]:
         """The values that read each, in order; an output is not among its own."""

@@ -27,6 +27,7 @@ __all__ = [
     "Gate",
     "Gates",
     "Head",
+    "KEEP_ZERO",
     "Linear",
     "Load",
     "Map",

@@ -1,0 +1,254 @@
+"""From values to a graph: where each lives, and which node computes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dsn_models.errors import UserError
+
+from .. import graph as g
+from .placing import Place, Places
+from .regions import Gating, decide_first, gate_of
+from .values import Program, Shape, Value
+
+
+@dataclass(frozen=True)
+class Output:
+    """One that leaves: ``shape`` of a sample's, from logit ``first`` on, or the stored map if that is -1."""
+
+    shape: Shape
+    first: int = -1
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A program as a graph.
+
+    Attributes:
+        graph: its nodes.
+        outputs: what leaves, in order.
+        gates: of each of its gates, the module that it belongs to.
+        thresholds: above which a score opens each.
+    """
+
+    graph: g.Graph
+    outputs: list[Output]
+    gates: list[str]
+    thresholds: list[float]
+
+
+def emit(program: Program) -> Emitted:
+    """The graph of a program of one input.
+
+    Raises:
+        UserError: it has several inputs, or more than one map leaves.
+    """
+    if len(program.inputs) != 1 or len(program.inputs[0].shape) != 3:
+        raise UserError(f"the model takes {len(program.inputs)} tensors; expected one batch of images, [B, C, H, W]")
+    decide_first(program)
+    return _Emitter(program).run()
+
+
+class _Emitter:
+    def __init__(self, program: Program) -> None:
+        self.program, self.graph = program, g.Graph()
+        self.gating = Gating(program)
+        self.places = Places(program, self.graph)
+        self.pooled: set[int] = set()  # maps whose pooled vector is known
+        self.vector_maps: dict[Value, int] = {}  # of vectors without a map of their own
+        self.decided: set[int] = set()
+        self.opens = {number: value for value, number in self.gating.first.items()}
+
+    def run(self) -> Emitted:
+        for value in self.program.values:
+            if value.op == "input":
+                self.graph.add(g.Load(dst=self.places.of[value].map, in_channels=value.channels))
+            elif value not in self.places.vectors and value not in self.places.logits:
+                getattr(self, f"_{value.op}")(value)
+            else:
+                self._linear(value)
+        outputs = []
+        for value, shape in zip(self.program.outputs, self.program.shapes, strict=True):
+            if value in self.places.logits:
+                outputs.append(Output(shape, self.places.logits[value]))
+                continue
+            if any(output.first < 0 for output in outputs):
+                raise UserError("the model gives several maps; expected one at most, and logits")
+            map, offset = self._alone(value)
+            assert offset == 0
+            self.graph.add(g.Store(src=map, in_channels=value.channels))
+            outputs.append(Output(shape))
+        return Emitted(self.graph, outputs, self.gating.names, self.gating.thresholds)
+
+    def _common(self, value: Value) -> dict[str, Any]:
+        gate = self.gating.of(value)
+        self._decide(gate)
+        return {"only_if": gate, "where": value.where}
+
+    def _decide(self, gate: int) -> None:
+        """Adds what decides on a gate, or on the filters of a convolution, unless it is there."""
+        if gate < 0 or gate in self.decided:
+            return
+        self.decided.add(gate)
+        value = self.opens[gate]
+        opened = gate_of(value)
+        assert opened is not None
+        outer = self.gating.of(value)
+        self._decide(outer)
+        fields = {"only_if": outer, "where": value.where, "first_gate": gate}
+        self.graph.add(g.Decide(src=self._vector(opened.source), in_channels=opened.channels, **fields))
+
+    def _vector(self, value: Value) -> int:
+        """The map whose pooled vector is a value's mean, or the value itself where that is one."""
+        if value in self.vector_maps:
+            return self.vector_maps[value]
+        if value.op == "mean" and value in self.places.vectors:
+            return self._vector(value.source)
+        map, _ = self._alone(value)
+        if map not in self.pooled:
+            self._pool(value, map)
+        return map
+
+    def _pool(self, value: Value, map: int) -> None:
+        """Keeps the pooled vector of a map: the node that computes it does so if nothing but it has written it."""
+        gate = self.gating.of(value)
+        last = self.graph.nodes[-1]
+        if isinstance(last, g.Conv2d) and last.dst == map and last.out_channels == value.channels and last.only_if == gate:
+            self.graph.nodes[-1] = replace(last, pool=True)
+        else:
+            self.graph.add(g.PoolSums(src=map, in_channels=value.channels, only_if=gate, where=value.where))
+        self.pooled.add(map)
+
+    def _alone(self, value: Value) -> Place:
+        """A map that holds a value and nothing else."""
+        place = self.places.place(value)
+        if place.offset == 0 and self.graph.maps[place.map].channels == value.channels:
+            return place
+        alone = Place(self.graph.map(*self._sizes(value)))
+        self._copy(value, place, alone, only_if=self.gating.of(value), where=value.where)
+        return alone
+
+    @staticmethod
+    def _sizes(value: Value) -> tuple[int, int, int]:
+        height, width = value.shape[1:] or (1, 1)
+        return value.channels, height, width
+
+    def _copy(self, value: Value, source: Place, to: Place, **fields: Any) -> None:
+        offsets = {"src_offset": source.offset, "out_offset": to.offset}
+        self._append(g.Pointwise(src=source.map, dst=to.map, in_channels=value.channels, **offsets, **fields))
+
+    def _append(self, node: g.Node) -> None:
+        self.graph.add(node)
+        self.pooled.discard(node.dst)
+
+    def _finished(self, value: Value, kind: Any, **fields: Any) -> None:
+        """Adds the node that computes a value, perhaps onto a sum, perhaps by way of a map of its own."""
+        source, to = self.places.place(value.source), self.places.of[value]
+        total = self.places.accumulated.get(value)
+        activation = value.activation if total is None else total.activation
+        ends: dict[str, Any] = {"activation": activation, "accumulate": True} if total else {"activation": activation}
+        common = self._common(value)
+        reads = {"src": source.map, "src_offset": source.offset, "in_channels": value.source.channels, **common}
+        if source.map != to.map or kind is g.Pointwise:
+            self._append(kind(dst=to.map, out_offset=to.offset, **reads, **ends, **fields))
+            return
+        between = Place(self.graph.map(*self._sizes(value)))
+        self._append(kind(dst=between.map, **reads, **fields))
+        self._copy(value, between, to, **ends, **common)
+
+    def _conv(self, value: Value) -> None:
+        mask = self.gating.first.get(value, -1)
+        self._decide(mask)
+        before = None if value.before is None else g.Affine(*value.before)
+        fields = {"weight": value.weight, "bias": value.bias, "window": value.window, "groups": value.groups}
+        self._finished(value, g.Conv2d, before=before, out_mask=mask, **fields)
+
+    def _depthwise(self, value: Value) -> None:
+        self._finished(value, g.Depthwise, weight=value.weight, bias=value.bias, window=value.window)
+
+    def _linear(self, value: Value) -> None:
+        if value.op in ("mean", "open", "where"):
+            return
+        weight, bias = value.weight, value.bias
+        assert weight is not None
+        fields = {"bias": bias, "activation": value.activation, **self._common(value)}
+        if value not in self.places.vectors and value not in self.places.logits:
+            weight = weight.view(*weight.shape[:2], 1, 1)
+            source, to = self._alone(value.source), self.places.of[value]
+            self._append(
+                g.Conv2d(src=source.map, dst=to.map, out_offset=to.offset, in_channels=value.source.channels,
+                         window=g.Window(1, 1), weight=weight, **fields)
+            )  # fmt: skip
+            return
+        fields |= {"src": self._vector(value.source), "in_channels": value.source.channels, "weight": weight.flatten(1)}
+        if value in self.places.logits:
+            self.graph.add(g.Linear(out_offset=self.places.logits[value], **fields))
+        if self.places.users[value] and not all(user in self.places.logits for user in self.places.users[value]):
+            made = self.vector_maps[value] = self.graph.map(value.channels, 1)
+            self._append(g.FullyConnected(dst=made, **fields))
+
+    def _affine(self, value: Value) -> None:
+        assert value.weight is not None and value.bias is not None
+        self._finished(value, g.Pointwise, affine=g.Affine(value.weight, value.bias))
+
+    def _activation(self, value: Value) -> None:
+        self._finished(value, g.Pointwise)
+
+    def _scale(self, value: Value) -> None:
+        self._finished(value, g.Pointwise, factor=self._vector(value.inputs[1]))
+
+    def _upsample(self, value: Value) -> None:
+        self._finished(value, g.Upsample, stride=int(value.number))
+
+    def _max_pool(self, value: Value) -> None:
+        self._pooled(value, g.MaxPool, window=value.window)
+
+    def _avg_pool(self, value: Value) -> None:
+        self._pooled(value, g.AvgPool, window=value.window, count_padding=value.counts_padding)
+
+    def _mean(self, value: Value) -> None:
+        self._pooled(value, g.AvgPool, window=g.Window(*value.source.shape[1:]))
+
+    def _pooled(self, value: Value, kind: Any, **fields: Any) -> None:
+        source, to = self.places.place(value.source), self.places.of[value]
+        if source.map == to.map:
+            source = Place(self.graph.map(*self._sizes(value.source)))
+            self._copy(value.source, self.places.place(value.source), source, **self._common(value))
+        reads = {"src": source.map, "src_offset": source.offset, "in_channels": value.channels}
+        self._append(kind(dst=to.map, out_offset=to.offset, **reads, **fields, **self._common(value)))
+
+    def _slice(self, value: Value) -> None:
+        pass
+
+    def _open(self, value: Value) -> None:
+        pass
+
+    def _cat(self, value: Value) -> None:
+        map, offset = self.places.of[value]
+        for part in value.inputs:
+            if self.places.place(part) != (map, offset):
+                self._copy(part, self.places.place(part), Place(map, offset), **self._common(value))
+            offset += part.channels
+
+    def _add(self, value: Value) -> None:
+        first, second = sorted(value.inputs, key=lambda term: self.places.at[term])
+        if self.places.accumulated.get(second) is value:
+            return
+        place, common = self.places.of[value], self._common(value)
+        if self.places.place(second) == place:
+            first, second = second, first
+        if self.places.place(first) != place:
+            self._copy(first, self.places.place(first), place, **common)
+        ends = {"accumulate": True, "activation": value.activation}
+        self._copy(second, self.places.place(second), place, **ends, **common)
+
+    def _where(self, value: Value) -> None:
+        _, computed, otherwise = value.inputs
+        place, common = self.places.of[value], self._common(value)
+        gate = self.gating.first[value]
+        self._decide(gate)
+        if self.places.place(otherwise) != place:
+            self._copy(otherwise, self.places.place(otherwise), place, **common)
+        if self.places.place(computed) != place:
+            self._copy(computed, self.places.place(computed), place, **{**common, "only_if": gate})

@@ -1,0 +1,212 @@
+"""Where values live: which of them share a map, so that joining, adding and skipping move no data."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..graph import Graph
+from .values import Program, Value
+
+
+class Place(NamedTuple):
+    """Some channels of a map, from ``offset`` on."""
+
+    map: int
+    offset: int = 0
+
+
+class Places:
+    """The place of every value that is a map, worked out from the last value to the first.
+
+    What is joined is written side by side, a sum onto one of its terms, what a gate chooses onto that which stands
+    where it is shut: wherever nobody reads later what is overwritten. Else it is copied.
+
+    Attributes:
+        of: the place of each value.
+        vectors: those that are a pooled vector alone.
+        accumulated: the sum that a term is added to as it is computed.
+        logits: the first logit of each value that leaves as logits, and has no map.
+    """
+
+    def __init__(self, program: Program, graph: Graph) -> None:
+        self.program, self.graph = program, graph
+        self.users = program.users()
+        self.at = {value: i for i, value in enumerate(program.values)}
+        self.of: dict[Value, Place] = {}
+        self.accumulated: dict[Value, Value] = {}
+        self.logits: dict[Value, int] = {}
+        self.vectors = self._find_vectors()
+        count = 0
+        for value in program.outputs:
+            if value not in self.logits and self._classify(value, count):
+                count += value.channels
+        for value in program.inputs:
+            self.of[value] = self._new(value)
+        for value in reversed(program.values):
+            if self.is_map(value):
+                self._place(value)
+
+    def is_map(self, value: Value) -> bool:
+        return value not in self.vectors and value not in self.logits and value.op not in ("open", "slice", "input")
+
+    def place(self, value: Value) -> Place:
+        """Of a value, or of the part of one."""
+        if value.op == "slice":
+            map, offset = self.place(value.source)
+            return Place(map, offset + int(value.number))
+        return self.of[value]
+
+    def whole(self, value: Value) -> bool:
+        """Whether it has a map of its own."""
+        map, offset = self.place(value)
+        return offset == 0 and self.graph.maps[map].channels == value.channels
+
+    def _find_vectors(self) -> set[Value]:
+        """Values of one number for each channel that are only multiplied with: they need no map."""
+        found = {value for value in self.program.values if self._may_be_vector(value)}
+        while True:
+            kept = {value for value in found if all(self._reads_vector(u, value, found) for u in self.users[value])}
+            if kept == found:
+                return found
+            found = kept
+
+    def _classify(self, value: Value, first: int) -> bool:
+        """Lets a vector leave as logits from ``first`` on: of a linear map, or of two that a gate chooses between."""
+        if value.op == "where":
+            terms = value.inputs[1:]
+            if not self.users[value] and all(self.users[t] == [value] and self._classify(t, first) for t in terms):
+                self.logits[value] = first
+                return True
+        elif value in self.vectors and value.op != "mean":
+            self.logits[value] = first
+            return True
+        return False
+
+    def _may_be_vector(self, value: Value) -> bool:
+        linear = value.op == "linear" or is_point(value)
+        if value in self.program.outputs and not linear:
+            return False
+        return value.is_vector and (value.op == "mean" or (linear and value.before is None and value.source.is_vector))
+
+    def _reads_vector(self, user: Value, value: Value, vectors: set[Value]) -> bool:
+        if user.op == "scale":
+            return user.inputs[0] is not value
+        leaves = user.op == "where" and user in self.program.outputs
+        return user.op == "open" or (user in vectors and user.op != "mean") or leaves
+
+    def _new(self, value: Value) -> Place:
+        height, width = value.shape[1:] or (1, 1)
+        return Place(self.graph.map(value.channels, height, width))
+
+    def _place(self, value: Value) -> None:
+        if value not in self.of:
+            self.of[value] = (self._joined_already(value) if value.op == "cat" else None) or self._new(value)
+        if value.op == "cat":
+            self._join(value)
+        elif value.op == "add":
+            self._add(value)
+        elif value.op == "where":
+            self._choose(value)
+        elif value.op in ("activation", "affine", "scale"):
+            place = self.of[value]
+            if not self._take(value.source, place, value, self.at[value]) and self.of.get(value.source) == place:
+                self.of[value] = self._new(value)
+
+    def _joined_already(self, value: Value) -> Place | None:
+        """Where all that is joined lies side by side because a longer list of it is joined."""
+        places = [self.of.get(part) for part in value.inputs]
+        first, run = places[0], 0
+        for part, place in zip(value.inputs, places, strict=True):
+            if first is None or place != (first.map, first.offset + run) or not self._in_order(value.inputs):
+                return None
+            run += part.channels
+        return first
+
+    def _in_order(self, parts: list[Value]) -> bool:
+        """Whether each is written later than those before it, as a map is filled."""
+        return all(self._written(a) < self._written(b) for a, b in zip(parts, parts[1:], strict=False))
+
+    def _written(self, value: Value) -> int:
+        """When its place is first written: by the earliest of the values that share it."""
+        place = self.of.get(value)
+        return min([self.at[value], *(self.at[v] for v, p in self.of.items() if place is not None and p == place)])
+
+    def _join(self, value: Value) -> None:
+        map, offset = self.of[value]
+        last = -1
+        for part in value.inputs:
+            fresh = part not in self.of and part.op not in ("slice", "where")
+            if fresh and self.at[part] > last and value.inputs.count(part) == 1 and self.is_map(part):
+                self.of[part] = Place(map, offset)
+            if self.of.get(part) != (map, offset):
+                return  # copied when all are there, and what follows too
+            last = self.at[part]
+            offset += part.channels
+
+    def _add(self, value: Value) -> None:
+        first, second = sorted(value.inputs, key=lambda term: self.at[term])
+        place = self.of[value]
+        if first is second:
+            return
+        if self._take(first, place, value, self.at[second], second):
+            if self._adds_itself(second, value):
+                self.accumulated[second] = value
+                self.of[second] = place
+        elif place in (self.of.get(first), self.of.get(second)):
+            self.of[value] = self._new(value)
+        else:
+            self._take(second, place, value, self.at[value])
+
+    def _adds_itself(self, term: Value, total: Value) -> bool:
+        """Whether what computes a term can add it to what is there."""
+        one_user = self.users[term] == [total] and term not in self.program.outputs
+        fits = term.op in ("conv", "upsample") or (term.op in ("affine", "scale") and not total.is_vector)
+        return one_user and fits and term.activation == "none" and term not in self.of and self.is_map(term)
+
+    def _choose(self, value: Value) -> None:
+        _, computed, otherwise = value.inputs
+        place = self.of[value]
+        if not self.whole(value) or computed is otherwise:
+            return
+        fresh = computed not in self.of and self.users[computed] == [value] and self.is_map(computed)
+        begins = min(self.at[x] for x in self._sum(computed)) if fresh else self.at[value]
+        if fresh and computed.op != "cat" and self._take(otherwise, place, value, begins, *self._sum(computed)):
+            self.of[computed] = place
+        else:
+            self._take(otherwise, place, value, self.at[value])
+
+    def _sum(self, value: Value) -> list[Value]:
+        """The values whose computation may write where a sum lies."""
+        return [value, max(value.inputs, key=lambda term: self.at[term])] if value.op == "add" else [value]
+
+    def _take(self, value: Value, place: Place, over: Value, when: int, *allowed: Value) -> bool:
+        """Puts a value where ``over`` is to lie, which overwrites it from ``when`` on; says whether it lies there.
+
+        ``allowed`` are the values whose reading it then may go on: they read before they write.
+        """
+        if self.of.get(value) == place:  # a gate's choice that lies there too finds it as it was
+            chosen = [v for v, p in self.of.items() if v.op == "where" and p == place]
+            return all(self.at[r] < when or r is over or r in (*allowed, *chosen) for r in self._readers(value))
+        free = value not in self.of and self.is_map(value) and value not in self.program.outputs
+        if not free or (value.op == "where" and self.graph.maps[place.map].channels != value.channels):
+            return False
+        ahead = [v for v, p in self.of.items() if p.map == place.map and p.offset < place.offset]
+        late = any(self.at[r] >= when and r is not over and r not in allowed for r in self._readers(value))
+        if late or any(self._written(v) >= self.at[value] for v in ahead):
+            return False
+        self.of[value] = place
+        return True
+
+    def _readers(self, value: Value) -> list[Value]:
+        """Whoever reads a value, a part of it or its pooled vector."""
+        found = []
+        for user in self.users[value]:
+            found.append(user)
+            if user.op == "slice" or (user.op == "mean" and user in self.vectors):
+                found += self._readers(user)
+        return found
+
+
+def is_point(value: Value) -> bool:
+    """Whether it is a 1x1 convolution of one group, as it is: linear in each pixel."""
+    return value.op == "conv" and value.groups == 1 and value.window is not None and value.window[:6] == (1, 1, 1, 0, 0, 1)

@@ -1,0 +1,73 @@
+"""What a gate governs: the values that nothing but its ``computed`` needs."""
+
+from __future__ import annotations
+
+from .values import Program, Value, ancestors
+
+
+class Gating:
+    """The gates of a program, and by which of them each value is computed.
+
+    Each ``where`` has a gate of its own, and each convolution with a mask one for each filter; they are numbered in
+    order.
+
+    Attributes:
+        first: the number of a ``where``'s gate, or of a convolution's first.
+        names: of the gates, by what each belongs to: as many times as it has gates.
+        thresholds: above which a score opens each.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.first: dict[Value, int] = {}
+        self.names: list[str] = []
+        self.thresholds: list[float] = []
+        for value in program.values:
+            gate = gate_of(value)
+            if gate is not None:
+                count = 1 if value.op == "where" else value.channels
+                self.first[value] = len(self.names)
+                self.names += [value.where or value.op] * count
+                self.thresholds += [gate.number] * count
+        self._innermost: dict[Value, int] = {}
+        sizes: dict[Value, int] = {}
+        for where in (value for value in program.values if value.op == "where"):
+            needed = ancestors(program.outputs, without=(where, 1))
+            region = ancestors([where.inputs[1]]) - needed
+            for value in region:
+                if value not in sizes or len(region) < sizes[value]:
+                    sizes[value] = len(region)
+                    self._innermost[value] = self.first[where]
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    def of(self, value: Value) -> int:
+        """The innermost gate without which nobody needs a value; -1: it is always needed."""
+        return self._innermost.get(value, -1)
+
+
+def gate_of(value: Value) -> Value | None:
+    """What opens a ``where``, or chooses a convolution's filters."""
+    if value.op == "where":
+        return value.inputs[0]
+    return value.inputs[1] if value.op == "conv" and len(value.inputs) > 1 else None
+
+
+def decide_first(program: Program) -> None:
+    """Brings values into an order in which a gate is known before anything that only it lets run."""
+    gating = Gating(program)
+    opens = {number: gate_of(value) for value, number in gating.first.items()}
+    ordered: dict[Value, None] = {}
+
+    def visit(value: Value) -> None:
+        if value in ordered:
+            return
+        gate = opens.get(gating.of(value))
+        for needed in [*([gate] if gate is not None else []), *value.inputs]:
+            visit(needed)
+        ordered[value] = None
+
+    for value in program.values:
+        visit(value)
+    program.values = list(ordered)
