@@ -7,7 +7,8 @@ import torch
 _DECLARED = torch.library.Library("torchvision", "FRAGMENT")
 
 
-def _declare():
+def declare_operators():
+    """Lets torchvision be imported beside any build of torch."""
     for name, schema in (
         ("nms", "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
         ("qnms", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
@@ -18,7 +19,7 @@ def _declare():
 
 def make_foreign(library, name, **options):
     """A network by its library's name for it, in ``eval()``, with random weights; skips the test if it cannot."""
-    _declare()
+    declare_operators()
     torch.manual_seed(0)
     if library == "torchvision":
         models = pytest.importorskip("torchvision.models", exc_type=ImportError)

@@ -71,7 +71,7 @@ def make_gate(kind: UnitGateKind, channels: int, outputs: int = 1) -> nn.Module:
     """From pooled features [B, channels] to logits [B, outputs], or to what the recurrent gate reads.
 
     - "pooled": a linear layer;
-    - "mlp": linear 16, batch norm, ReLU, linear; ConvNet-AIG (https://arxiv.org/abs/1711.11503), section 3.2;
+    - "mlp": linear 16, batch norm, ReLU, linear; ConvNet-AIG (https://arxiv.org/abs/1711.11503);
     - "recurrent": the embedding of SkipNet's :class:`.skipnet.RecurrentGate`.
 
     Raises:
