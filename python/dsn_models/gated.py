@@ -42,7 +42,7 @@ class GateTrace:
         threshold = gate.threshold if self.threshold is None else self.threshold
         if self.forced is not None:
             taken = self.forced[:, self.seen : self.seen + count].reshape(score.shape) != 0
-        elif gate.training and next(gate.gate.parameters()).requires_grad:
+        elif gate.training and gate.learns:
             taken = noisy_decision(score, threshold, gate.noise)
         else:
             taken = score > threshold
@@ -91,7 +91,28 @@ def _last_linear(gate: nn.Module) -> nn.Linear:
     return [module for module in gate.modules() if isinstance(module, nn.Linear)][-1]
 
 
-class GatedUnit(nn.Module):
+class _Gated(nn.Module):
+    """What holds a gate that decides in the network's call."""
+
+    def __init__(self, part: nn.Module, gate: nn.Module, threshold: float, trace: GateTrace) -> None:
+        super().__init__()
+        self.gate = gate.train(part.training)
+        self.training = part.training
+        self.threshold, self.noise = threshold, 1.0
+        self._trace = trace
+
+    @property
+    def learns(self) -> bool:
+        """False once ``requires_grad_(False)`` froze the gate; it then decides in training as in inference."""
+        return next(self.gate.parameters()).requires_grad
+
+    def train(self, mode: bool = True) -> _Gated:
+        super().train(mode)
+        self.gate.train(mode and self.learns)
+        return self
+
+
+class GatedUnit(_Gated):
     """A unit that each image runs or skips: ``where_open(open, unit(x), x)``.
 
     Its gate reads the mean of x over the pixels; the score is the sigmoid of the gate's logit. In ``eval()``, or with a
@@ -103,12 +124,10 @@ class GatedUnit(nn.Module):
     """
 
     def __init__(self, unit: nn.Module, gate: nn.Module, threshold: float, trace: GateTrace, in_place: bool) -> None:
-        super().__init__()
-        self.unit, self.gate = unit, gate.train(unit.training)
-        self.training = unit.training
-        self.threshold, self.noise = threshold, 1.0
+        super().__init__(unit, gate, threshold, trace)
+        self.unit = unit
         self.compute: Compute = "masked"
-        self._trace, self._in_place = trace, in_place
+        self._in_place = in_place
 
     def forward(self, x: Tensor) -> Tensor:
         trace = self._trace
@@ -122,18 +141,15 @@ class GatedUnit(nn.Module):
         return run_gated(self.unit, self.unit, (x.clone() if self._in_place else x,), taken, x, self.compute)
 
 
-class FilterGate(nn.Module):
+class FilterGate(_Gated):
     """A convolution whose filters each image chooses by a gate on the mean of the convolution's input over its pixels.
 
     It decides as a :class:`GatedUnit` does, for each filter. The batch norm that reads it applies the mask.
     """
 
     def __init__(self, conv: nn.Module, gate: nn.Module, threshold: float, trace: GateTrace, link: MaskLink) -> None:
-        super().__init__()
-        self.conv, self.gate = conv, gate.train(conv.training)
-        self.training = conv.training
-        self.threshold, self.noise = threshold, 1.0
-        self._trace, self._link = trace, link
+        super().__init__(conv, gate, threshold, trace)
+        self.conv, self._link = conv, link
 
     def forward(self, x: Tensor) -> Tensor:
         self._link.mask = self._trace.decide(self, self.gate(x.mean((2, 3))).sigmoid())
@@ -273,3 +289,5 @@ class GatedNetwork(nn.Module):
         """Lets the gates learn, or freezes them; frozen ones decide in training as in inference."""
         for parameter in self.gate_parameters():
             parameter.requires_grad_(learns)
+        for part in self.gated():
+            part.gate.train(part.training and learns)

@@ -187,6 +187,8 @@ def _prepared(
         raise UserError(f"the {type(model).__name__} is gated already; expected one without gates")
     inputs = example if isinstance(example, tuple) else (example,)
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if weight is not None and weight.is_meta:
+        raise UserError(f"the {type(model).__name__} is on meta; expected one whose weights have values")
     for x in inputs:
         if not isinstance(x, Tensor) or not x.dim() or not len(x):
             given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__

@@ -73,7 +73,8 @@ def run_gated(
         ran = body(*(_Gather.apply(x, rows) for x in inputs))
     if skipped is None:
         return _Scatter.apply(_mix(gate[rows], ran, None), rows, len(gate))
-    return _Scatter.apply(_mix(gate[rows], ran, _Gather.apply(skipped, rows)), rows, skipped)
+    mixed = _mix(gate[rows], ran, _Gather.apply(skipped, rows))
+    return _Scatter.apply(mixed, rows, skipped.to(mixed.dtype))  # which differ where autocast left a wider type
 
 
 def _mix(gate: Tensor, ran: Tensor, skipped: Tensor | None) -> Tensor:

@@ -231,11 +231,26 @@ def test_gates_learn_in_training(kind, noise):
     assert all(linear.weight.grad.abs().sum() > 0 for linear in gated.last_linears())
 
 
-def test_frozen_gates_decide_in_training_as_in_inference():
-    gated, _ = gate(make_network().train(), make_images())
-    gated.learn_gates(False)
-    gated(make_images(64))
-    assert gated.gates["units"].all() and not gated.gates["units"].requires_grad
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_gates_decide_in_training_as_in_inference(kind):
+    gated, _ = gate(make_network(), make_images(), kind=kind)
+    for module in gated.network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.running_mean)
+    decide_differently(gated, make_images())
+    expected = gated.last_gates["units"]
+    for before in (True, False):
+        gated.train(before)
+        gated.learn_gates(False)
+        gated.train()
+        for module in gated.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        gated(make_images())
+        assert torch.equal(gated.last_gates["units"], expected) and not gated.gates["units"].requires_grad
+    gated.learn_gates(True)
+    gated(make_images())
+    assert gated.gates["units"].requires_grad and all(part.gate.training for part in gated.gated())
 
 
 def test_the_cost_is_what_the_images_compute():
@@ -481,6 +496,11 @@ def test_a_gated_network_is_not_gated_again():
     for again in (gate, gate_filters):
         with pytest.raises(UserError, match="the GatedNetwork is gated already; expected one without gates"):
             again(gated, make_images())
+
+
+def test_a_model_without_values_is_refused():
+    with pytest.raises(UserError, match="the Network is on meta; expected one whose weights have values"):
+        gate(make_network().to("meta"), make_images().to("meta"))
 
 
 def test_there_is_no_cost_before_a_call():
