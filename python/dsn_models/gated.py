@@ -251,7 +251,7 @@ class GatedNetwork(nn.Module):
 
     def _columns(self, values: list[Tensor]) -> dict[str, Tensor]:
         """Of no call yet: nothing."""
-        return {self.name: torch.cat([v.reshape(len(v), -1) for v in values], 1)} if values else {}
+        return {self.name: torch.cat([v if v.dim() == 2 else v[:, None] for v in values], 1)} if values else {}
 
     def cost(self) -> Tensor:
         """The mean MACs of the last call's images as a fraction of the network's without gates; with gradients, [].

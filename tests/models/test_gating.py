@@ -189,6 +189,17 @@ def test_an_image_gets_the_unit_or_what_went_into_it(training, compute):
         torch.testing.assert_close(found, alone(image[None])[0])
 
 
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_image_and_one(kind, batch):
+    gated, _ = gate(make_network(), make_images(), kind=kind)
+    assert gated(make_images()[:batch]).shape == (batch, 5)
+    assert gated.last_gates["units"].shape == gated.last_scores["units"].shape == (batch, 3)
+    filters, _ = gate_filters(make_network(), make_images())
+    assert filters(make_images()[:batch]).shape == (batch, 5)
+    assert filters.last_gates["filters"].shape == (batch, 44)
+
+
 def test_the_thresholds_are_the_units_own_or_the_calls():
     gated, _ = gate(make_network(), make_images(), threshold=0.9)
     gated(make_images())
