@@ -1,8 +1,20 @@
 """Reference models, data and training in plain PyTorch; imports no kernel."""
 
+from . import functional
 from .checkpoints import load, save
 from .errors import UserError
+from .gating import gate, gate_filters
 from .torchvision_weights import load_torchvision_densenet121
 from .zoo import create, names
 
-__all__ = ["UserError", "create", "load", "load_torchvision_densenet121", "names", "save"]
+__all__ = [
+    "UserError",
+    "create",
+    "functional",
+    "gate",
+    "gate_filters",
+    "load",
+    "load_torchvision_densenet121",
+    "names",
+    "save",
+]

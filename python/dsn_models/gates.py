@@ -77,8 +77,7 @@ class PooledGate(nn.Module):
         """The multiplier in [0, 1] that training applies to the layer's output. [B, C] to [B]."""
         logit = self.logit(pooled)
         if self.binary:
-            score = noisy(logit.sigmoid(), self.noise)
-            return straight_through((score > 0.5).to(score.dtype), score)
+            return noisy_decision(logit.sigmoid(), 0.5, self.noise)
         if self.kind == "soft":
             return logit.sigmoid()
         return _StraightThroughHardSigmoid.apply(logit, self.slope)
@@ -121,12 +120,18 @@ def noisy(score: Tensor, scale: float) -> Tensor:
     """``sigmoid(logit(score) + scale n)`` with n drawn from the logistic distribution; ``score`` if ``scale`` is 0.
 
     With scale 1 the result exceeds 1/2 with the probability ``score``: the binary concrete distribution (Maddison et
-    al., https://arxiv.org/abs/1611.00712) at temperature 1. ``score``: probabilities [B] of the process's own rows.
+    al., https://arxiv.org/abs/1611.00712) at temperature 1. ``score``: probabilities [B, ...], the process's own rows.
     """
     if not scale:
         return score
-    draw = own_rows(torch.rand(len(score) * world_size())).to(score).clamp(1e-6, 1 - 1e-6)
+    draw = own_rows(torch.rand(len(score) * world_size(), *score.shape[1:])).to(score).clamp(1e-6, 1 - 1e-6)
     return (score.logit(1e-6) + scale * draw.logit()).sigmoid()
+
+
+def noisy_decision(score: Tensor, threshold: float, noise: float) -> Tensor:
+    """``1(s > threshold)`` with the gradient of s, the ``score`` with noise of that scale; see :func:`noisy`."""
+    score = noisy(score, noise)
+    return straight_through((score > threshold).to(score.dtype), score)
 
 
 def set_noise(module: nn.Module, scale: float) -> None:

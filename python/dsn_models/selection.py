@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .functional import where_open
 
 Compute = Literal["masked", "selected"]
 
@@ -55,7 +56,7 @@ def run_gated(
         part: the module that ``body`` belongs to, whose mode is told from it.
         body: of the rows of ``inputs``, [B, ...] each, to [B, C, H, W].
         inputs: what it reads.
-        gate: g, [B]; 0 and 1, or multipliers in [0, 1].
+        gate: g, [B]; 0 and 1, bool, or multipliers in [0, 1].
         skipped: what takes the place of its output, [B, C, H, W]; None for zeros.
         compute: in training.
 
@@ -72,14 +73,16 @@ def run_gated(
         ran = body(*(_Gather.apply(x, rows) for x in inputs))
     if skipped is None:
         return _Scatter.apply(_mix(gate[rows], ran, None), rows, len(gate))
-    return _Scatter.apply(_mix(gate[rows], ran, _Gather.apply(skipped, rows)), rows, skipped)
+    mixed = _mix(gate[rows], ran, _Gather.apply(skipped, rows))
+    return _Scatter.apply(mixed, rows, skipped.to(mixed.dtype))  # which differ where autocast left a wider type
 
 
 def _mix(gate: Tensor, ran: Tensor, skipped: Tensor | None) -> Tensor:
-    gate = gate.view(-1, *(1 for _ in ran.shape[1:]))
-    if not gate.requires_grad:
-        return torch.where(gate != 0, ran, torch.zeros_like(ran) if skipped is None else skipped)
-    return gate * ran if skipped is None else gate * ran + (1 - gate) * skipped
+    if gate.requires_grad and skipped is None:
+        return gate.view(-1, *(1 for _ in ran.shape[1:])) * ran
+    if not gate.requires_grad and gate.dtype != torch.bool:
+        gate = gate != 0
+    return where_open(gate, ran, torch.zeros_like(ran) if skipped is None else skipped)
 
 
 class _Gather(torch.autograd.Function):

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from .densenet import check_images, init_weights
 from .described import Described
 from .errors import UserError
-from .gates import ForcedGates, check_keys, noisy, resolve_forced_gates, straight_through
+from .gates import ForcedGates, check_keys, noisy_decision, resolve_forced_gates
 from .resnet import ZOO as BACKBONES
 from .resnet import ResidualUnit, ResNet, ResNetConfig, make_resnet_head, make_resnet_stem, make_units
 from .selection import Compute, run_gated
 
 SkipGateKind = Literal["rnn", "ff-1", "ff-2"]
 UNITS = "units"  # the key of ``last_gates``, ``last_scores`` and ``forced_gates``
-_EMBEDDING = 10  # width of the recurrent gate's input and of its state
+EMBEDDING = 10  # width of the recurrent gate's input and of its state
 
 # From the scores [B] of one gate to its values [B] in {0, 1}.
 Decide = Callable[[Tensor], Tensor]
@@ -49,7 +49,7 @@ class SkipNetConfig(ResNetConfig):
         super().__post_init__()
         if self.gate not in get_args(SkipGateKind):
             raise UserError(f"gate is {self.gate!r}; expected one of {', '.join(get_args(SkipGateKind))}")
-        _check_threshold(self.threshold)
+        check_threshold(self.threshold)
         if sum(self.stage_units) < 2:
             raise UserError(f"stage_units is {self.stage_units}; expected two units or more, the first is never gated")
         if self.layer_thresholds is not None:
@@ -58,10 +58,10 @@ class SkipNetConfig(ResNetConfig):
             if len(self.layer_thresholds) != gates:
                 raise UserError(f"layer_thresholds has {len(self.layer_thresholds)} numbers; expected {gates}")
             for threshold in self.layer_thresholds:
-                _check_threshold(threshold)
+                check_threshold(threshold)
 
 
-def _check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float) -> None:
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
         raise UserError(f"threshold is {threshold!r}; expected a number in [0, 1]")
 
@@ -79,7 +79,7 @@ def resolve_thresholds(thresholds: float | Mapping[str, float] | None, config: S
     if isinstance(thresholds, Mapping):
         check_keys(thresholds, "thresholds", (UNITS,))
         thresholds = thresholds[UNITS]
-    _check_threshold(thresholds)
+    check_threshold(thresholds)
     return (thresholds,) * (sum(config.stage_units) - 1)
 
 
@@ -118,8 +118,8 @@ class RecurrentGate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rnn = nn.LSTMCell(_EMBEDDING, _EMBEDDING)
-        self.proj = nn.Linear(_EMBEDDING, 1)
+        self.rnn = nn.LSTMCell(EMBEDDING, EMBEDDING)
+        self.proj = nn.Linear(EMBEDDING, 1)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         state = self.rnn(x, state)
@@ -164,7 +164,7 @@ class SkipNet(Described, nn.Module):
         stages = zip(config.stage_widths, config.stage_units, strict=True)
         channels = [width for width, count in stages for _ in range(count)]
         if config.gate == "rnn":
-            self.gates = nn.ModuleList(nn.Linear(width, _EMBEDDING) for width in channels)
+            self.gates = nn.ModuleList(nn.Linear(width, EMBEDDING) for width in channels)
             self.control = RecurrentGate()
         else:
             self.gates = nn.ModuleList(FeedForwardGate(width, config.gate == "ff-1") for width in channels)
@@ -229,8 +229,7 @@ class SkipNet(Described, nn.Module):
         def decide(score: Tensor) -> Tensor:
             if not (self.training and learn):
                 return (score > threshold).to(score.dtype)
-            score = noisy(score, self.noise)
-            return straight_through((score > threshold).to(score.dtype), score)
+            return noisy_decision(score, threshold, self.noise)
 
         return decide
 

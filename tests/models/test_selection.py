@@ -166,6 +166,15 @@ def test_a_captured_graph_masks(name):
     torch.testing.assert_close(torch.jit.trace(model, images, check_trace=False)(images), expected)
 
 
+@pytest.mark.parametrize("compute", ["masked", "selected"])
+@pytest.mark.parametrize("gate", [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+def test_the_wider_type_wins(gate, compute):
+    x = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16)
+    out = run_gated(nn.Identity(), lambda x: 2 * x.float(), (x,), torch.tensor(gate), x, compute)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, x.float() * (1 + torch.tensor(gate))[:, None, None, None])
+
+
 def test_a_network_that_skips_no_layers_has_nothing_to_select():
     with pytest.raises(UserError, match="compute is 'selected', but a ResNet skips no layers or units; use 'masked'"):
         set_compute(make_small("resnet-164"), "selected")
