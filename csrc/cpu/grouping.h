@@ -10,8 +10,6 @@
 namespace dsn::cpu {
 
 Costs measure_costs();
-Costs costs();
-void set_costs(const Costs& measured);
 
 // A batch's samples with those of equal gates next to each other.
 struct ByPattern {

@@ -81,7 +81,7 @@ constexpr int kInstructionFields = 0
 // The first word of a plan: a version of what its words mean, which a change raises that the list does not show, and a
 // hash (FNV-1a) of the list.
 constexpr int64_t plan_format() {
-  constexpr uint32_t kVersion = 1;
+  constexpr uint32_t kVersion = 2;
   constexpr char kList[] =
 #define DSN_OP(id, name, traits) "op " #name " " #traits "\n"
 #define DSN_WEIGHT(op, name, ...) "weight " #op " " #name " " #__VA_ARGS__ "\n"

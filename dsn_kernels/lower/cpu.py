@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dsn_models.errors import UserError
 
 from .. import _C
+from ..costs import NO_COSTS, Costs
 from ..graph import (
     Conv2d,
     DenseBlock,
@@ -33,13 +34,14 @@ from .plan import Fields, Plan, fields_of, filled_up
 _Layout = tuple[list[tuple[str, int, list[int]]], int]
 
 
-def lower(graph: Graph, bfloat16: bool = False, any_size: bool = False) -> Plan:
+def lower(graph: Graph, bfloat16: bool = False, any_size: bool = False, costs: Costs = NO_COSTS) -> Plan:
     """The plan of ``graph`` on this machine's CPU.
 
     Args:
         graph: the network.
         bfloat16: convolutions and dense layers multiply pairs of bfloat16 and sum in float32; all else is float32.
         any_size: the plan will run on maps of other sizes too.
+        costs: by which a thread takes samples side by side.
 
     Raises:
         UserError: a BN-ReLU stands before a 3x3 whose input channels may hold no data.
@@ -47,7 +49,7 @@ def lower(graph: Graph, bfloat16: bool = False, any_size: bool = False) -> Plan:
     graph = join_updates(graph)
     lowering = _Lowering(graph, bfloat16, any_size)
     code = [lowering.instruction(node, reads) for node, reads in zip(graph.nodes, find_reads(graph), strict=True)]
-    return Plan(graph, code, lowering.packed())
+    return Plan(graph, code, lowering.packed(), costs=costs)
 
 
 class _Lowering:
