@@ -68,12 +68,12 @@ def costs() -> Costs:
 
     A thread takes the group of samples side by side, a layer at a time, that makes
 
-        W fetch / group + C pack / min(group, run) + reload M(group)
+        W fetch / group + C pack / min(group, alike) + reload M(group)
 
-    least, with W the bytes of all weights, C of those that masks choose from, ``run`` the samples of equal masks in a
-    row and M the bytes of maps that leave the second cache for as many samples: the *compacted* strategy. Where no mask
-    chooses and the second cache holds a sample's state, it takes one sample at a time, the *resident* strategy. Results
-    do not depend on it.
+    least, with W the bytes of all weights, C of those that masks choose from, ``alike`` the samples of equal masks in
+    a row and M the bytes of maps that leave the second cache for as many samples: the *compacted* strategy. Where no
+    mask chooses and the second cache holds a sample's state, it takes one sample at a time, the *resident* strategy.
+    Results do not depend on it.
 
     ``DSN_STRATEGY=resident`` or ``compacted`` puts constants in place of the measured ones that lead to one sample at a
     time, or to as many as 64 MiB hold and threads leave.

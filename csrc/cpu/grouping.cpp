@@ -97,13 +97,13 @@ ByPattern::ByPattern(const uint8_t* gates, int64_t samples, int64_t count) : ord
   for (size_t i = 0; i < order.size(); ++i) patterns += i == 0 || compare(order[i - 1], order[i]) != 0;
 }
 
-int group_size(const CompiledPlan& compiled, int64_t sample_bytes, double run) {
+int group_size(const CompiledPlan& compiled, int64_t sample_bytes, double alike) {
   const Costs& cost = compiled.plan.costs;
   if (!compiled.plan.needs_masks && sample_bytes <= second_cache()) return 1;
   int best = 1;
   double least = 0;
   for (int group = 1; group <= kLargest && (group == 1 || group * sample_bytes <= kMemory); group *= 2) {
-    const double packings = 1 / std::min<double>(run, group);
+    const double packings = 1 / std::min<double>(alike, group);
     double seconds = static_cast<double>(compiled.weight_bytes()) * cost.fetch / group +
                      static_cast<double>(compiled.chosen_bytes) * cost.pack * packings;
     // A step finds what the one before has left, unless that was pushed out by the other samples.
