@@ -64,7 +64,7 @@ format: $(VENV)/stamp-test
 
 # Minutes of nvcc for each architecture.
 resources: $(VENV)/stamp-build $(VENV)/stamp-test
-	$(VENV)/bin/python csrc/cuda/check_resources.py --json benchmarks/results/gpu-kernel-resources.json
+	$(VENV)/bin/python benchmarks/check_resources.py --json benchmarks/results/gpu-kernel-resources.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dsn_kernels/_C.*.so

@@ -131,9 +131,6 @@ PYBIND11_MODULE(_C, m) {
         return py::dict(py::arg("fetch") = c.fetch, py::arg("pack") = c.pack, py::arg("reload") = c.reload);
       },
       "Seconds per byte of what grouping samples by their masks saves and costs, measured now.");
-  m.def(
-      "set_costs", [](double fetch, double pack, double reload) { dsn::cpu::set_costs({fetch, pack, reload}); },
-      py::arg("fetch"), py::arg("pack"), py::arg("reload"));
   m.def("row_block", &dsn::row_block, py::arg("out_channels"), py::arg("odd") = false);
   m.def(
       "dot_bfloat16", [](float sum, uint32_t a, uint32_t b) { return dsn::cpu::bfloat16_kernels()->dot(sum, a, b); },

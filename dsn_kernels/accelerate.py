@@ -17,9 +17,9 @@ from dsn_models.errors import UserError
 
 from . import _C, capture
 from .runtime import RUNNERS, Accelerated, Part, Target
-from .verify import called_modules, check_model, check_twin
+from .verify import called_modules, check_accelerated, check_model
 
-_Twins = Mapping[type[nn.Module], Callable[..., nn.Module]]
+_Makers = Mapping[type[nn.Module], Callable[..., nn.Module]]
 _BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -30,7 +30,7 @@ def accelerate(
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
     device: torch.device | str | None = None,
-    graph: bool | Sequence[int] = False,
+    cuda_graph: bool | Sequence[int] = False,
     example: Any = None,
     verify: bool = True,
 ) -> nn.Module:
@@ -60,15 +60,15 @@ def accelerate(
             the CPU's, and on a GPU the one that measured times prefer for each operator (`dsn info` says which,
             `dsn bench --tune` measures).
         device: where the result runs; a GPU for ``"cuda"`` and ``"triton"``, else the CPU.
-        graph: on a GPU, replay the launches of a network of `dsn_models` as one CUDA graph, of a GaterNet two: True, or
-            the batch sizes to capture; smaller batches are padded to the next.
+        cuda_graph: on a GPU, replay the launches of a network of `dsn_models` as one CUDA graph, of a GaterNet two:
+            True, or the batch sizes to capture; smaller batches are padded to the next.
         example: an input, or a tuple of all arguments, of a model of your own. It is run once: parts that the model
             does not call as a whole stay in torch, and the spot check compares the whole model's outputs.
         verify: make the spot check. Backends that play a GPU on the host make none.
 
     Raises:
         UserError: the kernels would not compute what the model does, nothing in it can be accelerated, a weight holds
-            NaN or infinity or is not on the CPU, or dtype, backend, device, graph or example are not served.
+            NaN or infinity or is not on the CPU, or dtype, backend, device, cuda_graph or example are not served.
     """
     if backend not in _BACKENDS and backend not in RUNNERS:
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")
@@ -81,27 +81,27 @@ def accelerate(
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if backend == "cpu" and dtype == torch.bfloat16:
         _check_bfloat16(model)
-    if graph and device.type != "cuda":
-        raise UserError(f"graph is for a GPU; the device is '{device}'")
-    if not isinstance(graph, bool) and not (graph and all(isinstance(n, int) and n > 0 for n in graph)):
-        raise UserError(f"graph is {graph!r}; expected True, False or positive batch sizes")
+    if cuda_graph and device.type != "cuda":
+        raise UserError(f"cuda_graph is for a GPU; the device is '{device}'")
+    if not isinstance(cuda_graph, bool) and not (cuda_graph and all(isinstance(n, int) and n > 0 for n in cuda_graph)):
+        raise UserError(f"cuda_graph is {cuda_graph!r}; expected True, False or positive batch sizes")
     _check_weights(model)
     if backend == "reference":
         return _copy(model)
     if backend == "auto":
-        twin_of = _chosen_twins(model, dtype, device, graph)
+        makers = _chosen_makers(model, dtype, device, cuda_graph)
     else:
-        twin_of = _twins(Target(backend, dtype, graph))
+        makers = _makers(Target(backend, dtype, cuda_graph))
     verify = verify and device.type == ("cuda" if gpu else "cpu")
     family = capture.family_of(model)
-    if family is not None and family in twin_of and not _changes_parts_alone(model, family):
-        twin = twin_of[family](model).to(device)
+    if family is not None and family in makers and not _changes_parts_alone(model, family):
+        fast = makers[family](model).to(device)
         if verify:
-            check_twin(model, twin, type(model).__name__, dtype, device)
-        return twin
-    if graph:
-        raise UserError(f"graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
-    return _swap_parts(model, twin_of, dtype, device, example, verify)
+            check_accelerated(model, fast, type(model).__name__, dtype, device)
+        return fast
+    if cuda_graph:
+        raise UserError(f"cuda_graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
+    return _swap_parts(model, makers, dtype, device, example, verify)
 
 
 def _changes_parts_alone(model: nn.Module, family: type[nn.Module]) -> bool:
@@ -120,7 +120,7 @@ def _changes_parts_alone(model: nn.Module, family: type[nn.Module]) -> bool:
 
 
 def _swap_parts(
-    model: nn.Module, twin_of: _Twins, dtype: torch.dtype, device: torch.device, example: Any, verify: bool
+    model: nn.Module, makers: _Makers, dtype: torch.dtype, device: torch.device, example: Any, verify: bool
 ) -> nn.Module:
     """A copy of a user's own model with accelerated parts in the places of its own."""
     fast: Any = _copy(model)
@@ -131,17 +131,17 @@ def _swap_parts(
     made: dict[int, nn.Module] = {}  # of modules that the model has under several names
     for name, module in list(fast.named_modules(remove_duplicate=False)):
         family = capture.family_of(module)
-        if family is None or family not in twin_of or any(name.startswith(done + ".") for done in swapped):
+        if family is None or family not in makers or any(name.startswith(done + ".") for done in swapped):
             continue
         try:
             if module not in called:
                 raise UserError("the model does not call it as a whole")
             if id(module) not in made:
                 _check_types(module, dtype)
-                twin = twin_of[family](module).to(device)
+                part = makers[family](module).to(device)
                 if verify:
-                    check_twin(module, twin, type(module).__name__, dtype, device)
-                made[id(module)] = twin
+                    check_accelerated(module, part, type(module).__name__, dtype, device)
+                made[id(module)] = part
         except UserError as error:
             kept[name] = str(error)
             continue
@@ -149,7 +149,7 @@ def _swap_parts(
         setattr(fast.get_submodule(parent), child, made[id(module)])
         swapped[name] = made[id(module)]
     if not swapped:
-        supported = ", ".join(sorted(cls.__name__ for cls in twin_of))
+        supported = ", ".join(sorted(cls.__name__ for cls in makers))
         served = f"supported: {supported} of dsn_models (zoo: {', '.join(dsn_models.zoo.names())})"
         reasons = "; ".join(f"{name}: {reason}" for name, reason in kept.items())
         raise UserError(
@@ -190,23 +190,25 @@ def _copy(model: nn.Module) -> nn.Module:
         raise UserError(f"model is a {type(model).__name__} that cannot be copied: {reason}") from error
 
 
-def _chosen_twins(model: nn.Module, dtype: torch.dtype, device: torch.device, graph: bool | Sequence[int]) -> _Twins:
+def _chosen_makers(
+    model: nn.Module, dtype: torch.dtype, device: torch.device, cuda_graph: bool | Sequence[int]
+) -> _Makers:
     """On a GPU, what accelerates each class: by the backend that measured times prefer for it."""
     from .choice import choose, times
 
     table, made = times(), dict[type[nn.Module], Callable[..., nn.Module]]()
-    for kind in _twins(Target()):
+    for kind in _makers(Target()):
         try:
             backend = choose(kind.__name__, device, dtype, table).backend
         except UserError:
             if type(model) is kind:
                 raise
             continue
-        made[kind] = _twins(Target(backend, dtype, graph))[kind]
+        made[kind] = _makers(Target(backend, dtype, cuda_graph))[kind]
     return made
 
 
-def _twins(target: Target) -> _Twins:
+def _makers(target: Target) -> _Makers:
     """What accelerates each class. On the CPU bfloat16 is for whole networks."""
     networks = dict.fromkeys(capture.networks(), partial(Accelerated, target=target))
     if target.backend == "cpu" and target.dtype == torch.bfloat16:

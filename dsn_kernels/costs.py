@@ -9,6 +9,7 @@ import platform
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from dsn_models.checkpoints import write_atomically
 from dsn_models.errors import UserError
@@ -16,8 +17,24 @@ from dsn_models.errors import UserError
 from . import _C
 
 SCHEMA = 1
-_NAMES = ("fetch", "pack", "reload")
-_FORCED = {"resident": (0.0, 0.0, 1.0), "compacted": (1.0, 1.0, 0.0)}
+
+
+class Costs(NamedTuple):
+    """Constants of the CPU's cost model, in seconds per byte; see :func:`costs`. None: one sample at a time.
+
+    Attributes:
+        fetch: of weights that are not in the second cache.
+        pack: of weights of which a mask chooses some.
+        reload: of maps that are not in the second cache, while a convolution reads them.
+    """
+
+    fetch: float = 0.0
+    pack: float = 0.0
+    reload: float = 0.0
+
+
+NO_COSTS = Costs()
+_FORCED = {"resident": Costs(0.0, 0.0, 1.0), "compacted": Costs(1.0, 1.0, 0.0)}
 
 
 def cpu_model() -> str:
@@ -46,18 +63,17 @@ def costs_path() -> Path:
     return cache_folder() / "costs.json"
 
 
-@cache
-def costs() -> dict[str, float]:
-    """The constants of the cost model, in seconds per byte; measured, in a fiftieth of a second, if not known yet.
+def costs() -> Costs:
+    """What lowering tells a plan of the CPU: ``DSN_STRATEGY``'s constants if it is set, else this machine's.
 
     A thread takes the group of samples side by side, a layer at a time, that makes
 
-        W fetch / group + C pack / min(group, run) + reload M(group)
+        W fetch / group + C pack / min(group, alike) + reload M(group)
 
-    least, with W the bytes of all weights, C of those that masks choose from, ``run`` the samples of equal masks in a
-    row and M the bytes of maps that leave the second cache for as many samples: the *compacted* strategy. Where no mask
-    chooses and the second cache holds a sample's state, it takes one sample at a time, the *resident* strategy. Results
-    do not depend on it. The kernels are told.
+    least, with W the bytes of all weights, C of those that masks choose from, ``alike`` the samples of equal masks in
+    a row and M the bytes of maps that leave the second cache for as many samples: the *compacted* strategy. Where no
+    mask chooses and the second cache holds a sample's state, it takes one sample at a time, the *resident* strategy.
+    Results do not depend on it.
 
     ``DSN_STRATEGY=resident`` or ``compacted`` puts constants in place of the measured ones that lead to one sample at a
     time, or to as many as 64 MiB hold and threads leave.
@@ -68,31 +84,38 @@ def costs() -> dict[str, float]:
     if strategy := os.environ.get("DSN_STRATEGY"):
         if strategy not in _FORCED:
             raise UserError(f"DSN_STRATEGY is {strategy!r}; expected one of {', '.join(_FORCED)}, or none")
-        forced = dict(zip(_NAMES, _FORCED[strategy], strict=True))
-        _C.set_costs(**forced)
-        return forced
+        return _FORCED[strategy]
+    return measured_costs()
+
+
+@cache
+def measured_costs() -> Costs:
+    """This machine's constants: from the cache, or measured in a fiftieth of a second.
+
+    Raises:
+        UserError: ``DSN_ISA`` is no instruction set.
+    """
     path, machine = costs_path(), f"{cpu_model()}, {_C.build_info()['isa']}"
     known = _read(path)
     if machine not in known:
-        known = {**known, machine: _C.measure_costs()}
-        document = {"schema": SCHEMA, "unit": "seconds per byte", "machines": known}
+        known = {**known, machine: Costs(**_C.measure_costs())}
+        entries = {name: entry._asdict() for name, entry in known.items()}
+        document = {"schema": SCHEMA, "unit": "seconds per byte", "machines": entries}
         with contextlib.suppress(UserError):  # without a cache the next process measures again
             write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
-    found = known[machine]
-    _C.set_costs(**found)
-    return found
+    return known[machine]
 
 
-def _read(path: Path) -> dict[str, dict[str, float]]:
+def _read(path: Path) -> dict[str, Costs]:
     """Costs by machine; none where the file is missing or not one of ours."""
     try:
         document = json.loads(path.read_text())
         if document["schema"] != SCHEMA:
             return {}
         return {
-            name: {key: float(entry[key]) for key in _NAMES}
+            name: Costs(*(float(entry[key]) for key in Costs._fields))
             for name, entry in document["machines"].items()
-            if all(0 <= float(entry[key]) < 1 for key in _NAMES)
+            if all(0 <= float(entry[key]) < 1 for key in Costs._fields)
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

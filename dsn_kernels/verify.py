@@ -20,9 +20,9 @@ _CLOSE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _WORSE = 4.0  # times the error of same-dtype PyTorch
 
 
-def check_twin(reference: Any, twin: Any, name: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Refuses ``twin``, which stands for ``reference``, a network or a part of one, where its outputs on a small random
-    batch are others.
+def check_accelerated(reference: Any, fast: Any, name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuses ``fast``, which stands for ``reference``, a network or a part of one, where its outputs on a small
+    random batch are others.
 
     The reference is made to take the gates that the kernels took, so that a score within rounding of its threshold
     decides nothing; the scores are compared too.
@@ -30,27 +30,27 @@ def check_twin(reference: Any, twin: Any, name: str, dtype: torch.dtype, device:
     Raises:
         UserError: outputs or scores differ by more than rounding. The message begins with ``name``.
     """
-    if hasattr(twin, "run"):
-        images = _random(twin.config.in_channels, twin.config.image_size)
-        result = _infer(twin.run, images.to(device))
+    if hasattr(fast, "run"):
+        images = _random(fast.config.in_channels, fast.config.image_size)
+        result = _infer(fast.run, images.to(device))
         gates = {branch: taken.cpu() for branch, taken in result.gates.items()}
         options = {"forced_gates": gates} if gates else {}
         ours: Any = (result.outputs, list(result.scores.values()))
     else:
         images = _random(_in_channels(reference), _SIDE)
-        ours = _infer(twin, images.to(device))
+        ours = _infer(fast, images.to(device))
         options = {"forced": ours[1].cpu()} if isinstance(reference, SkipDenseBlock) else {}
 
     def run(of: torch.dtype) -> Any:
         model: Any = copy.deepcopy(reference).eval().to(of)
         outputs = _infer(model, images.to(of), **options)
-        return (outputs, list(getattr(model, "last_scores", {}).values())) if hasattr(twin, "run") else outputs
+        return (outputs, list(getattr(model, "last_scores", {}).values())) if hasattr(fast, "run") else outputs
 
     _compare(name, ours, run, dtype)
 
 
 def check_model(reference: nn.Module, fast: nn.Module, inputs: Any, dtype: torch.dtype, device: torch.device) -> None:
-    """As :func:`check_twin`, for a whole model on the arguments ``inputs``.
+    """As :func:`check_accelerated`, for a whole model on the arguments ``inputs``.
 
     Raises:
         UserError: the outputs differ by more than rounding, or the accelerated model does not run.

@@ -78,15 +78,15 @@ def test_a_broken_table_is_named(monkeypatch, tmp_path, text):
 
 
 @pytest.mark.parametrize("usable, taken", [(["cuda", "triton"], "triton"), (["triton"], "triton"), (["cuda"], "cuda")])
-def test_every_operator_has_a_twin_of_the_backend_that_is_taken(gpu, monkeypatch, usable, taken):
+def test_every_operator_is_accelerated_by_the_backend_that_is_taken(gpu, monkeypatch, usable, taken):
     """Also where the table prefers a backend that cannot serve here."""
     gpu(usable)
     measured = {operator: {"cuda": 2.0, "triton": 1.0} for operator in choice.OPERATORS}
     monkeypatch.setattr(choice, "times", lambda: {"GPU X": {"float16": measured}})
-    twins = accelerating._chosen_twins(torch.nn.Identity(), torch.float16, GPU, False)
-    assert set(choice.OPERATORS) == {cls.__name__ for cls in twins}
-    for twin in twins.values():
-        assert twin.keywords["target"].backend == taken
+    makers = accelerating._chosen_makers(torch.nn.Identity(), torch.float16, GPU, False)
+    assert set(choice.OPERATORS) == {cls.__name__ for cls in makers}
+    for make in makers.values():
+        assert make.keywords["target"].backend == taken
 
 
 def test_info_says_what_is_taken(gpu, monkeypatch):
@@ -108,7 +108,7 @@ def test_tune_times_what_serves_and_keeps_it(gpu, monkeypatch, tmp_path, capsys)
 
     asked = []
 
-    def twin(model, dtype, backend, device):
+    def accelerate(model, dtype, backend, device):
         asked.append((type(model).__name__, backend))
         return model
 
@@ -116,7 +116,7 @@ def test_tune_times_what_serves_and_keeps_it(gpu, monkeypatch, tmp_path, capsys)
     monkeypatch.setenv("DSN_BACKENDS", str(tmp_path / "backends.json"))
     monkeypatch.setattr(choice, "OPERATORS", ("Transition", "Head"))
     monkeypatch.setattr(measuring, "_BATCH", 1)
-    monkeypatch.setattr(measuring, "accelerate", twin)
+    monkeypatch.setattr(measuring, "accelerate", accelerate)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where: tensor)

@@ -63,14 +63,14 @@ def test_what_one_machine_packed_another_runs(isa, tmp_path):
     """The packed weights say how a convolution is computed; a lesser instruction set follows them."""
     fast = dsn_kernels.accelerate(make_varied("skipnet-32"))
     images = make_images(fast, 2)
-    torch.save({"twin": fast, "images": images, "logits": fast(images)}, tmp_path / "twin.pt")
+    torch.save({"fast": fast, "images": images, "logits": fast(images)}, tmp_path / "fast.pt")
     code = """
 import sys, torch
 saved = torch.load(sys.argv[1], weights_only=False)
-torch.testing.assert_close(saved["twin"](saved["images"]), saved["logits"], rtol=1e-4, atol=1e-4)
+torch.testing.assert_close(saved["fast"](saved["images"]), saved["logits"], rtol=1e-4, atol=1e-4)
 """
     run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "twin.pt")],
+        [sys.executable, "-c", code, str(tmp_path / "fast.pt")],
         env={**os.environ, "DSN_ISA": isa},
         capture_output=True,
         text=True,

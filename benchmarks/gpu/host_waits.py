@@ -17,7 +17,7 @@ BATCH = 8
 def run(report: Report, scale: Scale) -> None:
     model = networks.make_timed(MODEL, scale)
     found: dict[str, list[str] | str] = {}
-    for name, options in (("launches", {}), ("graph", {"graph": (BATCH,)})):
+    for name, options in (("launches", {}), ("graph", {"cuda_graph": (BATCH,)})):
         fast = dsn_kernels.accelerate(model, dtype=networks.DTYPE, backend="cuda", **options)
         x = networks.images(BATCH, model.config).cuda()
         with torch.inference_mode():

@@ -96,7 +96,7 @@ def _install_kernels(faults: set[str]) -> None:
     host_runner.load_simt = lambda: built
     real, run = dsn_kernels.accelerate, host_runner.HostRunner.forward
 
-    def accelerate(model: Any, dtype: Any, backend: str, graph: Any = False) -> Any:
+    def accelerate(model: Any, dtype: Any, backend: str, cuda_graph: Any = False) -> Any:
         return real(model, dtype=dtype, backend="simt" if backend == "cuda" else backend)
 
     def faulty(self: Any, *inputs: Any) -> Any:

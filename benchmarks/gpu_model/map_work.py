@@ -97,7 +97,7 @@ class Cuts:
             1 if one launch runs the whole block.
         convs: of each convolution: rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down,
             depth, blocks of a multiprocessor, tiles side by side that a block walks (0: any), 1 if chosen inputs are
-            read in their places, stages of shared memory, blocks that share a tile's input out, more than 0 if what
+            read in their places, slots of shared memory, blocks that share a tile's input out, more than 0 if what
             results are added to is copied beside the input, samples of a tile.
         stages: of residual units that one launch does: first instruction, one past its last, and of each map: buffer,
             units, rows of a block, blocks over rows and over columns, tiles of a warp each way, warps that share a
@@ -168,7 +168,7 @@ def conv2d(
     all are multiplied.
     """
     rows, width, down, across, block_columns, column_blocks, warp_tiles, _, depth, resident, walk, scattered = cut[:12]
-    stages, split, old_stride, pack = cut[12:]
+    slots, split, old_stride, pack = cut[12:]
     _, height, columns = graph.maps[node.dst]
     source, window = graph.maps[node.src], node.window
     tiles = [
@@ -227,7 +227,7 @@ def conv2d(
         warps=-(-pack * rows * width // _WARP_ROWS) * -(-block_columns // (8 * warp_tiles)),
         step=2 * warp_tiles,
         passes=-(-up(-(-deepest // split), _STEP) // (depth * GROUP)),
-        ahead=0 if gathers else max(1, stages - 1),
+        ahead=0 if gathers else max(1, slots - 1),
         resident=resident,
         split=split,
         adds=warp_tiles // 2 if node.accumulate and not old_stride else 0,

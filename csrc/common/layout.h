@@ -52,7 +52,7 @@ struct Shape {
 
 struct Field {
   const char* name = "";
-  int64_t offset = 0;  // in floats, from the start of the unit
+  int64_t offset = 0;  // in floats from where the layout begins
   Shape shape;         // an empty field has a zero in its shape
 };
 

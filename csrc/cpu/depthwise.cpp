@@ -10,9 +10,9 @@ namespace {
 using namespace listed;
 
 // Pixels of the output and neighbouring channels that are worked on at a time: what they read stays in the second
-// cache. The channels of a tile are neighbours in memory, so it is read and written a few runs of pixels at a time for
-// all of these channels.
-constexpr int64_t kBandPixels = 512, kBandChannels = 16, kRuns = 16;
+// cache. The channels of a tile are neighbours in memory, so it is read and written a few ranges of pixels at a time
+// for all of these channels.
+constexpr int64_t kBandPixels = 512, kBandChannels = 16, kRanges = 16;
 
 // How some rows of a channel's map are laid out for the window. With stride s it falls into s x s planes, of every s-th
 // row and column from one of the first s on, or fewer where the window has fewer; zeros stand around the map. A
@@ -47,12 +47,13 @@ class Planes {
       }
     });
     for_pieces(to, [&](int64_t pixel, int64_t y, int64_t first, int64_t count) {
-      while (static_cast<int64_t>(first_run_.size()) <= y) first_run_.push_back(runs_.size());
-      runs_.push_back({static_cast<int>(y * width_ + first),
-                       static_cast<int>(pixel / kTile * to.channels * kTile + pixel % kTile), static_cast<int>(count)});
+      while (static_cast<int64_t>(first_range_.size()) <= y) first_range_.push_back(ranges_.size());
+      ranges_.push_back({static_cast<int>(y * width_ + first),
+                         static_cast<int>(pixel / kTile * to.channels * kTile + pixel % kTile),
+                         static_cast<int>(count)});
     });
     first_fill_.push_back(fills_.size());
-    first_run_.push_back(runs_.size());
+    first_range_.push_back(ranges_.size());
     size_ = round_up(down * across * rows * width_, kAlign) + kAlign;
     values_.resize(std::min(in.in_channels, kBandChannels) * size_ + kTile);  // whole vectors are read
   }
@@ -80,8 +81,8 @@ class Planes {
   const float* at(int64_t channel, int64_t first) const { return values_.data() + channel * size_ - first * width_; }
 
   // Of rows [first, last) of the output, from a plane.
-  std::span<const Run> runs(int64_t first, int64_t last) const {
-    return {runs_.data() + first_run_[first], first_run_[last] - first_run_[first]};
+  std::span<const PixelRange> ranges(int64_t first, int64_t last) const {
+    return {ranges_.data() + first_range_[first], first_range_[last] - first_range_[first]};
   }
 
   const int64_t band;     // rows of the output at a time
@@ -102,11 +103,11 @@ class Planes {
   }
 
   const Instruction& in_;
-  const int64_t reach_;                         // rows of the source that a window spans
-  const int64_t width_;                         // of a plane
-  std::vector<Run> fills_, runs_;               // fills: from the source to a plane, there every stride-th pixel
-  std::vector<size_t> first_fill_, first_run_;  // of each row of the source, of the output, and behind the last
-  std::vector<float> values_;                   // of a few channels, [channel][size]
+  const int64_t reach_;                           // rows of the source that a window spans
+  const int64_t width_;                           // of a plane
+  std::vector<PixelRange> fills_, ranges_;        // fills: from the source to a plane, there every stride-th pixel
+  std::vector<size_t> first_fill_, first_range_;  // of each row of the source, of the output, and behind the last
+  std::vector<float> values_;                     // of a few channels, [channel][size]
   int64_t size_;
 };
 
@@ -129,17 +130,17 @@ void run_depthwise(Worker& w, const Instruction& in) {
   const int64_t chunks = ceil_div(in.in_channels, kBandChannels);
   w.team().phase(ceil_div(to.height, planes.band) * chunks, [&](int64_t i) {
     const int64_t first = i / chunks * planes.band, last = std::min(first + planes.band, to.height);
-    const std::span<const Run> runs = planes.runs(first, last);
+    const std::span<const PixelRange> ranges = planes.ranges(first, last);
     const int64_t begin = i % chunks * kBandChannels, end = std::min(begin + kBandChannels, in.in_channels);
     planes.fill(w.state(in.src) + in.src_offset * kTile, holds.data(), begin, end - begin, first, last);
-    for (size_t done = 0; done < runs.size(); done += kRuns)
+    for (size_t done = 0; done < ranges.size(); done += kRanges)
       for (int64_t c = begin; c < end; ++c) {
         Slide own = s;
         own.plane = planes.at(c - begin, first);
         own.weight = p[kWeight] + c;
         own.bias = p[kBias][c];
-        own.runs = runs.data() + done;
-        own.run_count = static_cast<int>(std::min<size_t>(runs.size() - done, kRuns));
+        own.ranges = ranges.data() + done;
+        own.range_count = static_cast<int>(std::min<size_t>(ranges.size() - done, kRanges));
         own.dst = w.state(in.dst) + (in.out_offset + c) * kTile;
         w.kernel.slide(own);
       }

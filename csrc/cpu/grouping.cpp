@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <mutex>
 #include <numeric>
 
 #include "kernels.h"
@@ -76,9 +75,6 @@ double read_seconds(std::vector<float>& far, int64_t tiles, int64_t tiles_near) 
   });
 }
 
-std::mutex mutex;
-Costs known;
-
 }  // namespace
 
 Costs measure_costs() {
@@ -92,16 +88,6 @@ Costs measure_costs() {
           .reload = std::max(0.0, read_seconds(far, tiles, tiles) - read)};
 }
 
-Costs costs() {
-  std::lock_guard lock(mutex);
-  return known;
-}
-
-void set_costs(const Costs& measured) {
-  std::lock_guard lock(mutex);
-  known = measured;
-}
-
 ByPattern::ByPattern(const uint8_t* gates, int64_t samples, int64_t count) : order(static_cast<size_t>(samples)) {
   std::iota(order.begin(), order.end(), 0);
   auto compare = [&](int64_t a, int64_t b) {
@@ -111,13 +97,13 @@ ByPattern::ByPattern(const uint8_t* gates, int64_t samples, int64_t count) : ord
   for (size_t i = 0; i < order.size(); ++i) patterns += i == 0 || compare(order[i - 1], order[i]) != 0;
 }
 
-int group_size(const CompiledPlan& compiled, int64_t sample_bytes, double run) {
-  const Costs cost = costs();
+int group_size(const CompiledPlan& compiled, int64_t sample_bytes, double alike) {
+  const Costs& cost = compiled.plan.costs;
   if (!compiled.plan.needs_masks && sample_bytes <= second_cache()) return 1;
   int best = 1;
   double least = 0;
   for (int group = 1; group <= kLargest && (group == 1 || group * sample_bytes <= kMemory); group *= 2) {
-    const double packings = 1 / std::min<double>(run, group);
+    const double packings = 1 / std::min<double>(alike, group);
     double seconds = static_cast<double>(compiled.weight_bytes()) * cost.fetch / group +
                      static_cast<double>(compiled.chosen_bytes) * cost.pack * packings;
     // A step finds what the one before has left, unless that was pushed out by the other samples.

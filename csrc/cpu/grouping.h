@@ -10,8 +10,6 @@
 namespace dsn::cpu {
 
 Costs measure_costs();
-Costs costs();
-void set_costs(const Costs& measured);
 
 // A batch's samples with those of equal gates next to each other.
 struct ByPattern {
@@ -20,8 +18,8 @@ struct ByPattern {
   int64_t patterns = 0;  // different ones
 };
 
-// How many samples a thread does best to take side by side, where `run` neighbours have equal gates on average; one if
-// that keeps a sample's state in the second cache. sample_bytes: working memory of one.
-int group_size(const CompiledPlan& plan, int64_t sample_bytes, double run);
+// How many samples a thread does best to take side by side, where `alike` neighbours have equal gates on average; one
+// if that keeps a sample's state in the second cache. sample_bytes: working memory of one.
+int group_size(const CompiledPlan& plan, int64_t sample_bytes, double alike);
 
 }  // namespace dsn::cpu

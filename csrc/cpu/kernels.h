@@ -75,13 +75,13 @@ struct WinogradGroup {
 };
 
 // `count` pixels side by side, from a plane of one channel and of its output: where they begin in either.
-struct Run {
+struct PixelRange {
   int from, to, count;
 };
 
 // One channel of a depthwise convolution:
 //   dst[to + i] = activation(bias + sum over taps t of weight[t * weight_stride] * plane[from + offset[t] + i])
-// for all pixels of the runs; behind each of a run's pixels in the plane lies a vector more.
+// for all pixels of the ranges; behind each of a range's pixels in the plane lies a vector more.
 struct Slide {
   const float* plane;
   const int* offset;
@@ -90,8 +90,8 @@ struct Slide {
   int taps;
   float bias;
   Activation activation;
-  const Run* runs;
-  int run_count;
+  const PixelRange* ranges;
+  int range_count;
   float* dst;
 };
 

@@ -253,12 +253,12 @@ static void slide_window(const Slide& s) {
     }
     return activate(total, s.activation);
   };
-  for (const Run* run = s.runs; run < s.runs + s.run_count; ++run) {
-    const float* from = s.plane + run->from;
-    float* to = s.dst + run->to;
+  for (const PixelRange* range = s.ranges; range < s.ranges + s.range_count; ++range) {
+    const float* from = s.plane + range->from;
+    float* to = s.dst + range->to;
     int i = 0;
-    for (; i + kLanes <= run->count; i += kLanes) store(to + i, values(from + i));
-    if (i < run->count) store_first(to + i, values(from + i), run->count - i);
+    for (; i + kLanes <= range->count; i += kLanes) store(to + i, values(from + i));
+    if (i < range->count) store_first(to + i, values(from + i), range->count - i);
   }
 }
 

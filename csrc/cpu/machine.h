@@ -1,5 +1,5 @@
 // What the CPU kernels and their packed layouts know of a machine: measured with AVX-512, where not said otherwise. The
-// second cache's true size is asked of the system, and what grouping samples costs is measured on each machine.
+// second cache's true size is asked of the system, and what grouping samples costs is measured and told in the plan.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +16,5 @@ constexpr struct {
 } kRowBlocks[] = {{12, 1.0}, {11, 1.02}, {10, 1.0}, {9, 1.02}, {8, 1.05}, {7, 1.08}, {6, 1.15}, {5, 1.25}, {4, 1.3}};
 
 constexpr double kWinogradCost = 1.25;  // of one of Winograd's products: a fifth of the time is the way there and back
-
-// Seconds per byte; what holds until a machine has been measured.
-struct Costs {
-  double fetch = 4e-11;   // of weights that are not in the second cache
-  double pack = 4e-11;    // of weights of which a mask chooses some
-  double reload = 1e-11;  // of maps that are not in the second cache, while a convolution reads them
-};
 
 }  // namespace dsn

@@ -200,13 +200,13 @@ void run_batch(Batch& batch) {
   const int64_t singles = batch.size - shared;
   const MemoryMap alone(batch.compiled, 1), together(batch.compiled, threads);
   if (singles > 1) {
-    double run = 1;
+    double alike = 1;
     if (batch.compiled.plan.needs_masks) {  // all gates are known by now
       ByPattern sorted(batch.first.taken, batch.size, batch.plan.gates);
-      run = static_cast<double>(batch.size) / static_cast<double>(sorted.patterns);
+      alike = static_cast<double>(batch.size) / static_cast<double>(sorted.patterns);
       batch.order = std::move(sorted.order);
     }
-    batch.group = group_size(batch.compiled, alone.sample * 4, run);
+    batch.group = group_size(batch.compiled, alone.sample * 4, alike);
   }
   const int group = batch.group;
 

@@ -56,7 +56,7 @@ struct Sample {
 // A timed step leaves, for each thread, when it began and ended in nanoseconds of the steady clock, and its MACs.
 constexpr int kSpanFields = 3;
 
-// The packed weights of one unit, by field.
+// Packed weights by field.
 struct Packed {
   const float* base;
   const Layout& layout;
@@ -156,7 +156,7 @@ class Worker {
     tile.block_stride = in * taps * tile.row_block;
   }
 
-  // The weights of an instruction's only unit.
+  // The weights of an instruction that has one layout.
   Packed packed(const Instruction& in) const {
     return {weights + in.weights, compiled.layouts[&in - plan.code.data()].front()};
   }

@@ -6,7 +6,7 @@
 namespace dsn::cuda {
 namespace {
 
-using Runs = std::vector<ChannelRun>;
+using Ranges = std::vector<ChannelRange>;
 
 // Whether the chosen filters of convolution i may be stored side by side: every reader goes by the same mask.
 bool read_by_mask(const Plan& plan, size_t i) {
@@ -22,36 +22,36 @@ bool read_by_mask(const Plan& plan, size_t i) {
 }
 
 // Replaces what lies behind the first `offset` channels.
-void write(Runs& runs, int64_t offset, const Runs& written) {
+void write(Ranges& ranges, int64_t offset, const Ranges& written) {
   int64_t kept = 0;
   size_t count = 0;
-  for (; count < runs.size() && kept < offset; ++count) {
-    runs[count].channels = static_cast<int32_t>(std::min<int64_t>(runs[count].channels, offset - kept));
-    kept += runs[count].channels;
+  for (; count < ranges.size() && kept < offset; ++count) {
+    ranges[count].channels = static_cast<int32_t>(std::min<int64_t>(ranges[count].channels, offset - kept));
+    kept += ranges[count].channels;
   }
-  runs.resize(count);
-  if (kept < offset) runs.push_back({static_cast<int32_t>(offset - kept)});
-  runs.insert(runs.end(), written.begin(), written.end());
+  ranges.resize(count);
+  if (kept < offset) ranges.push_back({static_cast<int32_t>(offset - kept)});
+  ranges.insert(ranges.end(), written.begin(), written.end());
 }
 
-ChannelRun run_of(int64_t channels, int64_t gate) {
+ChannelRange range_of(int64_t channels, int64_t gate) {
   return {static_cast<int32_t>(channels), static_cast<int32_t>(gate)};
 }
 
-bool begins_with(const Runs& all, const Runs& first) {
+bool begins_with(const Ranges& all, const Ranges& first) {
   return all.size() >= first.size() && std::equal(first.begin(), first.end(), all.begin());
 }
 
-// The list that begins with these runs, a new one if there is none; of channels that are always live, none.
-Listed find_list(std::vector<ChannelList>& lists, const Runs& runs) {
-  const auto gated = [](const ChannelRun& run) { return run.gate >= 0; };
-  if (std::none_of(runs.begin(), runs.end(), gated)) return {};
+// The list that begins with these ranges, a new one if there is none; of channels that are always live, none.
+Listed find_list(std::vector<ChannelList>& lists, const Ranges& ranges) {
+  const auto gated = [](const ChannelRange& range) { return range.gate >= 0; };
+  if (std::none_of(ranges.begin(), ranges.end(), gated)) return {};
   for (size_t l = 0; l < lists.size(); ++l) {
-    if (begins_with(runs, lists[l].runs)) lists[l].runs = runs;
-    if (begins_with(lists[l].runs, runs)) return {static_cast<int>(l), static_cast<int>(runs.size())};
+    if (begins_with(ranges, lists[l].ranges)) lists[l].ranges = ranges;
+    if (begins_with(lists[l].ranges, ranges)) return {static_cast<int>(l), static_cast<int>(ranges.size())};
   }
-  lists.push_back({runs});
-  return {static_cast<int>(lists.size()) - 1, static_cast<int>(runs.size())};
+  lists.push_back({ranges});
+  return {static_cast<int>(lists.size()) - 1, static_cast<int>(ranges.size())};
 }
 
 }  // namespace
@@ -60,19 +60,19 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
   convs.resize(plan.code.size());
   inputs.resize(plan.code.size());
   filters.resize(plan.code.size());
-  std::vector<Runs> live(states.size());
+  std::vector<Ranges> live(states.size());
   std::vector<int64_t> packed_by(states.size(), -1);
   std::vector<bool> rectified(states.size(), false);  // nothing below zero
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
     switch (in.op) {
       case Op::kLoad:
-        write(live[in.dst], 0, {run_of(in.in_channels, in.out_mask)});
+        write(live[in.dst], 0, {range_of(in.in_channels, in.out_mask)});
         break;
       case Op::kStem:
       case Op::kTransition:
       case Op::kSubsample:
-        write(live[in.dst], 0, {run_of(in.out_channels, -1)});
+        write(live[in.dst], 0, {range_of(in.out_channels, -1)});
         break;
       case Op::kHead:
         inputs[i] = find_list(lists, live[in.src]);
@@ -81,12 +81,12 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
         break;
     }
     if (has(in.op, kWindowed)) {  // a pool's channel holds data if its source does and its own mask is on
-      Runs found = has(in.op, kPasses) ? live[in.src] : Runs{run_of(in.in_channels, -1)};
+      Ranges found = has(in.op, kPasses) ? live[in.src] : Ranges{range_of(in.in_channels, -1)};
       int64_t gate = in.out_mask;
-      for (ChannelRun& run : found) {
+      for (ChannelRange& range : found) {
         if (gate < 0) break;
-        (run.gate < 0 ? run.gate : run.both) = static_cast<int32_t>(gate);
-        gate += run.channels;
+        (range.gate < 0 ? range.gate : range.both) = static_cast<int32_t>(gate);
+        gate += range.channels;
       }
       write(live[in.dst], in.out_offset, found);
     }
@@ -100,34 +100,34 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
     check(packed_by[in.src] < 0 || packed_by[in.src] == in.in_mask, op,
           ": a convolution of the plan reads by another mask than its input was written by; GPU kernels do not");
     if (packed_by[in.src] >= 0) {
-      inputs[i] = find_list(lists, {run_of(in.in_channels, in.in_mask)});
+      inputs[i] = find_list(lists, {range_of(in.in_channels, in.in_mask)});
     } else if (in.flags & kLive) {
       inputs[i] = find_list(lists, live[in.src]);
       step.scattered = true;
     }
     if (in.out_mask >= 0) {
-      filters[i] = find_list(lists, {run_of(in.out_channels, in.out_mask)});
+      filters[i] = find_list(lists, {range_of(in.out_channels, in.out_mask)});
       step.packed = !adds && in.out_offset == 0 && read_by_mask(plan, i);
       step.off_look = !step.packed && (!adds || (relu && !rectified[in.dst]));
     }
     if (!adds) {
       if (in.out_offset == 0) packed_by[in.dst] = step.packed ? in.out_mask : -1;
-      write(live[in.dst], in.out_offset, {run_of(in.out_channels, in.out_mask)});
+      write(live[in.dst], in.out_offset, {range_of(in.out_channels, in.out_mask)});
     }
     const bool whole = in.out_offset == 0 && in.out_channels == plan.buffers[in.dst].channels && in.only_if < 0;
     rectified[in.dst] = relu && (whole || rectified[in.dst]);
   }
   if (lists.empty()) return;
   for (ChannelList& list : lists) {
-    const auto runs = static_cast<int64_t>(list.runs.size());
-    check(list.channels() < 65536 && runs <= kRunsAtOnce, op,
-          ": a map of the plan has more than 65,535 channels, or more than ", kRunsAtOnce,
+    const auto ranges = static_cast<int64_t>(list.ranges.size());
+    check(list.channels() < 65536 && ranges <= kRangesAtOnce, op,
+          ": a map of the plan has more than 65,535 channels, or more than ", kRangesAtOnce,
           " convolutions wrote it by masks");
-    list.at = list_stride, list.first_run = run_count;
-    list_stride += round_up(list.channels(), kListPiece), run_count += runs;
+    list.at = list_stride, list.first_range = range_count;
+    list_stride += round_up(list.channels(), kListPiece), range_count += ranges;
   }
   lists_at = reserve(batch * list_stride * 2);
-  counts_at = reserve(batch * run_count * 4);
+  counts_at = reserve(batch * range_count * 4);
 }
 
 // Samples with equal masks behind one another let a block gather a convolution's weights once for all that it walks.
@@ -138,7 +138,7 @@ void Schedule::place_groups(const Plan& plan, Element element, int64_t batch, co
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
     const ConvTile& t = convs[i].tile;
-    if (!convs[i].walk || t.stages > 1) continue;
+    if (!convs[i].walk || t.slots > 1) continue;
     const double samples = static_cast<double>(convs[i].walk) / t.tiles();  // of a block
     const double weights = static_cast<double>(in.taps * in.in_channels * t.block_columns * bytes_of(element));
     const double blocks = static_cast<double>(batch * t.blocks()) / convs[i].walk;

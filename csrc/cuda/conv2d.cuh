@@ -47,10 +47,10 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
           (sample * window.cells() + own / work.tile.columns * hop * window.columns + own % work.tile.columns * hop) *
           p.cell_stride;
     }
-  // Each pass has a stage of shared memory; all but one of them land while a pass is multiplied.
-  const int stage_size = p.stage_bytes / static_cast<int>(sizeof(T)), ahead = max(1, p.stages - 1);
+  // Each pass has a slot of shared memory; all but one of them land while a pass is multiplied.
+  const int slot_size = p.slot_bytes / static_cast<int>(sizeof(T)), ahead = max(1, p.slots - 1);
   auto stage = [&](int first, int at) {
-    if (at >= p.stages * stage_size) at -= p.stages * stage_size;
+    if (at >= p.slots * slot_size) at -= p.slots * slot_size;
     const int count = min(p.depth, work.end_group - first);
     if (count > 0) {
       stage_cells<T>(p, work, first, count, cells + at);
@@ -58,7 +58,7 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
     }
     ptx::cp_async_commit();
   };
-  for (int i = 0; i < ahead; ++i) stage(work.first_group + i * p.depth, i * stage_size);
+  for (int i = 0; i < ahead; ++i) stage(work.first_group + i * p.depth, i * slot_size);
   int at = 0;
   for (int first = work.first_group; first < work.end_group; first += p.depth) {
     const int count = min(p.depth, work.end_group - first);
@@ -67,7 +67,7 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
     else
       ptx::cp_async_wait<1>();
     __syncthreads();  // the pass is there, and nobody reads the one before it any more
-    stage(first + ahead * p.depth, at + ahead * stage_size);
+    stage(first + ahead * p.depth, at + ahead * slot_size);
     operands.cells = cells + at;
     operands.weights.base = staged + at;
     auto multiply_pass = [&](Accumulator<kConvRows, kNt>& sums) {
@@ -94,7 +94,7 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
         multiply_pass(d);
       }
     }
-    at = at + stage_size == p.stages * stage_size ? 0 : at + stage_size;
+    at = at + slot_size == p.slots * slot_size ? 0 : at + slot_size;
   }
   if (work.first_group < work.end_group) return;
   ptx::cp_async_wait<0>();  // the bias, where nothing is multiplied

@@ -19,13 +19,13 @@ int64_t cells_of(const ConvTile& t, const Instruction& in) {
   return t.pack * ((t.rows - 1) * in.stride + kernel.rows) * ((t.columns - 1) * in.stride + kernel.columns);
 }
 
-// Where everything lies for passes of `depth` groups in so many stages, of `groups` that a block multiplies; false if
+// Where everything lies for passes of `depth` groups in so many slots, of `groups` that a block multiplies; false if
 // it does not fit. `channels`: of the destination, padded.
-bool place_conv(ConvTile& t, const Instruction& in, int64_t channels, int64_t groups, int64_t depth, int stages,
+bool place_conv(ConvTile& t, const Instruction& in, int64_t channels, int64_t groups, int64_t depth, int slots,
                 Element element, int64_t room) {
-  const int64_t size = bytes_of(element), all = conv2d_unit::groups(in.src_offset % kGroup, in.in_channels);
+  const int64_t size = bytes_of(element), all = packed_conv2d::groups(in.src_offset % kGroup, in.in_channels);
   t.depth = static_cast<int>(depth);
-  t.stages = depth < groups ? stages : 1;
+  t.slots = depth < groups ? slots : 1;
   t.cell_stride = cell_stride(depth * kGroup, element);
   const int64_t cells = round_up(cells_of(t, in) * t.cell_stride * size, 16);
   const int64_t weights = round_up(in.taps * depth * (t.block_columns * kGroup + kConvPadding) * size, 16);
@@ -46,9 +46,9 @@ bool place_conv(ConvTile& t, const Instruction& in, int64_t channels, int64_t gr
   at += round_up(pixels_of(t) * t.old_stride * size, 16);
   t.at_cells = static_cast<int>(at);
   t.at_weights = static_cast<int>(at + cells);
-  t.stage_bytes = static_cast<int>(cells + weights);
+  t.slot_bytes = static_cast<int>(cells + weights);
   const int64_t sums = t.split > 1 ? int64_t{kThreads} * 2 * t.warp_tiles * 4 * 4 : 0;  // of the cluster's blocks
-  at += std::max(t.stages * (cells + weights), sums);
+  at += std::max(t.slots * (cells + weights), sums);
   t.shared_bytes = static_cast<int>(at);
   return at <= room;
 }
@@ -70,7 +70,7 @@ double launch_clocks(const ConvTile& t, const Instruction& in, int64_t groups, E
   const double rate = std::min(1.0, fullest * step / (kStepClocks + step));
   const double multiplied = fullest * steps * step;
   const double loaded = (warps * steps * (4 + t.warp_tiles) * fragment + copied) / kSharedRate;
-  const auto passes = static_cast<double>(ceil_div(groups, t.depth)), ahead = std::max(1.0, t.stages - 1.0);
+  const auto passes = static_cast<double>(ceil_div(groups, t.depth)), ahead = std::max(1.0, t.slots - 1.0);
   const double waits = std::max(0.0, passes - ahead) / ahead * kTripClocks;
   const double trips =
       1 + (t.split > 1 ? 2 + t.split / 4.0 : 0) + (in.flags & kAccumulate && !old ? t.warp_tiles / 2 : 0);
@@ -85,7 +85,7 @@ double launch_clocks(const ConvTile& t, const Instruction& in, int64_t groups, E
 ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element element, int64_t batch,
                           const Machine& machine) {
   const int64_t columns = columns_of(in.out_channels),
-                groups = conv2d_unit::groups(in.src_offset % kGroup, in.in_channels);
+                groups = packed_conv2d::groups(in.src_offset % kGroup, in.in_channels);
   const int64_t channels = groups_of(to.channels) * kGroup;
   const int size = static_cast<int>(bytes_of(element));
   const bool plain = !has_chosen(in) && !(in.flags & kPool);
@@ -97,10 +97,10 @@ ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element e
     const int resident = std::min(kResident, conv_residency(size, t.warp_tiles));
     const int64_t room = machine.shared_bytes / resident - kReservedBytes;
     bool fits = false;
-    for (int stages = 2; stages <= 3; ++stages) {
+    for (int slots = 2; slots <= 3; ++slots) {
       int64_t depth = std::min(own, kMostDepth);
-      while (depth > 4 && !place_conv(t, in, channels, own, depth, stages, element, room)) depth -= 4;
-      if (!place_conv(t, in, channels, own, depth, stages, element, machine.shared_bytes)) continue;
+      while (depth > 4 && !place_conv(t, in, channels, own, depth, slots, element, room)) depth -= 4;
+      if (!place_conv(t, in, channels, own, depth, slots, element, machine.shared_bytes)) continue;
       fits = true;
       t.column_blocks = static_cast<int>(ceil_div(columns, t.block_columns));
       t.resident = std::clamp(machine.shared_bytes / (t.shared_bytes + kReservedBytes), 1, resident);

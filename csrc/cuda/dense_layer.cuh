@@ -81,8 +81,8 @@ struct GatheredOperands {
 
 // BN-ReLU-1x1-BN-ReLU of tile and halo into the 3x3's input, a zero frame around it where the map ends.
 template <class T, int kMt, int kNt, bool kExact>
-__device__ inline void reduce_stage(const DenseLayerParams& p, const Tile& tile, const T* state, int steps,
-                                    const GroupRef* groups, const float* bias, T* mid) {
+__device__ inline void reduce_tile(const DenseLayerParams& p, const Tile& tile, const T* state, int steps,
+                                   const GroupRef* groups, const float* bias, T* mid) {
   const int width = p.source.width, height = p.source.height;
   const int quads = p.reduce_columns / kGroup;
   for (int i = threadIdx.x; i < tile.cells() * quads; i += blockDim.x) {
@@ -225,11 +225,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kLeastBlocks : 0)
   block.clear_sums(p.conv_columns);
   __syncthreads();
   const T* state = static_cast<const T*>(p.source.data) + sample * p.source.sample_stride;
-  reduce_stage<T, 2, kReduceTiles, kExact>(p, tile, state, live.groups / 4, block.groups, block.bias, block.mid);
+  reduce_tile<T, 2, kReduceTiles, kExact>(p, tile, state, live.groups / 4, block.groups, block.bias, block.mid);
   if constexpr (kExact) ptx::cp_async_wait<0>();
   __syncthreads();
-  convolve_stage<T, 2, kConvTiles, kExact, 9>(tile, block.mid, p.mid_stride, weights, p.conv_columns, block.sums,
-                                              SliceWriter<T>(p, tile, sample));
+  convolve_tile<T, 2, kConvTiles, kExact, 9>(tile, block.mid, p.mid_stride, weights, p.conv_columns, block.sums,
+                                             SliceWriter<T>(p, tile, sample));
   const unsigned long long macs =
       static_cast<unsigned long long>(tile.pixels()) * p.bottleneck * (live.channels + 9 * p.growth);
   block.end(p.conv_columns, macs);
@@ -253,10 +253,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kLeastBlocks : kLea
   __syncthreads();
   const T* before = static_cast<const T*>(p.source.data) + state_offset(p.source, sample, live.taken);
   T* after = static_cast<T*>(p.out) + state_offset(p.source, sample, live.taken + 1);
-  reduce_stage<T, 1, kTiles, false>(p, tile, before, live.groups / 4, block.groups, block.bias, block.mid);
+  reduce_tile<T, 1, kTiles, false>(p, tile, before, live.groups / 4, block.groups, block.bias, block.mid);
   __syncthreads();
   const Weights<T> conv{static_cast<const T*>(p.conv), p.reduce_columns / kGroup, p.conv_columns * kGroup};
-  convolve_stage<T, 1, kTiles, false, 9, kUnrolled<T, 3>>(
+  convolve_tile<T, 1, kTiles, false, 9, kUnrolled<T, 3>>(
       tile, block.mid, p.mid_stride, conv, p.conv_columns, nullptr, [&](int row, int n, float v0, float v1) {
         store_pair<T>(wide, row * p.wide_stride + n, relu(v0 + p.conv_bias[n]), relu(v1 + p.conv_bias[n + 1]));
         return float2{0, 0};
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kLeastBlocks : kLea
   __syncthreads();
   const Weights<T> expand{static_cast<const T*>(p.expand), p.conv_columns / kGroup, p.expand_columns * kGroup};
   const int channels = p.source.first_groups * kGroup;
-  convolve_stage<T, 1, kTiles, false, 1, kUnrolled<T, 3>>(
+  convolve_tile<T, 1, kTiles, false, 1, kUnrolled<T, 3>>(
       tile, wide, p.wide_stride, expand, p.expand_columns, block.sums, [&](int row, int n, float v0, float v1) {
         if (n >= channels) return float2{0, 0};
         const int pixel = (tile.y + row / tile.columns) * p.source.width + tile.x + row % tile.columns;

@@ -22,17 +22,17 @@ __global__ void __launch_bounds__(kThreadCount) filter_lists_kernel(const __grid
   for (int l = threadIdx.x / 32; l < p.count; l += kThreadCount / 32) {
     uint16_t* list = p.lists + static_cast<int64_t>(sample) * p.list_stride + p.list[l].at;
     int count = 0, channel = 0;
-    for (int r = p.list[l].first_run; r < p.list[l].first_run + p.list[l].runs; ++r) {
-      const ChannelRun& run = p.run[r];
-      for (int first = 0; first < run.channels; first += 32) {
+    for (int r = p.list[l].first_range; r < p.list[l].first_range + p.list[l].ranges; ++r) {
+      const ChannelRange& range = p.range[r];
+      for (int first = 0; first < range.channels; first += 32) {
         const int i = first + lane;
-        const bool chosen = i < run.channels && (run.gate < 0 || masks[run.gate + i] != 0) &&
-                            (run.both < 0 || masks[run.both + i] != 0);
+        const bool chosen = i < range.channels && (range.gate < 0 || masks[range.gate + i] != 0) &&
+                            (range.both < 0 || masks[range.both + i] != 0);
         const unsigned chosen_lanes = __ballot_sync(kAllLanes, chosen);
         if (chosen) list[count + __popc(chosen_lanes & ((1u << lane) - 1))] = static_cast<uint16_t>(channel + i);
         count += __popc(chosen_lanes);
       }
-      channel += run.channels;
+      channel += range.channels;
       if (lane == 0) p.counts[static_cast<int64_t>(sample) * p.count_stride + r] = count;
     }
   }

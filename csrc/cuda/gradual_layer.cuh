@@ -48,7 +48,7 @@ struct GradualBlock {
   }
   template <int kTaps, class Visit>
   __device__ void convolve(const T* cells, int stride, int32_t weight, int groups, int columns, Visit visit) const {
-    convolve_stage<T, 1, kGradualTiles, false, kTaps>(
+    convolve_tile<T, 1, kGradualTiles, false, kTaps>(
         tile, cells, stride, Weights<T>{field<T>(weight), groups, columns * kGroup}, columns, nullptr, visit);
   }
 

@@ -1,7 +1,7 @@
 // How the GPU kernels' weights and states lie in memory. Plain C++: the schedule, the kernels' parameters and, through
 // pybind11, the Python code that packs read it from here.
 //
-// Channels come in groups of four, the unit a lane loads at once. A sample's state is its first channels,
+// Channels come in groups of four, which a lane loads at once. A sample's state is its first channels,
 // [pixel][channel], then one slice, [pixel][channel], for each layer: a layer's write is one contiguous piece, and a
 // skipped slice is not read. First channels and slices are padded to whole groups; the padding holds zeros.
 //
@@ -31,7 +31,7 @@ struct Channels {
 
 struct PackedField {
   const char* name = "";
-  int64_t offset = 0;  // in bytes from the start of the unit
+  int64_t offset = 0;  // in bytes from where the layout begins
   Shape shape;
   bool wide = false;  // float32 whatever the element
 };
@@ -48,7 +48,7 @@ struct PackedLayout {
 };
 
 // A block's gates, a row for each layer over all channels of the block, zero beyond the layer's input.
-namespace gates_unit {
+namespace packed_gates {
 enum { kWeight, kBias };
 inline PackedLayout layout(const Channels& out, int64_t layers) {
   PackedLayout l;
@@ -56,10 +56,10 @@ inline PackedLayout layout(const Channels& out, int64_t layers) {
   l.add("gate_bias", {layers}, true);
   return l;
 }
-}  // namespace gates_unit
+}  // namespace packed_gates
 
 // One layer; the fields are those of dsn::dense_layer. `norm` holds scale and shift of each group.
-namespace layer_unit {
+namespace packed_layer {
 enum { kNorm, kReduce, kReduceBias, kConstants, kConv, kConvBias, kExpand };
 inline PackedLayout layout(const Channels& in, int64_t growth, int64_t bottleneck, Merge merge, Element element) {
   const bool add = merge == Merge::kAdd;
@@ -75,10 +75,10 @@ inline PackedLayout layout(const Channels& in, int64_t growth, int64_t bottlenec
   l.add("expand", add ? Shape{1, columns_of(bottleneck) / kGroup, columns_of(in.first), kGroup} : Shape{0});
   return l;
 }
-}  // namespace layer_unit
+}  // namespace packed_layer
 
 // The guide's groups follow the source's.
-namespace transition_unit {
+namespace packed_transition {
 enum { kNorm, kWeight, kConstants };
 inline PackedLayout layout(const Channels& source, const Channels& guide, int64_t out, Element element) {
   PackedLayout l{element};
@@ -88,10 +88,10 @@ inline PackedLayout layout(const Channels& source, const Channels& guide, int64_
   l.add("constants", {source.slices + guide.slices, columns_of(out)}, true);
   return l;
 }
-}  // namespace transition_unit
+}  // namespace packed_transition
 
 // Of a map whose single channels may hold no data (`live`), each of them has constants.
-namespace head_unit {
+namespace packed_head {
 enum { kNorm, kWeight, kBias, kConstants };
 inline PackedLayout layout(const Channels& in, int64_t classes, bool live) {
   PackedLayout l;
@@ -101,10 +101,10 @@ inline PackedLayout layout(const Channels& in, int64_t classes, bool live) {
   l.add("constants", {live ? in.first : in.slices, classes}, true);
   return l;
 }
-}  // namespace head_unit
+}  // namespace packed_head
 
 // A head whose features the gates scale and shift: "path" holds gamma's and beta's column of each gate.
-namespace path_head_unit {
+namespace packed_path_head {
 enum { kNorm, kWeight, kBias, kPath, kPathBias };
 inline PackedLayout layout(const Channels& in, int64_t classes, int64_t gates) {
   PackedLayout l;
@@ -115,22 +115,22 @@ inline PackedLayout layout(const Channels& in, int64_t classes, int64_t gates) {
   l.add("path_bias", {2, in.groups() * kGroup}, true);
   return l;
 }
-}  // namespace path_head_unit
+}  // namespace packed_path_head
 
 // Channels and taps of the image count as one depth, tap fastest, padded to whole k-steps.
-namespace stem_unit {
+namespace packed_stem {
 enum { kWeight };
 inline PackedLayout layout(int64_t in, int64_t out, Element element) {
   PackedLayout l{element};
   l.add("weight", {1, round_up(in * 9, kStep) / kGroup, columns_of(out), kGroup});
   return l;
 }
-}  // namespace stem_unit
+}  // namespace packed_stem
 
 // A convolution of a map from channel `front` of a group on, its batch norm folded in. Where inputs or filters are
 // chosen the weights are there a second time, a filter's neighbour beside it, so that any of them can be gathered; and
 // where inputs that hold no data are normalised, what each of them is, times its weights.
-namespace conv2d_unit {
+namespace packed_conv2d {
 enum { kNorm, kWeight, kSelectable, kBias, kConstants };
 inline int64_t groups(int64_t front, int64_t in) { return round_up(front + in, kStep) / kGroup; }
 inline PackedLayout layout(int64_t front, int64_t in, int64_t out, int64_t taps, bool normalise, bool chosen,
@@ -144,10 +144,10 @@ inline PackedLayout layout(int64_t front, int64_t in, int64_t out, int64_t taps,
   l.add("constants", constants ? Shape{in, columns_of(out)} : Shape{0}, true);
   return l;
 }
-}  // namespace conv2d_unit
+}  // namespace packed_conv2d
 
 // Fields of dsn::listed and dsn::recurrence, float32.
-inline PackedLayout wide_unit(const Layout& fields) {
+inline PackedLayout wide_layout(const Layout& fields) {
   PackedLayout l;
   for (int i = 0; i < fields.count; ++i) l.add(fields.fields[i].name, fields.fields[i].shape, true);
   return l;

@@ -51,36 +51,36 @@ inline void bind_layouts(pybind11::module_& parent) {
                py::arg("product_clocks") = product_clocks(false), py::arg("step_clocks") = kStepClocks,
                py::arg("cluster_clocks") = kClusterClocks, py::arg("launch_seconds") = kLaunchSeconds);
   m.def("gates_layout", [](int64_t first, int64_t slices, int64_t width, int64_t layers) {
-    return describe(gates_unit::layout({first, slices, width}, layers));
+    return describe(packed_gates::layout({first, slices, width}, layers));
   });
   m.def("layer_layout", [](int64_t first, int64_t slices, int64_t width, int64_t growth, int64_t bottleneck,
                            int64_t merge, int64_t element) {
-    return describe(layer_unit::layout({first, slices, width}, growth, bottleneck, static_cast<Merge>(merge),
-                                       static_cast<Element>(element)));
+    return describe(packed_layer::layout({first, slices, width}, growth, bottleneck, static_cast<Merge>(merge),
+                                         static_cast<Element>(element)));
   });
   m.def("transition_layout", [](int64_t first, int64_t slices, int64_t width, int64_t guide_first, int64_t guide_slices,
                                 int64_t guide_width, int64_t out, int64_t element) {
-    return describe(transition_unit::layout({first, slices, width}, {guide_first, guide_slices, guide_width}, out,
-                                            static_cast<Element>(element)));
+    return describe(packed_transition::layout({first, slices, width}, {guide_first, guide_slices, guide_width}, out,
+                                              static_cast<Element>(element)));
   });
   m.def("head_layout", [](int64_t first, int64_t slices, int64_t width, int64_t classes, bool live) {
-    return describe(head_unit::layout({first, slices, width}, classes, live));
+    return describe(packed_head::layout({first, slices, width}, classes, live));
   });
   m.def("path_head_layout", [](int64_t first, int64_t slices, int64_t width, int64_t classes, int64_t gates) {
-    return describe(path_head_unit::layout({first, slices, width}, classes, gates));
+    return describe(packed_path_head::layout({first, slices, width}, classes, gates));
   });
   m.def("stem_layout", [](int64_t in, int64_t out, int64_t element) {
-    return describe(stem_unit::layout(in, out, static_cast<Element>(element)));
+    return describe(packed_stem::layout(in, out, static_cast<Element>(element)));
   });
   m.def("conv2d_layout", [](int64_t front, int64_t in, int64_t out, int64_t taps, bool normalise, bool chosen,
                             bool constants, int64_t element) {
     return describe(
-        conv2d_unit::layout(front, in, out, taps, normalise, chosen, constants, static_cast<Element>(element)));
+        packed_conv2d::layout(front, in, out, taps, normalise, chosen, constants, static_cast<Element>(element)));
   });
   m.def("listed_layout", [](const std::map<std::string, int64_t>& fields) {
-    return describe(wide_unit(listed::layout(instruction_of(fields))));
+    return describe(wide_layout(listed::layout(instruction_of(fields))));
   });
-  m.def("recurrence_layout", [] { return describe(wide_unit(recurrence::layout())); });
+  m.def("recurrence_layout", [] { return describe(wide_layout(recurrence::layout())); });
 }
 
 }  // namespace dsn::cuda

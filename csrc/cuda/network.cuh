@@ -160,11 +160,11 @@ class NetworkRun {
   }
 
   template <class U>
-  const U* weights(int index, int64_t unit, int field) const {
+  const U* weights(int index, int64_t layout, int field) const {
     const std::vector<PackedLayout>& layouts = s_.layouts[index];
     int64_t at = plan_.code[index].weights;
-    for (int64_t u = 0; u < unit; ++u) at += layouts[u].size;
-    return reinterpret_cast<const U*>(call_.weights + at + layouts[unit].fields[field].offset);
+    for (int64_t l = 0; l < layout; ++l) at += layouts[l].size;
+    return reinterpret_cast<const U*>(call_.weights + at + layouts[layout].fields[field].offset);
   }
 
   // Where a field begins, in units of 16 bytes from the call's first weight.
@@ -228,8 +228,8 @@ class NetworkRun {
     g.positions = static_cast<int32_t>(state.channels.groups() * kGroup);
     if (state.block < 0) return p;
     const Instruction& block = plan_.code[state.block];
-    g.weight = weights<float>(state.block, 0, gates_unit::kWeight);
-    g.bias = weights<float>(state.block, 0, gates_unit::kBias);
+    g.weight = weights<float>(state.block, 0, packed_gates::kWeight);
+    g.bias = weights<float>(state.block, 0, packed_gates::kBias);
     g.threshold = call_.thresholds + block.first_gate;
     const bool decides = block.gate != GateKind::kNone;  // a layer without a gate runs whatever is forced
     g.forced = call_.forced && decides ? call_.forced + block.first_gate : nullptr;
@@ -298,7 +298,7 @@ class NetworkRun {
     const int64_t across = ceil_div(columns, kPointwiseTiles * 8);
     StemParams p = from_image<StemParams>(state);
     p.pooling = pooling(index, 0, in.dst, 0, in.out_channels, tiles, tiles * across, 0);
-    p.weight = weights<T>(index, 0, stem_unit::kWeight);
+    p.weight = weights<T>(index, 0, packed_stem::kWeight);
     p.in_channels = static_cast<int32_t>(in.in_channels);
     p.height = static_cast<int32_t>(map.height);
     p.width = static_cast<int32_t>(map.width);
@@ -321,9 +321,9 @@ class NetworkRun {
     p.pooling = pooling(index, 0, in.dst, 0, in.out_channels, tiles, tiles * across, 0);
     p.out = call_.workspace + state.at;
     p.out_stride = state.sample_stride;
-    p.norm = weights<float>(index, 0, transition_unit::kNorm);
-    p.weight = weights<T>(index, 0, transition_unit::kWeight);
-    p.constants = weights<float>(index, 0, transition_unit::kConstants);
+    p.norm = weights<float>(index, 0, packed_transition::kNorm);
+    p.weight = weights<T>(index, 0, packed_transition::kWeight);
+    p.constants = weights<float>(index, 0, packed_transition::kConstants);
     p.source_groups = static_cast<int32_t>(s_.states[in.src].channels.groups());
     p.columns = static_cast<int32_t>(columns);
     p.out_channels = static_cast<int32_t>(in.out_channels);
@@ -348,7 +348,7 @@ class NetworkRun {
     const LayerTile& tile = s_.tiles[index][l];
     const Channels before = channels_before(state, l);
     const bool add = in.merge == Merge::kAdd;
-    const int64_t unit = 1 + l;
+    const int64_t layout = 1 + l;
     DenseLayerParams p{};
     p.samples = {words(state, l), static_cast<int32_t>(s_.word_count), static_cast<int32_t>(call_.batch), nullptr};
     p.source = source(in.dst, l);
@@ -356,13 +356,13 @@ class NetworkRun {
                         tile.tiles(), tile.tiles(), l + 1);
     p.out = call_.workspace + state.at;
     p.layer = static_cast<int32_t>(l);
-    p.norm = weights<T>(index, unit, layer_unit::kNorm);
-    p.reduce = weights<T>(index, unit, layer_unit::kReduce);
-    p.reduce_bias = weights<float>(index, unit, layer_unit::kReduceBias);
-    p.constants = weights<float>(index, unit, layer_unit::kConstants);
-    p.conv = weights<T>(index, unit, layer_unit::kConv);
-    p.conv_bias = weights<float>(index, unit, layer_unit::kConvBias);
-    p.expand = weights<T>(index, unit, layer_unit::kExpand);
+    p.norm = weights<T>(index, layout, packed_layer::kNorm);
+    p.reduce = weights<T>(index, layout, packed_layer::kReduce);
+    p.reduce_bias = weights<float>(index, layout, packed_layer::kReduceBias);
+    p.constants = weights<float>(index, layout, packed_layer::kConstants);
+    p.conv = weights<T>(index, layout, packed_layer::kConv);
+    p.conv_bias = weights<float>(index, layout, packed_layer::kConvBias);
+    p.expand = weights<T>(index, layout, packed_layer::kExpand);
     p.total_groups = static_cast<int32_t>(before.groups());
     p.bottleneck = static_cast<int32_t>(in.bottleneck);
     p.growth = static_cast<int32_t>(in.out_channels);
@@ -410,8 +410,8 @@ class NetworkRun {
       return static_cast<int32_t>(weights<unsigned char>(index, 1 + l, field) - call_.weights);
     };
     for (int64_t l = 0; l < in.layers; ++l)
-      p.layers[l] = {at(l, layer_unit::kNorm), at(l, layer_unit::kReduce), at(l, layer_unit::kReduceBias),
-                     at(l, layer_unit::kConstants), at(l, layer_unit::kConv)};
+      p.layers[l] = {at(l, packed_layer::kNorm), at(l, packed_layer::kReduce), at(l, packed_layer::kReduceBias),
+                     at(l, packed_layer::kConstants), at(l, packed_layer::kConv)};
     p.at_pooled = tile.at_pooled;
     p.at_received = tile.at_received;
     start<resident_block_kernel<T, 6, 2>>(call_.batch * tile.tiles(), 1, kThreads, tile.shared_bytes, p, tile.tiles());
@@ -423,16 +423,16 @@ class NetworkRun {
     p.source = source(in.src);
     p.inputs = chosen(s_.inputs[index]);
     p.macs = call_.macs;
-    p.norm = weights<float>(index, 0, head_unit::kNorm);
-    p.weight = weights<float>(index, 0, head_unit::kWeight);
-    p.bias = weights<float>(index, 0, head_unit::kBias);
+    p.norm = weights<float>(index, 0, packed_head::kNorm);
+    p.weight = weights<float>(index, 0, packed_head::kWeight);
+    p.bias = weights<float>(index, 0, packed_head::kBias);
     if (in.op == Op::kPathHead) {
-      p.path = weights<float>(index, 0, path_head_unit::kPath);
-      p.path_bias = weights<float>(index, 0, path_head_unit::kPathBias);
+      p.path = weights<float>(index, 0, packed_path_head::kPath);
+      p.path_bias = weights<float>(index, 0, packed_path_head::kPathBias);
       p.taken = call_.taken + in.first_gate;
       p.path_gates = static_cast<int32_t>(in.layers);
     } else {
-      p.constants = weights<float>(index, 0, head_unit::kConstants);
+      p.constants = weights<float>(index, 0, packed_head::kConstants);
     }
     p.gates = plan_.gates;
     p.logits = call_.logits + in.out_offset;

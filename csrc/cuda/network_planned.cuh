@@ -23,17 +23,17 @@ void NetworkRun<T>::filter_lists() {
     p.masks = call_.forced;
     if (first == 0) p.taken = call_.taken, p.score = call_.score;
     p.lists = reinterpret_cast<uint16_t*>(call_.workspace + s_.lists_at);
-    p.counts = reinterpret_cast<int32_t*>(call_.workspace + s_.counts_at) + s_.lists[first].first_run;
+    p.counts = reinterpret_cast<int32_t*>(call_.workspace + s_.counts_at) + s_.lists[first].first_range;
     p.gates = static_cast<int32_t>(plan_.gates);
     p.list_stride = static_cast<int32_t>(s_.list_stride);
-    p.count_stride = static_cast<int32_t>(s_.run_count);
-    size_t runs = 0;
+    p.count_stride = static_cast<int32_t>(s_.range_count);
+    size_t ranges = 0;
     for (; first < s_.lists.size() && p.count < kListsAtOnce; ++first) {
       const ChannelList& list = s_.lists[first];
-      if (runs + list.runs.size() > kRunsAtOnce) break;
-      p.list[p.count++] = {static_cast<int32_t>(list.at), static_cast<int32_t>(runs),
-                           static_cast<int32_t>(list.runs.size())};
-      for (const ChannelRun& run : list.runs) p.run[runs++] = run;
+      if (ranges + list.ranges.size() > kRangesAtOnce) break;
+      p.list[p.count++] = {static_cast<int32_t>(list.at), static_cast<int32_t>(ranges),
+                           static_cast<int32_t>(list.ranges.size())};
+      for (const ChannelRange& range : list.ranges) p.range[ranges++] = range;
     }
     start<filter_lists_kernel<kThreads>>(call_.batch, 1, kThreads, 0, p);
   }
@@ -49,8 +49,8 @@ Chosen NetworkRun<T>::chosen(const Listed& listed) const {
   if (listed.list < 0) return {};
   const ChannelList& list = s_.lists[static_cast<size_t>(listed.list)];
   return {reinterpret_cast<const uint16_t*>(call_.workspace + s_.lists_at) + list.at,
-          reinterpret_cast<const int32_t*>(call_.workspace + s_.counts_at) + list.first_run + listed.runs - 1,
-          static_cast<int32_t>(s_.list_stride), static_cast<int32_t>(s_.run_count)};
+          reinterpret_cast<const int32_t*>(call_.workspace + s_.counts_at) + list.first_range + listed.ranges - 1,
+          static_cast<int32_t>(s_.list_stride), static_cast<int32_t>(s_.range_count)};
 }
 
 template <class T>
@@ -72,11 +72,11 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
     p.pooling.tiles = t.tiles();
     p.pooling.blocks = t.blocks();
   }
-  if (in.flags & kNormalise) p.norm = weights<T>(index, 0, conv2d_unit::kNorm);
-  p.weight = weights<T>(index, 0, conv2d_unit::kWeight);
-  p.selectable = weights<T>(index, 0, conv2d_unit::kSelectable);
-  p.bias = weights<float>(index, 0, conv2d_unit::kBias);
-  if (has_constants(in)) p.constants = weights<float>(index, 0, conv2d_unit::kConstants);
+  if (in.flags & kNormalise) p.norm = weights<T>(index, 0, packed_conv2d::kNorm);
+  p.weight = weights<T>(index, 0, packed_conv2d::kWeight);
+  p.selectable = weights<T>(index, 0, packed_conv2d::kSelectable);
+  p.bias = weights<float>(index, 0, packed_conv2d::kBias);
+  if (has_constants(in)) p.constants = weights<float>(index, 0, packed_conv2d::kConstants);
   p.inputs = chosen(s_.inputs[index]);
   p.filters = chosen(s_.filters[index]);
   if (p.filters.list) p.mask = call_.forced + in.out_mask;
@@ -88,7 +88,7 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.first_group = static_cast<int32_t>(in.src_offset / kGroup);
   p.in_channels = static_cast<int32_t>(in.in_channels);
   p.live_groups = static_cast<int32_t>(groups_of(front + in.in_channels));
-  p.in_groups = static_cast<int32_t>(conv2d_unit::groups(front, in.in_channels));
+  p.in_groups = static_cast<int32_t>(packed_conv2d::groups(front, in.in_channels));
   p.out_channels = static_cast<int32_t>(in.out_channels);
   p.out_offset = static_cast<int32_t>(in.out_offset);
   p.columns = static_cast<int32_t>(columns_of(in.out_channels));
@@ -121,8 +121,8 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.at_sums = t.at_sums;
   p.at_cells = t.at_cells;
   p.at_weights = t.at_weights;
-  p.stage_bytes = t.stage_bytes;
-  p.stages = t.stages;
+  p.slot_bytes = t.slot_bytes;
+  p.slots = t.slots;
   p.pack = t.pack;
   p.split = t.split;
   p.at_old = t.at_old;
@@ -152,10 +152,10 @@ void NetworkRun<T>::resample(int index, const Instruction& in) {
   p.op = in.op;
   p.windowed = has(in.op, kWindowed);
   p.relu = in.flags & kRelu;
-  if (const Layout unit = listed::layout(in); unit.count) {
+  if (const Layout listed = listed::layout(in); listed.count) {
     p.weight = weights<float>(index, 0, listed::kWeight);
     p.bias = weights<float>(index, 0, listed::kBias);
-    p.weight_row = static_cast<int32_t>(unit.fields[listed::kWeight].shape.sizes[1]);
+    p.weight_row = static_cast<int32_t>(listed.fields[listed::kWeight].shape.sizes[1]);
   }
   p.in_channels = static_cast<int32_t>(in.in_channels);
   p.src_offset = static_cast<int32_t>(in.src_offset);
@@ -212,7 +212,7 @@ UnitGates NetworkRun<T>::unit_gates(const std::vector<ChainedGate>& chain) const
     if (!(in.flags & kAccumulate)) g.first = static_cast<int32_t>(in.first_gate);
   }
   if (first.gate != GateKind::kRecurrent) return g;
-  const PackedLayout shared = wide_unit(recurrence::layout());
+  const PackedLayout shared = wide_layout(recurrence::layout());
   auto field = [&](int f) {
     return reinterpret_cast<const float*>(call_.weights + first.shared + shared.fields[f].offset);
   };
@@ -264,7 +264,7 @@ void NetworkRun<T>::gradual_layer(const GradualRun& run) {
   p.rows = run.rows;
   p.blocks = run.blocks;
   p.channels = static_cast<int32_t>(unit.in_channels);
-  p.groups = static_cast<int32_t>(conv2d_unit::groups(0, unit.in_channels));
+  p.groups = static_cast<int32_t>(packed_conv2d::groups(0, unit.in_channels));
   p.state_stride = run.state_stride;
   p.width_stride = run.width_stride;
   p.add_stride = run.add_stride;
@@ -277,9 +277,9 @@ void NetworkRun<T>::gradual_layer(const GradualRun& run) {
     const GradualRun::Segment& from = run.segments[i];
     const Instruction& end = plan_.code[from.add >= 0 ? from.add : from.last];
     GradualSegment& to = p.segment[i];
-    to.first = place(from.first, conv2d_unit::kWeight), to.first_bias = place(from.first, conv2d_unit::kBias);
-    to.conv = place(from.conv, conv2d_unit::kWeight), to.conv_bias = place(from.conv, conv2d_unit::kBias);
-    to.last = place(from.last, conv2d_unit::kWeight), to.last_bias = place(from.last, conv2d_unit::kBias);
+    to.first = place(from.first, packed_conv2d::kWeight), to.first_bias = place(from.first, packed_conv2d::kBias);
+    to.conv = place(from.conv, packed_conv2d::kWeight), to.conv_bias = place(from.conv, packed_conv2d::kBias);
+    to.last = place(from.last, packed_conv2d::kWeight), to.last_bias = place(from.last, packed_conv2d::kBias);
     to.channel = static_cast<int32_t>(end.out_offset);
     to.size = static_cast<int32_t>(plan_.code[from.last].out_channels);
     to.width = static_cast<int32_t>(plan_.code[from.conv].in_channels);
@@ -313,15 +313,15 @@ void NetworkRun<T>::resident_stage(const StageRun& run) {
     to.map = map_of(from.buffer);
     to.pixels = static_cast<float>(plan_.buffers[from.buffer].pixels());
     to.channels = static_cast<int32_t>(plan_.buffers[from.buffer].channels);
-    to.groups = static_cast<int32_t>(conv2d_unit::groups(0, to.channels));
+    to.groups = static_cast<int32_t>(packed_conv2d::groups(0, to.channels));
     to.first_unit = units;
     to.units = static_cast<int32_t>(from.units.size());
     if (const int shortcut = from.units[0].shortcut; shortcut >= 0)
-      to.shortcut = place(shortcut, conv2d_unit::kWeight), to.shortcut_bias = place(shortcut, conv2d_unit::kBias);
+      to.shortcut = place(shortcut, packed_conv2d::kWeight), to.shortcut_bias = place(shortcut, packed_conv2d::kBias);
     for (const StageRun::Unit& unit : from.units) {
       StageUnit& own = p.unit[units++];
-      own = {{place(unit.first, conv2d_unit::kWeight), place(unit.last, conv2d_unit::kWeight)},
-             {place(unit.first, conv2d_unit::kBias), place(unit.last, conv2d_unit::kBias)},
+      own = {{place(unit.first, packed_conv2d::kWeight), place(unit.last, packed_conv2d::kWeight)},
+             {place(unit.first, packed_conv2d::kBias), place(unit.last, packed_conv2d::kBias)},
              -1};
       if (unit.gate < 0) continue;
       own.gate = static_cast<int32_t>(gates.size());
@@ -352,25 +352,25 @@ void NetworkRun<T>::resident_bottleneck(const BottleneckRun& run) {
   p.lists = reinterpret_cast<const uint16_t*>(call_.workspace + s_.lists_at);
   p.counts = reinterpret_cast<const int32_t*>(call_.workspace + s_.counts_at);
   p.list_stride = static_cast<int32_t>(s_.list_stride);
-  p.count_stride = static_cast<int32_t>(s_.run_count);
+  p.count_stride = static_cast<int32_t>(s_.range_count);
   p.units = run.units();
   p.channels = static_cast<int32_t>(first.in_channels);
   p.width = static_cast<int32_t>(first.out_channels);
-  p.groups = static_cast<int32_t>(conv2d_unit::groups(0, p.channels));
-  p.width_groups = static_cast<int32_t>(conv2d_unit::groups(0, p.width));
+  p.groups = static_cast<int32_t>(packed_conv2d::groups(0, p.channels));
+  p.width_groups = static_cast<int32_t>(packed_conv2d::groups(0, p.width));
   p.columns = static_cast<int32_t>(columns_of(p.channels));
   p.width_columns = static_cast<int32_t>(columns_of(p.width));
   for (int u = 0; u < p.units; ++u) {
     const int begin = run.begin + 3 * u;
-    p.unit[u].norm = place(begin, conv2d_unit::kNorm);
+    p.unit[u].norm = place(begin, packed_conv2d::kNorm);
     for (int c = 0; c < 3; ++c) {
       const Listed& listed = s_.filters[begin + c];
       BottleneckConv& to = p.unit[u].conv[c];
-      to = {place(begin + c, conv2d_unit::kWeight), place(begin + c, conv2d_unit::kBias), -1, -1};
+      to = {place(begin + c, packed_conv2d::kWeight), place(begin + c, packed_conv2d::kBias), -1, -1};
       if (listed.list < 0) continue;
       const ChannelList& list = s_.lists[static_cast<size_t>(listed.list)];
       to.list = static_cast<int32_t>(list.at);
-      to.count = static_cast<int32_t>(list.first_run + listed.runs - 1);
+      to.count = static_cast<int32_t>(list.first_range + listed.ranges - 1);
     }
   }
   start<resident_bottleneck_kernel<T>>(call_.batch * p.blocks, 1, kStageThreads, p.shared_bytes, p, p.blocks);

@@ -267,34 +267,34 @@ struct Conv2dParams {
   int32_t cell_stride;    // elements from one pixel to the next in shared memory
   // offsets of shared memory, bytes
   int32_t at_lists, at_norm, at_bias, at_sums, at_cells, at_weights;
-  int32_t stage_bytes;         // from one stage of cells or weights to the next
-  int32_t stages;              // one if there is one pass, else two or three
+  int32_t slot_bytes;          // from one slot of cells and weights to the next
+  int32_t slots;               // one if there is one pass, else two or three
   int32_t pack;                // samples that run of which a tile takes the same part
   int32_t split;               // blocks of a cluster that share an item's input channels out
   int32_t at_old, old_stride;  // of what is added to, where it is staged; elements from one pixel to the next, or 0
 };
 
 // Channels side by side that are live where the gates that begin at `gate` and `both` are open; -1: that one always is.
-struct ChannelRun {
+struct ChannelRange {
   int32_t channels;
   int32_t gate = -1, both = -1;  // of the first channel
-  bool operator==(const ChannelRun&) const = default;
+  bool operator==(const ChannelRange&) const = default;
 };
 
-constexpr int kListsAtOnce = 96, kRunsAtOnce = 224;  // fit a launch's parameters
+constexpr int kListsAtOnce = 96, kRangesAtOnce = 224;  // fit a launch's parameters
 struct FilterListsParams {
   Samples samples;
   const uint8_t* masks;  // [B][gates]
   uint8_t* taken;        // [B][gates], a copy of masks, or null: already made
   float* score;          // [B][gates], zeros
   uint16_t* lists;       // [B][list_stride]
-  int32_t* counts;       // [B][count_stride], from the first run's on: live channels of a list up to a run's end
+  int32_t* counts;       // [B][count_stride], from the first range's on: live channels of a list up to a range's end
   int32_t gates, list_stride, count_stride;
   int32_t count;  // lists
   struct {
-    int32_t at, first_run, runs;
+    int32_t at, first_range, ranges;
   } list[kListsAtOnce];
-  ChannelRun run[kRunsAtOnce];
+  ChannelRange range[kRangesAtOnce];
 };
 static_assert(sizeof(FilterListsParams) <= 4096);
 

@@ -1,8 +1,7 @@
 // The only inline PTX of the library. Each function is one instruction, or its plain fallback on older devices. On the
 // host it is a twin of the same name in simt/ptx_twins.h, with the same semantics, lane by lane.
 //
-// Shared addresses are the 32-bit ones of the shared window: shared_address() makes one of a pointer, map_shared()
-// turns it into the same place in another block of the cluster.
+// Shared addresses are the 32-bit ones of the shared window: shared_address() makes one of a pointer.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -52,73 +51,6 @@ __device__ inline void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const uint32_t
 #endif
 }
 
-// tf32, one value to a register; bits below tf32's mantissa are ignored (see to_tf32). sm_80 and later.
-//   A [16 x 8]  a0 (g, t)  a1 (g + 8, t)  a2 (g, t + 4)  a3 (g + 8, t + 4)
-//   B [8 x 8]   b0 (t, g)  b1 (t + 4, g)
-//   D as above
-__device__ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if __CUDA_ARCH__ < 800
-  __trap();
-#else
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
-}
-
-// The nearest tf32, ties away from zero.
-__device__ inline uint32_t to_tf32(float value) {
-#if __CUDA_ARCH__ < 800
-  return __float_as_uint(value);
-#else
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-  return bits;
-#endif
-}
-
-// ---- ldmatrix: 8 x 8 matrices of 16-bit values from shared memory ----
-// Lanes 8i .. 8i + 7 give the addresses of the rows of matrix i (16-byte aligned); lane l receives row l / 4, columns
-// 2 (l % 4) and the next of every matrix, or, transposed, the same of its transpose. All 32 addresses must be valid.
-template <bool kTransposed = false>
-__device__ inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
-  if constexpr (kTransposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-  }
-}
-
-template <bool kTransposed = false>
-__device__ inline void ldmatrix_x2(uint32_t (&r)[2], uint32_t address) {
-  if constexpr (kTransposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(address)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(address)
-                 : "memory");
-  }
-}
-
-template <bool kTransposed = false>
-__device__ inline void ldmatrix_x1(uint32_t (&r)[1], uint32_t address) {
-  if constexpr (kTransposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(address) : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(address) : "memory");
-  }
-}
-
 // ---- cp.async: global to shared, behind the thread's back ----
 // Copies kBytes (4, 8 or 16; both ends aligned to it); of the source only `from_source` bytes are read, the rest is
 // zero. Lands at the thread's cp_async_wait; other threads see it behind a barrier after that. A plain copy on sm_75.
@@ -162,13 +94,34 @@ __device__ inline void cp_async_wait() {
 #endif
 }
 
-// ---- named barriers: bar.sync and bar.arrive on barrier `id` (1 to 15; 0 is __syncthreads) of `threads` threads ----
-__device__ inline void barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+// ---- clusters: before sm_90 one is a block ----
+// The cluster's barrier, in two halves: arrive releases what this thread wrote, wait acquires what the others did.
+__device__ inline void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
 }
 
-__device__ inline void barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+__device__ inline void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+__device__ inline void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+
+// The same place in the shared memory of block `rank` of the cluster, for plain loads, stores and atomics.
+template <class T>
+__device__ inline T* map_shared(T* pointer, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.u64 %0, %1, %2;" : "=l"(pointer) : "l"(pointer), "r"(rank));
+#endif
+  return pointer;
 }
 
 // ---- programmatic dependent launch (no-ops before sm_90) ----
@@ -187,7 +140,5 @@ __device__ inline void grid_launch_dependents() {
 }
 
 }  // namespace dsn::ptx
-
-#include "cuda/ptx_sm90.cuh"
 
 #endif

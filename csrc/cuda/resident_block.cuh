@@ -75,11 +75,11 @@ __global__ void __launch_bounds__(kThreads) resident_block_kernel(const __grid_c
     const Weights<T> weights = stage_conv(q, shared_memory<T>(q.at_conv));
     sum_constants(q, masks, bias);
     __syncthreads();
-    reduce_stage<T, 2, kReduceTiles, true>(q, tile, state, (live.groups + padding) / 4, groups, bias, mid);
+    reduce_tile<T, 2, kReduceTiles, true>(q, tile, state, (live.groups + padding) / 4, groups, bias, mid);
     ptx::cp_async_wait<0>();
     __syncthreads();
-    convolve_stage<T, 2, kConvTiles, true, 9>(tile, mid, q.mid_stride, weights, q.conv_columns, sums,
-                                              SliceWriter<T>(q, tile, sample));
+    convolve_tile<T, 2, kConvTiles, true, 9>(tile, mid, q.mid_stride, weights, q.conv_columns, sums,
+                                             SliceWriter<T>(q, tile, sample));
     macs += static_cast<unsigned long long>(tile.pixels()) * q.bottleneck * (live.channels + 9 * q.growth);
     if (layer + 1 == gates.layers) break;  // nobody reads its sums, and the next launch waits for all blocks
 

@@ -142,31 +142,31 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
         written = in.in_channels, cuts = ceil_div(map->pixels(), kStripPixels);
         break;
       case Op::kStem:
-        layouts.back().push_back(stem_unit::layout(in.in_channels, in.out_channels, element));
+        layouts.back().push_back(packed_stem::layout(in.in_channels, in.out_channels, element));
         written = in.out_channels, cuts = ceil_div(map->pixels(), kPointwisePixels);
         break;
       case Op::kTransition:
-        layouts.back().push_back(transition_unit::layout(
+        layouts.back().push_back(packed_transition::layout(
             states[in.src].channels, in.guide >= 0 ? states[in.guide].channels : Channels{}, in.out_channels, element));
         written = in.out_channels, cuts = ceil_div(map->pixels(), kPointwisePixels);
         break;
       case Op::kHead:
         layouts.back().push_back(
-            head_unit::layout(states[in.src].channels, in.out_channels, inputs[layouts.size() - 1].list >= 0));
+            packed_head::layout(states[in.src].channels, in.out_channels, inputs[layouts.size() - 1].list >= 0));
         break;
       case Op::kPathHead:
-        layouts.back().push_back(path_head_unit::layout(states[in.src].channels, in.out_channels, in.layers));
+        layouts.back().push_back(packed_path_head::layout(states[in.src].channels, in.out_channels, in.layers));
         break;
       case Op::kDenseBlock: {
         const State& state = states[in.dst];
-        layouts.back().push_back(gates_unit::layout(state.channels, in.layers));
+        layouts.back().push_back(packed_gates::layout(state.channels, in.layers));
         LayerTile resident;
         if (machine.cluster > 1 && has_exact_kernel(in) && in.layers <= kResidentLayers)
           resident =
               choose_tile(*map, in, channels_before(state, in.layers - 1), element, batch, streams, machine, true);
         for (int64_t l = 0; l < in.layers; ++l) {
           const Channels before = channels_before(state, l);
-          layouts.back().push_back(layer_unit::layout(before, in.out_channels, in.bottleneck, in.merge, element));
+          layouts.back().push_back(packed_layer::layout(before, in.out_channels, in.bottleneck, in.merge, element));
           tiles.back().push_back(resident.rows ? resident
                                                : choose_tile(*map, in, before, element, batch, streams, machine));
           const LayerTile& tile = tiles.back().back();
@@ -178,9 +178,9 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
         break;
       }
       case Op::kConv2d: {
-        layouts.back().push_back(conv2d_unit::layout(in.src_offset % kGroup, in.in_channels, in.out_channels, in.taps,
-                                                     in.flags & kNormalise, has_chosen(in), has_constants(in),
-                                                     element));
+        layouts.back().push_back(packed_conv2d::layout(in.src_offset % kGroup, in.in_channels, in.out_channels, in.taps,
+                                                       in.flags & kNormalise, has_chosen(in), has_constants(in),
+                                                       element));
         ConvTile& tile = convs[layouts.size() - 1].tile;
         tile = choose_conv_tile(*map, in, element, batch, machine);
         check(tile.rows > 0, op, ": a convolution of ", in.in_channels, " channels does not fit the ",
@@ -203,12 +203,12 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
         break;
       case Op::kGate:
         if (in.gate == GateKind::kRecurrent)
-          weight_bytes = std::max(weight_bytes, in.shared + wide_unit(recurrence::layout()).size);
+          weight_bytes = std::max(weight_bytes, in.shared + wide_layout(recurrence::layout()).size);
         break;
       default:
         break;
     }
-    if (const Layout listed = listed::layout(in); listed.count) layouts.back().push_back(wide_unit(listed));
+    if (const Layout listed = listed::layout(in); listed.count) layouts.back().push_back(wide_layout(listed));
     if (written) {
       int64_t& most = partial[plan.stream_of[in.home()]];
       most = std::max(most, batch * cuts * groups_of(written) * kGroup * 4);

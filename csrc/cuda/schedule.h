@@ -71,10 +71,10 @@ struct ConvTile {
   int block_columns = 0, column_blocks = 0;
   int warp_tiles = 0, warps_down = 0;  // of 8 columns; warps over pixels
   int depth = 0, cell_stride = 0;
-  int stages = 1, split = 1;  // of shared memory; blocks that share the input channels out
-  int pack = 1;               // samples of a tile
-  int old_stride = 0;         // elements from one pixel to the next of what is added to, 0 if it is not staged
-  int at_lists = 0, at_norm = 0, at_bias = 0, at_sums = 0, at_cells = 0, at_weights = 0, stage_bytes = 0, at_old = 0,
+  int slots = 1, split = 1;  // of shared memory, one for each pass in flight; blocks that share the input channels out
+  int pack = 1;              // samples of a tile
+  int old_stride = 0;        // elements from one pixel to the next of what is added to, 0 if it is not staged
+  int at_lists = 0, at_norm = 0, at_bias = 0, at_sums = 0, at_cells = 0, at_weights = 0, slot_bytes = 0, at_old = 0,
       shared_bytes = 0;
   int resident = 1;  // blocks of a multiprocessor
   int tiles() const { return down * across; }
@@ -89,20 +89,20 @@ struct ConvStep {
   int walk = 0;            // tiles side by side that a block does; 0: any
 };
 
-// Channels of which some hold data in a sample, run by run.
+// Channels of which some hold data in a sample, range by range.
 struct ChannelList {
-  std::vector<ChannelRun> runs;
-  int64_t at = 0;         // of a sample's lists
-  int64_t first_run = 0;  // of all
+  std::vector<ChannelRange> ranges;
+  int64_t at = 0;           // of a sample's lists
+  int64_t first_range = 0;  // of all
   int64_t channels() const {
     int64_t sum = 0;
-    for (const ChannelRun& run : runs) sum += run.channels;
+    for (const ChannelRange& range : ranges) sum += range.channels;
     return sum;
   }
 };
-// The channels of a list's first `runs` runs; list -1: all channels there are.
+// The channels of a list's first `ranges` ranges; list -1: all channels there are.
 struct Listed {
-  int list = -1, runs = 0;
+  int list = -1, ranges = 0;
 };
 
 // A gate that is decided by the launch which writes what it reads.
@@ -169,8 +169,8 @@ struct Schedule {
   std::vector<std::vector<ChainedGate>> chains;    // of each instruction; empty: gates are launches of their own
   std::vector<ChannelList> lists;
   std::vector<Listed> inputs, filters;  // of each instruction: channels that hold data, filters that are on
-  int64_t list_stride = 0, run_count = 0;
-  int64_t lists_at = 0, counts_at = 0;  // uint16 [B][list_stride], int32 [B][run_count]
+  int64_t list_stride = 0, range_count = 0;
+  int64_t lists_at = 0, counts_at = 0;  // uint16 [B][list_stride], int32 [B][range_count]
   int64_t gate_words_at = 0;            // uint64 [gates][word_count], of gates that instructions decide
   int64_t hidden_at = 0;                // float [B][2 kEmbedding], of recurrent gates
   bool grouped = false;                 // samples with equal masks are taken behind one another

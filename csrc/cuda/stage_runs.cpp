@@ -113,8 +113,8 @@ bool place(const Plan& plan, const StageRun& run, const BufferSpec& map, const B
   cut.at_limits = reserve(gated ? static_cast<int64_t>(units_of(run)) * 8 : 0);
   cut.at_hidden = reserve(2 * gate::kEmbedding * 4);
   cut.at_pooled = reserve(round_up(widest, kStep) * 4);
-  cut.at_shared = reserve(gated ? wide_unit(recurrence::layout()).size : 0);
-  cut.at_embed = reserve(gated ? wide_unit(gate::embedding_layout(widest)).size : 0);
+  cut.at_shared = reserve(gated ? wide_layout(recurrence::layout()).size : 0);
+  cut.at_embed = reserve(gated ? wide_layout(gate::embedding_layout(widest)).size : 0);
   cut.received_pitch = static_cast<int>(round_up(cut.down * cut.pieces, 4)) + 4;  // channels begin in other banks
   cut.at_received = reserve(channels * cut.received_pitch * 4);
   cut.bias_bytes = cut.columns * 4;

@@ -51,8 +51,8 @@ __device__ inline void for_rows(int first_tile, int rows, Visit visit) {
 // The 3x3 (kTaps 9) or 1x1 over cells in shared memory, of a tile's own pixels. For each channel tile and pixel calls
 // visit(row, column, values of two channels) and sums what it returns into `sums` [warp][columns] unless that is null.
 template <class T, int kMt, int kNt, bool kExact, int kTaps, int kSteps = 3, class Visit>
-__device__ inline void convolve_stage(const MapTile& tile, const T* cells, int stride, Weights<T> weights, int columns,
-                                      float* sums, Visit visit) {
+__device__ inline void convolve_tile(const MapTile& tile, const T* cells, int stride, Weights<T> weights, int columns,
+                                     float* sums, Visit visit) {
   const int rows = tile.pixels(), tiles = columns / 8, warp = threadIdx.x / 32;
   SharedOperands<T, kMt> operands{cells, weights};
   for (int first = 0; first < tiles; first += kNt) {

@@ -67,7 +67,6 @@ struct Instruction {
   // The buffer whose stream it belongs to.
   int64_t home() const { return dst >= 0 ? dst : src; }
   bool normalises() const { return has(op, kNormalises) || flags & kNormalise; }
-  int64_t written_channels() const { return out_channels ? out_channels : in_channels; }
   // Its layers where each is a step of its own.
   int64_t inner_steps() const { return has(op, kLayered) ? layers : 0; }
 };
@@ -86,7 +85,7 @@ constexpr int kInstructionFields = 0
 // The first word of a plan: a version of what its words mean, which a change raises that the list does not show, and a
 // hash (FNV-1a) of the list.
 constexpr int64_t plan_format() {
-  constexpr uint32_t kVersion = 1;
+  constexpr uint32_t kVersion = 2;
   constexpr char kList[] =
 #define DSN_OP(id, name, traits) "op " #name " " #traits "\n"
 #define DSN_WEIGHT(op, name, ...) "weight " #op " " #name " " #__VA_ARGS__ "\n"

@@ -7,6 +7,7 @@
 namespace dsn {
 namespace {
 
+constexpr int64_t kHeader = 6;  // words before those of the first buffer
 constexpr int64_t kLargest = int64_t{1} << 24;
 constexpr int64_t kLargestOffset = int64_t{1} << 48;
 constexpr int64_t kLargestWindow = 1024;
@@ -205,11 +206,14 @@ struct Plan::Checker {
 Plan::Plan(const char* op, const int64_t* words, int64_t count) {
   check(count > 0 && words[0] == kPlanFormat, op, ": the plan is of format ", count > 0 ? words[0] : 0, ", expected ",
         kPlanFormat, "; make the model anew with this build");
-  const bool whole = count > 3 && std::min(words[1], words[2]) >= 0 && std::max(words[1], words[2]) < count;
-  const int64_t first = whole ? 3 + 3 * (words[1] + words[2]) : 0;
+  const bool whole = count >= kHeader && std::min(words[1], words[2]) >= 0 && std::max(words[1], words[2]) < count;
+  const int64_t first = whole ? kHeader + 3 * (words[1] + words[2]) : 0;
   check(whole && words[1] > 0 && count > first && (count - first) % kInstructionFields == 0, op, ": plan of ", count,
         " words does not hold whole buffers, regions and instructions");
-  const int64_t *word = words + 3, *end = words + count;
+  check(std::min({words[3], words[4], words[5]}) >= 0, op, ": plan has costs of ", words[3], ", ", words[4], " and ",
+        words[5], " as/byte, expected none below zero");
+  costs = {words[3] * 1e-18, words[4] * 1e-18, words[5] * 1e-18};
+  const int64_t *word = words + kHeader, *end = words + count;
   for (int64_t b = 0; b < words[1]; ++b, word += 3) {
     const BufferSpec& made = buffers.emplace_back(BufferSpec{word[0], word[1], word[2]});
     check(std::min({word[0], word[1], word[2]}) > 0 && std::max({word[0], word[1], word[2]}) < kLargest &&

@@ -20,6 +20,13 @@ struct BufferSpec {
   bool operator==(const BufferSpec&) const = default;
 };
 
+// What grouping samples saves and costs on a CPU, in seconds per byte; zero in a plan of a GPU, which asks for none.
+struct Costs {
+  double fetch = 0;   // of weights that are not in the second cache
+  double pack = 0;    // of weights of which a mask chooses some
+  double reload = 0;  // of maps that are not in the second cache, while a convolution reads them
+};
+
 // The instructions from `begin` to one before `end`.
 struct Region {
   RegionKind kind;
@@ -27,10 +34,10 @@ struct Region {
 };
 
 struct Plan {
-  // words: kPlanFormat, the numbers of buffers and of regions, then three words for each of these and
-  // kInstructionFields for each instruction. Throws one line, which begins with `op`, if the plan is of another build
-  // or would read or write outside its buffers, or what is not written yet. Offsets of weights are the backend's to
-  // check: each has layouts of its own.
+  // words: kPlanFormat, the numbers of buffers and of regions and the three costs in attoseconds per byte (a word is
+  // an integer), then three words for each buffer and region and kInstructionFields for each instruction. Throws one
+  // line, which begins with `op`, if the plan is of another build or would read or write outside its buffers, or what
+  // is not written yet. Offsets of weights are the backend's to check: each has layouts of its own.
   Plan(const char* op, const int64_t* words, int64_t count);
 
   // Throws unless the plan loads such images.
@@ -38,6 +45,7 @@ struct Plan {
   // Throws unless it has so many gates and logits and stores such a map.
   void check_outputs(const char* op, int64_t given_gates, int64_t given_logits, const BufferSpec& given_map) const;
 
+  Costs costs;
   std::vector<BufferSpec> buffers;
   std::vector<Region> regions;  // in order
   std::vector<Instruction> code;

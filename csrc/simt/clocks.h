@@ -14,7 +14,7 @@ struct Clock {
 };
 
 // A generation ends when all threads meet; within one, knowledge[t][u] is the last epoch of u that t has synchronised
-// with. The last column stands for the asynchronous copies.
+// with.
 class Clocks {
  public:
   void start(int threads, uint32_t generation) {
@@ -27,7 +27,6 @@ class Clocks {
 
   uint32_t generation() const { return generation_; }
   uint16_t epoch(int thread) const { return epochs_[thread]; }
-  int async_thread() const { return threads_; }
 
   bool knows(int thread, int other, uint16_t epoch) const {
     return known_in_[thread] == generation_ && knowledge_[thread * columns() + other] >= epoch;
@@ -54,7 +53,7 @@ class Clocks {
  private:
   static constexpr uint16_t kLastEpoch = (1 << 15) - 1;  // beyond it races may go unseen
 
-  size_t columns() const { return static_cast<size_t>(threads_) + 1; }
+  size_t columns() const { return static_cast<size_t>(threads_); }
   uint16_t* row(int thread) { return &knowledge_[thread * columns()]; }
   void raise(uint16_t* to, const uint16_t* from) const {
     for (size_t i = 0; i < columns(); ++i) to[i] = std::max(to[i], from[i]);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 namespace dsn::simt {
 
@@ -68,7 +69,6 @@ void Engine::run_cluster(int64_t cluster) {
   cluster_generation_ = next_generation();
   clocks.start(static_cast<int>(fibers_.size()), cluster_generation_);
   cluster_barrier = {};
-  mbarriers.clear();
   queue_.clear();
   error_.clear();
   acquired_ = false;
@@ -82,11 +82,9 @@ void Engine::run_cluster(int64_t cluster) {
     block.live = threads;
     block.idle = true;
     block.waited = !launch->dependent;
-    for (Barrier& barrier : block.barriers) {
-      barrier.arrived = 0;
-      barrier.waiting.clear();
-      barrier.nonzero = 0;
-    }
+    block.barrier.arrived = 0;
+    block.barrier.waiting.clear();
+    block.barrier.nonzero = 0;
 #if defined(__SANITIZE_ADDRESS__)
     ASAN_UNPOISON_MEMORY_REGION(block.shared, kSharedSlot);
 #endif
@@ -107,9 +105,7 @@ void Engine::run_cluster(int64_t cluster) {
         fiber.state = Fiber::State::kReady;
         fiber.cluster_arrived = false;
         fiber.cluster_phase = 0;
-        fiber.fence_generation = 0;
         fiber.copies.clear();
-        fiber.bulk_stores.clear();
         fiber.context = stacks_.prepare(b * threads + thread, fiber_main);
         fiber.block = &block;
         fiber.warp = &warp;
@@ -195,8 +191,7 @@ void Engine::thread_exit() {
     fail(0, "the block ends without a grid_dependency_wait(): what launches next would not wait for the kernels ahead");
   }
   --live_;
-  const Barrier& barrier = block.barriers[0];
-  if (barrier.arrived > 0 && barrier.arrived == block.live) complete_barrier(block, 0);
+  if (block.barrier.arrived > 0 && block.barrier.arrived == block.live) complete_barrier(block);
   if (cluster_barrier.arrived > 0 && cluster_barrier.arrived == live_) complete_cluster_barrier();
 }
 
@@ -288,50 +283,39 @@ void Engine::warp_collective(const WarpOp& op, uint32_t mask, void* argument, ui
   for (uint32_t rest = mask & ~bit; rest; rest &= rest - 1) wake(*warp.lanes[__builtin_ctz(rest)]);
 }
 
-void Engine::barrier_arrive(int id, int threads, bool wait, int predicate, const std::source_location* where,
-                            uintptr_t pc) {
+void Engine::barrier_wait(int predicate, const std::source_location& where, uintptr_t pc) {
   Fiber& thread = self();
   Block& block = *thread.block;
-  if (id < 0 || id >= kMaxBarriers || (id > 0 && (threads <= 0 || threads % kWarpSize))) {
-    fail(pc, "barrier " + std::to_string(id) + " of " + std::to_string(threads) +
-                 " threads: expected a barrier from 0 to 15 and a multiple of 32 threads");
-  }
-  Barrier& barrier = block.barriers[id];
+  Barrier& barrier = block.barrier;
   if (barrier.arrived == 0) {
-    barrier.expected = threads;
     barrier.first = &thread;
-    if (where) barrier.where = *where;
+    barrier.where = where;
     barrier.clock.generation = 0;
     barrier.dependency_met = false;
-  } else if (where && (barrier.where.line() != where->line() ||
-                       std::strcmp(barrier.where.file_name(), where->file_name()) != 0)) {
-    fail(pc, "divergent barrier: this thread is at the __syncthreads of line " + std::to_string(where->line()) +
+  } else if (barrier.where.line() != where.line() || std::strcmp(barrier.where.file_name(), where.file_name()) != 0) {
+    fail(pc, "divergent barrier: this thread is at the __syncthreads of line " + std::to_string(where.line()) +
                  ", thread " + thread_name(*barrier.first) + " at that of line " +
                  std::to_string(barrier.where.line()));
-  } else if (id > 0 && barrier.expected != threads) {
-    fail(pc, "barrier " + std::to_string(id) + " was asked to wait for " + std::to_string(threads) +
-                 " threads here and for " + std::to_string(barrier.expected) + " by thread " +
-                 thread_name(*barrier.first));
   }
   clocks.release(thread.index, barrier.clock);
   barrier.dependency_met |= thread.dependency_met;
   barrier.nonzero += predicate != 0;
   ++barrier.arrived;
-  if (wait) barrier.waiting.push_back(&thread);
-  if (barrier.arrived == (id == 0 ? block.live : barrier.expected)) {
-    complete_barrier(block, id);
-  } else if (wait) {
-    block_here(id == 0 ? "__syncthreads" : "a named barrier", pc);
+  barrier.waiting.push_back(&thread);
+  if (barrier.arrived == block.live) {
+    complete_barrier(block);
+  } else {
+    block_here("__syncthreads", pc);
   }
 }
 
-void Engine::complete_barrier(Block& block, int id) {
-  Barrier& barrier = block.barriers[id];
-  ++(id == 0 ? counters.block_barriers : counters.named_barriers);
+void Engine::complete_barrier(Block& block) {
+  Barrier& barrier = block.barrier;
+  ++counters.block_barriers;
   barrier.result[static_cast<int>(Reduce::kCount)] = barrier.nonzero;
   barrier.result[static_cast<int>(Reduce::kAnd)] = barrier.nonzero == barrier.arrived;
   barrier.result[static_cast<int>(Reduce::kOr)] = barrier.nonzero > 0;
-  if (id == 0 && blocks.size() == 1) {
+  if (blocks.size() == 1) {
     clocks.all_meet(next_generation());
   } else {
     for (Fiber* thread : barrier.waiting) clocks.acquire(thread->index, barrier.clock);

@@ -1,7 +1,6 @@
 // The device: runs clusters of blocks one after another, each thread a fiber. One engine per host thread.
 #pragma once
 
-#include <map>
 #include <random>
 
 #include "simt/clocks.h"
@@ -15,7 +14,6 @@ namespace dsn::simt {
 constexpr int kWarpSize = 32;
 constexpr int kMaxCluster = 16;
 constexpr int kMaxClusterThreads = 4096;
-constexpr int kMaxBarriers = 16;
 constexpr int kMaxHostThreads = 8;
 constexpr uint32_t kGenerationBits = 29;  // of a generation; the upper three number the engine
 // A block's part of its cluster's window of shared addresses, which begins at kSharedBase: no valid address is 0.
@@ -58,12 +56,9 @@ struct Fiber {
   bool dependency_met;   // may touch what the kernels ahead wrote
   bool cluster_arrived;  // at the cluster's barrier, and has not waited since
   uint32_t cluster_phase;
-  uint32_t fence_generation;  // moment of the last fence_proxy_async
-  uint16_t fence_epoch;
   const char* waits_in;  // when blocked
   uintptr_t waits_at;
-  CopyGroups copies;  // cp.async
-  CopyGroups bulk_stores;
+  CopyGroups copies;
 };
 
 struct Warp {
@@ -81,9 +76,9 @@ struct Warp {
   void* arguments[kWarpSize];
 };
 
+// Of a block: it expects every thread that has not exited.
 struct Barrier {
   int arrived = 0;
-  int expected = 0;  // of a named barrier; barrier 0 expects every thread that has not exited
   std::vector<Fiber*> waiting;
   std::source_location where;  // of the first to arrive
   Fiber* first = nullptr;
@@ -101,17 +96,6 @@ struct ClusterBarrier {
   Clock completed;
 };
 
-struct MBarrier {
-  uint32_t count;
-  uint32_t pending;   // arrivals missing in this phase
-  int64_t bytes = 0;  // expected less issued
-  uint32_t phase = 0;
-  std::vector<AsyncCopy> copies;  // of this phase, not landed
-  std::vector<Fiber*> waiting;
-  Clock arriving;
-  Clock completed;
-};
-
 struct Block {
   int rank;  // in the cluster
   uint3 index;
@@ -119,7 +103,7 @@ struct Block {
   int live;  // threads that have not exited
   bool idle;
   bool waited;  // for the kernels ahead: some thread called grid_dependency_wait
-  Barrier barriers[kMaxBarriers];
+  Barrier barrier;
 };
 
 // What the engines of one launch share.
@@ -148,7 +132,7 @@ class Engine {
   void block_here(const char* waits_in, uintptr_t pc);  // until somebody calls wake()
   void wake(Fiber& fiber);
   void warp_collective(const WarpOp& op, uint32_t mask, void* argument, uintptr_t pc);
-  void barrier_arrive(int id, int threads, bool wait, int predicate, const std::source_location* where, uintptr_t pc);
+  void barrier_wait(int predicate, const std::source_location& where, uintptr_t pc);
   void cluster_arrive(uintptr_t pc);
   void cluster_wait(uintptr_t pc);
 
@@ -163,17 +147,13 @@ class Engine {
   uint32_t shared_address(const void* pointer, uintptr_t pc);
   // The race detector's part of an access by `thread`, at a pointer that shared_pointer gave.
   void shared_touch(Fiber& thread, const unsigned char* pointer, size_t bytes, AccessKind kind, uintptr_t pc);
-  // An asynchronous copy to shared memory: poisons its destination; then lands, by a thread or the asynchronous one.
+  // An asynchronous copy to shared memory: poisons its destination; then lands, by the running thread.
   void start_copy(Fiber& thread, const AsyncCopy& copy);
-  void land(const AsyncCopy& copy, int thread);
-  void fence_proxy_async();
+  void land(const AsyncCopy& copy);
   std::string describe(uintptr_t address) const;  // "weights + 16", "shared memory + 8"
-  // What a bulk copy reads of shared memory must have been fenced by the threads that wrote it.
-  void check_fenced(const unsigned char* source, size_t bytes, uintptr_t pc);
   void global_access(uintptr_t address, size_t bytes, AccessKind kind, uintptr_t pc);
   void shared_access(uintptr_t address, size_t bytes, AccessKind kind, uintptr_t pc);
 
-  std::map<uint32_t, MBarrier> mbarriers;  // by shared address
   Clocks clocks;
   std::vector<Block> blocks;
   ClusterBarrier cluster_barrier;
@@ -184,7 +164,7 @@ class Engine {
   void run_warp(Warp& warp);
   bool may_meet(const Warp& warp, const WarpOp& op, uint32_t mask, uintptr_t pc);
   void thread_exit();
-  void complete_barrier(Block& block, int id);
+  void complete_barrier(Block& block);
   void complete_cluster_barrier();
   void enqueue(Warp& warp);
   void deadlock();

@@ -164,8 +164,7 @@ void Engine::touch(Records& records, uintptr_t begin, uintptr_t address, size_t 
   const auto conflict = [&](uintptr_t at, const Touch& other, const char* did, uint32_t other_pc, const char* why) {
     std::string who = "another block";
     if (other.generation == clocks.generation()) {
-      who = other.thread == clocks.async_thread() ? "an asynchronous copy"
-                                                  : "thread " + thread_name(fibers_[other.thread]);
+      who = "thread " + thread_name(fibers_[other.thread]);
     }
     const std::string line = where(other_pc + reinterpret_cast<uintptr_t>(&__ehdr_start));
     fail(pc, "race: " + (&thread == fiber ? "" : "for thread " + thread_name(thread) + ", ") + verb(kind) + " " +
@@ -222,43 +221,20 @@ void Engine::start_copy(Fiber& thread, const AsyncCopy& copy) {
   std::memset(copy.destination, 0xff, copy.bytes);
 }
 
-void Engine::land(const AsyncCopy& copy, int thread) {
+void Engine::land(const AsyncCopy& copy) {
   const auto destination = reinterpret_cast<uintptr_t>(copy.destination);
   std::memcpy(copy.destination, copy.source, copy.from_source);
   std::memset(copy.destination + copy.from_source, 0, copy.bytes - copy.from_source);
   Touch mine;
   mine.generation = clocks.generation();
-  mine.thread = static_cast<uint32_t>(thread);
-  mine.epoch = clocks.epoch(thread);
+  mine.thread = static_cast<uint32_t>(self().index);
+  mine.epoch = clocks.epoch(self().index);
   mine.bytes = 0xf;
   for (size_t i = 0; i < copy.bytes; i += kWord) {
     Records::Entry& entry = *shared_records_.entry(destination - shared_begin_ + i);
     entry.in_flight = 0;
     entry.writer = mine;
     entry.atomic = false;
-  }
-}
-
-void Engine::fence_proxy_async() {
-  self().fence_generation = clocks.generation();
-  self().fence_epoch = clocks.epoch(self().index);
-  Clock nobody;
-  clocks.release(self().index, nobody);  // begins a new epoch
-}
-
-void Engine::check_fenced(const unsigned char* source, size_t bytes, uintptr_t pc) {
-  if (!options().check_races) return;
-  for (size_t i = 0; i < bytes; i += kWord) {
-    const auto address = reinterpret_cast<uintptr_t>(source) + i;
-    const Records::Entry& entry = *shared_records_.entry(address - shared_begin_);
-    const Touch& writer = entry.writer;
-    if (writer.generation < cluster_generation_ || writer.thread == clocks.async_thread()) continue;
-    const Fiber& thread = fibers_[writer.thread];
-    if (writer.generation < thread.fence_generation) continue;
-    if (writer.generation == thread.fence_generation && writer.epoch <= thread.fence_epoch) continue;
-    fail(pc, "a bulk copy reads " + place(address, nullptr) + ", which thread " + thread_name(thread) + " wrote at " +
-                 where(entry.writer_pc + reinterpret_cast<uintptr_t>(&__ehdr_start)) +
-                 " with no fence_proxy_async() of its own since");
   }
 }
 

@@ -15,29 +15,24 @@ Options& options();
 const char* sanitizer();  // "none" or "address": what this build was made with, see build.py
 
 // One entry per counter: X(name).
-#define DSN_SIMT_COUNTERS(X)                                                                                   \
-  X(launches)                                                                                                  \
-  X(blocks)                                                                                                    \
-  X(idle_blocks)       /* blocks that ended without a store or an atomic on global memory */                   \
-  X(global_load_bytes) /* of every thread's loads, asynchronous and bulk copies included; atomics are apart */ \
-  X(global_store_bytes)                                                                                        \
-  X(shared_load_bytes)                                                                                         \
-  X(shared_store_bytes)                                                                                        \
-  X(global_atomics)                                                                                            \
-  X(shared_atomics)                                                                                            \
-  X(block_barriers) /* __syncthreads and its reductions, once per block and time */                            \
-  X(named_barriers)                                                                                            \
-  X(cluster_barriers)                                                                                          \
-  X(warp_barriers)    /* __syncwarp */                                                                         \
-  X(shuffles)         /* shuffles, votes, matches and reductions, once per warp */                             \
-  X(mma_m16n8k16_f16) /* instructions, once per warp */                                                        \
-  X(mma_m16n8k16_bf16)                                                                                         \
-  X(mma_m16n8k8_tf32)                                                                                          \
-  X(mma_macs)            /* multiply-accumulates of all of them */                                             \
-  X(ldmatrix)            /* instructions, once per warp */                                                     \
-  X(ldmatrix_wavefronts) /* passes over the banks they took: as many as matrices if no banks conflict */       \
-  X(cp_async)            /* copies, once per thread */                                                         \
-  X(bulk_copies)
+#define DSN_SIMT_COUNTERS(X)                                                                          \
+  X(launches)                                                                                         \
+  X(blocks)                                                                                           \
+  X(idle_blocks)       /* blocks that ended without a store or an atomic on global memory */          \
+  X(global_load_bytes) /* of every thread's loads, asynchronous copies included; atomics are apart */ \
+  X(global_store_bytes)                                                                               \
+  X(shared_load_bytes)                                                                                \
+  X(shared_store_bytes)                                                                               \
+  X(global_atomics)                                                                                   \
+  X(shared_atomics)                                                                                   \
+  X(block_barriers) /* __syncthreads and its reductions, once per block and time */                   \
+  X(cluster_barriers)                                                                                 \
+  X(warp_barriers)    /* __syncwarp */                                                                \
+  X(shuffles)         /* shuffles, votes, matches and reductions, once per warp */                    \
+  X(mma_m16n8k16_f16) /* instructions, once per warp */                                               \
+  X(mma_m16n8k16_bf16)                                                                                \
+  X(mma_macs) /* multiply-accumulates of all of them */                                               \
+  X(cp_async) /* copies, once per thread */
 
 struct Counters {
 #define DSN_SIMT_FIELD(name) int64_t name = 0;

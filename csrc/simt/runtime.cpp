@@ -145,12 +145,12 @@ dim3 block_dim() { return running().launch->block; }
 dim3 grid_dim() { return running().launch->grid; }
 unsigned char* shared_memory() { return running().self().block->shared; }
 
-void syncthreads(std::source_location where) { running().barrier_arrive(0, 0, true, 0, &where, DSN_SIMT_CALLER); }
+void syncthreads(std::source_location where) { running().barrier_wait(0, where, DSN_SIMT_CALLER); }
 
 int syncthreads_reduce(Reduce reduce, int predicate, std::source_location where) {
   Engine& e = running();
-  e.barrier_arrive(0, 0, true, predicate, &where, DSN_SIMT_CALLER);
-  return e.self().block->barriers[0].result[static_cast<int>(reduce)];
+  e.barrier_wait(predicate, where, DSN_SIMT_CALLER);
+  return e.self().block->barrier.result[static_cast<int>(reduce)];
 }
 
 void access(const void* address, size_t bytes, AccessKind kind) {

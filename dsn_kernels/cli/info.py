@@ -86,7 +86,7 @@ def collect() -> dict[str, Any]:
         "devices": devices,
         "backends": _backends(),
         "auto": _choices(),
-        "grouping": {f"{name}, s/byte": value for name, value in grouping.items()},
+        "grouping": {f"{name}, s/byte": value for name, value in grouping._asdict().items()},
         "models": dsn_models.names(),
         "packages": {name: _version(name) for name in _PEERS},
     }

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dsn_models.errors import UserError
 
 from .. import _C
+from ..costs import NO_COSTS, Costs
 from ..graph import (
     Conv2d,
     DenseBlock,
@@ -33,13 +34,14 @@ from .plan import Fields, Plan, fields_of, filled_up
 _Layout = tuple[list[tuple[str, int, list[int]]], int]
 
 
-def lower(graph: Graph, bfloat16: bool = False, any_size: bool = False) -> Plan:
+def lower(graph: Graph, bfloat16: bool = False, any_size: bool = False, costs: Costs = NO_COSTS) -> Plan:
     """The plan of ``graph`` on this machine's CPU.
 
     Args:
         graph: the network.
         bfloat16: convolutions and dense layers multiply pairs of bfloat16 and sum in float32; all else is float32.
         any_size: the plan will run on maps of other sizes too.
+        costs: by which a thread takes samples side by side.
 
     Raises:
         UserError: a BN-ReLU stands before a 3x3 whose input channels may hold no data.
@@ -47,18 +49,18 @@ def lower(graph: Graph, bfloat16: bool = False, any_size: bool = False) -> Plan:
     graph = join_updates(graph)
     lowering = _Lowering(graph, bfloat16, any_size)
     code = [lowering.instruction(node, reads) for node, reads in zip(graph.nodes, find_reads(graph), strict=True)]
-    return Plan(graph, code, lowering.packed())
+    return Plan(graph, code, lowering.packed(), costs=costs)
 
 
 class _Lowering:
-    """Collects packed units as nodes are visited; a unit's layout comes from the native core, where it is defined."""
+    """Packs weights as nodes are visited, by layouts of the native core."""
 
     def __init__(self, graph: Graph, bfloat16: bool, any_size: bool) -> None:
         self.graph, self.bfloat16, self.any_size = graph, bfloat16, any_size
         self.size = 0
         self._chunks: list[Tensor] = []
         self._words: list[tuple[int, Tensor]] = []  # pairs of bfloat16 and where they lie
-        self._shared: dict[int, Fields] = {}  # of units that several nodes read
+        self._shared: dict[int, Fields] = {}  # of weights that several nodes read
 
     def instruction(self, node: Node, reads: Reads) -> Fields:
         fields = fields_of(node, reads)
@@ -67,14 +69,14 @@ class _Lowering:
         return fields | own | {"flags": fields["flags"] | own.get("flags", 0)}
 
     def packed(self) -> Tensor:
-        """All units, float32; words of pairs by their bits."""
+        """All weights, float32; words of pairs by their bits."""
         weights = torch.cat(self._chunks or [torch.empty(0)]).float()
         for offset, words in self._words:
             weights.view(torch.int32)[offset : offset + len(words)] = words
         return weights
 
     def _add(self, layout: _Layout, **values: Tensor | None) -> Fields:
-        """Appends one unit with its fields by name, missing ones zero; its offset in floats is ``weights``."""
+        """Appends weights by the names of their layout, missing ones zero; ``weights``: where they begin, in floats."""
         fields, size = layout
         chunk = torch.zeros(size, dtype=torch.float64)
         for name, offset, shape in fields:
@@ -104,8 +106,8 @@ class _Lowering:
     def pack_dense_block(self, node: DenseBlock, reads: Reads) -> Fields:
         starts = [node.channels_before(layer) for layer in range(len(node.layers))] if node.added else []
         slices = [range(start, start + node.added) for start in starts]
-        units = [self._layer(node, i, layer, slices[:i]) for i, layer in enumerate(node.layers)]
-        return units[0] | {"flags": _C.FLAGS["bfloat16"] if self.bfloat16 else 0}
+        layers = [self._layer(node, i, layer, slices[:i]) for i, layer in enumerate(node.layers)]
+        return layers[0] | {"flags": _C.FLAGS["bfloat16"] if self.bfloat16 else 0}
 
     def _layer(self, node: DenseBlock, index: int, layer: DenseLayer, slices: list[range]) -> Fields:
         sizes = node.channels_before(index), node.out_channels, node.bottleneck

@@ -38,7 +38,7 @@ ELEMENTS: dict[torch.dtype, int] = {
     torch.float16: _C.cuda.ELEMENTS["float16"],
     torch.bfloat16: _C.cuda.ELEMENTS["bfloat16"],
 }
-_TAIL = 16  # bytes behind the last unit that a load of whole words may touch
+_TAIL = 16  # bytes behind the last weight that a load of whole words may touch
 
 # [(name, offset, shape, wide)] and size, in bytes; wide: float32 whatever the element.
 _Layout = tuple[list[tuple[str, int, list[int], bool]], int]
@@ -110,7 +110,7 @@ class _Channels:
 
 
 class _Lowering:
-    """Collects packed units as nodes are visited."""
+    """Packs weights as nodes are visited, by layouts of the native core."""
 
     def __init__(self, graph: Graph, dtype: torch.dtype) -> None:
         self.graph, self.dtype, self.element = graph, dtype, ELEMENTS[dtype]
@@ -144,11 +144,11 @@ class _Lowering:
         return fields
 
     def packed(self) -> Tensor:
-        """All units, uint8."""
+        """All weights, uint8."""
         return torch.cat([*self._chunks, torch.zeros(_TAIL, dtype=torch.uint8)])
 
     def _add(self, layout: _Layout, **values: Tensor) -> int:
-        """Appends one unit with its fields by name; returns its offset."""
+        """Appends weights by the names of their layout; returns where they begin, in bytes."""
         fields, size = layout
         chunk = torch.zeros(size, dtype=torch.uint8)
         for name, offset, shape, wide in fields:
@@ -252,7 +252,7 @@ class _Lowering:
         self._add_conv2d(node.weight, node.bias, node.src_offset % _GROUP, node.before, chosen, live)
 
     def _add_conv2d(self, weight: Tensor, bias: Tensor, front: int, norm: Any, chosen: bool, live: bool) -> None:
-        """Adds the unit of a convolution whose input begins ``front`` channels into a group."""
+        """Adds the weights of a convolution whose input begins ``front`` channels into a group."""
         taps = weight.flatten(2)
 
         def spread(x: Tensor, dim: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _C
+from ..costs import NO_COSTS, Costs
 from ..graph import Conv2d, DenseBlock, Gate, Graph, Node, PathHead, Pointwise, Reads, Windowed
 
 _NAMES = [name for name, _ in _C.INSTRUCTION_FIELDS]
@@ -27,20 +28,23 @@ class Plan:
         code: the fields of each instruction.
         weights: as the backend's kernels read them: float32, on a GPU uint8.
         element: of weights and activations on a GPU, one of ``_C.cuda.ELEMENTS``.
+        costs: by which the CPU takes samples side by side.
     """
 
     graph: Graph
     code: list[Fields]
     weights: Tensor
     element: int = 0
+    costs: Costs = NO_COSTS
 
     def words(self, graph: Graph | None = None) -> Tensor:
-        """What ``run_plan`` takes, int64: format, maps, regions, instructions. ``graph``: the same of another size."""
+        """What ``run_plan`` takes, int64: csrc/plan/plan.h has the order. ``graph``: the same of another size."""
         graph = graph or self.graph
         sizes = [n for map in graph.maps for n in map]
         regions = [n for region in graph.regions for n in (_C.REGIONS[region.kind], region.begin, region.end)]
         code = [fields.get(name, default) for fields in self.code for name, default in _C.INSTRUCTION_FIELDS]
-        return torch.tensor([_C.PLAN_FORMAT, len(graph.maps), len(graph.regions), *sizes, *regions, *code])
+        costs = [round(cost * 1e18) for cost in self.costs]
+        return torch.tensor([_C.PLAN_FORMAT, len(graph.maps), len(graph.regions), *costs, *sizes, *regions, *code])
 
     def without_weights(self) -> Plan:
         """The same with a graph whose tensors have a shape alone, and no packed weights."""

@@ -21,8 +21,8 @@ from .. import graph as graphs
 from ..capture import FAMILIES, Captured, Chosen, canonical, capture
 from ..graph import Graph
 from ..ops import Outputs, refuse_gradients
+from .cuda_graphs import check_forced, make_cuda_graphs
 from .fixed import Fixed
-from .graphs import check_forced, make_graphs
 from .runner import make_runner
 from .target import CPU, Target
 
@@ -42,7 +42,7 @@ class Planned(Fixed):
             stem = stem.to(dtype=target.map_dtype, memory_format=layout)
         self.stem: nn.Module | None = stem
         self.runner = make_runner(captured.graph, target.dtype, target.backend)
-        self._graphs = make_graphs(self.runner, target.graph)
+        self._cuda_graphs = make_cuda_graphs(self.runner, target.cuda_graph)
 
     @property
     def graph(self) -> Graph:
@@ -56,7 +56,7 @@ class Planned(Fixed):
             x = self.stem(images.to(self.target.map_dtype))
         if self.target.backend == "cpu":
             x = x.float()
-        return (self._graphs or self.runner.forward)(x, limits, forced)  # a module's own call takes microseconds
+        return (self._cuda_graphs or self.runner.forward)(x, limits, forced)  # a module's own call takes microseconds
 
 
 class Chooser(Planned):
@@ -111,7 +111,7 @@ class Accelerated(Planned):
     Raises:
         UserError: images, forced gates or thresholds do not fit or lie on another device, or forced gates hold anything
             but 0 and 1 (on a GPU the host waits to see, unless the call is compiled or captured); on a GPU also: a
-            batch is larger than the captured sizes, or a graph cannot be captured.
+            batch is larger than the captured sizes, or a CUDA graph cannot be captured.
     """
 
     thresholds: Tensor

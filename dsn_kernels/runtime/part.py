@@ -10,8 +10,8 @@ from torch import Tensor
 from dsn_models.errors import UserError
 
 from ..capture import capture_part, decides
+from .cuda_graphs import check_forced, check_threshold
 from .fixed import Fixed
-from .graphs import check_forced, check_threshold
 from .runner import make_runner
 from .target import CPU, Target
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from dsn_models.errors import UserError
 
 from .. import _C, lower, ops
-from ..costs import costs
+from ..costs import NO_COSTS, costs
 from ..graph import Graph
 from ..lower import Plan
 from ..ops import Outputs
@@ -106,7 +107,9 @@ class PlanRunner(nn.Module):
         return Outputs(*out[:5])
 
     def get_extra_state(self) -> dict[str, int]:
-        return {"format": _C.PLAN_FORMAT, "plan": zlib.crc32(self.own.words.numpy().tobytes())}
+        # Costs are the machine's and not the network's: a state goes from one machine to another of the same layouts.
+        words = replace(self.plan, costs=NO_COSTS).words()
+        return {"format": _C.PLAN_FORMAT, "plan": zlib.crc32(words.numpy().tobytes())}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         _check_format(state["format"])
@@ -139,8 +142,7 @@ def resized(graph: Graph, height: int, width: int) -> Graph:
 
 
 def _on_cpu(graph: Graph, dtype: torch.dtype, any_size: bool) -> nn.Module:
-    costs()  # by these the kernels take samples side by side
-    return PlanRunner(lower.cpu.lower(graph, bfloat16=dtype == torch.bfloat16, any_size=any_size))
+    return PlanRunner(lower.cpu.lower(graph, dtype == torch.bfloat16, any_size, costs()))
 
 
 def _on_cuda(graph: Graph, dtype: torch.dtype, any_size: bool) -> nn.Module:

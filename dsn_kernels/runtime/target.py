@@ -15,12 +15,12 @@ class Target:
     Attributes:
         backend: one of :data:`dsn_kernels.runtime.runner.RUNNERS`: ``"cpu"``, ``"cuda"`` or ``"triton"``.
         dtype: of weights and activations. On the CPU float32, or bfloat16: of the products of convolutions alone.
-        graph: replay the launches as CUDA graphs: True, or the batch sizes to capture.
+        cuda_graph: replay the launches as CUDA graphs: True, or the batch sizes to capture.
     """
 
     backend: str = "cpu"
     dtype: torch.dtype = torch.float32
-    graph: bool | Sequence[int] = False
+    cuda_graph: bool | Sequence[int] = False
 
     @property
     def map_dtype(self) -> torch.dtype:

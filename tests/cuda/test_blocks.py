@@ -14,7 +14,7 @@ from device_checks import (
     check_without_gates,
     forced_gates,
     images,
-    make_twin,
+    make_fast,
 )
 from references import make_block, make_head, make_transition
 from stage_parts import GATES, PARTS, make_part, make_stage, masks
@@ -29,9 +29,9 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 def check(place, dtype, block, x, forced, seed=0, clusters=True):
     place.seeded(seed)
-    twin = make_twin(place, block, dtype)
-    twin.runner.clusters = clusters
-    return check_block(place, twin, block, x, dtype, forced)
+    fast = make_fast(place, block, dtype)
+    fast.runner.clusters = clusters
+    return check_block(place, fast, block, x, dtype, forced)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -53,10 +53,10 @@ def test_a_skipped_layer_reads_its_gate_word_and_nothing_more(simt):
     """A layer that no sample runs: its blocks load 8 bytes each; nobody reads its slice, its weights or the state."""
     loaded, blocks = [], []
     for layers in (1, 2):
-        twin = Part(make_block(24, layers), Target("simt", DTYPE))
-        twin.runner.clusters = False
+        fast = Part(make_block(24, layers), Target("simt", DTYPE))
+        fast.runner.clusters = False
         simt.reset_counters()
-        twin(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
+        fast(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
         counts = simt.counters()
         assert counts["mma_m16n8k16_f16"] == 0
         loaded.append(counts["global_load_bytes"])
@@ -72,9 +72,9 @@ def test_a_skipped_layer_of_a_resident_block_reads_its_gate_alone(simt):
     """Every thread of a sample's blocks reads what decides, and one stores the gate; no launch, no barrier."""
     counts = []
     for layers in (1, 2):
-        twin = Part(make_block(24, layers), Target("simt", DTYPE))
+        fast = Part(make_block(24, layers), Target("simt", DTYPE))
         simt.reset_counters()
-        twin(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
+        fast(torch.randn(3, 24, 8, 8), 0.5, torch.zeros(3, layers, dtype=torch.uint8))
         counts.append(simt.counters())
     one, two = counts
     assert two["mma_m16n8k16_f16"] == 0

@@ -8,7 +8,7 @@ import torch
 
 import dsn_models
 from dsn_kernels import Accelerated, Target
-from dsn_kernels.runtime.graphs import Graphs
+from dsn_kernels.runtime.cuda_graphs import CudaGraphs
 from dsn_models.errors import UserError
 from tests.networks import SMALL, make_images, randomise
 
@@ -116,7 +116,7 @@ def pair(runner_module, fake, monkeypatch):
     graphed = Accelerated(model, Target("simt", torch.float16))
     runner = Runner(graphed.runner, fake)
     monkeypatch.setattr(torch.cuda.CUDAGraph, "again", lambda self: runner.again(), raising=False)
-    graphed._graphs = Graphs(runner, (2, 4))
+    graphed._cuda_graphs = CudaGraphs(runner, (2, 4))
     graphed.fake_runner = runner
     return plain, graphed
 
@@ -165,14 +165,16 @@ def test_images_with_a_gradient_leave_no_history(pair):
     x = make_images(plain, 2).requires_grad_()
     with torch.no_grad():
         graphed(x)
-    (captured,) = graphed._graphs._captured.values()
+    (captured,) = graphed._cuda_graphs._captured.values()
     assert not captured.image.requires_grad
 
 
 def test_a_failed_capture_says_why(pair, fake):
     plain, graphed = pair
     fake.fail_in_capture = "run_plan: out of memory on cuda:0 for the 7 MiB that a batch of 2 works in\nsecond line"
-    with pytest.raises(UserError, match="a graph for 2 images cannot be captured: run_plan: out of memory") as error:
+    with pytest.raises(
+        UserError, match="a CUDA graph for 2 images cannot be captured: run_plan: out of memory"
+    ) as error:
         graphed(make_images(plain, 2))
     assert "\n" not in str(error.value)
     fake.fail_in_capture = None
@@ -182,7 +184,7 @@ def test_a_failed_capture_says_why(pair, fake):
 def test_a_capture_within_a_capture_is_refused(pair, fake):
     plain, graphed = pair
     fake.capturing = True
-    with pytest.raises(UserError, match="cannot be captured in another: use graph=False"):
+    with pytest.raises(UserError, match="cannot be captured in another: use cuda_graph=False"):
         graphed(make_images(plain, 2))
 
 
@@ -195,4 +197,4 @@ def test_a_batch_beyond_the_captured_sizes(pair):
 def test_an_empty_batch_is_not_captured(pair):
     plain, graphed = pair
     assert graphed(make_images(plain, 2)[:0])[0].shape == (0, 20)
-    assert not graphed._graphs._captured
+    assert not graphed._cuda_graphs._captured

@@ -16,7 +16,7 @@ def pair(gpu):
     torch.manual_seed(0)
     model = randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]))
     options = {"dtype": torch.float16, "device": gpu}
-    return dsn_kernels.accelerate(model, **options), dsn_kernels.accelerate(model, graph=(2, 8), **options)
+    return dsn_kernels.accelerate(model, **options), dsn_kernels.accelerate(model, cuda_graph=(2, 8), **options)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 0, 5])
@@ -65,7 +65,7 @@ def test_inside_and_outside_of_inference_mode(gpu, pair):
     plain, _ = pair
     x = make_images(plain, 4).to(gpu)
     graphed = dsn_kernels.accelerate(
-        randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"])), device=gpu, graph=True
+        randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"])), device=gpu, cuda_graph=True
     )
     with torch.inference_mode():
         inside = graphed(x)

@@ -75,7 +75,7 @@ def test_a_users_own_network(place):
             {"backend": "simt", "dtype": torch.float64},
             "the GPU kernels serve torch.float32, torch.float16, torch.bfloat",
         ),
-        ({"backend": "simt", "graph": True}, "graph is for a GPU; the device is 'cpu'"),
+        ({"backend": "simt", "cuda_graph": True}, "cuda_graph is for a GPU; the device is 'cpu'"),
         ({"backend": "cpu", "device": "cuda"}, "device is 'cuda'; the backend 'cpu' runs on"),
         ({"device": "tpu"}, "device is 'tpu'; expected 'cpu', 'cuda' or 'cuda:N'"),
     ],

@@ -210,7 +210,7 @@ def test_forced_gates(place, name, density):
 def test_graphs_give_what_single_launches_give(gpu, name):
     model = make_planned(name)
     plain, graphed = (
-        dsn_kernels.accelerate(model, dtype=torch.float16, device=gpu, graph=graph) for graph in (False, (2, 8))
+        dsn_kernels.accelerate(model, dtype=torch.float16, device=gpu, cuda_graph=sizes) for sizes in (False, (2, 8))
     )
     for batch in (1, 2, 5, 8):
         x = make_images(model, batch).to(gpu)

@@ -1,4 +1,4 @@
-"""What GPU twins refuse, in one line each; tests/cuda/test_graphs.py has what only a device can refuse."""
+"""What models for a GPU refuse, in one line each; tests/cuda/test_graphs.py has what only a device can refuse."""
 
 import pytest
 import torch
@@ -70,11 +70,11 @@ def test_a_block_of_its_own(runner_module):
     refused(lambda: block(x, 0.5, forced), "forced gates hold 3")
 
 
-def test_a_twin_that_left_the_gpu():
+def test_a_model_that_left_the_gpu():
     """Moved to the CPU, or given tensors there: the operator would say that it has no CPU kernel, at length."""
     model = randomise(dsn_models.create("concat-bc-100", **SMALL["concat-bc-100"]))
-    twin = Accelerated(model, Target("cuda", torch.float16))
-    refused(lambda: twin(make_images(twin, 2)), "images are on cpu, the weights on cpu; expected one GPU")
+    fast = Accelerated(model, Target("cuda", torch.float16))
+    refused(lambda: fast(make_images(fast, 2)), "images are on cpu, the weights on cpu; expected one GPU")
 
 
 def test_a_device_that_the_build_does_not_serve(runner_module):

@@ -285,11 +285,11 @@ def test_a_frozen_gater_decides_as_in_eval():
 
 def test_a_copy_is_masked_by_its_own_gates():
     model = make_small("gaternet-resnet-20")
-    twin, images = copy.deepcopy(model), make_images(model, 3)
+    copied, images = copy.deepcopy(model), make_images(model, 3)
     expected = model(images)
     with torch.no_grad():
         model.gater.fc2.bias.fill_(-50.0)
-    assert torch.equal(twin(images), expected)
+    assert torch.equal(copied(images), expected)
     assert not torch.equal(model(images), expected)
 
 

@@ -44,13 +44,13 @@ def forced_gates(pattern, batch, layers):
     }[pattern]
 
 
-def make_twin(place, part, dtype):
+def make_fast(place, part, dtype):
     return Part(part, Target(place.backend, dtype)).to(place.device)
 
 
-def check_block(place, twin, block, x, dtype, forced):
+def check_block(place, fast, block, x, dtype, forced):
     moved = None if forced is None else forced.to(place.device)
-    y, taken, scores = (t.cpu() for t in twin(x.to(place.device), 0.5, moved))
+    y, taken, scores = (t.cpu() for t in fast(x.to(place.device), 0.5, moved))
     gates = {"threshold": 0.5, "forced": taken}
     reference, _, reference_scores = same_dtype(block, x, torch.float64, **gates)
     assert_as_exact_as_torch(y, same_dtype(block, x, dtype, **gates)[0], reference)
@@ -65,19 +65,19 @@ def check_block(place, twin, block, x, dtype, forced):
 
 def check_without_gates(place, module, x, dtype):
     """Of a part that has none."""
-    y = make_twin(place, module, dtype)(x.to(place.device)).cpu()
+    y = make_fast(place, module, dtype)(x.to(place.device)).cpu()
     assert_as_exact_as_torch(y, same_dtype(module, x, dtype), same_dtype(module, x, torch.float64))
     return y
 
 
 def check_residual_units(place, stage, x, dtype, forced=None):
     """Gated units, from :func:`stage_parts.make_stage`."""
-    twin, moved = make_twin(place, residual_units(stage), dtype), None if forced is None else forced.to(place.device)
-    y, taken, scores = (t.cpu() for t in twin(x.to(place.device), 0.5, moved))
+    fast, moved = make_fast(place, residual_units(stage), dtype), None if forced is None else forced.to(place.device)
+    y, taken, scores = (t.cpu() for t in fast(x.to(place.device), 0.5, moved))
     exact, exact_scores = run_reference(copy.deepcopy(stage).double(), x.double(), forced=taken)
     same, _ = run_reference(copy.deepcopy(stage).to(dtype), x.to(dtype), forced=taken)
     assert_as_exact_as_torch(y, same, exact)
-    assert torch.equal(twin.last_macs.cpu(), count_macs(twin.runner.graph.resized(*x.shape[2:]), taken))
+    assert torch.equal(fast.last_macs.cpu(), count_macs(fast.runner.graph.resized(*x.shape[2:]), taken))
     if forced is None:
         assert_gates_agree(taken, scores, exact_scores, 0.5)
     else:
@@ -87,30 +87,30 @@ def check_residual_units(place, stage, x, dtype, forced=None):
 def check_chosen_conv2d(place, name, dtype):
     parts, relu, chosen = make_selected(name)
     x, forced = images(3, 10, 11, 9), masks(3, 30, 0.5)
-    twin = make_twin(place, chosen, dtype)
-    y = twin(x.to(place.device), forced=forced.to(place.device)).cpu()
+    fast = make_fast(place, chosen, dtype)
+    y = fast(x.to(place.device), forced=forced.to(place.device)).cpu()
     filters, channels = forced.split([20, 10], 1)
     same = run_selected(copy.deepcopy(parts).to(dtype), relu, x.to(dtype), filters, channels)
     exact = run_selected(copy.deepcopy(parts).double(), relu, x.double(), filters, channels)
     assert_as_exact_as_torch(y, same, exact)
-    assert torch.equal(twin.last_macs.cpu(), count_macs(twin.runner.graph.resized(11, 9), forced))
+    assert torch.equal(fast.last_macs.cpu(), count_macs(fast.runner.graph.resized(11, 9), forced))
 
 
 def check_inputs_of_the_kernels_type(place):
-    twin = make_twin(place, make_block(**BLOCKS["one-layer"]), torch.float16)
+    fast = make_fast(place, make_block(**BLOCKS["one-layer"]), torch.float16)
     x = images(2, 5, 6, 6).half().to(place.device)
-    y, _, _ = twin(x)
+    y, _, _ = fast(x)
     assert y.dtype == torch.float16
-    assert torch.equal(y, twin(x.float())[0].half())
+    assert torch.equal(y, fast(x.float())[0].half())
 
 
 def check_nan_stays_nan(place):
     x = images(1, 8, 4, 4)
     x[0, 0, 0, 0] = float("nan")
-    twin = make_twin(place, make_block(channels=8, layers=1), torch.float16)
-    y, taken, scores = twin(x.to(place.device))
+    fast = make_fast(place, make_block(channels=8, layers=1), torch.float16)
+    y, taken, scores = fast(x.to(place.device))
     assert taken.item() == 0 and scores.isnan().all(), "a NaN score exceeds no threshold"
-    y, _, _ = twin(x.to(place.device), 0.5, torch.ones(1, 1, dtype=torch.uint8, device=place.device))
+    y, _, _ = fast(x.to(place.device), 0.5, torch.ones(1, 1, dtype=torch.uint8, device=place.device))
     assert y[0, 8:].isnan().any()
 
 

@@ -94,8 +94,8 @@ def test_lower_instruction_sets_agree(isa, subprocess_python):
 def test_non_contiguous_input():
     block = make_block(channels=8, layers=2)
     x = images(4, 16, 8, 9)[::2, ::2].transpose(2, 3)
-    twin = Part(block)
-    assert torch.equal(twin(x)[0], twin(x.contiguous())[0])
+    fast = Part(block)
+    assert torch.equal(fast(x)[0], fast(x.contiguous())[0])
 
 
 def test_skipped_slices_are_zero():
@@ -107,20 +107,20 @@ def test_skipped_slices_are_zero():
 
 def test_threshold_decides():
     block = make_block(channels=8, layers=3)
-    x, twin = images(4, 8, 6, 6), Part(block)
-    _, _, scores = twin(x, 0.5)
-    assert torch.equal(twin(x, 1.0)[1], torch.zeros(4, 3, dtype=torch.uint8))  # no score exceeds 1
+    x, fast = images(4, 8, 6, 6), Part(block)
+    _, _, scores = fast(x, 0.5)
+    assert torch.equal(fast(x, 1.0)[1], torch.zeros(4, 3, dtype=torch.uint8))  # no score exceeds 1
     first = scores[0, 0].item()
-    assert twin(x, first)[1][0, 0] == 0, "a score that ties with the threshold does not exceed it"
+    assert fast(x, first)[1][0, 0] == 0, "a score that ties with the threshold does not exceed it"
 
 
 def test_same_result_for_any_number_of_threads():
     block = make_block(channels=24, layers=4)
-    twin, x, before = Part(block), images(3, 24, 16, 16), torch.get_num_threads()
+    fast, x, before = Part(block), images(3, 24, 16, 16), torch.get_num_threads()
     results = []
     for count in (1, 2, 3, 5):
         torch.set_num_threads(count)
-        results.append(twin(x))
+        results.append(fast(x))
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

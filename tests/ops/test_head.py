@@ -22,29 +22,29 @@ def test_equals_reference(size, channels, threads):
     assert_as_exact_as_torch(Part(module)(x), module(x), copy.deepcopy(module).double()(x.double()))
 
 
-def arguments(twin, x):
+def arguments(fast, x):
     """Of the operator."""
-    runner, sized = twin.runner, twin.runner.sized(*x.shape[-2:])
+    runner, sized = fast.runner, fast.runner.sized(*x.shape[-2:])
     return x, runner.weights, torch.empty(0), None, sized.words, *sized.sizes.values()
 
 
 @pytest.mark.long
 def test_empty_batch_and_opcheck():
-    twin = Part(make_head(8, 4))
-    assert twin(images(0, 8, 6, 6)).shape == (0, 4)
-    *first, plan, gates, logits, stored = arguments(twin, images(2, 8, 6, 6))
+    fast = Part(make_head(8, 4))
+    assert fast(images(0, 8, 6, 6)).shape == (0, 4)
+    *first, plan, gates, logits, stored = arguments(fast, images(2, 8, 6, 6))
     assert (gates, logits, stored) == (0, 4, [0, 1, 1])
     given = (*first, None, plan, gates, logits, stored, 0, False)
     torch.library.opcheck(torch.ops.dsn.run_plan.default, given)
     with FlopCounterMode(display=False) as counter:
-        twin(images(2, 8, 6, 6))
-    assert counter.get_total_flops() == 2 * int(twin.last_macs.sum()) == 2 * 2 * 8 * 4
+        fast(images(2, 8, 6, 6))
+    assert counter.get_total_flops() == 2 * int(fast.last_macs.sum()) == 2 * 2 * 8 * 4
 
 
 def test_bad_arguments():
-    twin = Part(make_head(8, 4))
+    fast = Part(make_head(8, 4))
     with pytest.raises(UserError, match=r"x has shape \[2, 8\]; expected a batch of maps"):
-        twin(images(2, 8))
+        fast(images(2, 8))
     with pytest.raises(RuntimeError, match="run_plan: weights hold"):
-        image, _, *rest = arguments(twin, images(2, 8, 6, 6))
+        image, _, *rest = arguments(fast, images(2, 8, 6, 6))
         ops.run_plan(image, torch.zeros(8), *rest)

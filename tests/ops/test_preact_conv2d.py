@@ -27,10 +27,10 @@ def test_equals_reference(size, channels, threads):
 
 def test_empty_batch_and_non_contiguous():
     module = make_transition(8, 4)
-    twin = Part(module)
-    assert twin(images(0, 8, 6, 6)).shape == (0, 4, 3, 3)
+    fast = Part(module)
+    assert fast(images(0, 8, 6, 6)).shape == (0, 4, 3, 3)
     x = images(2, 16, 6, 6)[:, ::2]
-    assert torch.equal(twin(x), twin(x.contiguous()))
+    assert torch.equal(fast(x), fast(x.contiguous()))
 
 
 @pytest.mark.long
@@ -51,9 +51,9 @@ def test_opcheck():
     ],
 )
 def test_bad_arguments(x, kind, message):
-    twin = Part(make_transition(8, 4))
+    fast = Part(make_transition(8, 4))
     with pytest.raises(kind, match=message):
-        twin(x)
+        fast(x)
 
 
 def test_weights_of_another_transition_are_refused():

@@ -28,6 +28,11 @@ def test_opcheck(fast):
         torch.library.opcheck(torch.ops.dsn.run_plan.default, given)
 
 
+def plan_with_costs(*costs):
+    """The words of a plan of one buffer and one instruction."""
+    return torch.tensor([_C.PLAN_FORMAT, 1, 0, *costs, 1, 1, 1, *(default for _, default in _C.INSTRUCTION_FIELDS)])
+
+
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
@@ -35,6 +40,7 @@ def test_opcheck(fast):
         (1, torch.zeros(10), "run_plan: weights hold 10 floats, the plan needs"),
         (4, torch.tensor([_C.PLAN_FORMAT, 2, 0]), "run_plan: plan of 3 words does not hold whole buffers"),
         (4, torch.tensor([99]), f"run_plan: the plan is of format 99, expected {_C.PLAN_FORMAT}; make the model anew"),
+        (4, plan_with_costs(0, -1, 5), "run_plan: plan has costs of 0, -1 and 5 as/byte, expected none"),
         (5, 3, "run_plan: the plan has 12 gates and 120 logits, got gates=3"),
         (7, [8, 4, 4], "run_plan: the plan stores a map of 0 x 1 x 1, not of 8 x 4 x 4"),
         (7, [8, 4], "run_plan: map must have channels, height and width"),
@@ -50,7 +56,7 @@ def test_bad_arguments(fast, position, value, message):
 def with_regions(fast, regions):
     """The words of a network's plan, with these regions in place of its own."""
     words, maps = fast.runner.own.words, len(fast.graph.maps)
-    begin = 3 + 3 * maps
+    begin = 6 + 3 * maps
     own = torch.tensor(regions).flatten()
     behind = words[begin + 3 * len(fast.graph.regions) :]
     return torch.cat([words[:2], torch.tensor([len(regions)]), words[3:begin], own, behind])

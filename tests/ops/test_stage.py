@@ -34,14 +34,14 @@ DENSITIES = (0.0, 0.5, 1.0)
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_equal_the_reference(name, threads):
     module, channels = make_part(name)
-    twin, exact = dsn_kernels.accelerate(nn.Sequential(module))[0], copy.deepcopy(module).double()
-    assert isinstance(twin, Part)
+    fast, exact = dsn_kernels.accelerate(nn.Sequential(module))[0], copy.deepcopy(module).double()
+    assert isinstance(fast, Part)
     for size in [(8, 8), (9, 7)] if channels < 160 else [(9, 9)]:
         x = images(3, channels, *size)
-        assert_as_exact_as_torch(twin(x), module(x), exact(x.double()))
-        assert twin(x[:0]).shape == module(x)[:0].shape
+        assert_as_exact_as_torch(fast(x), module(x), exact(x.double()))
+        assert fast(x[:0]).shape == module(x)[:0].shape
     sliced = images(2, channels, 9, 18)[..., ::2]
-    assert torch.equal(twin(sliced), twin(sliced.contiguous()))
+    assert torch.equal(fast(sliced), fast(sliced.contiguous()))
 
 
 @pytest.mark.parametrize("first_gated", [0, 1])
@@ -49,13 +49,13 @@ def test_parts_equal_the_reference(name, threads):
 @pytest.mark.parametrize("unit", ["basic", "bottleneck", "preact"])
 def test_residual_units_equal_the_reference(unit, gate, first_gated):
     stage = make_stage(unit, gate, first_gated)
-    twin = Part(residual_units(stage))
+    fast = Part(residual_units(stage))
     exact = copy.deepcopy(stage).double()
     for batch in (1, 3):
         x = images(batch, 8, 10, 10)
         for density in (None, *DENSITIES):
             forced = None if density is None else masks(batch, len(stage["gates"]), density)
-            y, taken, scores = twin(x, forced=forced)
+            y, taken, scores = fast(x, forced=forced)
             true, true_scores = run_reference(exact, x.double(), forced=taken)
             assert_as_exact_as_torch(y, run_reference(stage, x, forced=taken)[0], true)
             if forced is None:
@@ -67,12 +67,12 @@ def test_residual_units_equal_the_reference(unit, gate, first_gated):
 
 def test_a_bypassed_unit_costs_its_gate_alone():
     stage = make_stage("basic", "recurrent", 1)
-    twin = Part(residual_units(stage))
+    fast = Part(residual_units(stage))
     shut = torch.cat([torch.zeros(1, 3), torch.eye(3)]).byte()
-    twin(images(4, 8, 10, 10), forced=shut)
-    macs = twin.last_macs
+    fast(images(4, 8, 10, 10), forced=shut)
+    macs = fast.last_macs
     assert (macs[1:] - macs[0]).tolist() == [2 * 9 * 64 * 100, 9 * (8 + 16) * 16 * 25, 2 * 9 * 256 * 25]
-    assert torch.equal(macs, count_macs(twin.runner.graph.resized(10, 10), shut))
+    assert torch.equal(macs, count_macs(fast.runner.graph.resized(10, 10), shut))
 
 
 def choices(batch, count):
@@ -85,26 +85,26 @@ def choices(batch, count):
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_chosen_conv2d_equals_the_reference(name, threads):
     parts, relu, chosen = make_selected(name)
-    twin = Part(chosen)
+    fast = Part(chosen)
     exact = copy.deepcopy(parts).double()
     x = images(3, 10, 11, 9)
     area = run_selected(parts, relu, x, *(masks(3, n, 1.0) for n in (20, 10)))[0, 0].numel()
     taps = parts["conv"].weight[0, 0].numel()
     for filters in choices(3, 20):
         for channels in choices(3, 10):
-            y, macs = twin(x, forced=torch.cat([filters, channels], 1)), twin.last_macs
+            y, macs = fast(x, forced=torch.cat([filters, channels], 1)), fast.last_macs
             plain = run_selected(parts, relu, x, filters, channels)
             assert_as_exact_as_torch(y, plain, run_selected(exact, relu, x.double(), filters, channels))
             assert torch.equal(y == 0, plain == 0) or relu
             assert torch.equal(macs, area * taps * filters.sum(1) * channels.sum(1))
 
 
-def make_twin(kind):
-    """A small twin, and the inputs of a batch for it."""
+def make_fast(kind):
+    """A small part, and the inputs of a batch for it."""
     if kind == "residual units":
         stage = make_stage("basic", "recurrent", 1)
-        twin = Part(residual_units(stage))
-        return twin, lambda n: (images(n, 8, 8, 8),)
+        fast = Part(residual_units(stage))
+        return fast, lambda n: (images(n, 8, 8, 8),)
     if kind == "chosen conv2d":
         return Part(make_selected("3x3")[2]), lambda n: (images(n, 10, 8, 8), 0.5, masks(n, 30, 0.5))
     return Part(make_part("gradual")[0]), lambda n: (images(n, 12, 8, 8),)
@@ -113,11 +113,11 @@ def make_twin(kind):
 def arguments(kind):
     """Of the operator, for a small stage: image, weights, thresholds, forced_gates, count, plan, gates, logits, map,
     element, timed."""
-    twin, inputs = make_twin(kind)
+    fast, inputs = make_fast(kind)
     x, _, forced = (*inputs(2), 0.5, None)[:3]
-    sized = twin.runner.sized(8, 8)
+    sized = fast.runner.sized(8, 8)
     limits = torch.full((sized.graph.gates,), 0.5)
-    return [x, twin.runner.weights, limits, forced, None, sized.words, *sized.sizes.values(), 0, False]
+    return [x, fast.runner.weights, limits, forced, None, sized.words, *sized.sizes.values(), 0, False]
 
 
 KINDS = ("residual units", "chosen conv2d", "gradual layer")
@@ -135,21 +135,21 @@ def test_opcheck_and_flop_count(kind):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiles_and_exports(kind):
-    twin, inputs = make_twin(kind)
+    fast, inputs = make_fast(kind)
     given = inputs(2)
-    expected = twin(*given)
-    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    expected = fast(*given)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*given), expected, rtol=0, atol=0)
-    torch.testing.assert_close(torch.export.export(twin, given).module()(*given), expected, rtol=0, atol=0)
-    copied = copy.deepcopy(twin)
-    copied.load_state_dict(twin.state_dict())
+    torch.testing.assert_close(torch.export.export(fast, given).module()(*given), expected, rtol=0, atol=0)
+    copied = copy.deepcopy(fast)
+    copied.load_state_dict(fast.state_dict())
     torch.testing.assert_close(copied(*given), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_threads_and_callers_do_not_matter(kind):
     """Batch sizes around the worker count, thread counts, and four callers at once: each sample as if alone."""
-    twin, inputs = make_twin(kind)
+    fast, inputs = make_fast(kind)
 
     def first(out):
         return out[0] if isinstance(out, tuple) else out
@@ -159,12 +159,12 @@ def test_batches_threads_and_callers_do_not_matter(kind):
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             for batch in (1, 2, 3, 4, 5):
-                y = first(twin(*inputs(batch)))
+                y = first(fast(*inputs(batch)))
                 assert torch.equal(y, results.setdefault(batch, y))
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             for _ in range(5):
                 for batch, y in zip(
-                    (1, 2, 3, 4), pool.map(lambda n: first(twin(*inputs(n))), (1, 2, 3, 4)), strict=True
+                    (1, 2, 3, 4), pool.map(lambda n: first(fast(*inputs(n))), (1, 2, 3, 4)), strict=True
                 ):
                     assert torch.equal(y, results[batch])
     finally:
@@ -176,10 +176,10 @@ def test_a_gate_at_the_threshold_stays_shut():
     for gate in stage["gates"]:
         nn.init.zeros_(gate.linear.weight)
         nn.init.zeros_(gate.linear.bias)
-    twin = Part(residual_units(stage))
-    _, taken, scores = twin(images(2, 8, 8, 8))
+    fast = Part(residual_units(stage))
+    _, taken, scores = fast(images(2, 8, 8, 8))
     assert (scores == 0.5).all() and not taken.any()
-    assert twin(images(2, 8, 8, 8), threshold=0.499)[1].all()
+    assert fast(images(2, 8, 8, 8), threshold=0.499)[1].all()
 
 
 @pytest.mark.parametrize(

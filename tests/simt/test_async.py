@@ -1,4 +1,4 @@
-"""Asynchronous copies, named barriers, mbarriers and clusters: results in every order of threads, exact counts."""
+"""Asynchronous copies and clusters: results in every order of threads, exact counts."""
 
 import numpy as np
 import pytest
@@ -36,37 +36,9 @@ def test_cp_async_pipeline(simt, run, width, n):
     assert counts["block_barriers"] == tiles
 
 
-@pytest.mark.parametrize("tiles", [1, 2, 3, 7])
-def test_bulk_pipeline(simt, run, tiles):
-    values, out = run("bulk_pipeline", 64 * tiles)
-    np.testing.assert_array_equal(out, reversed_pieces(values, 64))
-    counts = simt.counters()
-    assert counts["bulk_copies"] == tiles
-    assert counts["global_load_bytes"] == counts["global_store_bytes"] == 256 * tiles
-
-
-def test_cp_async_arrives_at_an_mbarrier(run):
-    values, out = run("copy_arrive", 64)
-    np.testing.assert_array_equal(out, values[::-1])
-
-
-def test_bulk_store(simt, run):
-    values, out = run("bulk_store", 64)
-    np.testing.assert_array_equal(out, values + np.uint32(1))
-    assert simt.counters()["bulk_copies"] == 1
-    assert simt.counters()["global_store_bytes"] == 256
-
-
-def test_named_barriers(simt, run):
-    values, out = run("named_barrier", 160)
-    np.testing.assert_array_equal(out, reversed_pieces(values, 32))
-    assert simt.counters()["named_barriers"] == 5 + 4
-    assert simt.counters()["block_barriers"] == 0
-
-
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
 def test_cluster(simt, run, size):
-    """Two clusters: neighbours' shared memory by loads, by bulk copies, and a sum at block 0 by atomics."""
+    """Two clusters: neighbours' shared memory by loads and by stores, and a sum at block 0 by atomics."""
     values, out = run("cluster", 64 * size)
     clusters = values.reshape(2, size, 32)
     sums = clusters.sum((1, 2), dtype=np.uint32)
@@ -75,4 +47,3 @@ def test_cluster(simt, run, size):
     counts = simt.counters()
     assert counts["cluster_barriers"] == 2 * 3
     assert counts["shared_atomics"] == 64 * size
-    assert counts["bulk_copies"] == 2 * size

@@ -67,12 +67,10 @@ FAULTS = [
         r"reads 4 bytes at .*, where an asynchronous copy started at broken.cpp:\d+ has not been waited",
     ),
     ("wait_without_barrier", "", RACE + "|where an asynchronous copy started at"),
-    ("missing_fence", "bulk_store", r"a bulk copy reads shared memory \+ \d+, which thread .* no fence_proxy_async"),
-    ("missing_arrival", "", r"no thread can go on: 64 threads.* wait in mbarrier_wait at broken.cpp:\d+"),
     (
-        "misaligned_rows",
-        "ldmatrix",
-        r"ldmatrix: the row address of lane 1 is not aligned to 16 bytes: shared memory \+ 8",
+        "misaligned_copy",
+        "cp_async",
+        r"cp.async of 8 bytes: source and destination must be multiples of it",
     ),
 ]
 

@@ -52,7 +52,6 @@ def test_kernels_run_clean(run_sanitized):
             simt.configure(seed=seed)
             simt.pipeline_16(simt.output(copied), simt.input(words))
             assert (copied == words.reshape(-1, 128)[:, ::-1].reshape(-1)).all()
-            simt.bulk_pipeline(simt.output(copied), simt.input(words))
             simt.cluster(simt.output(copied[:256]), simt.input(words[:256]))
     """)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
-"""mma and ldmatrix against the written layouts of their registers.
+"""mma against the written layouts of its registers.
 
-The layouts are those of the PTX ISA ("Matrix Fragments for mma.m16n8k16 with floating point type", "... mma.m16n8k8",
-"ldmatrix"): groupID = lane >> 2, threadID_in_group = lane % 4. Each function gives (row, column) of element
-``i`` of a lane's fragment; 16-bit elements lie two to a register, the even one in the low half.
+The layouts are those of the PTX ISA ("Matrix Fragments for mma.m16n8k16 with floating point type"): groupID is
+lane >> 2, threadID_in_group is lane % 4. Each function gives (row, column) of element ``i`` of a lane's fragment;
+16-bit elements lie two to a register, the even one in the low half.
 """
 
 import numpy as np
@@ -22,24 +22,9 @@ def b_m16n8k16(lane, i):
     return t * 2 + (i & 1) + (8 if i >= 2 else 0), group
 
 
-def a_m16n8k8_tf32(lane, i):
-    group, t = lane >> 2, lane % 4
-    return (group if i in (0, 2) else group + 8), (t if i < 2 else t + 4)
-
-
-def b_m16n8k8_tf32(lane, i):
-    group, t = lane >> 2, lane % 4
-    return (t if i == 0 else t + 4), group
-
-
 def c_m16n8(lane, i):
     group, t = lane >> 2, lane % 4
     return (group if i < 2 else group + 8), t * 2 + (i & 1)
-
-
-def ldmatrix_register(lane, i):
-    """Element ``i`` (0, 1) of the register that a lane receives of one matrix."""
-    return lane // 4, 2 * (lane % 4) + i
 
 
 def bfloat16_bits(values):
@@ -78,19 +63,6 @@ def test_mma_m16n8k16(simt, kind):
     assert counts["mma_macs"] == 16 * 8 * 16
 
 
-def test_mma_m16n8k8_tf32(simt):
-    rng = np.random.default_rng(1)
-    a, b, c = small_integers(rng, 16, 8), small_integers(rng, 8, 8), small_integers(rng, 16, 8)
-    noise = np.float32(1 + 2**-12)  # below tf32's mantissa: ignored
-    a_registers = fragments(a * noise, a_m16n8k8_tf32, 4, np.float32).view(np.uint32)
-    b_registers = fragments(b * noise, b_m16n8k8_tf32, 2, np.float32).view(np.uint32)
-    d = accumulators(c)
-    simt.mma_tf32(simt.output(d, "d"), simt.input(a_registers, "a"), simt.input(b_registers, "b"))
-    np.testing.assert_array_equal(d, accumulators(a @ b + c))
-    assert simt.counters()["mma_m16n8k8_tf32"] == 1
-    assert simt.counters()["mma_macs"] == 16 * 8 * 8
-
-
 def test_accumulation_is_float32(simt):
     """2048 products of 1 on top of 2^15, which fp16 would swallow, and products that fp16 cannot hold."""
     a, b = np.full((16, 16), 300, np.float16), np.full((16, 8), 300, np.float16)
@@ -99,15 +71,6 @@ def test_accumulation_is_float32(simt):
     b_registers = fragments(b.view(np.uint16), b_m16n8k16, 4, np.uint16).view(np.uint32)
     simt.mma_half(simt.output(d), simt.input(a_registers, "a"), simt.input(b_registers, "b"))
     np.testing.assert_array_equal(d, 16 * 90000 + 1)
-
-
-def test_to_tf32(simt):
-    """The nearest value with ten bits of mantissa, ties away from zero."""
-    step = 2.0**-10
-    values = np.array([1, 1 + 0.4 * step, 1 + 0.5 * step, -1 - 0.5 * step, 1 + 0.6 * step, 0, np.inf], np.float32)
-    out = np.zeros(len(values), np.float32)
-    simt.to_tf32(simt.output(out), simt.input(values))
-    np.testing.assert_array_equal(out, np.array([1, 1, 1 + step, -1 - step, 1 + step, 0, np.inf], np.float32))
 
 
 def seen_by_the_tensor_core(simt, run):
@@ -145,32 +108,3 @@ def test_a_wrong_fragment_layout_is_found_and_told(simt):
     simt.gemm_wrong_layout(simt.output(wrong), simt.input(a, "a"), simt.input(b, "b"))
     np.testing.assert_allclose(right, truth, atol=1e-5)
     assert np.abs(wrong - truth).max() > 0.1
-
-
-@pytest.mark.parametrize("transposed", [False, True], ids=["", "trans"])
-@pytest.mark.parametrize("matrices", [1, 2, 4])
-def test_ldmatrix(simt, matrices, transposed):
-    """Rows at any 16-byte aligned places; lanes 8i to 8i + 7 give those of matrix i."""
-    rng = np.random.default_rng(matrices)
-    memory = rng.integers(0, 1 << 16, 1024).astype(np.uint16)
-    offsets = (16 * rng.permutation(128)[:32]).astype(np.int32)
-    received = np.zeros((32, 4), np.uint32)
-    name = f"ldmatrix_x{matrices}{'_trans' if transposed else ''}"
-    getattr(simt, name)(
-        simt.output(received, "r"), simt.input(memory.view(np.uint32), "in"), simt.input(offsets, "offsets")
-    )
-    for matrix in range(matrices):
-        rows = np.stack([memory[offsets[8 * matrix + row] // 2 :][:8] for row in range(8)])
-        expected = fragments(rows.T if transposed else rows, ldmatrix_register, 2, np.uint16).view(np.uint32)[:, 0]
-        np.testing.assert_array_equal(received[:, matrix], expected)
-    assert simt.counters()["ldmatrix"] == 1
-    assert simt.counters()["shared_load_bytes"] == 128 * matrices
-
-
-@pytest.mark.parametrize("stride, wavefronts", [(16, 1), (32, 2), (128, 8), (144, 1)])
-def test_ldmatrix_counts_bank_conflicts(simt, stride, wavefronts):
-    """Eight rows of 16 bytes pass at once if they lie in different groups of four of the 32 banks."""
-    memory = np.zeros(512, np.uint32)
-    offsets = (stride * (np.arange(32) % 8)).astype(np.int32)
-    simt.ldmatrix_x4(simt.output(np.zeros(128, np.uint32)), simt.input(memory, "in"), simt.input(offsets, "offsets"))
-    assert simt.counters()["ldmatrix_wavefronts"] == 4 * wavefronts

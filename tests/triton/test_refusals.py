@@ -53,7 +53,7 @@ def test_the_interpreter_is_wrong_for_bfloat16(place):
 def test_graph_needs_a_gpu(place):
     if place.device != "cpu":
         pytest.skip("there is a GPU")
-    assert refusal(graph=True) == "graph is for a GPU; the device is 'cpu'"
+    assert refusal(cuda_graph=True) == "cuda_graph is for a GPU; the device is 'cpu'"
 
 
 def test_no_device(place, subprocess_python):

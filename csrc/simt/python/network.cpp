@@ -117,13 +117,13 @@ class Network {
   int64_t workspace_bytes() const { return schedule_.workspace_bytes; }
   const std::vector<int>& stream_of_buffer() const { return plan_.stream_of; }
   // (rows, columns, down, across, block_columns, column_blocks, warp_tiles, warps_down, depth, resident, walk,
-  // scattered, stages, split, old_stride, pack) of each convolution
+  // scattered, slots, split, old_stride, pack) of each convolution
   std::vector<std::array<int, 16>> conv_tiles() const {
     std::vector<std::array<int, 16>> all;
     for (const auto& step : schedule_.convs)
       if (const cuda::ConvTile& t = step.tile; t.rows)
         all.push_back({t.rows, t.columns, t.down, t.across, t.block_columns, t.column_blocks, t.warp_tiles,
-                       t.warps_down, t.depth, t.resident, step.walk, step.scattered, t.stages, t.split, t.old_stride,
+                       t.warps_down, t.depth, t.resident, step.walk, step.scattered, t.slots, t.split, t.old_stride,
                        t.pack});
     return all;
   }

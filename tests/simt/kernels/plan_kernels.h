@@ -31,14 +31,14 @@ void conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer pooled, Bu
   p.kernel_rows = p.kernel_columns = 3, p.pad_rows = p.pad_columns = 1;
   p.tile_rows = 4, p.tile_columns = 8, p.tiles_across = 1;
   p.warps_down = 8;
-  p.depth = 4, p.stages = 2, p.split = p.pack = 1;
+  p.depth = 4, p.slots = 2, p.split = p.pack = 1;
   p.cell_stride = 16;
   p.at_bias = kHeaderBytes;
   p.at_sums = p.at_bias + 16 * 4;
   p.at_cells = p.at_sums + 8 * 16 * 4;
   p.at_weights = p.at_cells + 60 * 16 * 2;
-  p.stage_bytes = 60 * 16 * 2 + 9 * 4 * (16 * kGroup + kConvPadding) * 2;
-  start<conv2d_kernel<__half, 2>>(p, 2, kThreads, p.at_cells + 2 * p.stage_bytes);
+  p.slot_bytes = 60 * 16 * 2 + 9 * 4 * (16 * kGroup + kConvPadding) * 2;
+  start<conv2d_kernel<__half, 2>>(p, 2, kThreads, p.at_cells + 2 * p.slot_bytes);
 }
 
 // A 1x1 of 64 channels that is added to 16 of two samples of 8 x 8 pixels, in one tile whose input two blocks share.
@@ -57,13 +57,13 @@ void shared_conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer mac
   p.taps = p.stride = p.kernel_rows = p.kernel_columns = 1;
   p.tile_rows = p.tile_columns = 8, p.tiles_across = 1;
   p.warps_down = 8;
-  p.depth = 4, p.stages = p.split = p.pack = 2;
+  p.depth = 4, p.slots = p.split = p.pack = 2;
   p.cell_stride = 16, p.old_stride = 24;
   p.at_bias = kHeaderBytes;
   p.at_old = p.at_bias + 16 * 4;
   p.at_cells = p.at_old + 128 * 24 * 2;
   p.at_weights = p.at_cells + 128 * 16 * 2;
-  p.stage_bytes = 128 * 16 * 2 + 4 * (16 * kGroup + kConvPadding) * 2;
+  p.slot_bytes = 128 * 16 * 2 + 4 * (16 * kGroup + kConvPadding) * 2;
   start<conv2d_kernel<__half, 8>>(p, 2, kThreads, p.at_cells + kThreads * 2 * 8 * 4 * 4, 2);
 }
 
@@ -132,7 +132,8 @@ void pool_sums(Buffer in, Buffer pooled, Buffer scratch, Buffer macs) {
 }
 
 // Two layers of 16 channels behind 16 of an 8 x 8 map, bottlenecks of 48, in two tiles. `weights`: the fields of
-// layer_unit, layer after layer; pooled [48], of which the first 16 are there; scratch [34], its first two words zero.
+// packed_layer, layer after layer; pooled [48], of which the first 16 are there; scratch [34], its first two words
+// zero.
 DenseLayerParams dense_layers(Buffer state, Buffer pooled, Buffer taken, Buffer score, Buffer scratch, Buffer macs) {
   DenseLayerParams p{};
   p.samples = {nullptr, 0, 1, nullptr};
@@ -168,11 +169,11 @@ DenseLayerParams dense_layers(Buffer state, Buffer pooled, Buffer taken, Buffer 
 constexpr int kConvBytes = 9 * 12 * (16 * kGroup + kConvPadding) * 2;
 
 ResidentLayer dense_weights(int layer) {
-  int at = layer ? static_cast<int>(layer_unit::layout({16, 0, 16}, 16, 48, Merge::kConcat, Element::kHalf).size) : 0;
-  const PackedLayout own = layer_unit::layout({16, layer, 16}, 16, 48, Merge::kConcat, Element::kHalf);
+  int at = layer ? static_cast<int>(packed_layer::layout({16, 0, 16}, 16, 48, Merge::kConcat, Element::kHalf).size) : 0;
+  const PackedLayout own = packed_layer::layout({16, layer, 16}, 16, 48, Merge::kConcat, Element::kHalf);
   auto place = [&](int field) { return at + static_cast<int>(own.fields[field].offset); };
-  return {place(layer_unit::kNorm), place(layer_unit::kReduce), place(layer_unit::kReduceBias),
-          place(layer_unit::kConstants), place(layer_unit::kConv)};
+  return {place(packed_layer::kNorm), place(packed_layer::kReduce), place(packed_layer::kReduceBias),
+          place(packed_layer::kConstants), place(packed_layer::kConv)};
 }
 
 // The two layers as launches of their own, then
@@ -234,7 +235,7 @@ void filter_lists(Buffer masks, Buffer lists, Buffer counts, Buffer first, Buffe
   p.gates = p.list_stride = 70;
   p.count_stride = p.count = 1;
   p.list[0] = {0, 0, 1};
-  p.run[0] = {70, 0};
+  p.range[0] = {70, 0};
   start<filter_lists_kernel<kThreads>>(p, batch, kThreads, 0);
   const GroupParams g{masks.data<uint8_t>(), first.data<int32_t>(), order.data<int64_t>(), batch, 70};
   start<first_equal_kernel>(g, 1, kThreads, 0);

@@ -51,11 +51,11 @@ DenseLayerParams layer_of_map(Buffer state, Buffer weights, const PackedLayout& 
   p.out = state.address;
   auto at = [&](int field) { return weights.data<unsigned char>() + layout.fields[field].offset; };
   auto wide = [&](int field) { return reinterpret_cast<const float*>(at(field)); };
-  p.norm = at(layer_unit::kNorm);
-  p.reduce = at(layer_unit::kReduce), p.reduce_bias = wide(layer_unit::kReduceBias);
-  p.constants = wide(layer_unit::kConstants);
-  p.conv = at(layer_unit::kConv), p.conv_bias = wide(layer_unit::kConvBias);
-  p.expand = at(layer_unit::kExpand);
+  p.norm = at(packed_layer::kNorm);
+  p.reduce = at(packed_layer::kReduce), p.reduce_bias = wide(packed_layer::kReduceBias);
+  p.constants = wide(packed_layer::kConstants);
+  p.conv = at(packed_layer::kConv), p.conv_bias = wide(packed_layer::kConvBias);
+  p.expand = at(packed_layer::kExpand);
   p.growth = p.conv_columns = 16;
   p.tile_rows = 4, p.tile_columns = 8, p.tiles_across = 1;
   p.mid_stride = 16;
@@ -69,7 +69,7 @@ constexpr int kSumBytes = kWarps * 16 * 4, kMidBytes = 60 * 16 * 2;
 // A 3x3 of 16 channels and two slices of 16 into a third, four groups at a time. pooled: of the third.
 void plain_layer(Buffer state, Buffer weights, Buffer taken, Buffer pooled, Buffer scratch, Buffer macs) {
   DenseLayerParams p =
-      layer_of_map(state, weights, layer_unit::layout({16, 2, 16}, 16, 0, Merge::kConcat, Element::kHalf));
+      layer_of_map(state, weights, packed_layer::layout({16, 2, 16}, 16, 0, Merge::kConcat, Element::kHalf));
   p.source = {state.address, 64 * 64, 0, taken.data<uint8_t>(), 2, 64, 8, 8, 4, 16, 4, 16, 2};
   p.pooling = pool(pooled, scratch, macs, 16, 64);
   p.layer = 2;
@@ -83,7 +83,7 @@ void plain_layer(Buffer state, Buffer weights, Buffer taken, Buffer pooled, Buff
 // A residual unit of 16 channels, 16 wide, from the first copy of the state into that `copy_stride` behind it.
 void residual_layer(Buffer state, Buffer weights, Buffer pooled, Buffer scratch, Buffer macs, int copy_stride) {
   DenseLayerParams p =
-      layer_of_map(state, weights, layer_unit::layout({16, 0, 0}, 16, 16, Merge::kAdd, Element::kHalf));
+      layer_of_map(state, weights, packed_layer::layout({16, 0, 0}, 16, 16, Merge::kAdd, Element::kHalf));
   p.source = {state.address, 2 * 64 * 16, copy_stride, nullptr, 0, 64, 8, 8, 4, 16, 0, 0, 0};
   p.pooling = pool(pooled, scratch, macs, 16, 64);
   p.total_groups = 4;

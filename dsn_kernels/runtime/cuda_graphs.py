@@ -32,7 +32,7 @@ def check_threshold(threshold: float) -> float:
 
 
 class _Captured:
-    """One graph with the tensors that it reads and writes."""
+    """One CUDA graph with the tensors that it reads and writes."""
 
     def __init__(self, runner: Runner, image: Tensor, limits: Tensor, forced: Tensor | None, size: int) -> None:
         self.image = image.new_zeros(size, *image.shape[1:])
@@ -58,7 +58,9 @@ class _Captured:
             failure = failure or error
         if failure is not None:
             reason = str(failure).splitlines()[0]
-            raise UserError(f"a graph for {size} images cannot be captured: {reason}; try graph=False") from failure
+            raise UserError(
+                f"a CUDA graph for {size} images cannot be captured: {reason}; try cuda_graph=False"
+            ) from failure
         # Behind the last call's reads of the tensors above, in whichever stream that was.
         self.done = torch.cuda.Event()
         self.done.record()
@@ -79,8 +81,8 @@ class _Captured:
         return out
 
 
-class Graphs:
-    """A plan's graphs, one for each batch size of ``sizes`` and kind of call, captured when first needed."""
+class CudaGraphs:
+    """A plan's CUDA graphs, one for each batch size of ``sizes`` and kind of call, captured when first needed."""
 
     def __init__(self, runner: Runner, sizes: Sequence[int]) -> None:
         self.runner, self.sizes = runner, sizes
@@ -95,22 +97,22 @@ class Graphs:
         if size is None:
             raise UserError(
                 f"a batch of {batch} images is beyond the captured sizes, which end at {self.sizes[-1]}: "
-                f"split it, or accelerate(..., graph=[..., {batch}])"
+                f"split it, or accelerate(..., cuda_graph=[..., {batch}])"
             )
         if torch.cuda.is_current_stream_capturing():
-            raise UserError("a model with a graph of its own cannot be captured in another: use graph=False")
+            raise UserError("a model with a CUDA graph of its own cannot be captured in another: use cuda_graph=False")
         key = (size, forced is None, image.dtype, image.device)
-        # The tensors of a graph are written again by calls outside of inference mode, and have no history.
+        # The tensors of a CUDA graph are written again by calls outside of inference mode, and have no history.
         with self._lock, torch.cuda.device(image.device), torch.inference_mode(False), torch.no_grad():
             if key not in self._captured:
                 self._captured[key] = _Captured(self.runner, image, limits, forced, size)
             return self._captured[key].replay(image, limits, forced)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Graphs:
-        return Graphs(copy.deepcopy(self.runner, memo), self.sizes)
+    def __deepcopy__(self, memo: dict[int, object]) -> CudaGraphs:
+        return CudaGraphs(copy.deepcopy(self.runner, memo), self.sizes)
 
 
-def make_graphs(runner: Runner, graph: bool | Sequence[int]) -> Graphs | None:
-    """The graphs of a plan, of :data:`CAPTURED_SIZES` or the batch sizes given; None if none are wanted."""
-    sizes = CAPTURED_SIZES if graph is True else tuple(sorted(set(graph))) if graph else ()
-    return Graphs(runner, sizes) if sizes else None
+def make_cuda_graphs(runner: Runner, cuda_graph: bool | Sequence[int]) -> CudaGraphs | None:
+    """The CUDA graphs of a plan, of :data:`CAPTURED_SIZES` or the batch sizes given; None if none are wanted."""
+    sizes = CAPTURED_SIZES if cuda_graph is True else tuple(sorted(set(cuda_graph))) if cuda_graph else ()
+    return CudaGraphs(runner, sizes) if sizes else None

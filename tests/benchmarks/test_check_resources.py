@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "csrc" / "cuda" / "check_resources.py"
+SCRIPT = ROOT / "benchmarks" / "check_resources.py"
 REPORT = ROOT / "benchmarks" / "results" / "gpu-kernel-resources.json"
 needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
 

@@ -1,6 +1,6 @@
 """Compiles the kernels and reads the assembler's report; fails if one spills registers or has a stack frame.
 
-    python csrc/cuda/check_resources.py [--archs "8.0;9.0a"] [--json FILE] [FILE.cu ...]
+    python benchmarks/check_resources.py [--archs "8.0;9.0a"] [--json FILE] [FILE.cu ...]
 
 Prints registers, shared memory and occupancy of every kernel and architecture. Shared memory is dynamic: it is the most
 that a launch of a zoo model takes, as the host runner (csrc/simt) is asked for it, and unknown without that.
@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-CUDA = Path(__file__).resolve().parent
-ROOT = CUDA.parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+CUDA = ROOT / "csrc" / "cuda"
 ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0;12.0"
 REGISTERS = 65536  # of a multiprocessor
 MODELS = (
