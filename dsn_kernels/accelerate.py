@@ -16,8 +16,8 @@ import dsn_models
 from dsn_models.errors import UserError
 
 from . import _C, capture
-from .runtime import RUNNERS, Accelerated, Part, Target
-from .verify import called_modules, check_accelerated, check_model
+from .runtime import RUNNERS, Accelerated, CapturedModel, Part, Target
+from .verify import called_modules, check_accelerated, check_captured, check_model
 
 _Makers = Mapping[type[nn.Module], Callable[..., nn.Module]]
 _BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
@@ -101,6 +101,20 @@ def accelerate(
         return fast
     if cuda_graph:
         raise UserError(f"cuda_graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
+    parts = any(capture.family_of(module) in makers for module in model.modules())
+    if isinstance(example, torch.Tensor) and example.dim() == 4 and backend != "auto":
+        try:
+            captured, structure, capture_at = capture.capture_model(model, example)
+        except UserError:
+            if not parts:
+                raise
+        else:
+            if captured.gates or not parts:
+                size = example.shape[2], example.shape[3]
+                whole = CapturedModel(captured, size, capture_at, structure, Target(backend, dtype)).to(device)
+                if verify:
+                    check_captured(model, whole, example, dtype, device)
+                return whole
     return _swap_parts(model, makers, dtype, device, example, verify)
 
 

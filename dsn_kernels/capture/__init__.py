@@ -2,6 +2,7 @@
 
 from . import dense, gaternet, gradual, inception, lenet, residual, shake  # noqa: F401  (each tells its families)
 from .canonical import canonical, overrides
+from .exported import capture_model
 from .network import Captured, capture
 from .parts import ChosenConv2d, ResidualUnits, capture_part, decides
 from .registry import FAMILIES, Chosen, Family, family_of, networks, parts
@@ -15,6 +16,7 @@ __all__ = [
     "ResidualUnits",
     "canonical",
     "capture",
+    "capture_model",
     "capture_part",
     "decides",
     "family_of",

@@ -184,7 +184,7 @@ class _Emitter:
         fields |= {"src": self._vector(value.source), "in_channels": value.source.channels, "weight": weight.flatten(1)}
         if value in self.places.logits:
             self.graph.add(g.Linear(out_offset=self.places.logits[value], **fields))
-        if self.places.users[value] and not all(user in self.places.logits for user in self.places.users[value]):
+        if any(user.op != "where" for user in self.places.users[value]):
             made = self.vector_maps[value] = self.graph.map(value.channels, 1)
             self._append(g.FullyConnected(dst=made, **fields))
 

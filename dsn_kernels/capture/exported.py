@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import TreeSpec
 
 from dsn_models.errors import UserError
 
+from .emit import Emitted, emit
 from .simplify import simplify
 from .translate import Foreign, gate_words, per_sample, translate
 from .values import Program, Value
 
 BATCH = 3  # with which a network is exported: no size that a network is likely to have otherwise
+
+
+def capture_model(model: nn.Module, example: Tensor) -> tuple[Emitted, TreeSpec, Callable[[int, int], Emitted]]:
+    """A module of one batch of images, whatever its class, as a graph.
+
+    Args:
+        model: in evaluation it is the function that is captured. It is copied, not kept.
+        example: images [B, C, H, W] of the first size; their values are not used.
+
+    Returns:
+        the graph for images of that size; how the model structures its outputs; and what captures it for another height
+        and width.
+
+    Raises:
+        UserError: ``torch.export`` refuses the model, or an operation has no kernel; the message says where and why.
+    """
+    kept = copy.deepcopy(model).eval().requires_grad_(False)
+
+    def at(height: int, width: int) -> Emitted:
+        return emit(read(export(kept, [example.new_empty(0, example.shape[1], height, width)])))
+
+    exported = export(kept, [example])
+    structure = exported.call_spec.out_spec
+    assert structure is not None
+    return emit(read(exported)), structure, at
 
 
 def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:

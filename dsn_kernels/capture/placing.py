@@ -107,7 +107,7 @@ class Places:
             self._add(value)
         elif value.op == "where":
             self._choose(value)
-        elif value.op in ("activation", "affine", "scale"):
+        elif value.op in ("activation", "affine", "scale") and value not in self.accumulated:
             place = self.of[value]
             if not self._take(value.source, place, value, self.at[value]) and self.of.get(value.source) == place:
                 self.of[value] = self._new(value)

@@ -15,7 +15,7 @@ from ..graph import Window
 Shape = tuple[int, ...]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Value:
     """What one operation computes.
 
@@ -61,7 +61,7 @@ class Value:
         return self.inputs[0]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Program:
     """Values in an order in which they can be computed.
 
