@@ -75,8 +75,7 @@ class _Emitter:
                 continue
             if any(output.first < 0 for output in outputs):
                 raise UserError("the model gives several maps; expected one at most, and logits")
-            map, offset = self._alone(value)
-            assert offset == 0
+            map, _ = self._alone(value)
             self.graph.add(g.Store(src=map, in_channels=value.channels))
             outputs.append(Output(shape))
         return Emitted(self.graph, outputs, self.gating.names, self.gating.thresholds)

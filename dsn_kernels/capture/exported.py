@@ -102,7 +102,7 @@ class _Reader:
                 self.known[node] = self._translated(node)
             elif node.op == "output":
                 self.program.outputs = [self._output(x, node) for x in node.args[0]]
-                self.program.shapes = [value.shape for value in self.program.outputs]
+                self.program.shapes = [tuple(int(n) for n in x.meta["val"].shape[1:]) for x in node.args[0]]
 
     def _input(self, node: fx.Node) -> Value:
         value = Value("input", [], per_sample(node, BATCH))

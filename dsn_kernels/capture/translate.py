@@ -64,14 +64,14 @@ class Call:
 
 
 def per_sample(node: fx.Node, batch: int) -> Shape:
-    """The shape of one sample's part of a tensor."""
+    """The shape of one sample's part of a tensor; of a single number, (1,)."""
     value = node.meta["val"]
     if not isinstance(value, Tensor):
         raise Foreign("it gives several tensors")
     sizes = [int(size) for size in value.shape]
     if not sizes or sizes[0] != batch:
         raise Foreign(f"its result of {sizes} does not begin with the batch of {batch}")
-    return tuple(sizes[1:])
+    return tuple(sizes[1:]) or (1,)
 
 
 def translate(node: fx.Node, args: Any, kwargs: Any, batch: int) -> Any:
@@ -452,6 +452,14 @@ def _slice(call: Call, x: Any, dim: int = 0, start: Any = None, end: Any = None,
     return call.make("slice", x, number=first + x.channels if first < 0 else first)
 
 
+@_translates("select.int")
+def _select(call: Call, x: Any, dim: int, index: int) -> Value:
+    x = _value(x, (1,))
+    if dim % 2 != 1:
+        raise Foreign("it takes one sample")
+    return call.make("slice", x, number=index % x.channels) if x.channels > 1 else x
+
+
 @_translates("upsample_nearest2d.vec", "upsample_nearest2d.default")
 def _upsample(call: Call, x: Any, *_: Any) -> Value:
     x = _value(x)
@@ -472,8 +480,6 @@ def _view(call: Call, x: Any, *_: Any) -> Any:
         return x
     if x.is_vector and call.shape in ((x.channels,), (x.channels, 1, 1)):
         return call.make("view", x)
-    if call.shape == (1,) or (call.shape == () and x.shape == (1,)):
-        return call.make("view", x, shape=call.shape)
     if len(x.shape) == 3 and len(call.shape) == 1:
         return call.make("flatten", x)
     raise Foreign(f"it makes {list(call.shape)} of {list(x.shape)}")
@@ -495,10 +501,10 @@ def _converted(call: Call, x: Any, *_: Any, **__: Any) -> Any:
 
 @_translates("gt.Scalar")
 def _gt(call: Call, x: Any, threshold: float) -> Value:
-    x = _value(x, (0, 1, 3))
+    x = _value(x, (1, 3))
     if not x.is_vector:
         raise Foreign("it compares a map")
-    return call.make("open", x, number=float(threshold), shape=(x.channels,) if x.shape else (1,))
+    return call.make("open", x, number=float(threshold), shape=(x.channels,))
 
 
 def gate_words() -> None:
