@@ -39,10 +39,12 @@ class Stem(Step, serves=[nodes.Stem]):
             *no_lists,
             size,
             size,
-            THREE,
+            THREE[:6],
             self.in_channels,
             self.out_channels,
             run.layouts[self.dst].first_places,
+            1,
+            "none",
             0,
             False,
             False,
@@ -137,6 +139,8 @@ def _pack_layer(layer: nodes.DenseLayer, facts: Facts, before: Channels) -> dict
 
 
 class Transition(Step, serves=[nodes.Transition]):
+    reads_slices = True
+
     def __init__(self, node: nodes.Transition, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.guide, self.out_channels = node.guide, node.out_channels
@@ -190,6 +194,8 @@ class Transition(Step, serves=[nodes.Transition]):
 
 
 class Head(Step, serves=[nodes.Head]):
+    reads_slices = True
+
     def __init__(self, node: nodes.Head, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.out_channels, self.out_offset = node.out_channels, node.out_offset
@@ -220,10 +226,12 @@ class Head(Step, serves=[nodes.Head]):
             group,
             layout.first,
             layout.width,
+            "none",
         )
 
 
 class PathHead(Step, serves=[nodes.PathHead]):
+    reads_slices = True
     weight: Tensor
     bias: Tensor
 
