@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsn_models.errors import UserError
+
 from ..graph import nodes
 from . import resample
 from .conv2d import conv2d
@@ -52,9 +54,19 @@ class Stem(Step, serves=[nodes.Stem]):
         )
 
 
+_BEFORE_A_BLOCK = (nodes.Load, nodes.Stem, nodes.Transition, nodes.DenseBlock)
+
+
 class DenseBlock(Step, serves=[nodes.DenseBlock]):
     def __init__(self, node: nodes.DenseBlock, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
+        for other in facts.graph.nodes[:index]:
+            # It needs channel sums, and zeros in the padding.
+            if other.dst == node.dst and not isinstance(other, _BEFORE_A_BLOCK):
+                raise UserError(
+                    f"{node.where or node.op}: a dense block on the map of a {other.op} is not served; "
+                    "expected that of a load, a stem or a transition"
+                )
         self.kind, self.concat = node.gate, node.merge == "concat"
         self.out_channels, self.bottleneck = node.out_channels, node.bottleneck
         self.columns = slice(node.first_gate, node.first_gate + len(node.layers))

@@ -182,11 +182,28 @@ def test_what_is_refused(place):
     assert groups == "units.1: 2 groups are not served where channels or filters are chosen; expected 1"
 
 
-def test_a_convolution_of_a_dense_block_is_refused(place):
+def test_a_dense_block_among_other_nodes_is_refused(place):
     graph = dense_block((4, 4), channels=8, layers=1)
-    channels, state = width(graph.nodes[1]), graph.nodes[1].dst
-    graph.nodes.pop()
-    graph.add(g.Conv2d(src=state, dst=graph.map(3, 4), window=ONE, **Weights().conv(3, channels)))
+    image, block, _ = graph.nodes
+    conv = g.Conv2d(src=block.dst, dst=graph.map(3, 4), window=ONE, **Weights().conv(3, width(block)))
     expected = "conv2d: conv2d is not served on the map of a dense block; expected a transition, a head or a store"
     with pytest.raises(UserError, match=expected):
-        make_runner(place, graph)
+        make_runner(place, g.Graph(graph.maps, [image, block, conv]))
+    conv = replace(conv, src=(first := graph.map(8, 4)), dst=block.dst, **Weights().conv(8, 8))
+    expected = (
+        "dense_block: a dense block on the map of a conv2d is not served; expected that of a load, a stem or a tra"
+    )
+    with pytest.raises(UserError, match=expected):
+        make_runner(place, g.Graph(graph.maps, [replace(image, dst=first), conv, block]))
+
+
+def test_logits_behind_a_shut_gate_are_zeros(place):
+    graph, weights = g.Graph(), Weights()
+    x = graph.map(4, 3, 5)
+    graph.add(g.Load(dst=x, in_channels=4))
+    graph.add(g.Decide(src=x, in_channels=2, first_gate=0, src_offset=1))
+    for i in range(2):
+        graph.add(g.Linear(src=x, only_if=i, out_offset=3 * i, activation="sigmoid", **weights.linear(3, 4)))
+    forced = torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8)
+    out = check(place, graph, 2, torch.float32, forced)
+    assert not out.logits[0, :3].any() and not out.logits[1, 3:].any()
