@@ -2,7 +2,7 @@
 
 Rows are pixels, sixteen of one sample to a *unit*; columns are filters; the depth is taps times channels. What
 surrounds a convolution in the networks is in its prologue (BN-ReLU, 2x2 average pool) and its epilogue (bias, sum with
-the destination, ReLU, channel sums for the next gate). Channels are the innermost dimension of every map.
+the destination, activation, channel sums for the next gate). Channels are the innermost dimension of every map.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..graph import Window
+from .activation import activate
 from .routing import select_group, select_samples, words_of
 from .support import autotuned, launch, precision, register
 from .tiles import UNIT, WIDEST, configs, prune, units_of
@@ -27,8 +27,10 @@ from .tiles import UNIT, WIDEST, configs, prune, units_of
         "HEIGHT",
         "WIDTH",
         "STRIDE",
+        "DILATION",
         "TAPS",
         "ACROSS",
+        "GROUPS",
         "DEPTH",
         "FILTERS",
         "PER_SAMPLE",
@@ -41,9 +43,9 @@ from .tiles import UNIT, WIDEST, configs, prune, units_of
 @triton.jit
 def conv2d_kernel(
     src,  # [B, HEIGHT * WIDTH, src_row]
-    weight,  # [TAPS * PLACES, COLUMNS]; [TAPS * DEPTH, COLUMNS] if FLAT
-    bias,  # float32 [COLUMNS]
-    norm,  # float32 [2, PLACES]: scale and shift in front of a ReLU, or None
+    weight,  # [TAPS * PLACES, GROUPS * COLUMNS]; [TAPS * DEPTH, GROUPS * COLUMNS] if FLAT
+    bias,  # float32 [GROUPS * COLUMNS]
+    norm,  # float32 [2, GROUPS * PLACES]: scale and shift in front of a ReLU, or None
     constants,  # float32 [SLICES, TAPS, COLUMNS]: what a slice that was skipped gives, or None
     dst,  # [B, out pixels, dst_row]
     sums,  # float32 [B, units, sums_row], or None
@@ -72,17 +74,20 @@ def conv2d_kernel(
     OUT_PIXELS: tl.constexpr,
     UNIT_COUNT: tl.constexpr,
     STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
     TAPS: tl.constexpr,
     ACROSS: tl.constexpr,  # taps side by side
     TOP: tl.constexpr,  # rows and columns of zeros before the map
     LEFT: tl.constexpr,
     EDGES: tl.constexpr,  # a tap may lie outside the map
+    GROUPS: tl.constexpr,  # of inputs and filters; what follows is of one of them
     DEPTH: tl.constexpr,  # channels, without padding
     PLACES: tl.constexpr,  # with padding
     FILTERS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STORED: tl.constexpr,  # columns that dst has
-    RELU_FILTERS: tl.constexpr,  # so many filters get the ReLU
+    ACTIVATION: tl.constexpr,
+    ACTIVATED: tl.constexpr,  # so many filters of all groups get it
     SLICES: tl.constexpr,
     SLICE_BLOCK: tl.constexpr,
     FIRST_CHANNELS: tl.constexpr,  # live whatever the gates say; then slices
@@ -103,6 +108,20 @@ def conv2d_kernel(
     BLOCK_N: tl.constexpr,
 ):
     column0 = tl.program_id(1) * BLOCK_N
+    first_filter = 0
+    if GROUPS > 1:
+        across: tl.constexpr = (FILTERS + BLOCK_N - 1) // BLOCK_N
+        product = tl.program_id(1) // across
+        column0 = tl.program_id(1) % across * BLOCK_N
+        first_filter = product * FILTERS
+        src += product * DEPTH
+        weight += product * COLUMNS
+        bias += product * COLUMNS
+        dst += first_filter
+        if norm is not None:
+            norm += product * PLACES
+        if sums is not None:
+            sums += first_filter
     if BY_PATTERN:
         own, index, here = select_group(offsets, batch, tl.program_id(0), UNIT_COUNT, UNITS)
         if own < 0:
@@ -181,8 +200,8 @@ def conv2d_kernel(
             per_slice = tl.load(constants + (s[:, None] * TAPS + tap) * COLUMNS + n[None, :], mask=skipped, other=0.0)
             constant = tl.sum(per_slice, 0)
             if EDGES:
-                ty = y + tap // ACROSS
-                tx = x + tap % ACROSS
+                ty = y + tap // ACROSS * DILATION
+                tx = x + tap % ACROSS * DILATION
                 inside = (ty >= 0) & (ty < HEIGHT) & (tx >= 0) & (tx < WIDTH)
                 acc += tl.where(inside[:, None], constant[None, :], 0.0)
             else:
@@ -195,7 +214,7 @@ def conv2d_kernel(
             for start in range(count, DEPTH, BLOCK_K):
                 off = start + k < DEPTH
                 channel = tl.load(own_inputs + start + k, mask=off, other=0)
-                shift = tl.maximum(tl.load(norm + PLACES + channel, mask=off, other=0.0), 0.0)
+                shift = tl.maximum(tl.load(norm + GROUPS * PLACES + channel, mask=off, other=0.0), 0.0)
                 at = channel[:, None] * COLUMNS + column[None, :]
                 b = tl.load(weight + at, mask=off[:, None] & on[None, :], other=0.0).to(tl.float32)
                 acc += tl.sum(shift[:, None] * b, 0)[None, :]
@@ -205,8 +224,8 @@ def conv2d_kernel(
             known = weight_row < TAPS * DEPTH
             channel = weight_row % DEPTH
             taps = weight_row // DEPTH
-            sy = y[:, None] + (taps // ACROSS)[None, :]
-            sx = x[:, None] + (taps % ACROSS)[None, :]
+            sy = y[:, None] + (taps // ACROSS * DILATION)[None, :]
+            sx = x[:, None] + (taps % ACROSS * DILATION)[None, :]
         else:
             tap = step // steps
             i = step % steps
@@ -220,8 +239,8 @@ def conv2d_kernel(
                 known = i * BLOCK_K + k < count
                 channel = tl.load(own_inputs + i * BLOCK_K + k, mask=known, other=0)
             weight_row = tap * PLACES + channel
-            sy = y[:, None] + tap // ACROSS
-            sx = x[:, None] + tap % ACROSS
+            sy = y[:, None] + tap // ACROSS * DILATION
+            sx = x[:, None] + tap % ACROSS * DILATION
         inside = valid[:, None]
         if EDGES:
             inside = inside & (sy >= 0) & (sy < HEIGHT) & (sx >= 0) & (sx < WIDTH)
@@ -229,7 +248,7 @@ def conv2d_kernel(
             inside = inside & known[None, :]
         if POOL:
             scale = tl.load(norm + channel, mask=known, other=0.0)
-            shift = tl.load(norm + PLACES + channel, mask=known, other=0.0)
+            shift = tl.load(norm + GROUPS * PLACES + channel, mask=known, other=0.0)
             mean = tl.zeros([UNITS * 16, BLOCK_K], tl.float32)
             for quarter in tl.static_range(4):
                 at = ((sy + quarter // 2) * WIDTH + sx + quarter % 2) * src_row + channel[None, :]
@@ -241,13 +260,15 @@ def conv2d_kernel(
             a = tl.load(rows[:, None] + at, mask=inside, other=0.0)
             if norm is not None:
                 scale = tl.load(norm + channel, mask=known, other=0.0)
-                shift = tl.load(norm + PLACES + channel, mask=known, other=0.0)
+                shift = tl.load(norm + GROUPS * PLACES + channel, mask=known, other=0.0)
                 value = a.to(tl.float32) * scale[None, :] + shift[None, :]
                 value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
                 a = tl.where(inside, value, 0.0)
             a = a.to(weight.dtype.element_ty)
         b = tl.load(
-            weight + weight_row[:, None] * COLUMNS + column[None, :], mask=known[:, None] & on[None, :], other=0.0
+            weight + weight_row[:, None] * (GROUPS * COLUMNS) + column[None, :],
+            mask=known[:, None] & on[None, :],
+            other=0.0,
         )
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
@@ -262,9 +283,8 @@ def conv2d_kernel(
     out = dst + (row_sample.to(tl.int64) * OUT_PIXELS + pixel)[:, None] * dst_row + column[None, :]
     if ACCUMULATE:
         acc += tl.load(out, mask=stored, other=0.0).to(tl.float32)
-    if RELU_FILTERS > 0:
-        positive = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        acc = tl.where((column < RELU_FILTERS)[None, :], positive, acc)
+    if ACTIVATION != "none":
+        acc = tl.where((first_filter + column < ACTIVATED)[None, :], activate(acc, ACTIVATION), acc)
     tl.store(out, acc.to(dst.dtype.element_ty), mask=stored)
     if sums is not None:
         per_unit = tl.sum(tl.reshape(tl.where(stored, acc, 0.0), (UNITS, 16, BLOCK_N)), 1)
@@ -289,10 +309,11 @@ def launch_conv2d(
     *,
     size: tuple[int, int],
     out_size: tuple[int, int],
-    window: Window,
+    window: Sequence[int],
     depth: int,
     filters: int,
     stored: int,
+    groups: int = 1,
     norm: Tensor | None = None,
     constants: Tensor | None = None,
     sums: Tensor | None = None,
@@ -307,18 +328,20 @@ def launch_conv2d(
     group: int = 0,
     first_channels: int = 0,
     slice_channels: int = 0,
-    relu_filters: int = 0,
+    activation: str = "none",
+    activated: int = 0,
     accumulate: bool = False,
     finish_off: bool = False,
     pool: bool = False,
 ) -> None:
     """Convolves maps [B, pixels, channels]; arguments as :func:`conv2d`'s."""
     batch = src.shape[0]
-    columns = weight.shape[1]
+    columns, depth, filters, stored = (n // groups for n in (weight.shape[1], depth, filters, stored))
     (height, width), (out_height, out_width) = size, out_size
-    rows, across, stride, top, left = window
+    rows, across, stride, top, left, dilation = window[:6]
     taps = rows * across
-    bottom, right = (out_height - 1) * stride - top + rows, (out_width - 1) * stride - left + across
+    bottom = (out_height - 1) * stride - top + dilation * (rows - 1) + 1
+    right = (out_width - 1) * stride - left + dilation * (across - 1) + 1
     units = units_of(out_height * out_width)
     per_sample = inputs is not None or chosen is not None
     flat = taps > 1 and weight.shape[0] < taps * UNIT  # its channels are not padded
@@ -333,7 +356,8 @@ def launch_conv2d(
 
     def grid(meta: dict[str, int]) -> tuple[int, int]:
         tiles = batch * triton.cdiv(units, meta["UNITS"]) if per_sample else triton.cdiv(batch * units, meta["UNITS"])
-        return tiles, triton.cdiv(filters if chosen is not None else max(filters, stored), meta["BLOCK_N"])
+        width = filters if chosen is not None else max(filters, stored)
+        return tiles, groups * triton.cdiv(width, meta["BLOCK_N"])
 
     launch(
         conv2d_kernel,
@@ -370,17 +394,20 @@ def launch_conv2d(
         OUT_PIXELS=out_height * out_width,
         UNIT_COUNT=units,
         STRIDE=stride,
+        DILATION=dilation,
         TAPS=taps,
         ACROSS=across,
         TOP=top,
         LEFT=left,
         EDGES=min(top, left) < 0 or max(top, left) > 0 or bottom > height or right > width,
+        GROUPS=groups,
         DEPTH=depth,
         PLACES=places,
         FILTERS=filters,
         COLUMNS=columns,
         STORED=stored,
-        RELU_FILTERS=relu_filters,
+        ACTIVATION=activation,
+        ACTIVATED=activated or groups * filters,
         SLICES=slices,
         SLICE_BLOCK=triton.next_power_of_2(max(1, slices)),
         FIRST_CHANNELS=first_channels,
@@ -422,21 +449,24 @@ def conv2d(
     depth: int,
     filters: int,
     stored: int,
-    relu_filters: int,
+    groups: int,
+    activation: str,
+    activated: int,
     accumulate: bool,
     finish_off: bool,
     pool: bool,
 ) -> None:
-    """``dst = relu(conv(relu(s * src + t)) + bias [+ dst])`` for the samples of ``words``; each part but the
+    """``dst = activation(conv(relu(s * src + t)) + bias [+ dst])`` for the samples of ``words``; each part but the
     convolution is optional.
 
     Args:
         src: [B, height * width, channels], the channels innermost.
-        weight: [taps * places, columns], tap by tap, of src's dtype; places a multiple of 16, or, of several taps,
-            below 16 for few channels, whose taps then share the steps of the product.
-        bias: float32 [columns].
-        norm: float32 [2, places], scale s and shift t; of a 1x1 alone where ``inputs`` are given, whose other channels
-            then stand for relu(t).
+        weight: [taps * places, groups * columns], tap by tap, of src's dtype; places, those of a group's channels, a
+            multiple of 16, or, of several taps and without a norm, below 16 for few channels, whose taps then share the
+            steps of the product.
+        bias: float32 [groups * columns].
+        norm: float32 [2, groups * places], scale s and shift t; of a 1x1 alone where ``inputs`` are given, whose
+            other channels then stand for relu(t).
         dst: [B, out pixels, channels], written.
         sums: float32 [B, units of 16 pixels, channels], written: channel sums of what dst got.
         macs: int64 [B], the multiply-accumulates done are added.
@@ -447,12 +477,13 @@ def conv2d(
         order, offsets: int64 [B] and [B + 1], as `group_by_patterns` gives them: samples of a group have the same
             inputs and filters, and share tiles. None: each sample has its own.
         size, out_size: height and width of src and of dst.
-        window: as :class:`dsn_kernels.graph.Window`.
+        window: the first six of :class:`dsn_kernels.graph.Window`; what lies behind the map follows from the sizes.
         depth: channels of src that are read.
         filters: of the convolution; stored: columns that are written, padding included.
-        relu_filters: so many of them get the ReLU.
+        groups: of inputs and filters; several have neither lists nor stored padding.
+        activation: one of :data:`dsn_kernels.graph.ACTIVATIONS`; activated: of so many filters, 0: of all.
         accumulate: add what dst holds.
-        finish_off: filters that are not chosen get sum and ReLU all the same.
+        finish_off: filters that are not chosen get sum and activation all the same.
         pool: a pixel is the mean of 2x2 normalised ones, the window 1x1 of stride 2.
     """
     launch_conv2d(
@@ -472,11 +503,13 @@ def conv2d(
         offsets=offsets,
         size=(size[0], size[1]),
         out_size=(out_size[0], out_size[1]),
-        window=Window(*window),
+        window=window,
         depth=depth,
         filters=filters,
         stored=stored,
-        relu_filters=relu_filters,
+        groups=groups,
+        activation=activation,
+        activated=activated,
         accumulate=accumulate,
         finish_off=finish_off,
         pool=pool,

@@ -132,7 +132,7 @@ def dense_block(
                 window=ONE,
                 filters=bottleneck,
                 stored=middle.shape[2],
-                relu_filters=bottleneck,
+                activation="relu",
                 **map_size,
                 **state,
             )
@@ -162,7 +162,7 @@ def dense_block(
             window=THREE,
             filters=bottleneck,
             stored=inner.shape[2],
-            relu_filters=bottleneck,
+            activation="relu",
             **map_size,
             **state,
         )

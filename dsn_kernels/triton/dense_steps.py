@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsn_models.errors import UserError
+
 from ..graph import nodes
 from . import resample
 from .conv2d import conv2d
@@ -39,10 +41,12 @@ class Stem(Step, serves=[nodes.Stem]):
             *no_lists,
             size,
             size,
-            THREE,
+            THREE[:6],
             self.in_channels,
             self.out_channels,
             run.layouts[self.dst].first_places,
+            1,
+            "none",
             0,
             False,
             False,
@@ -50,9 +54,19 @@ class Stem(Step, serves=[nodes.Stem]):
         )
 
 
+_BEFORE_A_BLOCK = (nodes.Load, nodes.Stem, nodes.Transition, nodes.DenseBlock)
+
+
 class DenseBlock(Step, serves=[nodes.DenseBlock]):
     def __init__(self, node: nodes.DenseBlock, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
+        for other in facts.graph.nodes[:index]:
+            # It needs channel sums, and zeros in the padding.
+            if other.dst == node.dst and not isinstance(other, _BEFORE_A_BLOCK):
+                raise UserError(
+                    f"{node.where or node.op}: a dense block on the map of a {other.op} is not served; "
+                    "expected that of a load, a stem or a transition"
+                )
         self.kind, self.concat = node.gate, node.merge == "concat"
         self.out_channels, self.bottleneck = node.out_channels, node.bottleneck
         self.columns = slice(node.first_gate, node.first_gate + len(node.layers))
@@ -137,6 +151,8 @@ def _pack_layer(layer: nodes.DenseLayer, facts: Facts, before: Channels) -> dict
 
 
 class Transition(Step, serves=[nodes.Transition]):
+    reads_slices = True
+
     def __init__(self, node: nodes.Transition, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.guide, self.out_channels = node.guide, node.out_channels
@@ -190,6 +206,8 @@ class Transition(Step, serves=[nodes.Transition]):
 
 
 class Head(Step, serves=[nodes.Head]):
+    reads_slices = True
+
     def __init__(self, node: nodes.Head, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.out_channels, self.out_offset = node.out_channels, node.out_offset
@@ -220,10 +238,12 @@ class Head(Step, serves=[nodes.Head]):
             group,
             layout.first,
             layout.width,
+            "none",
         )
 
 
 class PathHead(Step, serves=[nodes.PathHead]):
+    reads_slices = True
     weight: Tensor
     bias: Tensor
 

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..graph import Window, nodes
+from ..graph import nodes
+from .activation import activate
 from .layout import pad
 from .routing import select_samples
 from .step import Facts, Run, Step
@@ -42,7 +43,8 @@ def depthwise_kernel(
     STRIDE: tl.constexpr,
     PAD_ROWS: tl.constexpr,
     PAD_COLUMNS: tl.constexpr,
-    RELU: tl.constexpr,
+    DILATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -55,14 +57,13 @@ def depthwise_kernel(
         inside = (pixel < out_height * out_width)[:, None] & (c < channels)[None, :]
         total = tl.zeros([PIXELS, CHANNELS], tl.float32) + tl.load(bias + c, mask=c < channels, other=0)[None, :]
         for tap in range(ROWS * COLUMNS):
-            y = pixel // out_width * STRIDE - PAD_ROWS + tap // COLUMNS
-            x = pixel % out_width * STRIDE - PAD_COLUMNS + tap % COLUMNS
+            y = pixel // out_width * STRIDE - PAD_ROWS + tap // COLUMNS * DILATION
+            x = pixel % out_width * STRIDE - PAD_COLUMNS + tap % COLUMNS * DILATION
             there = inside & ((y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None]
             at = sample * src_sample + (y * width + x).to(tl.int64)[:, None] * src_pixel + c[None, :]
             values = tl.load(src + at, mask=there, other=0).to(tl.float32)
             total += tl.load(weight + tap * columns + c, mask=c < channels, other=0)[None, :] * values
-        if RELU:
-            total = tl.where(total < 0, 0, total)
+        total = activate(total, ACTIVATION)
         at = sample * dst_sample + pixel.to(tl.int64)[:, None] * dst_pixel + c[None, :]
         tl.store(dst + at, total.to(dst.dtype.element_ty), mask=inside)
         tl.atomic_add(macs + sample, tl.sum(tl.sum(inside.to(tl.int64), 1), 0) * (ROWS * COLUMNS), sem="relaxed")
@@ -79,9 +80,9 @@ def depthwise(
     size: Sequence[int],
     out_size: Sequence[int],
     window: Sequence[int],
-    relu: bool,
+    activation: str,
 ) -> None:
-    """``dst[c] = relu(sum over taps of weight[c] * src[c] + bias[c])`` for the samples of ``words``.
+    """``dst[c] = activation(sum over taps of weight[c] * src[c] + bias[c])`` for the samples of ``words``.
 
     Args:
         src: [B, height * width, channels], the channels innermost.
@@ -90,10 +91,11 @@ def depthwise(
         macs: int64 [B], the multiply-accumulates done are added.
         words: int64 [W], bit i of word w: sample 64 w + i runs. None: all.
         size, out_size: height and width of src and of dst.
-        window: as :class:`dsn_kernels.graph.Window`.
-        relu: of the output.
+        window: the first six of :class:`dsn_kernels.graph.Window`; what lies behind the map follows from the sizes.
+        activation: one of :data:`dsn_kernels.graph.ACTIVATIONS`.
     """
-    slides, (batch, _, channels) = Window(*window), src.shape
+    rows, across, stride, top, left, dilation = window
+    batch, _, channels = src.shape
     tiles = triton.cdiv(out_size[0] * out_size[1], _PIXELS)
     if not batch:
         return
@@ -116,31 +118,33 @@ def depthwise(
         *size,
         *out_size,
         channels,
-        ROWS=slides.rows,
-        COLUMNS=slides.columns,
-        STRIDE=slides.stride,
-        PAD_ROWS=slides.pad_rows,
-        PAD_COLUMNS=slides.pad_columns,
-        RELU=relu,
+        ROWS=rows,
+        COLUMNS=across,
+        STRIDE=stride,
+        PAD_ROWS=top,
+        PAD_COLUMNS=left,
+        DILATION=dilation,
+        ACTIVATION=activation,
         PIXELS=_PIXELS,
         CHANNELS=_CHANNELS,
     )
 
 
 class Depthwise(Step, serves=[nodes.Depthwise]):
+    waits = True
     weight: Tensor
     bias: Tensor
 
     def __init__(self, node: nodes.Depthwise, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
-        self.window, self.relu, self.only_if = node.window, node.relu, node.only_if
+        self.window, self.activation, self.src_offset = node.window[:6], node.activation, node.src_offset
         self.part = slice(node.out_offset, node.out_offset + node.in_channels)
         self._keep("weight", pad(node.weight.flatten(1).T, 1))
         self._keep("bias", pad(node.bias, 0))
 
     def forward(self, run: Run) -> None:
-        source = run.filled(run.maps[self.src].data, self.inputs)[:, :, : self.in_channels]
+        source = self._filled(run, self.src_offset)
         to = run.into(self.dst, self.pool).data[:, :, self.part]
-        words = run.enabled if self.only_if < 0 else run.words[self.only_if]
         sizes = run.sizes[self.src], run.sizes[self.dst]
-        depthwise(source, self.weight, self.bias, to, run.macs, words, *sizes, self.window, self.relu)
+        weights, words = (self.weight, self.bias), self._words(run)
+        depthwise(source, *weights, to, run.macs, words, *sizes, self.window, self.activation)

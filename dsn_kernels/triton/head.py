@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .activation import activate
 from .support import launch, register
 
 _BLOCK_N = 64
@@ -44,6 +45,7 @@ def head_kernel(
     SLICE_GROUPS: tl.constexpr,
     FIRST_CHANNELS: tl.constexpr,
     FIRST_GROUPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -108,7 +110,7 @@ def head_kernel(
             weight + channel[:, None] * COLUMNS + n[None, :], mask=known[:, None] & (n < COLUMNS)[None, :], other=0.0
         )
         acc += tl.sum((total / MEAN)[:, None] * w, 0)
-    tl.store(logits + sample * outputs + n, acc, mask=n < CLASSES)
+    tl.store(logits + sample * outputs + n, activate(acc, ACTIVATION), mask=n < CLASSES)
     classes = tl.minimum(tl.maximum(CLASSES - column0, 0), BLOCK_N)
     tl.atomic_add(macs + sample, (live * classes).to(tl.int64), sem="relaxed")
 
@@ -132,8 +134,9 @@ def head(
     group: int,
     first_channels: int,
     slice_channels: int,
+    activation: str,
 ) -> None:
-    """``linear(relu(s * x + t).mean(pixels))``, or ``linear`` of the mean that channel sums give.
+    """``activation(linear(relu(s * x + t).mean(pixels)))``, or ``linear`` of the mean that channel sums give.
 
     Args:
         src: [B, pixels, places]; without a norm float32 channel sums [B, units, places].
@@ -142,12 +145,13 @@ def head(
         constants: float32 [slices, columns]: what each slice gives that was skipped.
         logits: float32 [B, classes], written.
         macs: int64 [B], added to.
-        enabled: int64 [W], the samples that are real, or None.
+        enabled: int64 [W], the samples for which it runs, or None for all.
         taken: uint8 [B, slices].
         inputs, input_counts: int32 [B, groups] and [B], the groups of channels that hold data, or None for all; with a
             group of 1 channels, and a norm, then the others, which stand for relu(t).
         pixels, depth, classes: of the map, channels of it, outputs.
         group, first_channels, slice_channels: of the channels, as :class:`dsn_kernels.triton.layout.Channels` says.
+        activation: one of :data:`dsn_kernels.graph.ACTIVATIONS`.
     """
     batch = src.shape[0]
     if batch == 0:
@@ -185,6 +189,7 @@ def head(
         SLICE_GROUPS=triton.cdiv(slice_channels, group),
         FIRST_CHANNELS=first_channels,
         FIRST_GROUPS=triton.cdiv(first_channels, group),
+        ACTIVATION=activation,
         BLOCK_K=group if inputs is not None and group > 1 else _CHANNELS,
         BLOCK_N=_BLOCK_N,
         BLOCK_P=_PIXELS,
@@ -201,6 +206,7 @@ def linear(
     pixels: int,
     channels: int,
     classes: int,
+    activation: str = "none",
 ) -> None:
     """:func:`head` of channel sums over ``pixels`` pixels, float32 [B, units, places], all of which hold data."""
     absent = (None, None, None)
@@ -220,6 +226,7 @@ def linear(
         _CHANNELS,
         channels,
         0,
+        activation,
     )
 
 

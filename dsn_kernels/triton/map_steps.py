@@ -23,6 +23,8 @@ class Load(Step, serves=[nodes.Load]):
 
 
 class Store(Step, serves=[nodes.Store]):
+    reads_slices = True
+
     def forward(self, run: Run) -> None:
         m, layout = run.maps[self.src], run.layouts[self.src]
         x = m.data
@@ -35,49 +37,65 @@ class Store(Step, serves=[nodes.Store]):
         run.map = resample.as_image(x[..., : self.in_channels], *run.sizes[self.src]).to(run.image.dtype).contiguous()
 
 
-class Linear(Step, serves=[nodes.Linear]):
+class Linear(Step, serves=[nodes.Linear, nodes.FullyConnected]):
+    """To logits, or to the pooled vector of a map of one pixel, whose channel sums it is."""
+
+    waits = True
     weight: Tensor
     bias: Tensor
 
     def __init__(self, node: nodes.Linear, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
-        self.out_channels, self.out_offset = node.out_channels, node.out_offset
+        self.out_channels, self.out_offset, self.activation = node.out_channels, node.out_offset, node.activation
         self._keep("weight", pad(pad(node.weight.T, 0), 1))
         self._keep("bias", pad(node.bias, 0))
 
     def forward(self, run: Run) -> None:
-        sums = run.maps[self.src].sums
+        sums, out = run.maps[self.src].sums, run.logits
         assert sums is not None
-        sizes = (run.pixels(self.src), self.in_channels, self.out_channels)
-        linear(sums, self.weight, self.bias, run.logits[:, self.out_offset :], run.macs, run.enabled, *sizes)
+        if self.dst >= 0:
+            vector = run.into(self.dst, True).sums
+            assert vector is not None
+            out = vector[:, 0]
+        sizes, words = (run.pixels(self.src), self.in_channels, self.out_channels), self._words(run)
+        linear(sums, self.weight, self.bias, out[:, self.out_offset :], run.macs, words, *sizes, self.activation)
 
 
 class Conv2d(Step, serves=[nodes.Conv2d]):
+    waits = True
     norm: Tensor | None
 
     def __init__(self, node: nodes.Conv2d, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
-        self.window, taps = node.window, node.window.taps
+        self.window, taps = node.window[:6], node.window.taps
         if node.before is not None and taps > 1 and self.inputs >= 0:
             raise UserError(
                 f"{node.where or node.op}: a BN-ReLU before {taps} taps is not served where channels may hold no data; "
                 "expected a 1x1"
             )
+        if node.groups > 1 and max(self.inputs, self.filters) >= 0:
+            raise UserError(
+                f"{node.where or node.op}: {node.groups} groups are not served where channels or filters are chosen; "
+                "expected 1"
+            )
         self.src_offset, self.out_offset, self.out_channels = node.src_offset, node.out_offset, node.out_channels
-        self.only_if, self.accumulate, self.leaves_sums = node.only_if, node.accumulate, node.pool
-        self.relu_filters = (node.relu_channels or node.out_channels) if node.relu else 0
-        # Filters that are off get sum and ReLU all the same, and their channels' sums are zeros.
-        self.finish_off = (node.accumulate and node.relu) or node.pool
-        layout, destination = Channels(node.in_channels), facts.layouts[node.dst]
-        whole = node.out_offset == 0 and node.out_channels == destination.total
+        self.groups, self.accumulate, self.leaves_sums = node.groups, node.accumulate, node.pool
+        self.activation, self.activated = node.activation, node.activated
+        # Filters that are off get sum and activation all the same, and their channels' sums are zeros.
+        self.finish_off = (node.accumulate and node.activation != "none") or node.pool
+        depth, destination = node.in_channels // node.groups, facts.layouts[node.dst]
+        whole = node.out_offset == 0 and node.out_channels == destination.total and node.groups == 1
         self.stored = destination.places if whole else node.out_channels
-        flat = taps > 1 and node.in_channels < UNIT and self.inputs < 0
-        self._keep("weight", facts.matrix(node.weight, None if flat else layout), facts.dtype)
-        self._keep("bias", pad(node.bias, 0))
+        flat = taps > 1 and depth < UNIT and self.inputs < 0 and node.before is None
+        layout = None if flat else Channels(depth)
+        weights = [facts.matrix(part, layout) for part in node.weight.chunk(node.groups)]
+        self._keep("weight", torch.cat(weights, 1), facts.dtype)
+        self._keep("bias", torch.cat([pad(part, 0) for part in node.bias.chunk(node.groups)]))
         if node.before is None:
             self.norm = None
         else:
-            self._keep("norm", pack_norm(node.before, layout))
+            parts = zip(*(part.chunk(node.groups) for part in node.before), strict=True)
+            self._keep("norm", torch.cat([pack_norm(nodes.Affine(*part), Channels(depth)) for part in parts], 1))
 
     def forward(self, run: Run) -> None:
         source, to = run.maps[self.src], run.into(self.dst, self.pool)
@@ -89,7 +107,7 @@ class Conv2d(Step, serves=[nodes.Conv2d]):
             to.data[:, :, self.out_offset :],
             to.sums[:, :, self.out_offset :] if self.leaves_sums and to.sums is not None else None,
             run.macs,
-            run.enabled if self.only_if < 0 else run.words[self.only_if],
+            self._words(run),
             *run.chosen(self.inputs),
             *run.chosen(self.filters),
             *run.grouped(self.pattern),
@@ -99,7 +117,9 @@ class Conv2d(Step, serves=[nodes.Conv2d]):
             self.in_channels,
             self.out_channels,
             self.stored,
-            self.relu_filters,
+            self.groups,
+            self.activation,
+            self.activated,
             self.accumulate,
             self.finish_off,
             False,
@@ -112,49 +132,48 @@ class Subsample(Step, serves=[nodes.Subsample]):
         self.stride, self.out_offset = node.stride, node.out_offset
 
     def forward(self, run: Run) -> None:
-        data = run.filled(run.maps[self.src].data, self.inputs)[:, :, : self.in_channels]
+        data = self._filled(run, 0)
         places = run.layouts[self.dst].places
         y = resample.subsample(data, *run.sizes[self.src], self.stride, self.out_offset, places)
         run.put(self.dst, y, self.pool)
 
 
 class Pool(Step, serves=[nodes.MaxPool, nodes.AvgPool]):
+    waits = True
+
     def __init__(self, node: nodes.Pool, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
-        self.window, self.average = node.window, isinstance(node, nodes.AvgPool)
+        if node.window.dilation > 1:
+            raise UserError(f"{node.where or node.op}: a pool of dilation {node.window.dilation}; expected 1")
+        self.window = node.window
+        self.average, self.count_padding = isinstance(node, nodes.AvgPool), getattr(node, "count_padding", False)
+        self.read = slice(node.src_offset, node.src_offset + node.in_channels)
         self.part = slice(node.out_offset, node.out_offset + node.in_channels)
 
     def forward(self, run: Run) -> None:
-        to, data = run.into(self.dst, self.pool), run.maps[self.src].data[:, :, : self.in_channels]
-        small = resample.pool(data, *run.sizes[self.src], self.window, self.average)
-        to.data[:, :, self.part] = small
+        to, data = run.into(self.dst, self.pool), run.maps[self.src].data[:, :, self.read]
+        sizes = run.sizes[self.src], run.sizes[self.dst]
+        if self.average:
+            small = resample.avg_pool(data, *sizes, self.window, self.count_padding)
+        else:
+            small = resample.max_pool(data, *sizes, self.window)
+        self._write(run, to.data[:, :, self.part], small)
         if to.sums is not None:
-            to.sums[:, :, self.part] = resample.unit_sums(small)
+            self._write(run, to.sums[:, :, self.part], resample.unit_sums(small))
 
 
 class PoolSums(Step, serves=[nodes.PoolSums]):
+    waits = True
+
     def forward(self, run: Run) -> None:
         m = run.maps[self.src]
-        m.sums = resample.unit_sums(run.filled(m.data, self.inputs))
-
-
-class Tanh(Step, serves=[nodes.Tanh]):
-    def forward(self, run: Run) -> None:
-        run.maps[self.src].data.tanh_()
-
-
-class Add(Step, serves=[nodes.Add]):
-    def __init__(self, node: nodes.Add, index: int, facts: Facts) -> None:
-        super().__init__(node, index, facts)
-        self.src_offset = node.src_offset
-        self.part = slice(node.out_offset, node.out_offset + node.in_channels)
-
-    def forward(self, run: Run) -> None:
-        source = run.maps[self.src].data[:, :, self.src_offset :]
-        run.maps[self.dst].data[:, :, self.part] += run.filled(source, self.inputs)[:, :, : self.in_channels]
+        if m.sums is not None:  # else nobody reads them
+            self._write(run, m.sums[:, :, : self.in_channels], resample.unit_sums(self._filled(run, 0)))
 
 
 class Gate(Step, serves=[nodes.Gate]):
+    waits = True
+
     def __init__(self, node: nodes.Gate, index: int, facts: Facts) -> None:
         super().__init__(node, index, facts)
         self.first_gate, self.follows, self.recurrent = node.first_gate, node.follows, node.recurrence is not None
@@ -172,7 +191,7 @@ class Gate(Step, serves=[nodes.Gate]):
             run.taken[:, own],
             run.scores[:, own],
             run.words[own],
-            run.enabled,
+            self._words(run),
             run.macs,
         )
         pixels = run.pixels(self.src)
@@ -180,6 +199,6 @@ class Gate(Step, serves=[nodes.Gate]):
             gate(sums, self.weight, self.bias, *decision, self.in_channels, pixels)
             return
         if run.state is None:
-            run.state = sums.new_empty(run.batch, 2, EMBEDDING)
+            run.state = sums.new_zeros(run.batch, 2, EMBEDDING)
         shared = self._list("recurrence")
         recurrent_gate(sums, self.weight, self.bias, *shared, run.state, *decision, pixels, not self.follows)

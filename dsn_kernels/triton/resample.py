@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,18 +35,48 @@ def subsample(rows: Tensor, height: int, width: int, stride: int, first: int, pl
     return F.pad(picked, (first, places - first - picked.shape[2]))
 
 
-def pool(rows: Tensor, height: int, width: int, window: Window, average: bool) -> Tensor:
-    """Average or maximum of windows; pixels outside the map do not count."""
-    image = as_image(rows, height, width)
-    size, padding = (window.rows, window.columns), (window.pad_rows, window.pad_columns)
-    if average:
-        small = F.avg_pool2d(image, size, window.stride, padding, count_include_pad=False)
-    else:
-        small = F.max_pool2d(image, size, window.stride, padding)
-    return small.permute(0, 2, 3, 1).flatten(1, 2)
+def max_pool(rows: Tensor, size: tuple[int, int], out_size: tuple[int, int], window: Window) -> Tensor:
+    """Maximum of windows; pixels outside the map do not count."""
+    image = _extend(as_image(rows, *size), _margins(size, out_size, window), -torch.inf)
+    return _flattened(F.max_pool2d(image, (window.rows, window.columns), window.stride))
+
+
+def avg_pool(
+    rows: Tensor, size: tuple[int, int], out_size: tuple[int, int], window: Window, count_padding: bool
+) -> Tensor:
+    """Average of windows; of pixels outside the map the window's zeros alone count, and these if ``count_padding``."""
+    image = as_image(rows, *size).float()
+    counted = image.new_ones(1, 1, *size)
+    margins, zeros = _margins(size, out_size, window), (0, 0, 0, 0)
+    if count_padding:
+        left, top = window.pad_columns, window.pad_rows
+        zeros = (left, left + window.more_columns, top, top + window.more_rows)
+    beyond = [margin - counts for margin, counts in zip(margins, zeros, strict=True)]
+    counted = _extend(_extend(counted, zeros, 1.0), beyond, 0.0)
+    sums, counts = (
+        F.avg_pool2d(x, (window.rows, window.columns), window.stride, divisor_override=1)
+        for x in (_extend(image, margins, 0.0), counted)
+    )
+    return _flattened(sums / counts).to(rows.dtype)
+
+
+def _margins(size: tuple[int, int], out_size: tuple[int, int], window: Window) -> tuple[int, int, int, int]:
+    """How far the windows reach beyond the map: left, right, above, below; negative: so many pixels are left out."""
+    below = (out_size[0] - 1) * window.stride + window.rows - window.pad_rows - size[0]
+    right = (out_size[1] - 1) * window.stride + window.columns - window.pad_columns - size[1]
+    return window.pad_columns, right, window.pad_rows, below
+
+
+def _extend(image: Tensor, margins: Sequence[int], value: float) -> Tensor:
+    return F.pad(image, list(margins), value=value) if any(margins) else image
+
+
+def _flattened(image: Tensor) -> Tensor:
+    """[B, C, H, W] to [B, H * W, C]."""
+    return image.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def upsample(rows: Tensor, height: int, width: int, to_height: int, to_width: int) -> Tensor:
     """Bilinear, half-pixel centres."""
     image = F.interpolate(as_image(rows, height, width), (to_height, to_width), mode="bilinear", align_corners=False)
-    return image.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+    return _flattened(image).contiguous()

@@ -68,7 +68,7 @@ class TritonRunner(nn.Module):
             thresholds=thresholds,
             forced=forced,
             enabled=None if count is None else first_samples(count, batch),
-            logits=torch.empty(batch, self.logits, dtype=torch.float32, device=device),
+            logits=torch.zeros(batch, self.logits, dtype=torch.float32, device=device),
             taken=torch.zeros(batch, gates, dtype=torch.uint8, device=device),
             scores=torch.zeros(batch, gates, dtype=torch.float32, device=device),
             words=torch.zeros(gates, words_of(batch), dtype=torch.int64, device=device),

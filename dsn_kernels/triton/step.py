@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from dsn_models.errors import UserError
 
 from ..graph import Affine, DenseBlock, Graph, Node, find_reads, pooled_maps
 from . import resample
@@ -119,11 +122,15 @@ class Run:
 
     def filled(self, data: Tensor, index: int) -> Tensor:
         """A map's rows [B, ..., at least channels], zeros in the channels that hold no data."""
+        on = self.holds(index)
+        return data if on is None else torch.where(on[:, None] != 0, data[..., : on.shape[1]], 0)
+
+    def holds(self, index: int) -> Tensor | None:
+        """Of a list, uint8 [B, channels]: 0 where a channel holds no data; nothing for -1."""
         if index < 0:
-            return data
+            return None
         assert self.listed is not None
-        on = self.listed.masks[:, self.lists.slices[index]]
-        return torch.where(on[:, None] != 0, data[..., : on.shape[1]], 0)
+        return self.listed.masks[:, self.lists.slices[index]]
 
 
 STEPS: dict[type[Node], type[Step]] = {}  # the module of each type of node
@@ -132,12 +139,19 @@ STEPS: dict[type[Node], type[Step]] = {}  # the module of each type of node
 class Step(nn.Module):
     """A node of a graph: its weights, packed, and a call of one operator. It keeps nothing of the original weights.
 
-    A subclass names the types of nodes that it serves: ``class Add(Step, serves=[nodes.Add])``.
+    A subclass names the types of nodes that it serves: ``class Gate(Step, serves=[nodes.Gate])``. ``waits``: its nodes
+    may be in a region that a gate shuts; ``reads_slices``: they may read what a dense block left.
 
     Args:
         node: number ``index`` of a graph.
         facts: of the graph.
+
+    Raises:
+        UserError: the node is behind a gate or a dense block, and not served there.
     """
+
+    waits: ClassVar[bool] = False
+    reads_slices: ClassVar[bool] = False
 
     def __init_subclass__(cls, serves: Sequence[type[Node]] = ()) -> None:
         super().__init_subclass__()
@@ -145,7 +159,14 @@ class Step(nn.Module):
 
     def __init__(self, node: Node, index: int, facts: Facts) -> None:
         super().__init__()
-        self.src, self.dst, self.in_channels = node.src, node.dst, node.in_channels
+        if node.only_if >= 0 and not self.waits:
+            raise UserError(f"{node.where or node.op}: {node.op} is not served behind a gate; expected only_if -1")
+        if node.src >= 0 and facts.layouts[node.src].slices and not self.reads_slices:
+            raise UserError(
+                f"{node.where or node.op}: {node.op} is not served on the map of a dense block; "
+                "expected a transition, a head or a store"
+            )
+        self.src, self.dst, self.in_channels, self.only_if = node.src, node.dst, node.in_channels, node.only_if
         self.pool = node.dst in facts.pooled
         lists = facts.lists
         self.inputs, self.filters, self.pattern = lists.inputs[index], lists.filters[index], lists.patterns[index]
@@ -157,6 +178,21 @@ class Step(nn.Module):
         if self.inputs < 0:
             return m.live, m.live_counts, layout.group
         return *run.chosen(self.inputs), 1
+
+    def _words(self, run: Run) -> Tensor | None:
+        """Bits of the samples for which the node runs; None: all."""
+        return run.enabled if self.only_if < 0 else run.words[self.only_if]
+
+    def _filled(self, run: Run, first: int) -> Tensor:
+        """The channels of src that are read, from ``first`` on, zeros in those that hold no data."""
+        return run.filled(run.maps[self.src].data[:, :, first:], self.inputs)[:, :, : self.in_channels]
+
+    def _write(self, run: Run, to: Tensor, value: Tensor) -> None:
+        """``value`` [B, ...] into ``to``, of the samples for which the node runs."""
+        if self.only_if >= 0:
+            runs = run.taken[:, self.only_if] != 0
+            value = torch.where(runs.view(-1, *[1] * (to.dim() - 1)), value, to)
+        to.copy_(value)
 
     def _keep(self, name: str, value: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.register_buffer(name, value.detach().to("cpu", dtype).contiguous(), persistent=False)

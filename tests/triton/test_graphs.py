@@ -3,7 +3,17 @@
 import pytest
 import torch
 from graph_reference import check_graph
-from small_graphs import NETWORKS, Weights, chosen_filters, make_images, needs_gates, random_gates, residual
+from small_graphs import (
+    NETWORKS,
+    VOCABULARY,
+    Weights,
+    chosen_filters,
+    make_images,
+    needs_gates,
+    nested,
+    random_gates,
+    residual,
+)
 
 from dsn_kernels import graph as g
 from dsn_models.errors import UserError
@@ -93,8 +103,8 @@ def test_every_node_is_served(place):
 
     nodes = {kind for kind in vars(g).values() if isinstance(kind, type) and issubclass(kind, g.Node)}
     assert set(STEPS) == {kind for kind in nodes if hasattr(kind, "op")}
-    run = {type(node) for make in NETWORKS.values() for node in make().nodes}
-    assert run == set(STEPS), "each is in a network above"
+    made = [*NETWORKS.values(), *VOCABULARY.values(), nested]
+    assert {type(node) for make in made for node in make().nodes} == set(STEPS), "each is in a tested network"
 
 
 def test_a_constant_at_an_edge_is_refused(place):
