@@ -63,9 +63,7 @@ def check_model(reference: nn.Module, fast: nn.Module, inputs: Any, dtype: torch
     _compare("model", ours, lambda of: _infer(copy.deepcopy(reference).eval().to(of), *moved(of)), dtype)
 
 
-def check_captured(
-    reference: nn.Module, fast: Any, example: Tensor, dtype: torch.dtype, device: torch.device
-) -> None:
+def check_captured(reference: nn.Module, fast: Any, example: Tensor, dtype: torch.dtype, device: torch.device) -> None:
     """As :func:`check_accelerated`, for a model of any class on two random images of the example's size.
 
     Where a score lies close to its threshold, rounding may decide a gate, and the outputs are not compared.

@@ -113,7 +113,12 @@ class _Emitter:
         """Keeps the pooled vector of a map: the node that computes it does so if nothing but it has written it."""
         gate = self.gating.of(value)
         last = self.graph.nodes[-1]
-        if isinstance(last, g.Conv2d) and last.dst == map and last.out_channels == value.channels and last.only_if == gate:
+        if (
+            isinstance(last, g.Conv2d)
+            and last.dst == map
+            and last.out_channels == value.channels
+            and last.only_if == gate
+        ):
             self.graph.nodes[-1] = replace(last, pool=True)
         else:
             self.graph.add(g.PoolSums(src=map, in_channels=value.channels, only_if=gate, where=value.where))

@@ -209,4 +209,6 @@ class Places:
 
 def is_point(value: Value) -> bool:
     """Whether it is a 1x1 convolution of one group, as it is: linear in each pixel."""
-    return value.op == "conv" and value.groups == 1 and value.window is not None and value.window[:6] == (1, 1, 1, 0, 0, 1)
+    return (
+        value.op == "conv" and value.groups == 1 and value.window is not None and value.window[:6] == (1, 1, 1, 0, 0, 1)
+    )

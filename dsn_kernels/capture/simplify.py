@@ -90,8 +90,8 @@ def _choose_filters(program: Program) -> None:
             value.activation, made = made.activation, made.source
         if made.op != "conv" or made.groups != 1 or not _only_user(made, users, program):
             raise UserError(
-                f"{value.where or 'choose_filters'} chooses from a {made.op}, which is no convolution that it alone reads; "
-                "expected choose_filters(convolution, mask), a batch norm between them or not"
+                f"{value.where or 'choose_filters'} chooses from a {made.op}, which is no convolution that it alone "
+                "reads; expected choose_filters(convolution, mask), a batch norm between them or not"
             )
         value.op, value.inputs = "conv", [made.source, mask]
         value.weight, value.bias, value.window = made.weight, made.bias, made.window

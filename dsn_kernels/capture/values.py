@@ -1,11 +1,10 @@
-"""A network as values, each computed once from others: what an exported program becomes before its maps are laid out."""
+"""A network as values, each computed once from others: an exported program before its maps are laid out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 from torch import Tensor
 

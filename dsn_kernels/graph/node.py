@@ -49,8 +49,8 @@ class Affine(NamedTuple):
 
 class Window(NamedTuple):
     """Of a convolution or pool: ``pad_rows`` and ``pad_columns`` zeros lie before the map, ``more_rows`` and
-    ``more_columns`` more than that behind it; if negative, so many of the map's own pixels are passed over. Its taps lie
-    ``dilation`` pixels apart. ``ceil``: a last window may reach beyond what lies behind the map, as torch's
+    ``more_columns`` more than that behind it; if negative, so many of the map's own pixels are passed over. Its taps
+    lie ``dilation`` pixels apart. ``ceil``: a last window may reach beyond what lies behind the map, as torch's
     ``ceil_mode`` has it.
     """
 

@@ -448,8 +448,8 @@ class Gate(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Decide(Node):
-    """Decides gates ``first_gate`` and, of several channels, those behind it, each by a value of ``src``'s pooled vector
-    as its score.
+    """Decides gates ``first_gate`` and, of several channels, those behind it, each by a value of ``src``'s pooled
+    vector as its score.
 
     Attributes:
         in_channels: gates, one for each channel from ``src_offset`` on.
@@ -465,8 +465,8 @@ class Decide(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Node):
-    """Logits from ``out_offset`` on: ``activation(weight p + bias)``, p the pooled vector of ``src``, of which its first
-    ``in_channels`` are read; weight [O, C] and bias [O]."""
+    """Logits from ``out_offset`` on: ``activation(weight p + bias)``, p the first ``in_channels`` of the pooled vector
+    of ``src``; weight [O, C] and bias [O]."""
 
     op = "linear"
     weight: Tensor

@@ -85,7 +85,9 @@ class CapturedModel(Fixed):
         out: Outputs = self._runner(images.shape[2], images.shape[3])(x, limits, forced)
         if not torch.compiler.is_exporting():
             self._last = (out.gates, out.scores, out.macs)
-        return tree_unflatten([self._output(out, each.shape, each.first, images) for each in self._outputs], self._structure)
+        return tree_unflatten(
+            [self._output(out, each.shape, each.first, images) for each in self._outputs], self._structure
+        )
 
     def _output(self, out: Outputs, shape: tuple[int, ...], first: int, images: Tensor) -> Tensor:
         if first < 0:
