@@ -131,7 +131,7 @@ class CapturedModel(Fixed):
             for value in (1, 0)
         )
         lines = [
-            f"1 plan on {self.target.backend}, {self.target.dtype}: {len(self.graph.nodes)} instructions, 100 % of the MACs",
+            f"1 plan on {self.target.backend}, {self.target.dtype}, of {len(self.graph.nodes)} instructions",
             f"{open / 1e6:.1f} M multiply-accumulates an image"
             + (f" with all gates open, {shut / 1e6:.1f} M with all shut" if self._columns else ""),
         ]
