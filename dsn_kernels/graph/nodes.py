@@ -51,10 +51,14 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Load(Node):
-    """The image that enters, into the first channels of ``dst``; ``out_mask``: first of the gates that choose them."""
+    """The image that enters, into the first channels of ``dst``; ``out_mask``: first of the gates that choose them.
+
+    Several tensors enter one behind another, as one of one pixel: this begins at its value ``src_offset``.
+    """
 
     op = "load"
     out_mask: int = -1
+    src_offset: int = 0
 
     def gates_end(self) -> int:
         return max(self.only_if + 1, mask_end(self.out_mask, self.in_channels))
@@ -501,6 +505,10 @@ class FullyConnected(Linear):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Store(Node):
-    """The first ``in_channels`` of ``src`` are the map that leaves."""
+    """The first ``in_channels`` of ``src`` are the map that leaves.
+
+    Several leave one behind another, as one of one pixel: this begins at its value ``out_offset``.
+    """
 
     op = "store"
+    out_offset: int = 0

@@ -70,6 +70,8 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
             if not fits:
                 raise UserError(f"{node.where or node.op} {found}, which the GPU kernels do not serve")
 
+        several = isinstance(node, Load) and node.src_offset or isinstance(node, Store) and node.out_offset
+        serve(not several, "is of several tensors that enter or leave")
         if isinstance(node, DenseBlock):
             serve(node.dst not in begun, "is the second dense block on one map")
             serve(node.in_channels == filled.get(node.dst), "leaves part of its map out")
