@@ -7,9 +7,10 @@
 namespace dsn::cuda {
 
 // dst = activation([dst +] factor (scale src + shift)) at each of the times x times pixels that one of the source
-// becomes. `src` and `dst` may be the same: a group is read and written by one thread.
+// becomes. `src` and `dst` may be the same: a group is read and written by one thread. Four blocks of a multiprocessor:
+// for more, the assembler spills on some architectures.
 template <class T>
-__global__ void __launch_bounds__(kThreads) pointwise_kernel(const __grid_constant__ PointwiseParams p) {
+__global__ void __launch_bounds__(kThreads, 4) pointwise_kernel(const __grid_constant__ PointwiseParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   const int tile = blockIdx.x % p.tiles, sample = pick_sample(p.samples, blockIdx.x / p.tiles);

@@ -91,9 +91,10 @@ __device__ inline float4 resample(const ResampleParams& p, int sample, const T* 
   }
 }
 
-// kWeighs: of an op with weights, which takes more registers.
+// kWeighs: of an op with weights. Left to itself the assembler makes room for more than three blocks of a
+// multiprocessor by spilling some registers.
 template <class T, bool kWeighs>
-__global__ void __launch_bounds__(kThreads) resample_kernel(const __grid_constant__ ResampleParams p) {
+__global__ void __launch_bounds__(kThreads, 3) resample_kernel(const __grid_constant__ ResampleParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   const int tile = blockIdx.x % p.pooling.tiles, sample = pick_sample(p.samples, blockIdx.x / p.pooling.tiles);
