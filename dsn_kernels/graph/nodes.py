@@ -16,6 +16,7 @@ from .node import ACTIVATIONS, KEEP_ZERO, Affine, Gates, Map, Node, Window, Wind
 
 __all__ = [
     "ACTIVATIONS",
+    "KEEP_ZERO",
     "Affine",
     "AvgPool",
     "Conv2d",
@@ -317,7 +318,8 @@ class Pointwise(Node):
     out_offset: int = 0
 
     def written(self, read: list[Gates]) -> tuple[int, list[Gates]] | None:
-        return None if self.accumulate else (self.out_offset, chosen_channels(-1, self.in_channels))
+        adds = self.accumulate or self.src == self.dst
+        return None if adds else (self.out_offset, chosen_channels(-1, self.in_channels))
 
     def listed_weights(self) -> dict[str, Tensor]:
         return {} if self.affine is None else {"scale": self.affine.scale, "shift": self.affine.shift}
