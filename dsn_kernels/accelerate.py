@@ -33,6 +33,7 @@ def accelerate(
     cuda_graph: bool | Sequence[int] = False,
     example: Any = None,
     verify: bool = True,
+    strict: bool = False,
 ) -> nn.Module:
     """Returns a model with the same call and outputs as ``model.eval()`` that runs only what its gates select.
 
@@ -64,6 +65,7 @@ def accelerate(
             True, or the batch sizes to capture; smaller batches are padded to the next.
         example: an input, or a tuple of all arguments, of a model of your own. It is run once: parts that the model
             does not call as a whole stay in torch, and the spot check compares the whole model's outputs.
+        strict: refuse a model of your own if torch would compute a part of it.
         verify: make the spot check. Backends that play a GPU on the host make none.
 
     Raises:
@@ -102,18 +104,22 @@ def accelerate(
     if cuda_graph:
         raise UserError(f"cuda_graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
     parts = any(capture.family_of(module) in makers for module in model.modules())
-    if isinstance(example, torch.Tensor) and example.dim() == 4 and backend != "auto":
+    inputs = example if isinstance(example, tuple) else () if example is None else (example,)
+    if inputs and all(isinstance(x, torch.Tensor) and x.dim() > 1 for x in inputs) and backend != "auto":
         try:
-            captured, structure, capture_at = capture.capture_model(model, example)
+            captured, structure, capture_at = capture.capture_model(model, inputs)
         except UserError:
             if not parts:
                 raise
         else:
-            if captured.gates or not parts:
-                size = example.shape[2], example.shape[3]
-                whole = CapturedModel(captured, size, capture_at, structure, Target(backend, dtype)).to(device)
+            gated = any(plan.emitted.gates for plan in captured.plans)
+            if captured.plans and (gated or not parts):
+                shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+                whole = CapturedModel(captured, shapes, capture_at, structure, Target(backend, dtype)).to(device)
+                if strict and whole.kernel_share < 1:
+                    raise UserError(f"strict: {whole.summary().splitlines()[-1]}; torch would compute the rest")
                 if verify:
-                    check_captured(model, whole, example, dtype, device)
+                    check_captured(model, whole, inputs, dtype, device)
                 return whole
     return _swap_parts(model, makers, dtype, device, example, verify)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsn_kernels import _C
-from dsn_kernels.graph import Conv2d, Graph, Node, PoolSums, Reads, Subsample
+from dsn_kernels.graph import Conv2d, Graph, Node, PoolSums, Reads, Subsample, Upsample
 
 ROWS = 16  # pixels of an m16n8k16 instruction
 GROUP: int = _C.cuda.GROUP
@@ -165,8 +165,10 @@ def conv2d(
     """Adds a convolution of samples that run (0 or 1), read ``inputs`` channels and have ``filters`` on.
 
     A warp has 2 x 16 pixels, columns come in eights, k-steps in sixteens. Where nearly all channels of a mask are on,
-    all are multiplied.
+    all are multiplied. Several groups are as many products, side by side.
     """
+    products, read, written = node.groups, node.in_channels // node.groups, node.out_channels // node.groups
+    front = GROUP - 1 if products > 1 and read % GROUP else node.src_offset % GROUP
     rows, width, down, across, block_columns, column_blocks, warp_tiles, _, depth, resident, walk, scattered = cut[:12]
     slots, split, old_stride, pack = cut[12:]
     _, height, columns = graph.maps[node.dst]
@@ -183,7 +185,7 @@ def conv2d(
     if walk:
         launch.blocks = -(-len(runs) * items // walk)
     else:
-        launch.blocks = min(groups * items, multiprocessors * resident // split) * split
+        launch.blocks = min(groups * items, -(-(multiprocessors * resident // split) // products)) * split * products
     launch.pools = node.pool
     gathers = gathered_before = False
     deepest = 0
@@ -192,16 +194,16 @@ def conv2d(
             continue
         all_filters = on >= nearly_all(node.out_channels)
         all_inputs = live >= (node.in_channels if scattered else nearly_all(node.in_channels))
-        used = up(node.out_channels, 16) if all_filters else up(on, 8)
-        deep = up(node.in_channels + node.src_offset % GROUP if all_inputs else live, _STEP)
+        used = up(written, 16) if all_filters else up(on, 8)
+        deep = up(read + front if all_inputs else live, _STEP)
         deepest = max(deepest, deep)
         column_tiles = -(-used // block_columns)
         if pack > 1:  # the first of a tile's samples stands for all of them
             warps = -(-min(pack, total - ran) * height * columns // _WARP_ROWS) if ran % pack == 0 else 0
         begins = ran % pack == 0
         ran += 1
-        launch.active += begins * down * across * column_tiles * split
-        steps = window.taps * deep // _STEP
+        launch.active += begins * down * across * column_tiles * split * products
+        steps = products * window.taps * deep // _STEP
         launch.mma += warps * 2 * used // 8 * steps
         # activations once for each warp beside the others, weights once for each warp above
         launch.l1_bytes += warps * steps * 32 * GROUP * element * (4 * -(-used // (8 * warp_tiles)) + used // 8)
@@ -214,10 +216,11 @@ def conv2d(
                 copies -= sum(at % walk > 0 for at in firsts) / len(firsts)
         gathered_before = not (all_filters and all_inputs)
         gathers |= gathered_before
-        launch.l2_bytes += int(copies * window.taps * deep * used * element)
-        launch.l2_bytes += column_tiles * cells * up(node.in_channels if all_inputs else live, GROUP) * element
+        launch.l2_bytes += int(copies * products * window.taps * deep * used * element)
+        launch.l2_bytes += column_tiles * cells * products * up(read if all_inputs else live, GROUP) * element
         if split > 1:
-            launch.l2_bytes += begins * down * across * column_tiles * split * _THREADS * 8 * warp_tiles * 4
+            shared = products * split * _THREADS * 8 * warp_tiles * 4
+            launch.l2_bytes += begins * down * across * column_tiles * shared
         if old_stride:
             launch.l2_bytes += height * columns * on * element
         moved = live * min(source.pixels, height * columns * max(window.taps, window.stride**2))
@@ -240,8 +243,8 @@ def _cells(graph: Graph, node: Conv2d, rows: int, columns: int) -> int:
     own."""
     window, to, source = node.window, graph.maps[node.dst], graph.maps[node.src]
 
-    def along(size: int, tile: int, source: int, reach: int, pad: int) -> int:
-        total = 0
+    def along(size: int, tile: int, source: int, taps: int, pad: int) -> int:
+        total, reach = 0, window.dilation * (taps - 1) + 1
         for first in range(0, size, tile):
             count, begin = min(tile, size - first), first * window.stride - pad
             if window.taps == 1:
@@ -257,7 +260,8 @@ def _cells(graph: Graph, node: Conv2d, rows: int, columns: int) -> int:
 def on_maps(graph: Graph, node: Node, batch: int, ran: int, element: int, launch: Launch) -> None:
     """Adds what goes over a map channel by channel, a pool or a sum, and runs for ``ran`` samples of the batch."""
     to, source = graph.maps[node.dst if node.dst >= 0 else node.src], graph.maps[node.src]
-    launch.blocks, launch.active = (samples * -(-to.pixels // _STRIP) for samples in (batch, ran))
+    walked = source if isinstance(node, Upsample) else to
+    launch.blocks, launch.active = (samples * -(-walked.pixels // _STRIP) for samples in (batch, ran))
     launch.pools = isinstance(node, (Subsample, PoolSums))
     written = node.out_channels if isinstance(node, Subsample) else node.in_channels
     if isinstance(node, PoolSums):

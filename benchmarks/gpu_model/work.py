@@ -125,7 +125,7 @@ class _Counter:
             self.launches.append(launch)
         return self.launches
 
-    def _pointwise(self, launch: Launch, pixels: int, columns: int, steps: int) -> None:
+    def _product(self, launch: Launch, pixels: int, columns: int, steps: int) -> None:
         """A product of a sample in tiles of 16 pixels."""
         tiles = -(-pixels // ROWS)
         launch.mma += tiles * columns // 8 * steps
@@ -147,7 +147,7 @@ class _Counter:
     def _per_sample(self, node: Node, reads: Reads, launch: Launch) -> None:
         launch.blocks = launch.active = len(self.gates)
 
-    _gate = _linear = _per_sample
+    _gate = _decide = _linear = _fully_connected = _per_sample
 
     def _load(self, node: Load, reads: Reads, launch: Launch) -> None:
         self._copy(node, self.graph.maps[node.dst], launch)
@@ -164,7 +164,7 @@ class _Counter:
         pixels, columns = self.graph.maps[node.dst].pixels, _columns(node.out_channels)
         launch.blocks = launch.active = len(self.gates) * -(-pixels // 64) * -(-columns // 64)
         for _ in self.gates:
-            self._pointwise(launch, pixels, columns, up(node.in_channels * 9, 16) // 16)
+            self._product(launch, pixels, columns, up(node.in_channels * 9, 16) // 16)
             launch.dram_bytes += pixels * (4 * node.in_channels + self.element * node.out_channels)
 
     def _transition(self, node: Transition, reads: Reads, launch: Launch) -> None:
@@ -173,7 +173,7 @@ class _Counter:
         for sample in self.gates:
             own = _live_groups(reads, sample, 0, node.in_channels)
             guide = _live_groups(reads, sample, node.in_channels, len(reads.channels))
-            self._pointwise(launch, to.pixels, columns, sum(-(-groups // 4) for groups in (own, guide)))
+            self._product(launch, to.pixels, columns, sum(-(-groups // 4) for groups in (own, guide)))
             launch.dram_bytes += self.element * GROUP * own * source.pixels
             launch.dram_bytes += self.element * node.out_channels * to.pixels
 

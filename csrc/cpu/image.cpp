@@ -25,7 +25,7 @@ void run_load(Worker& w, const Instruction& in) {
       [&](int64_t t) {
         const int valid = w.valid(map, t);
         for (int c : w.live[in.dst].channels) {
-          const float* src = w.sample.image + c * map.pixels() + t * kTile;
+          const float* src = w.sample.image + in.src_offset + c * map.pixels() + t * kTile;
           float* dst = w.state(in.dst) + (t * map.channels + c) * kTile;
           float total = 0;
           for (int p = 0; p < kTile; ++p) {
@@ -80,7 +80,7 @@ void run_store(Worker& w, const Instruction& in) {
   std::vector<uint8_t> alive(map.channels, 0);
   for (int c : w.live[in.src].channels) alive[c] = 1;
   w.team().phase(in.in_channels, [&](int64_t c) {
-    float* dst = w.sample.map + c * map.pixels();
+    float* dst = w.sample.map + in.out_offset + c * map.pixels();
     if (!alive[c]) {
       std::memset(dst, 0, map.pixels() * sizeof(float));
       return;

@@ -7,10 +7,11 @@ namespace dsn::cuda {
 namespace {
 
 // A convolution between two maps of one size that reads a whole buffer and writes all filters that are on.
-bool is_conv(const Plan& plan, const Instruction& in, int64_t taps, int64_t in_mask, int64_t flags) {
-  return in.op == Op::kConv2d && in.taps == taps && in.stride == 1 && !in.columns && in.only_if < 0 &&
-         in.relu_channels == 0 && in.src_offset == 0 && in.out_offset == 0 && in.in_mask == in_mask &&
-         (in.flags & ~kLive) == flags && in.in_channels == plan.buffers[in.src].channels &&
+bool is_conv(const Plan& plan, const Instruction& in, int64_t taps, int64_t in_mask, int64_t flags,
+             Activation activation) {
+  return in.op == Op::kConv2d && in.taps == taps && in.stride == 1 && !in.columns && in.only_if < 0 && in.groups == 1 &&
+         in.activation == activation && in.activated == 0 && in.src_offset == 0 && in.out_offset == 0 &&
+         in.in_mask == in_mask && (in.flags & ~kLive) == flags && in.in_channels == plan.buffers[in.src].channels &&
          in.out_channels == plan.buffers[in.dst].channels;
 }
 
@@ -19,10 +20,10 @@ bool is_unit(const Plan& plan, const Region& region) {
   if (region.end - region.begin != 3) return false;
   const Instruction* unit = &plan.code[region.begin];
   const Instruction &first = unit[0], &conv = unit[1], &last = unit[2];
-  return is_conv(plan, first, 1, -1, kNormalise | kRelu) && !(first.flags & kLive) &&
-         is_conv(plan, conv, 9, first.out_mask, kRelu) && is_conv(plan, last, 1, conv.out_mask, kAccumulate) &&
-         conv.src == first.dst && last.src == conv.dst && last.dst == first.src &&
-         conv.in_channels == conv.out_channels;
+  return is_conv(plan, first, 1, -1, kNormalise, Activation::kRelu) && !(first.flags & kLive) &&
+         is_conv(plan, conv, 9, first.out_mask, 0, Activation::kRelu) &&
+         is_conv(plan, last, 1, conv.out_mask, kAccumulate, Activation::kIdentity) && conv.src == first.dst &&
+         last.src == conv.dst && last.dst == first.src && conv.in_channels == conv.out_channels;
 }
 
 // Whether nothing behind a run reads what its units keep to themselves.

@@ -13,10 +13,9 @@ bool read_by_mask(const Plan& plan, size_t i) {
   const Instruction& conv = plan.code[i];
   for (size_t j = i + 1; j < plan.code.size(); ++j) {
     const Instruction& next = plan.code[j];
-    if (next.dst == conv.dst && !(next.flags & kAccumulate) && next.out_offset == 0) return true;
-    if (next.dst == conv.dst) return false;
     const bool alike = next.op == Op::kConv2d && next.in_mask == conv.out_mask && next.in_channels == conv.out_channels;
     if ((next.src == conv.dst || next.guide == conv.dst) && !alike) return false;
+    if (next.dst == conv.dst) return !(next.flags & kAccumulate) && next.out_offset == 0;
   }
   return true;
 }
@@ -90,13 +89,16 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
       }
       write(live[in.dst], in.out_offset, found);
     }
-    if (in.op == Op::kTanh) rectified[in.src] = false;
+    if ((in.op == Op::kPointwise || in.op == Op::kUpsample) && in.src != in.dst && !(in.flags & kAccumulate))
+      write(live[in.dst], in.out_offset, {run_of(in.in_channels, -1)});
     if (in.op != Op::kConv2d) {
-      if (has(in.op, kPlain) && in.dst >= 0) rectified[in.dst] = has(in.op, kPasses) && rectified[in.src];
+      const bool keeps = in.out_offset > 0 || in.only_if >= 0;  // some of what was there
+      if (has(in.op, kPlain) && in.dst >= 0)
+        rectified[in.dst] = has(in.op, kPasses) && rectified[in.src] && (!keeps || rectified[in.dst]);
       continue;
     }
     ConvStep& step = convs[i];
-    const bool adds = in.flags & kAccumulate, relu = in.flags & kRelu && in.relu_channels == 0;
+    const bool adds = in.flags & kAccumulate, relu = in.activation == Activation::kRelu && in.activated == 0;
     check(packed_by[in.src] < 0 || packed_by[in.src] == in.in_mask, op,
           ": a convolution of the plan reads by another mask than its input was written by; GPU kernels do not");
     if (packed_by[in.src] >= 0) {
@@ -108,7 +110,8 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
     if (in.out_mask >= 0) {
       filters[i] = find_list(lists, {range_of(in.out_channels, in.out_mask)});
       step.packed = !adds && in.out_offset == 0 && read_by_mask(plan, i);
-      step.off_look = !step.packed && (!adds || (relu && !rectified[in.dst]));
+      const bool changes = in.activation != Activation::kIdentity && !(relu && rectified[in.dst]);
+      step.off_look = !step.packed && (!adds || changes);
     }
     if (!adds) {
       if (in.out_offset == 0) packed_by[in.dst] = step.packed ? in.out_mask : -1;

@@ -1,6 +1,7 @@
-// conv2d: a convolution of a map into another, of any window and stride, with what may stand around it: BN-ReLU before
-// (and means over 2x2 pixels), bias, sum with the destination and ReLU after; for the samples whose gate opened, of the
-// filters that a sample's mask chose and the input channels that hold data. An implicit product: a block of threads
+// conv2d: a convolution of a map into another, of any window, stride, dilation and number of groups, with what may
+// stand around it: BN-ReLU before (and means over 2x2 pixels), bias, sum with the destination and activation after; for
+// the samples whose gate opened, of the filters that a sample's mask chose and the input channels that hold data. An
+// implicit product, of several groups one for each: a block of threads
 // does one tile of one sample and some of the columns; input and weights pass through shared memory, p.depth groups at
 // a time, the next one or two passes landing while this one is multiplied. Where there are fewer tiles than the machine
 // has room for, a cluster of blocks shares the channels of the input out and adds the sums up. Blocks walk the tiles of
@@ -78,10 +79,10 @@ __device__ inline void convolve(const Conv2dParams& p, const ConvWork& work, int
 #pragma unroll 1
         for (operands.step = 0; operands.step < count / 4; ++operands.step)
           multiply<T, false, kConvRows, kNt>(sums, operands, tiles);
-        operands.tap_offset += p.cell_stride;
+        operands.tap_offset += p.dilation * p.cell_stride;
         if (++tap_column < p.kernel_columns) continue;
         tap_column = 0;
-        operands.tap_offset += (window.columns - p.kernel_columns) * p.cell_stride;
+        operands.tap_offset += (window.columns - p.kernel_columns) * p.dilation * p.cell_stride;
       }
     };
     if (tiles > 0 && first_row < work.rows()) {
@@ -134,8 +135,14 @@ __device__ inline bool gather_sums(const Conv2dParams& p, int rank, Accumulator<
   return own;
 }
 
-// Stores what filters leave that are off: the ReLU of what they would have been added to, or else zero.
-template <class T>
+// What follows the sums of an output; kPlain: at most ReLU.
+template <bool kPlain>
+__device__ inline float activate_output(const Conv2dParams& p, float v) {
+  return kPlain ? relu(v) : activate(p.activation, v);
+}
+
+// Stores what filters leave that are off: the activation of what they would have been added to, or else zero.
+template <class T, bool kPlain>
 __device__ inline void finish_off_filters(const Conv2dParams& p, const ConvWork& work) {
   const uint8_t* mask = p.mask + static_cast<int64_t>(work.sample) * p.mask_stride;
   T* out = static_cast<T*>(p.out.data) + p.out_offset;
@@ -143,26 +150,27 @@ __device__ inline void finish_off_filters(const Conv2dParams& p, const ConvWork&
     const int c = i % p.out_channels, row = i / p.out_channels;
     if (mask[c]) continue;
     T& value = out[work.place(p, row) + c];
-    value = p.accumulate ? Numeric<T>::from(relu(static_cast<float>(value))) : Numeric<T>::from(0.f);
+    value = Numeric<T>::from(p.accumulate ? activate_output<kPlain>(p, static_cast<float>(value)) : 0.f);
   }
 }
 
-// Stores zeros behind the outputs, up to a whole group, where no column stands for them.
+// Stores zeros behind all outputs, up to a whole group, where no column stands for them.
 template <class T>
 __device__ inline void pad_outputs(const Conv2dParams& p, const ConvWork& work) {
-  T* out = static_cast<T*>(p.out.data) + p.out_offset + p.out_channels;
+  T* out = static_cast<T*>(p.out.data) + work.out_channel(p) + p.out_channels;
   for (int i = threadIdx.x; i < work.rows() * p.padding; i += blockDim.x)
     out[work.place(p, i / p.padding) + i % p.padding] = Numeric<T>::from(0.f);
 }
 
-// Bias, sum with the destination and ReLU of a warp's sums, stored where they belong; `sums` [columns of the warp]
-// unless it is null: what was stored, over the warp's pixels.
-template <class T, int kNt>
+// Bias, sum with the destination and activation of a warp's sums, stored where they belong; `sums` [columns of the
+// warp] unless it is null: what was stored, over the warp's pixels.
+template <class T, int kNt, bool kPlain>
 __device__ inline void write_conv(const Conv2dParams& p, const ConvWork& work, int first_row, int column, int tiles,
                                   const Accumulator<kConvRows, kNt>& d, float* sums) {
   using Pair = typename Numeric<T>::Pair;
   constexpr int kAtOnce = 2;  // tiles whose destinations are read in one trip
-  T* out = static_cast<T*>(p.out.data) + p.out_offset;
+  T* out = static_cast<T*>(p.out.data) + work.out_channel(p);
+  const int activated = p.activated - work.product * p.out_channels;
   const bool scatters = work.out_list && !p.packed;
   const int limit = !work.out_list ? p.limit : p.packed ? (work.filters + kGroup - 1) / kGroup * kGroup : work.filters;
   const bool in_pairs = work.out_list ? p.packed : p.in_pairs;
@@ -203,8 +211,8 @@ __device__ inline void write_conv(const Conv2dParams& p, const ConvWork& work, i
                              : reads_old  ? Numeric<T>::unpack(before[mt][r][nt])
                                           : float2{0, 0};
           v[0] += old.x, v[1] += old.y;
-          if (n < p.relu_below) v[0] = relu(v[0]);
-          if (n + 1 < p.relu_below) v[1] = relu(v[1]);
+          if (n < activated) v[0] = activate_output<kPlain>(p, v[0]);
+          if (n + 1 < activated) v[1] = activate_output<kPlain>(p, v[1]);
           store_pair<T>(to, n, v[0], v[1]);
         } else {
 #pragma unroll
@@ -215,7 +223,7 @@ __device__ inline void write_conv(const Conv2dParams& p, const ConvWork& work, i
             }
             T& value = to[scatters ? work.out_list[local + i] : n + i];
             if (p.accumulate) v[i] += static_cast<float>(value);
-            if (n + i < p.relu_below) v[i] = relu(v[i]);
+            if (n + i < activated) v[i] = activate_output<kPlain>(p, v[i]);
             value = Numeric<T>::from(v[i]);
           }
         }
@@ -227,12 +235,14 @@ __device__ inline void write_conv(const Conv2dParams& p, const ConvWork& work, i
   }
 }
 
-template <class T, int kNt>
+// kPlain: one product, and nothing or ReLU follows it; else blockIdx.y is the product.
+template <class T, int kNt, bool kPlain>
 __global__ void __launch_bounds__(kThreads, conv_residency(sizeof(T), kNt))
     conv2d_kernel(const __grid_constant__ Conv2dParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  const int warp = threadIdx.x / 32, tiles_of_map = p.pooling.tiles, across = p.pooling.blocks / tiles_of_map;
+  const int warp = threadIdx.x / 32, tiles_of_map = p.pooling.tiles, across = p.blocks / tiles_of_map;
+  const int product = kPlain ? 0 : static_cast<int>(blockIdx.y);
   const int batch_tiles = p.items / across;
   uint16_t* lists = shared_memory<uint16_t>(p.at_lists);
   float* sums = shared_memory<float>(p.at_sums);
@@ -247,7 +257,7 @@ __global__ void __launch_bounds__(kThreads, conv_residency(sizeof(T), kNt))
   for (int item = block * max(p.walk, 1); item < end; item += p.walk ? 1 : stride) {
     if (began) __syncthreads();  // the tile before may still read what is staged now
     began = true;
-    const int place = p.walk ? item % batch_tiles / tiles_of_map : item / p.pooling.blocks;
+    const int place = p.walk ? item % batch_tiles / tiles_of_map : item / p.blocks;
     int samples = 1;
     int sample = p.pack > 1 ? pick_samples(p, place * p.pack, &samples)
                  : p.order  ? static_cast<int>(p.order[place])
@@ -255,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, conv_residency(sizeof(T), kNt))
     if (p.order && p.samples.count && sample >= *p.samples.count) sample = -1;
     if (sample < 0 && p.walk) continue;
     if (sample < 0) return;
-    const int tile = p.walk ? item % tiles_of_map : item % p.pooling.blocks / across;
+    const int tile = p.walk ? item % tiles_of_map : item % p.blocks / across;
     const int first_column = (p.walk ? item / batch_tiles : item % across) * p.block_columns;
     ConvWork work{sample,
                   samples,
@@ -270,7 +280,9 @@ __global__ void __launch_bounds__(kThreads, conv_residency(sizeof(T), kNt))
                   p.norm,
                   nullptr,
                   0,
-                  0};
+                  0,
+                  product};
+    if (!kPlain && p.norm) work.norm = static_cast<const T*>(p.norm) + product * p.in_groups * 2 * kGroup;
     if (p.filters.list) work.filters = p.filters.count[static_cast<int64_t>(sample) * p.filters.count_stride];
     if (p.inputs.list) work.inputs = p.inputs.count[static_cast<int64_t>(sample) * p.inputs.count_stride];
     if (p.filters.list && work.filters < nearly_all(p.out_channels))
@@ -279,8 +291,9 @@ __global__ void __launch_bounds__(kThreads, conv_residency(sizeof(T), kNt))
       work.mask = p.mask + static_cast<int64_t>(sample) * p.mask_stride;
     if (p.inputs.list && work.inputs < (p.scattered ? p.in_channels : nearly_all(p.in_channels))) work.in_list = lists;
     if (work.out_list) work.columns = (work.filters + 7) / 8 * 8 - first_column;
-    if (p.off_look && work.out_list && first_column == 0) finish_off_filters<T>(p, work);
-    if (p.padding && first_column == 0 && rank == 0) pad_outputs<T>(p, work);
+    if (p.off_look && work.out_list && first_column == 0) finish_off_filters<T, kPlain>(p, work);
+    const bool is_last = kPlain || product + 1 == p.products;
+    if (p.padding && is_last && first_column == 0 && rank == 0) pad_outputs<T>(p, work);
     work.columns = min(work.columns, p.block_columns);
     if (work.columns <= 0) continue;
     share_groups(p, split, rank, work);
@@ -305,13 +318,14 @@ __global__ void __launch_bounds__(kThreads, conv_residency(sizeof(T), kNt))
     if constexpr (kSplits)
       if (p.split > 1 && !gather_sums<kNt>(p, rank, d)) tiles = 0;
     float* own_sums = p.pooling.pooled ? sums + warp % p.warps_down * p.block_columns + column : nullptr;
-    if (tiles > 0) write_conv<T, kNt>(p, work, first_row, column, tiles, d, own_sums);
+    if (tiles > 0) write_conv<T, kNt, kPlain>(p, work, first_row, column, tiles, d, own_sums);
     const int own = max(0, min(work.columns, work.filters - first_column));
     const unsigned long long macs = static_cast<unsigned long long>(work.tile.pixels()) * p.taps * work.inputs * own;
     if (rank == 0 && threadIdx.x > 0 && threadIdx.x < samples)
       atomicAdd(p.pooling.macs + work.sample_at(threadIdx.x), macs);
-    const float* pooled = pool_tile(p.pooling, sample, tile, sums, p.warps_down, p.block_columns, first_column,
-                                    work.columns, rank == 0 ? macs : 0, shared_memory<int>());
+    const float* pooled =
+        pool_tile(p.pooling, sample, tile, sums, p.warps_down, p.block_columns, product * p.out_channels + first_column,
+                  is_last ? work.columns : own, rank == 0 ? macs : 0, shared_memory<int>());
     if (pooled) decide_units(p.gates, pooled, sample, p.pooling.macs, sums);
   }
 }

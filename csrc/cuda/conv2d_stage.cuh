@@ -21,7 +21,15 @@ struct ConvWork {
   const void* norm;                    // of the inputs as they are read
   const float* bias;                   // of the block's columns in shared memory, or null
   int first_group, end_group;          // of the input that this block multiplies, in whole k-steps
+  int product;
   __device__ bool gathers() const { return in_list || out_list; }
+  // Of the product: the first channel that is read, its group, and the groups that are; the first that is written.
+  __device__ int source_channel(const Conv2dParams& p) const { return p.src_offset + product * p.in_channels; }
+  __device__ int source_group(const Conv2dParams& p) const { return source_channel(p) / kGroup; }
+  __device__ int source_groups(const Conv2dParams& p) const {
+    return (source_channel(p) % kGroup + p.in_channels + kGroup - 1) / kGroup;
+  }
+  __device__ int out_channel(const Conv2dParams& p) const { return p.out_offset + product * p.out_channels; }
   __device__ int rows() const { return samples * tile.pixels(); }
   __device__ int sample_at(int i) const { return samples == 1 ? sample : shared_memory<int>()[1 + i]; }
   // The pixel of the destination that a row of the samples' tiles is, in elements.
@@ -55,8 +63,8 @@ struct ConvWindow {
     step = single ? p.stride : 1;
     top = tile.y * p.stride - p.pad_rows;
     left = tile.x * p.stride - p.pad_columns;
-    rows = single ? tile.rows : (tile.rows - 1) * p.stride + p.kernel_rows;
-    columns = single ? tile.columns : (tile.columns - 1) * p.stride + p.kernel_columns;
+    rows = single ? tile.rows : (tile.rows - 1) * p.stride + (p.kernel_rows - 1) * p.dilation + 1;
+    columns = single ? tile.columns : (tile.columns - 1) * p.stride + (p.kernel_columns - 1) * p.dilation + 1;
   }
   __device__ int cells() const { return rows * columns; }
 };
@@ -135,14 +143,14 @@ template <class T>
 __device__ inline void stage_bias(const Conv2dParams& p, const ConvWork& work) {
   float* to = shared_memory<float>(p.at_bias);
   for (int i = threadIdx.x; i < work.columns; i += blockDim.x)
-    ptx::cp_async<4>(ptx::shared_address(to + i), p.bias + work.first_column + i);
+    ptx::cp_async<4>(ptx::shared_address(to + i), p.bias + work.product * p.columns + work.first_column + i);
 }
 
 // Starts to copy what the results of a tile are added to: [pixel][old_stride].
 template <class T>
 __device__ inline void stage_old(const Conv2dParams& p, const ConvWork& work) {
   constexpr int kPiece = 16 / sizeof(T);
-  const T* out = static_cast<const T*>(p.out.data) + p.out_offset + work.first_column;
+  const T* out = static_cast<const T*>(p.out.data) + work.out_channel(p) + work.first_column;
   T* to = shared_memory<T>(p.at_old);
   const int pieces = min(work.columns, p.limit - work.first_column) / kPiece;
   for (int i = threadIdx.x; i < work.rows() * pieces; i += blockDim.x) {
@@ -154,7 +162,7 @@ __device__ inline void stage_old(const Conv2dParams& p, const ConvWork& work) {
 // Four channels of a source's pixel, as the product has them.
 template <class T>
 __device__ inline Quad<T> load_inputs(const Conv2dParams& p, const ConvWork& work, const T* pixel, int group) {
-  if (!p.scattered || !work.in_list) return load_quad<T>(pixel, (p.first_group + group) * kGroup);
+  if (!p.scattered || !work.in_list) return load_quad<T>(pixel, (work.source_group(p) + group) * kGroup);
   T v[kGroup];
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
@@ -173,7 +181,7 @@ __device__ inline void stage_cells(const Conv2dParams& p, const ConvWork& work, 
   const ConvWindow window(p, work.tile);
   const T* source = static_cast<const T*>(p.source.data);
   const auto* norm = static_cast<const typename Numeric<T>::Norm*>(work.norm);
-  const int live = work.in_list ? (work.inputs + kGroup - 1) / kGroup : p.live_groups;
+  const int live = work.in_list ? (work.inputs + kGroup - 1) / kGroup : work.source_groups(p);
   const int wide = p.wide_groups ? 2 : 1, pieces = count / wide, each = window.cells();
   for (int i = threadIdx.x; i < work.samples * each * pieces; i += blockDim.x) {
     const int cell = i / pieces, own = cell % each, group = first + i % pieces * wide;
@@ -186,7 +194,7 @@ __device__ inline void stage_cells(const Conv2dParams& p, const ConvWork& work, 
     }
     const T* pixel = source + work.sample_at(cell / each) * p.source.sample_stride +
                      static_cast<int64_t>(y * p.source.width + x) * p.source.channels;
-    const T* from = pixel + (p.first_group + group) * kGroup;
+    const T* from = pixel + (work.source_group(p) + group) * kGroup;
     constexpr int kBytes = kGroup * sizeof(T);
     if (p.means) {
       float4 sum = {};
@@ -219,7 +227,8 @@ __device__ inline void stage_weights(const Conv2dParams& p, const ConvWork& work
   if (!work.gathers()) {
     constexpr int kPiece = 16 / sizeof(T);
     const int pieces = columns * kGroup / kPiece;
-    const T* weight = static_cast<const T*>(p.weight) + work.first_column * kGroup;
+    const T* weight = static_cast<const T*>(p.weight) + work.first_column * kGroup +
+                      static_cast<int64_t>(work.product * p.taps) * p.in_groups * p.columns * kGroup;
     for (int i = threadIdx.x; i < p.taps * count * pieces; i += blockDim.x) {
       const int piece = i % pieces * kPiece, group = i / pieces % count, tap = i / pieces / count;
       const T* from = weight + static_cast<int64_t>(tap * p.in_groups + first + group) * p.columns * kGroup + piece;

@@ -16,14 +16,15 @@ int64_t pixels_of(const ConvTile& t) { return int64_t{t.pack} * t.rows * t.colum
 int64_t cells_of(const ConvTile& t, const Instruction& in) {
   const Kernel kernel(in);
   if (in.taps == 1) return pixels_of(t);
-  return t.pack * ((t.rows - 1) * in.stride + kernel.rows) * ((t.columns - 1) * in.stride + kernel.columns);
+  return t.pack * ((t.rows - 1) * in.stride + (kernel.rows - 1) * in.dilation + 1) *
+         ((t.columns - 1) * in.stride + (kernel.columns - 1) * in.dilation + 1);
 }
 
 // Where everything lies for passes of `depth` groups in so many slots, of `groups` that a block multiplies; false if
 // it does not fit. `channels`: of the destination, padded.
 bool place_conv(ConvTile& t, const Instruction& in, int64_t channels, int64_t groups, int64_t depth, int slots,
                 Element element, int64_t room) {
-  const int64_t size = bytes_of(element), all = packed_conv2d::groups(in.src_offset % kGroup, in.in_channels);
+  const int64_t size = bytes_of(element), all = input_groups(in);
   t.depth = static_cast<int>(depth);
   t.slots = depth < groups ? slots : 1;
   t.cell_stride = cell_stride(depth * kGroup, element);
@@ -40,7 +41,7 @@ bool place_conv(ConvTile& t, const Instruction& in, int64_t channels, int64_t gr
   t.at_sums = static_cast<int>(at);
   at += pool ? round_up(t.warps_down * t.block_columns * 4, 16) : 0;
   t.at_old = static_cast<int>(at);
-  const bool whole = in.out_channels % 8 == 0 && in.out_offset % 8 == 0 && channels % 8 == 0;  // pieces of 16 bytes
+  const bool whole = outputs_of(in) % 8 == 0 && in.out_offset % 8 == 0 && channels % 8 == 0;  // pieces of 16 bytes
   const bool old = in.flags & kAccumulate && !lists && size == 2 && t.split == 1 && whole;
   t.old_stride = old ? t.block_columns + 8 : 0;
   at += round_up(pixels_of(t) * t.old_stride * size, 16);
@@ -84,8 +85,7 @@ double launch_clocks(const ConvTile& t, const Instruction& in, int64_t groups, E
 
 ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element element, int64_t batch,
                           const Machine& machine) {
-  const int64_t columns = columns_of(in.out_channels),
-                groups = packed_conv2d::groups(in.src_offset % kGroup, in.in_channels);
+  const int64_t columns = columns_of(outputs_of(in)), groups = input_groups(in);
   const int64_t channels = groups_of(to.channels) * kGroup;
   const int size = static_cast<int>(bytes_of(element));
   const bool plain = !has_chosen(in) && !(in.flags & kPool);
@@ -107,7 +107,7 @@ ConvTile choose_conv_tile(const BufferSpec& to, const Instruction& in, Element e
       double cost = 0;  // gates leave some of the samples, how many is not known yet
       for (const double share : {1.0, 0.8, 0.6}) {
         const double samples = static_cast<double>(batch) * (in.only_if >= 0 ? share : 1);
-        const double items = std::ceil(samples / t.pack) * t.blocks();
+        const double items = std::ceil(samples / t.pack) * t.blocks() * static_cast<double>(in.groups);
         cost += launch_clocks(t, in, own, element, items, machine.multiprocessors);
       }
       if (best.rows == 0 || cost < best_cost) best = t, best_cost = cost;

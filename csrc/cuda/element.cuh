@@ -7,6 +7,29 @@
 namespace dsn::cuda {
 
 __device__ inline float relu(float v) { return v < 0.f ? 0.f : v; }  // NaN stays
+__device__ inline float relu6(float v) { return v > 6.f ? 6.f : relu(v); }
+__device__ inline float sigmoid(float v) { return __fdividef(1.f, 1.f + expf(-v)); }
+
+__device__ inline float activate(Activation kind, float v) {
+  switch (kind) {
+    case Activation::kRelu:
+      return relu(v);
+    case Activation::kRelu6:
+      return relu6(v);
+    case Activation::kSigmoid:
+      return sigmoid(v);
+    case Activation::kHardSigmoid:
+      return relu6(v + 3.f) * (1.f / 6);
+    case Activation::kSilu:
+      return v * sigmoid(v);
+    case Activation::kHardSwish:
+      return v * relu6(v + 3.f) * (1.f / 6);
+    case Activation::kTanh:
+      return tanhf(v);
+    default:
+      return v;
+  }
+}
 
 // A pair of __half or __nv_bfloat16, and what the two types do under different names; kernels move pairs as words.
 template <class T>
@@ -104,6 +127,18 @@ __device__ inline void store_pair(void* base, int64_t element, float x, float y)
 template <class T>
 __device__ inline float2 load_pair(const void* base, int64_t element) {
   return Numeric<T>::unpack(*reinterpret_cast<const typename Numeric<T>::Pair*>(static_cast<const T*>(base) + element));
+}
+
+// Four channels of a pixel from channel `first` on, zero where they are not among the `count` that are read.
+template <class T>
+__device__ inline float4 load_channels(const T* pixel, int first, int count, int src_offset) {
+  if (first % kGroup == 0 && src_offset % kGroup == 0 && first >= 0 && first + kGroup <= count)
+    return Numeric<T>::widen(load_quad<T>(pixel, src_offset + first));
+  float v[kGroup];
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i)
+    v[i] = first + i >= 0 && first + i < count ? static_cast<float>(pixel[src_offset + first + i]) : 0.f;
+  return {v[0], v[1], v[2], v[3]};
 }
 
 // relu(scale x + shift) in float32: [group][scale of 4, shift of 4]

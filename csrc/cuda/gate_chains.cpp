@@ -12,8 +12,8 @@ bool pools(const Plan& plan, const Instruction& in, int64_t buffer) {
   return has(in.op, kLeavesPooled) || (in.op == Op::kConv2d && in.flags & kPool && whole);
 }
 
-// The gates behind instruction i that read what it pools. One that follows a unit which may not run waits where it
-// does: then the unit's last launch decides.
+// The gates behind instruction i that read what it pools, up to others that a launch of their own decides. One that
+// follows a unit which may not run waits where it does: then the unit's last launch decides.
 std::vector<ChainedGate> chain_behind(const Plan& plan, size_t i, int64_t buffer) {
   std::vector<ChainedGate> chain;
   int64_t unit = -1;  // the gate of a unit that pools the buffer anew
@@ -27,7 +27,7 @@ std::vector<ChainedGate> chain_behind(const Plan& plan, size_t i, int64_t buffer
     } else if (pools(plan, in, buffer)) {
       if (in.only_if < 0 || unit >= 0) break;
       unit = in.only_if;
-    } else if (in.dst == buffer) {
+    } else if (in.op == Op::kDecide || in.dst == buffer) {
       break;
     }
   }
@@ -67,7 +67,7 @@ std::vector<std::vector<ChainedGate>> chain_gates(const Plan& plan, const std::v
   for (size_t j = 0; j < plan.code.size(); ++j) {
     const Instruction& gate = plan.code[j];
     if (gate.op != Op::kGate) continue;
-    if (gate.first_gate > std::numeric_limits<int16_t>::max()) return {};
+    if (gate.only_if >= 0 || gate.first_gate > std::numeric_limits<int16_t>::max()) return {};
     if (stage_of(j)) continue;
     bool always = false;
     for (size_t i = j; i-- > 0 && !always;) {
@@ -75,8 +75,7 @@ std::vector<std::vector<ChainedGate>> chain_gates(const Plan& plan, const std::v
       bool decides = false;
       for (const ChainedGate& link : chains[i]) decides |= link.instruction == static_cast<int>(j);
       if (!decides) return {};
-      const bool may_not_run = plan.code[i].op == Op::kConv2d && plan.code[i].only_if >= 0;
-      always = stage_of(i) ? stage_of(i)->only_if < 0 : !may_not_run;
+      always = (stage_of(i) ? stage_of(i)->only_if : plan.code[i].only_if) < 0;
     }
     if (!always) return {};
   }

@@ -6,9 +6,10 @@
 namespace dsn::cuda {
 namespace {
 
-bool is_conv(const Instruction& in, int64_t taps, int64_t src, int64_t flags) {
-  return in.op == Op::kConv2d && in.taps == taps && in.stride == 1 && in.src == src && in.src_offset == 0 &&
-         in.flags == flags && in.only_if < 0 && in.out_mask < 0 && in.in_mask < 0;
+bool is_conv(const Instruction& in, int64_t taps, int64_t src, int64_t flags, Activation activation) {
+  return in.op == Op::kConv2d && in.taps == taps && in.stride == 1 && !in.columns && in.groups == 1 && in.src == src &&
+         in.src_offset == 0 && in.flags == flags && in.activation == activation && in.only_if < 0 && in.out_mask < 0 &&
+         in.in_mask < 0;
 }
 
 // A unit that a launch can walk: 1x1 of all channels with ReLU, 3x3 with ReLU and 1x1, whose result and the shortcut's,
@@ -19,13 +20,15 @@ GradualRun update_unit(const Plan& plan, const Region& region) {
   const Instruction* unit = &plan.code[region.begin];
   const Instruction &first = unit[0], &conv = unit[1], &last = unit[2], &add = unit[count - 1];
   const int64_t width = conv.in_channels, shortcut = count == 4;
-  if (!is_conv(first, 1, first.src, kRelu) || first.in_channels != plan.buffers[first.src].channels ||
+  if (!is_conv(first, 1, first.src, 0, Activation::kRelu) || first.in_channels != plan.buffers[first.src].channels ||
       first.out_offset != 0 || first.out_channels != width + shortcut * last.out_channels ||
-      first.relu_channels != shortcut * width || !is_conv(conv, 9, first.dst, kRelu) || conv.relu_channels != 0 ||
-      conv.out_offset != 0 || conv.out_channels != width || last.in_channels != width ||
-      !is_conv(last, 1, conv.dst, kAccumulate) || last.dst != (shortcut ? first.dst : first.src))
+      first.activated != shortcut * width || !is_conv(conv, 9, first.dst, 0, Activation::kRelu) ||
+      conv.activated != 0 || conv.out_offset != 0 || conv.out_channels != width || last.in_channels != width ||
+      !is_conv(last, 1, conv.dst, kAccumulate, Activation::kIdentity) || last.dst != (shortcut ? first.dst : first.src))
     return {};
-  if (shortcut && (last.out_offset != width || add.op != Op::kAdd || add.src != first.dst || add.dst != first.src ||
+  const bool adds = add.op == Op::kPointwise && add.flags == kAccumulate && add.factor < 0 &&
+                    add.activation == Activation::kIdentity && add.only_if < 0;
+  if (shortcut && (last.out_offset != width || !adds || add.src != first.dst || add.dst != first.src ||
                    add.src_offset != width || add.in_channels != last.out_channels))
     return {};
   GradualRun run;

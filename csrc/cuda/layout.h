@@ -127,20 +127,26 @@ inline PackedLayout layout(int64_t in, int64_t out, Element element) {
 }
 }  // namespace packed_stem
 
-// A convolution of a map from channel `front` of a group on, its batch norm folded in. Where inputs or filters are
-// chosen the weights are there a second time, a filter's neighbour beside it, so that any of them can be gathered; and
-// where inputs that hold no data are normalised, what each of them is, times its weights.
+// A convolution of a map from channel src_offset on, its batch norm folded in: `products` side by side, of `in` inputs
+// and `out` outputs each. Where inputs or filters are chosen the weights are there a second time, a filter's neighbour
+// beside it, so that any of them can be gathered; and where inputs that hold no data are normalised, what each of them
+// is, times its weights.
 namespace packed_conv2d {
 enum { kNorm, kWeight, kSelectable, kBias, kConstants };
-inline int64_t groups(int64_t front, int64_t in) { return round_up(front + in, kStep) / kGroup; }
-inline PackedLayout layout(int64_t front, int64_t in, int64_t out, int64_t taps, bool normalise, bool chosen,
-                           bool constants, Element element) {
+// That a product reads, in whole k-steps. Its inputs may begin within a group, those of several products anywhere in
+// it.
+inline int64_t groups(int64_t src_offset, int64_t in, int64_t products = 1) {
+  const int64_t front = products > 1 && in % kGroup ? kGroup - 1 : src_offset % kGroup;
+  return round_up(front + in, kStep) / kGroup;
+}
+inline PackedLayout layout(int64_t src_offset, int64_t in, int64_t out, int64_t taps, int64_t products, bool normalise,
+                           bool chosen, bool constants, Element element) {
   PackedLayout l{element};
-  const int64_t depth = groups(front, in);
-  l.add("norm", normalise ? Shape{depth, 2, kGroup} : Shape{0});
-  l.add("weight", {taps, depth, columns_of(out), kGroup});
+  const int64_t depth = groups(src_offset, in, products);
+  l.add("norm", normalise ? Shape{products * depth, 2, kGroup} : Shape{0});
+  l.add("weight", {products * taps, depth, columns_of(out), kGroup});
   l.add("selectable", chosen ? Shape{taps, in, columns_of(out)} : Shape{0});
-  l.add("bias", {columns_of(out)}, true);
+  l.add("bias", {products * columns_of(out)}, true);
   l.add("constants", constants ? Shape{in, columns_of(out)} : Shape{0}, true);
   return l;
 }

@@ -72,10 +72,10 @@ inline void bind_layouts(pybind11::module_& parent) {
   m.def("stem_layout", [](int64_t in, int64_t out, int64_t element) {
     return describe(packed_stem::layout(in, out, static_cast<Element>(element)));
   });
-  m.def("conv2d_layout", [](int64_t front, int64_t in, int64_t out, int64_t taps, bool normalise, bool chosen,
-                            bool constants, int64_t element) {
-    return describe(
-        packed_conv2d::layout(front, in, out, taps, normalise, chosen, constants, static_cast<Element>(element)));
+  m.def("conv2d_layout", [](int64_t src_offset, int64_t in, int64_t out, int64_t taps, int64_t products, bool normalise,
+                            bool chosen, bool constants, int64_t element) {
+    return describe(packed_conv2d::layout(src_offset, in, out, taps, products, normalise, chosen, constants,
+                                          static_cast<Element>(element)));
   });
   m.def("listed_layout", [](const std::map<std::string, int64_t>& fields) {
     return describe(wide_layout(listed::layout(instruction_of(fields))));

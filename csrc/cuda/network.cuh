@@ -8,6 +8,7 @@
 #include "cuda/head.cuh"
 #include "cuda/image.cuh"
 #include "cuda/network.h"
+#include "cuda/pointwise.cuh"
 #include "cuda/resample.cuh"
 #include "cuda/resident_block.cuh"
 #include "cuda/resident_bottleneck.cuh"
@@ -134,8 +135,14 @@ class NetworkRun {
         return conv2d(index, in);
       case Op::kGate:
         return gate(index, in);
+      case Op::kDecide:
+        return decide(in);
       case Op::kLinear:
+      case Op::kFullyConnected:
         return linear(index, in);
+      case Op::kPointwise:
+      case Op::kUpsample:
+        return pointwise(index, in);
       default:  // what goes over a map channel by channel
         return resample(index, in);
     }
@@ -145,14 +152,20 @@ class NetworkRun {
   void filter_lists();
   void conv2d(int index, const Instruction& in);
   void resample(int index, const Instruction& in);
+  void pointwise(int index, const Instruction& in);
   UnitGates unit_gates(const std::vector<ChainedGate>& chain) const;
   void gate(int index, const Instruction& in);
+  void decide(const Instruction& in);
   void linear(int index, const Instruction& in);
   void gradual_layer(const GradualRun& run);
   void resident_stage(const StageRun& run);
   void resident_bottleneck(const BottleneckRun& run);
   Chosen chosen(const Listed& listed) const;
   Map map_of(int64_t buffer) const;
+  float* pooled(int64_t buffer) const {
+    return reinterpret_cast<float*>(call_.workspace + s_.states[buffer].pooled_at);
+  }
+  int32_t positions(int64_t buffer) const { return static_cast<int32_t>(s_.states[buffer].channels.groups() * kGroup); }
   int64_t* order() const { return reinterpret_cast<int64_t*>(call_.workspace + s_.order_at); }
   int32_t* alike() const { return reinterpret_cast<int32_t*>(call_.workspace + s_.alike_at); }
   unsigned long long* gate_words(int64_t gate) const {

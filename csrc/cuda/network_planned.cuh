@@ -1,8 +1,6 @@
 // The launches of what residual, filter-selecting and gradually updated networks are made of.
 #pragma once
 
-#include <limits>
-
 #include "cuda/network.cuh"
 
 namespace dsn::cuda {
@@ -58,19 +56,18 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   const ConvStep& step = s_.convs[index];
   const ConvTile& t = step.tile;
   const Kernel kernel(in);
-  const int64_t front = in.src_offset % kGroup, end = in.out_offset + in.out_channels;
-  const bool adds = in.flags & kAccumulate, whole_groups = !adds && in.out_offset == 0;
+  const int64_t outputs = outputs_of(in), end = in.out_offset + in.out_channels;
+  const bool adds = in.flags & kAccumulate, whole_groups = !adds && in.out_offset == 0 && in.groups == 1;
   Conv2dParams p{};
   p.samples = samples_of(in.only_if);
   p.source = map_of(in.src);
   p.out = map_of(in.dst);
   if (in.flags & kPool) {
-    p.pooling = pooling(index, 0, in.dst, in.out_offset, in.out_channels, t.tiles(), t.blocks(), 0);
+    p.pooling = pooling(index, 0, in.dst, in.out_offset, in.out_channels, t.tiles(), t.blocks() * in.groups, 0);
     if (!s_.chains.empty()) p.gates = unit_gates(s_.chains[index]);
   } else {
     p.pooling.macs = call_.macs;
     p.pooling.tiles = t.tiles();
-    p.pooling.blocks = t.blocks();
   }
   if (in.flags & kNormalise) p.norm = weights<T>(index, 0, packed_conv2d::kNorm);
   p.weight = weights<T>(index, 0, packed_conv2d::kWeight);
@@ -84,26 +81,30 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.walk = step.walk;
   if (s_.grouped && step.walk) p.order = order(), p.alike = alike();
   p.mask_stride = static_cast<int32_t>(plan_.gates);
+  p.products = static_cast<int32_t>(in.groups);
+  p.blocks = t.blocks();
   p.items = static_cast<int32_t>(ceil_div(call_.batch, t.pack) * t.blocks());
-  p.first_group = static_cast<int32_t>(in.src_offset / kGroup);
-  p.in_channels = static_cast<int32_t>(in.in_channels);
-  p.live_groups = static_cast<int32_t>(groups_of(front + in.in_channels));
-  p.in_groups = static_cast<int32_t>(packed_conv2d::groups(front, in.in_channels));
-  p.out_channels = static_cast<int32_t>(in.out_channels);
+  p.src_offset = static_cast<int32_t>(in.src_offset);
+  p.in_channels = static_cast<int32_t>(inputs_of(in));
+  p.in_groups = static_cast<int32_t>(input_groups(in));
+  p.out_channels = static_cast<int32_t>(outputs);
   p.out_offset = static_cast<int32_t>(in.out_offset);
-  p.columns = static_cast<int32_t>(columns_of(in.out_channels));
-  p.limit = static_cast<int32_t>(whole_groups ? groups_of(in.out_channels) * kGroup : in.out_channels);
-  p.padding = adds ? 0 : static_cast<int32_t>(std::max<int64_t>(0, round_up(end, kGroup) - in.out_offset - p.limit));
-  if (in.flags & kRelu)
-    p.relu_below = in.relu_channels ? static_cast<int32_t>(in.relu_channels) : std::numeric_limits<int32_t>::max();
+  p.columns = static_cast<int32_t>(columns_of(outputs));
+  p.limit = static_cast<int32_t>(whole_groups ? groups_of(outputs) * kGroup : outputs);
+  p.padding = adds || whole_groups ? 0 : static_cast<int32_t>(round_up(end, kGroup) - end);
+  p.activation = in.activation;
+  if (in.activation != Activation::kIdentity)
+    p.activated = static_cast<int32_t>(in.activated ? in.activated : in.out_channels);
   p.accumulate = adds;
   p.packed = step.packed;
   p.scattered = step.scattered && p.inputs.list;
   p.means = in.flags & kMeans;
   p.in_pairs = p.limit % 2 == 0 && in.out_offset % 2 == 0;
-  p.wide_groups = sizeof(T) == 2 && !p.norm && !p.scattered && p.source.channels % 8 == 0 && p.first_group % 2 == 0;
+  p.wide_groups = sizeof(T) == 2 && !p.norm && !p.scattered && p.source.channels % 8 == 0 &&
+                  in.src_offset / kGroup % 2 == 0 && (in.groups == 1 || p.in_channels % 8 == 0);
   p.taps = static_cast<int32_t>(in.taps);
   p.stride = static_cast<int32_t>(in.stride);
+  p.dilation = static_cast<int32_t>(in.dilation);
   p.kernel_rows = static_cast<int32_t>(kernel.rows);
   p.kernel_columns = static_cast<int32_t>(kernel.columns);
   p.pad_rows = static_cast<int32_t>(kernel.pad_rows);
@@ -127,11 +128,13 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   p.split = t.split;
   p.at_old = t.at_old;
   p.old_stride = t.old_stride;
-  const int64_t blocks = step.walk
-                             ? ceil_div(p.items, step.walk)
-                             : std::min<int64_t>(p.items, int64_t{s_.multiprocessors} * t.resident / t.split) * t.split;
+  const int64_t room = ceil_div(int64_t{s_.multiprocessors} * t.resident / t.split, in.groups);
+  const int64_t blocks = step.walk ? ceil_div(p.items, step.walk) : std::min<int64_t>(p.items, room) * t.split;
   auto start_with = [&]<int kTiles>() {
-    start<conv2d_kernel<T, kTiles>>(blocks, 1, kThreads, t.shared_bytes, p, t.split);
+    if (is_plain(in))
+      start<conv2d_kernel<T, kTiles, true>>(blocks, 1, kThreads, t.shared_bytes, p, t.split);
+    else
+      start<conv2d_kernel<T, kTiles, false>>(blocks, in.groups, kThreads, t.shared_bytes, p, t.split);
   };
   if (t.warp_tiles == 2) return start_with.template operator()<2>();
   if (t.warp_tiles == 4) return start_with.template operator()<4>();
@@ -151,7 +154,8 @@ void NetworkRun<T>::resample(int index, const Instruction& in) {
   p.out = map_of(to);
   p.op = in.op;
   p.windowed = has(in.op, kWindowed);
-  p.relu = in.flags & kRelu;
+  p.activation = in.activation;
+  p.counts_padding = in.flags & kCountPadding;
   if (const Layout listed = listed::layout(in); listed.count) {
     p.weight = weights<float>(index, 0, listed::kWeight);
     p.bias = weights<float>(index, 0, listed::kBias);
@@ -161,6 +165,7 @@ void NetworkRun<T>::resample(int index, const Instruction& in) {
   p.src_offset = static_cast<int32_t>(in.src_offset);
   p.out_offset = static_cast<int32_t>(in.out_offset);
   p.stride = static_cast<int32_t>(in.stride);
+  p.dilation = static_cast<int32_t>(in.dilation);
   const Kernel window(in);
   p.window_rows = static_cast<int32_t>(window.rows);
   p.window_columns = static_cast<int32_t>(window.columns);
@@ -186,6 +191,30 @@ void NetworkRun<T>::resample(int index, const Instruction& in) {
     start<resample_kernel<T, true>>(blocks, 1, kThreads, shared, p);
   else
     start<resample_kernel<T, false>>(blocks, 1, kThreads, shared, p);
+}
+
+template <class T>
+void NetworkRun<T>::pointwise(int index, const Instruction& in) {
+  PointwiseParams p{};
+  p.samples = samples_of(in.only_if);
+  p.source = map_of(in.src);
+  p.out = map_of(in.dst);
+  if (in.factor >= 0) p.factor = pooled(in.factor), p.factor_row = positions(in.factor);
+  if (in.flags & kAffine) {
+    p.scale = weights<float>(index, 0, listed::kWeight);
+    p.shift = weights<float>(index, 0, listed::kBias);
+  }
+  p.in_channels = static_cast<int32_t>(in.in_channels);
+  p.src_offset = static_cast<int32_t>(in.src_offset);
+  p.out_offset = static_cast<int32_t>(in.out_offset);
+  p.first_group = static_cast<int32_t>(in.out_offset / kGroup);
+  p.groups = static_cast<int32_t>(groups_of(in.out_offset + in.in_channels) - p.first_group);
+  p.tiles = static_cast<int32_t>(ceil_div(plan_.buffers[in.src].pixels(), kStripPixels));
+  p.times = in.op == Op::kUpsample ? static_cast<int32_t>(in.stride) : 1;
+  p.accumulate = in.flags & kAccumulate;
+  p.keeps_behind = p.accumulate || in.src == in.dst;
+  p.activation = in.activation;
+  start<pointwise_kernel<T>>(call_.batch * p.tiles, 1, kThreads, 0, p);
 }
 
 // Gates that read one map, to be decided in this order.
@@ -225,30 +254,48 @@ UnitGates NetworkRun<T>::unit_gates(const std::vector<ChainedGate>& chain) const
 template <class T>
 void NetworkRun<T>::gate(int index, const Instruction& in) {
   if (!s_.chains.empty()) return;  // decided by what wrote its input
-  const State& state = s_.states[in.src];
   UnitGateParams p{};
   p.samples = every_sample();
-  p.pooled = reinterpret_cast<const float*>(call_.workspace + state.pooled_at);
+  p.pooled = pooled(in.src);
   p.macs = call_.macs;
-  p.positions = static_cast<int32_t>(state.channels.groups() * kGroup);
+  p.positions = positions(in.src);
+  p.only_if = static_cast<int32_t>(in.only_if);
   p.gates = unit_gates({{index, -1}});
   start<unit_gate_kernel<kGateThreads>>(call_.batch, 1, kGateThreads, kGateBytes, p);
 }
 
 template <class T>
-void NetworkRun<T>::linear(int index, const Instruction& in) {
-  const State& state = s_.states[in.src];
-  LinearParams p{};
+void NetworkRun<T>::decide(const Instruction& in) {
+  DecideParams p{};
   p.samples = every_sample();
-  p.pooled = reinterpret_cast<const float*>(call_.workspace + state.pooled_at);
+  p.pooled = pooled(in.src) + in.src_offset;
+  p.threshold = call_.thresholds + in.first_gate;
+  if (call_.forced) p.forced = call_.forced + in.first_gate;
+  p.taken = call_.taken + in.first_gate;
+  if (in.only_if >= 0) p.only_if = call_.taken + in.only_if;
+  p.score = call_.score + in.first_gate;
+  p.words = gate_words(in.first_gate);
+  p.gates = plan_.gates;
+  p.positions = positions(in.src);
+  p.word_count = static_cast<int32_t>(s_.word_count);
+  p.count = static_cast<int32_t>(in.in_channels);
+  start<decide_kernel<kGateThreads>>(call_.batch, 1, kGateThreads, 0, p);
+}
+
+template <class T>
+void NetworkRun<T>::linear(int index, const Instruction& in) {
+  LinearParams p{};
+  p.samples = samples_of(in.only_if);
+  p.pooled = pooled(in.src);
   p.weight = weights<float>(index, 0, listed::kWeight);
   p.bias = weights<float>(index, 0, listed::kBias);
-  p.logits = call_.logits + in.out_offset;
+  p.out = (in.dst < 0 ? call_.logits : pooled(in.dst)) + in.out_offset;
   p.macs = call_.macs;
-  p.row = plan_.logits;
-  p.positions = static_cast<int32_t>(state.channels.groups() * kGroup);
+  p.row = in.dst < 0 ? plan_.logits : positions(in.dst);
+  p.positions = positions(in.src);
   p.channels = static_cast<int32_t>(in.in_channels);
-  p.classes = static_cast<int32_t>(in.out_channels);
+  p.outputs = static_cast<int32_t>(in.out_channels);
+  p.activation = in.activation;
   start<linear_kernel<kThreads>>(call_.batch, 1, kThreads, 0, p);
 }
 

@@ -229,6 +229,8 @@ struct UnitGates {
 
 // Chosen filters are computed side by side. `packed`: they are stored so, and their readers go by the same mask.
 // `scattered`: the source has all its channels in their places, and those of `inputs` are read.
+// A convolution of several groups is as many products side by side: of each, in_channels are read and out_channels
+// left, and its weights, norm and bias follow those of the product before.
 struct Conv2dParams {
   Samples samples;
   Pooling pooling;
@@ -245,20 +247,22 @@ struct Conv2dParams {
   bool off_look;         // the kernel must also store what filters leave that are off
   const int64_t* order;  // [B] samples with equal masks side by side, or null
   const int32_t* alike;  // [B] the first sample with equal masks, or null
-  int32_t items;         // tiles of all samples and columns; samples that are packed count once
-  int32_t walk;          // side by side that a block does: columns outermost, then samples; 0: every gridDim.x-th
-  int32_t first_group;   // of the source
-  int32_t in_channels, live_groups;
+  int32_t products;
+  int32_t blocks;  // of a sample and product
+  int32_t items;   // tiles of all samples and columns of a product; samples that are packed count once
+  int32_t walk;    // side by side that a block does: columns outermost, then samples; 0: every gridDim.x-th
+  int32_t src_offset, in_channels;
   int32_t in_groups;  // padded to whole k-steps
   int32_t out_channels, out_offset, columns;
-  int32_t limit;       // columns that are stored: out_channels, or the padding too
-  int32_t padding;     // channels behind the outputs that are set to zero
-  int32_t relu_below;  // these outputs get the ReLU
+  int32_t limit;      // columns that are stored: out_channels, or the padding too
+  int32_t padding;    // channels behind all outputs that are set to zero
+  int32_t activated;  // so many outputs get the activation
+  Activation activation;
   bool accumulate, packed, in_pairs;
   bool scattered;
   bool means;        // each pixel read is the mean of 2x2 of the normalised source
   bool wide_groups;  // two groups of the source are 16 bytes and aligned to them
-  int32_t taps, stride;
+  int32_t taps, stride, dilation;
   int32_t kernel_rows, kernel_columns, pad_rows, pad_columns;
   int32_t tile_rows, tile_columns, tiles_across;
   int32_t warps_down;     // warps side by side over pixels; the others share the columns
@@ -303,18 +307,34 @@ struct UnitGateParams {
   const float* pooled;       // [B][positions]
   unsigned long long* macs;  // [B]
   int32_t positions;
+  int32_t only_if;  // a gate: where it is shut, so are these; or -1
   UnitGates gates;
+};
+
+// Gates whose scores are values of a pooled vector.
+struct DecideParams {
+  Samples samples;
+  const float* pooled;        // [B][positions] from the first score on
+  const float* threshold;     // [count]
+  const uint8_t* forced;      // [B][gates] from the first of these gates on, or null
+  uint8_t* taken;             // [B][gates] likewise
+  const uint8_t* only_if;     // [B][gates] at a gate: where it is shut, so are these; or null
+  float* score;               // [B][gates] likewise
+  unsigned long long* words;  // [count][word_count]
+  int64_t gates;
+  int32_t positions, word_count, count;
 };
 
 struct LinearParams {
   Samples samples;
   const float* pooled;  // [B][positions]
-  const float* weight;  // [classes][channels]
+  const float* weight;  // [outputs][channels]
   const float* bias;
-  float* logits;             // [B][row] from the first logit on
+  float* out;                // [B][row] from the first output on: logits, or a pooled vector
   unsigned long long* macs;  // [B]
   int64_t row;
-  int32_t positions, channels, classes;
+  int32_t positions, channels, outputs;
+  Activation activation;
 };
 
 // One update unit of a gradual layer; weights in units of 16 bytes from the call's first.
@@ -443,15 +463,32 @@ struct ResampleParams {
   UnitGates gates;  // that read what is pooled
   Map source, out;  // pool_sums: both the source
   Op op;
-  bool windowed, relu;
+  bool windowed;
+  bool counts_padding;  // of an average: zeros around the map count
+  Activation activation;
   const float *weight, *bias;  // of dsn::listed, or null
   int32_t weight_row;          // floats
   const uint8_t* mask;         // [B][mask_stride] at the first channel, or null: of a pool, the channels that it keeps
   int32_t mask_stride;
   int32_t in_channels, src_offset, out_offset;
   int32_t first_group, groups;  // of the destination that are visited
-  int32_t stride;
+  int32_t stride, dilation;
   int32_t window_rows, window_columns, pad_rows, pad_columns;
+};
+
+struct PointwiseParams {
+  Samples samples;
+  Map source, out;
+  const float* factor;         // [B][factor_row], of a pooled vector, or null: 1
+  const float *scale, *shift;  // of dsn::listed, or null: 1 and 0
+  int64_t factor_row;
+  int32_t in_channels, src_offset, out_offset;
+  int32_t first_group, groups;  // of the destination that are visited
+  int32_t tiles;                // of a sample's source
+  int32_t times;                // rows and columns of the destination that each of the source becomes
+  bool accumulate;
+  bool keeps_behind;  // the channels of the last group behind those that are written
+  Activation activation;
 };
 
 }  // namespace dsn::cuda

@@ -1,52 +1,46 @@
-// subsample, max_pool, avg_pool, depthwise, pool_sums, add, tanh: what keeps to a channel. A block does 64 pixels of
-// one sample; a thread keeps to its group of channels, so neighbours read neighbours and sums need no shuffle.
+// subsample, max_pool, avg_pool, depthwise, pool_sums: what slides over a map channel by channel. A block does 64
+// pixels of one sample; a thread keeps to its group of channels, so neighbours read neighbours and sums need no
+// shuffle.
 #pragma once
 
 #include "cuda/unit_gate.cuh"
 
 namespace dsn::cuda {
 
-// Four channels of a pixel from channel `first` on, zero where they are not among the `count` that are read.
-template <class T>
-__device__ inline float4 load_channels(const T* pixel, int first, int count, int src_offset) {
-  if (first % kGroup == 0 && src_offset % kGroup == 0 && first >= 0 && first + kGroup <= count)
-    return Numeric<T>::widen(load_quad<T>(pixel, src_offset + first));
-  float v[kGroup];
-#pragma unroll
-  for (int i = 0; i < kGroup; ++i)
-    v[i] = first + i >= 0 && first + i < count ? static_cast<float>(pixel[src_offset + first + i]) : 0.f;
-  return {v[0], v[1], v[2], v[3]};
+// Pixels of a window along one side, from `first` on, that lie in the map or in the zeros around it, as many behind it
+// as before.
+__device__ inline int padded_pixels(int size, int first, int window, int pad) {
+  return min(first + window, size + pad) - first;
 }
 
-// Calls visit(i, row, column, four channels of that pixel), counting from i = 0, for the pixels of a window that the
-// map has, from channel `channel` on; returns how many they are.
+// Calls visit(tap, four channels of that pixel) for the pixels of a window that the map has, from channel `channel` on.
 template <class T, class Visit>
-__device__ inline int for_window(const ResampleParams& p, const T* source, int y, int x, int channel, Visit visit) {
+__device__ inline void for_window(const ResampleParams& p, const T* source, int y, int x, int channel, Visit visit) {
   const Map& s = p.source;
-  const int top = y * p.stride - p.pad_rows, left = x * p.stride - p.pad_columns;
-  const int first_row = max(top, 0), last_row = min(top + p.window_rows, s.height);
-  const int first_column = max(left, 0), last_column = min(left + p.window_columns, s.width);
-  const int columns = last_column - first_column, count = (last_row - first_row) * columns;
-  for (int i = 0; i < count; ++i) {
-    const int row = first_row + i / columns, column = first_column + i % columns;
-    const T* pixel = source + static_cast<int64_t>(row * s.width + column) * s.channels;
-    visit(i, row, column, load_channels(pixel, channel, p.in_channels, p.src_offset));
+  const int left = x * p.stride - p.pad_columns;
+  int tap = 0, row = y * p.stride - p.pad_rows;
+  for (int i = 0; i < p.window_rows; ++i, row += p.dilation) {
+    int column = left;
+    for (int j = 0; j < p.window_columns; ++j, ++tap, column += p.dilation) {
+      if (row < 0 || row >= s.height || column < 0 || column >= s.width) continue;
+      const T* pixel = source + static_cast<int64_t>(row * s.width + column) * s.channels;
+      visit(tap, load_channels(pixel, channel, p.in_channels, p.src_offset));
+    }
   }
-  return count;
 }
 
-// Each channel's products with a window of its own, bias and ReLU.
+// Each channel's products with a window of its own, bias and activation; zero in channels that there are not.
 template <class T>
 __device__ inline float4 weigh_window(const ResampleParams& p, const T* source, int y, int x, int group) {
   const int channel = group * kGroup - p.out_offset;
   float4 total = load_channels(p.bias, channel, p.in_channels, 0);
-  for_window(p, source, y, x, channel, [&](int, int row, int column, float4 v) {
-    const int tap = (row - y * p.stride + p.pad_rows) * p.window_columns + column - x * p.stride + p.pad_columns;
+  for_window(p, source, y, x, channel, [&](int tap, float4 v) {
     const float4 w = load_channels(p.weight + tap * p.weight_row, channel, p.in_channels, 0);
     total = {fmaf(w.x, v.x, total.x), fmaf(w.y, v.y, total.y), fmaf(w.z, v.z, total.z), fmaf(w.w, v.w, total.w)};
   });
-  auto rectify = [&](float v) { return p.relu && v < 0 ? 0.f : v; };
-  return {rectify(total.x), rectify(total.y), rectify(total.z), rectify(total.w)};
+  auto finish = [&](float v, int c) { return c < p.in_channels ? activate(p.activation, v) : 0.f; };
+  return {finish(total.x, channel), finish(total.y, channel + 1), finish(total.z, channel + 2),
+          finish(total.w, channel + 3)};
 }
 
 // Maximum or mean over a window of pixels, those outside the map left out; zero where the mask is off.
@@ -57,10 +51,15 @@ __device__ inline float4 pool_window(const ResampleParams& p, int sample, const 
   // The larger, or a NaN.
   auto merge = [&](float v, float w) { return average ? v + w : v < w || w != w ? w : v; };
   float4 total = {};
-  const int count = for_window(p, source, y, x, channel, [&](int i, int, int, float4 v) {
-    total = i == 0 ? v : float4{merge(total.x, v.x), merge(total.y, v.y), merge(total.z, v.z), merge(total.w, v.w)};
+  int count = 0;
+  for_window(p, source, y, x, channel, [&](int, float4 v) {
+    total =
+        count++ == 0 ? v : float4{merge(total.x, v.x), merge(total.y, v.y), merge(total.z, v.z), merge(total.w, v.w)};
   });
   if (average) {
+    if (p.counts_padding)
+      count = padded_pixels(p.source.height, y * p.stride - p.pad_rows, p.window_rows, p.pad_rows) *
+              padded_pixels(p.source.width, x * p.stride - p.pad_columns, p.window_columns, p.pad_columns);
     const float share = 1.f / static_cast<float>(count);
     total = {total.x * share, total.y * share, total.z * share, total.w * share};
   }
@@ -74,38 +73,28 @@ __device__ inline float4 pool_window(const ResampleParams& p, int sample, const 
 }
 
 template <class T, bool kWeighs>
-__device__ inline float4 resample(const ResampleParams& p, int sample, const T* source, const T* out, int pixel,
-                                  int group) {
+__device__ inline float4 resample(const ResampleParams& p, int sample, const T* source, int pixel, int group) {
   const Map& s = p.source;
   const int x = pixel % p.out.width, y = pixel / p.out.width;
   if constexpr (kWeighs) return weigh_window<T>(p, source, y, x, group);
-  auto at = [&](int row, int column) { return source + static_cast<int64_t>(row * s.width + column) * s.channels; };
-  auto channels = [&](const T* from) {
-    return load_channels(from, group * kGroup - p.out_offset, p.in_channels, p.src_offset);
+  auto channels = [&](int row, int column) {
+    return load_channels(source + static_cast<int64_t>(row * s.width + column) * s.channels,
+                         group * kGroup - p.out_offset, p.in_channels, p.src_offset);
   };
   switch (p.op) {
     case Op::kSubsample:
-      return channels(at(y * p.stride, x * p.stride));
+      return channels(y * p.stride, x * p.stride);
     case Op::kPoolSums:
-      return channels(at(y, x));
-    case Op::kAdd: {
-      const float4 a =
-          Numeric<T>::widen(load_quad<T>(out, static_cast<int64_t>(pixel) * p.out.channels + group * kGroup));
-      const float4 b = channels(at(y, x));
-      return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
-    }
-    case Op::kTanh: {
-      const float4 v = channels(at(y, x));
-      return {tanhf(v.x), tanhf(v.y), tanhf(v.z), tanhf(v.w)};
-    }
+      return channels(y, x);
     default:
       return pool_window<T>(p, sample, source, y, x, group);
   }
 }
 
-// kWeighs: of an op with weights, which takes more registers.
+// kWeighs: of an op with weights. Left to itself the assembler makes room for more than three blocks of a
+// multiprocessor by spilling some registers.
 template <class T, bool kWeighs>
-__global__ void __launch_bounds__(kThreads) resample_kernel(const __grid_constant__ ResampleParams p) {
+__global__ void __launch_bounds__(kThreads, 3) resample_kernel(const __grid_constant__ ResampleParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   const int tile = blockIdx.x % p.pooling.tiles, sample = pick_sample(p.samples, blockIdx.x / p.pooling.tiles);
@@ -119,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) resample_kernel(const __grid_constan
   for (int group = threadIdx.x % p.groups; row < rows && group < p.groups; group += kThreads) {
     float4 total = {};
     for (int pixel = first + row; pixel < last; pixel += rows) {
-      float4 v = resample<T, kWeighs>(p, sample, source, out, pixel, p.first_group + group);
+      float4 v = resample<T, kWeighs>(p, sample, source, pixel, p.first_group + group);
       if (keeps_front && group == 0) {  // channels of the group that belong to others
         const float4 old =
             Numeric<T>::widen(load_quad<T>(out, static_cast<int64_t>(pixel) * p.out.channels + p.first_group * kGroup));

@@ -22,11 +22,11 @@ inline bool is_read_from(const Plan& plan, int64_t buffer, int begin) {
     const Instruction& in = plan.code[i];
     const int64_t known = std::max(fresh[-1], fresh[in.only_if]);
     if (fresh[-1] >= plan.buffers[buffer].channels) return false;
-    if (in.guide == buffer || (in.src == buffer && in.src_offset + in.in_channels > known)) return true;
+    if (in.guide == buffer || in.factor == buffer || (in.src == buffer && in.src_offset + in.in_channels > known))
+      return true;
     if (in.dst != buffer) continue;
-    const bool changes = in.flags & kAccumulate || in.op == Op::kAdd;
-    const int64_t end = in.out_offset + (in.out_channels ? in.out_channels : in.in_channels);
-    if (has(in.op, kLayered) || (changes && end > known)) return true;
+    const int64_t end = in.out_offset + in.written_channels();
+    if (has(in.op, kLayered) || (in.flags & kAccumulate && end > known)) return true;
     if (in.out_offset <= known) fresh[in.only_if] = std::max(known, end);
   }
   return false;
@@ -34,8 +34,9 @@ inline bool is_read_from(const Plan& plan, int64_t buffer, int begin) {
 
 // Whether one from `begin` on reads a buffer's pooled vector.
 inline bool is_pool_read_from(const Plan& plan, int64_t buffer, int begin) {
-  return std::any_of(plan.code.begin() + begin, plan.code.end(),
-                     [&](const Instruction& in) { return in.src == buffer && has(in.op, kReadsPooled); });
+  return std::any_of(plan.code.begin() + begin, plan.code.end(), [&](const Instruction& in) {
+    return (in.src == buffer && has(in.op, kReadsPooled)) || in.factor == buffer;
+  });
 }
 
 // The cut of a map's rows by the smallest cluster that holds them, or by a larger one where multiprocessors would be

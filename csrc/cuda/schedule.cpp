@@ -89,6 +89,8 @@ void Schedule::place_states(const Plan& plan, int64_t batch) {
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
     if (has(in.op, kReadsPooled)) states[in.src].pooled_at = 0;
+    if (in.factor >= 0) states[in.factor].pooled_at = 0;
+    if (in.op == Op::kFullyConnected) states[in.dst].pooled_at = 0;
     if (in.dst < 0) continue;
     State& state = states[in.dst];
     if (in.op == Op::kDenseBlock) {
@@ -119,7 +121,8 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
     const int64_t launches = has(in.op, kLayered) ? in.layers : 1;
     for (int64_t l = 0; l < launches; ++l) arrived_at.back().push_back(reserve(batch * 4));
   }
-  if (std::any_of(plan.code.begin(), plan.code.end(), [](const Instruction& in) { return in.op == Op::kGate; })) {
+  if (std::any_of(plan.code.begin(), plan.code.end(),
+                  [](const Instruction& in) { return in.op == Op::kGate || in.op == Op::kDecide; })) {
     gate_words_at = reserve(plan.gates * word_count * 8);
     hidden_at = reserve(batch * 2 * gate::kEmbedding * 4);
   }
@@ -178,7 +181,7 @@ Schedule::Schedule(const char* op, const Plan& plan, Element element, int64_t ba
         break;
       }
       case Op::kConv2d: {
-        layouts.back().push_back(packed_conv2d::layout(in.src_offset % kGroup, in.in_channels, in.out_channels, in.taps,
+        layouts.back().push_back(packed_conv2d::layout(in.src_offset, inputs_of(in), outputs_of(in), in.taps, in.groups,
                                                        in.flags & kNormalise, has_chosen(in), has_constants(in),
                                                        element));
         ConvTile& tile = convs[layouts.size() - 1].tile;

@@ -59,6 +59,18 @@ struct Kernel {
   int64_t columns, rows, pad_rows, pad_columns;
 };
 
+// What each product of a convolution reads and leaves, and how many groups of the source that takes.
+inline int64_t inputs_of(const Instruction& conv) { return conv.in_channels / conv.groups; }
+inline int64_t outputs_of(const Instruction& conv) { return conv.out_channels / conv.groups; }
+inline int64_t input_groups(const Instruction& conv) {
+  return packed_conv2d::groups(conv.src_offset, inputs_of(conv), conv.groups);
+}
+
+// Whether a convolution is one product, and nothing or ReLU follows it: then kernels know it when they are compiled.
+inline bool is_plain(const Instruction& conv) {
+  return conv.groups == 1 && (conv.activation == Activation::kIdentity || conv.activation == Activation::kRelu);
+}
+
 // Whether a convolution's filters or inputs may be chosen; whether inputs without data are constants to it.
 inline bool has_chosen(const Instruction& conv) {
   return conv.out_mask >= 0 || conv.in_mask >= 0 || conv.flags & kLive;

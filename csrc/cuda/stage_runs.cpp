@@ -7,9 +7,11 @@ namespace dsn::cuda {
 namespace {
 
 // A convolution of all of one map's channels into all of another's.
-bool is_whole_conv(const Plan& plan, const Instruction& in, int64_t taps, int64_t stride, int64_t flags) {
+bool is_whole_conv(const Plan& plan, const Instruction& in, int64_t taps, int64_t stride, int64_t flags,
+                   Activation activation) {
   if (in.op != Op::kConv2d || in.taps != taps || in.stride != stride || in.columns || in.flags != flags) return false;
-  if (in.out_mask >= 0 || in.in_mask >= 0 || in.relu_channels || in.src_offset || in.out_offset) return false;
+  if (in.activation != activation || in.activated || in.groups > 1) return false;
+  if (in.out_mask >= 0 || in.in_mask >= 0 || in.src_offset || in.out_offset) return false;
   const BufferSpec &from = plan.buffers[in.src], &to = plan.buffers[in.dst];
   return in.in_channels == from.channels && in.out_channels == to.channels &&
          to.height == ceil_div(from.height, stride) && to.width == ceil_div(from.width, stride);
@@ -28,19 +30,19 @@ StageRun stage_unit(const Plan& plan, int64_t begin, int64_t end) {
   const Instruction &first = code[begin], &last = code[begin + 1];
   const int64_t pools = last.flags & kPool;
   const bool enters = unit.shortcut >= 0;
-  if (!is_whole_conv(plan, first, 9, enters ? 2 : 1, kRelu) ||
-      !is_whole_conv(plan, last, 9, 1, kAccumulate | kRelu | pools) || last.src != first.dst ||
+  if (!is_whole_conv(plan, first, 9, enters ? 2 : 1, 0, Activation::kRelu) ||
+      !is_whole_conv(plan, last, 9, 1, kAccumulate | pools, Activation::kRelu) || last.src != first.dst ||
       last.only_if != first.only_if)
     return run;
   const int64_t shortcut = enters ? code[unit.shortcut].dst : first.src;
   if (last.dst != shortcut || !(plan.buffers[first.dst] == plan.buffers[last.dst])) return run;
-  if (enters && (!is_whole_conv(plan, code[unit.shortcut], 1, 2, pools) || code[unit.shortcut].src != first.src ||
-                 code[unit.shortcut].only_if >= 0))
+  if (enters && (!is_whole_conv(plan, code[unit.shortcut], 1, 2, pools, Activation::kIdentity) ||
+                 code[unit.shortcut].src != first.src || code[unit.shortcut].only_if >= 0))
     return run;
   if (unit.gate >= 0) {
     const Instruction& gate = code[unit.gate];
     if (gate.src != first.src || gate.in_channels != plan.buffers[gate.src].channels ||
-        gate.first_gate != first.only_if || !pools)
+        gate.first_gate != first.only_if || gate.only_if >= 0 || !pools)
       return run;
   }
   run.only_if = unit.gate >= 0 ? -1 : first.only_if;

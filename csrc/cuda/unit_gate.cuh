@@ -1,5 +1,5 @@
-// gate, linear: what is computed from a map's pooled vector. Gates are decided by the last block that wrote the map,
-// or, where that cannot be, by a kernel of their own, a block per sample.
+// gate, decide, linear, fully_connected: what is computed from a map's pooled vector. Gates are decided by the last
+// block that wrote the map, or, where that cannot be, by a kernel of their own, a block per sample.
 #pragma once
 
 #include "cuda/routing.cuh"
@@ -133,13 +133,46 @@ __device__ inline void decide_units(const UnitGates& g, const float* pooled, int
     atomicAdd(macs + sample, static_cast<unsigned long long>(decided) * gate_macs(g.kind, g.channels));
 }
 
+// Leaves a gate, by its place, as one that does not run.
+__device__ inline void shut_gate(uint8_t* taken, float* score, int64_t place) {
+  taken[place] = 0;
+  score[place] = 0;
+}
+
 template <int kThreadCount>
 __global__ void __launch_bounds__(kThreadCount) unit_gate_kernel(const __grid_constant__ UnitGateParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   const int sample = pick_sample(p.samples, blockIdx.x);
   if (sample < 0) return;
+  if (p.only_if >= 0 && !p.gates.taken[sample * p.gates.gates + p.only_if]) {
+    for (int i = threadIdx.x; i < p.gates.count; i += kThreadCount)
+      shut_gate(p.gates.taken, p.gates.score, sample * p.gates.gates + p.gates.unit[i].gate);
+    return;
+  }
   decide_units(p.gates, p.pooled + static_cast<int64_t>(sample) * p.positions, sample, p.macs, shared_memory<float>());
+}
+
+// A block per sample.
+template <int kThreadCount>
+__global__ void __launch_bounds__(kThreadCount) decide_kernel(const __grid_constant__ DecideParams p) {
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
+  const int sample = pick_sample(p.samples, blockIdx.x);
+  if (sample < 0) return;
+  const int64_t row = sample * p.gates;
+  const bool shut = p.only_if && !p.only_if[row];
+  for (int i = threadIdx.x; i < p.count; i += kThreadCount) {
+    if (shut) {
+      shut_gate(p.taken, p.score, row + i);
+      continue;
+    }
+    const float score = p.pooled[static_cast<int64_t>(sample) * p.positions + i];
+    const bool open = p.forced ? p.forced[row + i] != 0 : score > p.threshold[i];
+    p.score[row + i] = score;
+    p.taken[row + i] = open;
+    if (open) set_word(p.words + static_cast<int64_t>(i) * p.word_count, sample);
+  }
 }
 
 template <int kThreadCount>
@@ -149,11 +182,11 @@ __global__ void __launch_bounds__(kThreadCount) linear_kernel(const __grid_const
   const int sample = pick_sample(p.samples, blockIdx.x);
   if (sample < 0) return;
   const float* pooled = p.pooled + static_cast<int64_t>(sample) * p.positions;
-  for (int k = threadIdx.x / 32; k < p.classes; k += kThreadCount / 32) {
+  for (int k = threadIdx.x / 32; k < p.outputs; k += kThreadCount / 32) {
     const float dot = warp_dot(p.weight + static_cast<int64_t>(k) * p.channels, pooled, p.channels);
-    if (threadIdx.x % 32 == 0) p.logits[sample * p.row + k] = dot + p.bias[k];
+    if (threadIdx.x % 32 == 0) p.out[sample * p.row + k] = activate(p.activation, dot + p.bias[k]);
   }
-  if (threadIdx.x == 0) atomicAdd(p.macs + sample, static_cast<unsigned long long>(p.channels) * p.classes);
+  if (threadIdx.x == 0) atomicAdd(p.macs + sample, static_cast<unsigned long long>(p.channels) * p.outputs);
 }
 
 }  // namespace dsn::cuda

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <numeric>
+#include <set>
 
 #include "../common/check.h"
 
@@ -10,7 +11,7 @@ namespace {
 constexpr int64_t kHeader = 6;  // words before those of the first buffer
 constexpr int64_t kLargest = int64_t{1} << 24;
 constexpr int64_t kLargestOffset = int64_t{1} << 48;
-constexpr int64_t kLargestWindow = 1024;
+constexpr int64_t kLargestWindow = int64_t{1} << 20;  // of a pool: the map
 constexpr int64_t kGateKinds = 0
 #define DSN_GATE(id, name) +1
 #include "instructions.def"
@@ -73,6 +74,7 @@ struct Plan::Checker {
   };
   Plan& plan;
   std::vector<Contents> contents;
+  std::set<int64_t> decided;  // first gates of those that the plan decides, by which filters may be chosen
 
   // Whether dst has room for so many channels; those before out_offset are there already.
   bool has_room(const Instruction& in, int64_t channels, bool adds) const {
@@ -83,6 +85,9 @@ struct Plan::Checker {
     const int64_t before = in.out_offset ? contents[in.dst].slices : 0;
     contents[in.dst] = {in.out_offset + channels, before + (skippable ? channels : 0)};
   }
+
+  // Whether a tensor begins where those before it, which are one behind another, end.
+  static bool follows(int64_t offset, const BufferSpec& before) { return offset == before.values(); }
 
   // Whether it is scaled by a vector that is long enough.
   bool scales(const Instruction& in) const {
@@ -105,7 +110,8 @@ struct Plan::Checker {
     const bool all = held.channels == in.in_channels, masked = in.out_mask >= 0;
     const bool within = in.src_offset + in.in_channels <= held.channels;  // what is read is there
     plan.gates = std::max(plan.gates, gates_of(in));
-    plan.needs_masks |= masked;
+    if (in.op == Op::kDecide) decided.insert(in.first_gate);
+    plan.needs_masks |= masked && !decided.count(in.out_mask);
     if (has(in.op, kLogits)) plan.logits = std::max(plan.logits, in.out_offset + in.out_channels);
     if (has(in.op, kWindowed)) {
       const bool pool = has(in.op, kPasses);  // of which no window may be empty
@@ -122,9 +128,11 @@ struct Plan::Checker {
       case Op::kStem: {
         const BufferSpec image{in.in_channels, dst.height, dst.width};
         const int64_t out = in.op == Op::kLoad ? in.in_channels : in.out_channels;
-        if (plan.image.channels == 0) plan.image = image;
+        const bool fits = in.src_offset == 0 && (plan.image.channels == 0 || image == plan.image);
+        if (!fits && !follows(in.src_offset, plan.image)) return false;
+        plan.image = fits ? image : BufferSpec{in.src_offset + image.values(), 1, 1};
         contents[in.dst] = {out, masked ? out : 0};
-        return image == plan.image && out > 0 && out <= dst.channels;
+        return (fits || in.op == Op::kLoad) && out > 0 && out <= dst.channels;
       }
       case Op::kDenseBlock: {
         const bool add = in.merge == Merge::kAdd;
@@ -154,10 +162,12 @@ struct Plan::Checker {
       case Op::kPathHead:
       case Op::kPoolSums:
         return all;
-      case Op::kStore:
-        if (plan.map.channels) return false;
-        plan.map = {in.in_channels, src.height, src.width};
+      case Op::kStore: {
+        const BufferSpec own{in.in_channels, src.height, src.width};
+        if (!follows(in.out_offset, plan.map)) return false;
+        plan.map = in.out_offset ? BufferSpec{in.out_offset + own.values(), 1, 1} : own;
         return all;
+      }
       case Op::kConv2d: {
         const bool adds = in.flags & kAccumulate, live = in.flags & kLive;
         const bool kernel = in.columns

@@ -16,6 +16,7 @@ namespace dsn {
 struct BufferSpec {
   int64_t channels, height, width;
   int64_t pixels() const { return height * width; }
+  int64_t values() const { return channels * pixels(); }
   int64_t tiles() const { return ceil_div(pixels(), kTile); }
   bool operator==(const BufferSpec&) const = default;
 };
@@ -50,7 +51,7 @@ struct Plan {
   std::vector<Region> regions;  // in order
   std::vector<Instruction> code;
 
-  BufferSpec image{0, 1, 1};    // what is loaded; no channels if nothing is
+  BufferSpec image{0, 1, 1};    // what is loaded, several tensors one behind another; no channels if nothing is
   BufferSpec map{0, 1, 1};      // what is stored likewise
   int64_t gates = 0;            // gated layers of all blocks, gated units, filters
   int64_t logits = 0;           // outputs of all heads

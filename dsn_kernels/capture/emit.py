@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
-
-from dsn_models.errors import UserError
 
 from .. import graph as g
 from .placing import Place, Places
@@ -15,10 +14,11 @@ from .values import Program, Shape, Value
 
 @dataclass(frozen=True)
 class Output:
-    """One that leaves: ``shape`` of a sample's, from logit ``first`` on, or the stored map if that is -1."""
+    """One that leaves: ``shape`` of a sample's, from logit ``first`` on, or from the stored values' ``first`` on."""
 
     shape: Shape
-    first: int = -1
+    first: int
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,18 @@ class Emitted:
         outputs: what leaves, in order.
         gates: of each of its gates, the module that it belongs to.
         thresholds: above which a score opens each.
+        given: of the gates that are decided elsewhere: the first, how many, and what decides them.
     """
 
     graph: g.Graph
     outputs: list[Output]
     gates: list[str]
     thresholds: list[float]
+    given: list[tuple[int, int, Value]]
 
 
 def emit(program: Program) -> Emitted:
-    """The graph of a program of one input.
-
-    Raises:
-        UserError: it has several inputs, or more than one map leaves.
-    """
-    if len(program.inputs) != 1 or len(program.inputs[0].shape) != 3:
-        raise UserError(f"the model takes {len(program.inputs)} tensors; expected one batch of images, [B, C, H, W]")
+    """The graph of a program."""
     decide_first(program)
     return _Emitter(program).run()
 
@@ -61,24 +57,29 @@ class _Emitter:
         self.opens = {number: value for value, number in self.gating.first.items()}
 
     def run(self) -> Emitted:
+        entered = 0
+        for value in self.program.inputs:
+            self.graph.add(g.Load(dst=self.places.of[value].map, in_channels=value.channels, src_offset=entered))
+            entered += prod(value.shape)
         for value in self.program.values:
             if value.op == "input":
-                self.graph.add(g.Load(dst=self.places.of[value].map, in_channels=value.channels))
-            elif value not in self.places.vectors and value not in self.places.logits:
+                continue
+            if value not in self.places.vectors and value not in self.places.logits:
                 getattr(self, f"_{value.op}")(value)
             else:
                 self._linear(value)
-        outputs = []
+        outputs, left = [], 0
         for value, shape in zip(self.program.outputs, self.program.shapes, strict=True):
             if value in self.places.logits:
                 outputs.append(Output(shape, self.places.logits[value]))
                 continue
-            if any(output.first < 0 for output in outputs):
-                raise UserError("the model gives several maps; expected one at most, and logits")
             map, _ = self._alone(value)
-            self.graph.add(g.Store(src=map, in_channels=value.channels))
-            outputs.append(Output(shape))
-        return Emitted(self.graph, outputs, self.gating.names, self.gating.thresholds)
+            self.graph.add(g.Store(src=map, in_channels=value.channels, out_offset=left))
+            outputs.append(Output(shape, left, stored=True))
+            left += prod(shape)
+        opened = [(first, gate_of(value)) for value, first in self.gating.first.items()]
+        given = [(first, gate.channels, gate) for first, gate in opened if gate is not None and not gate.inputs]
+        return Emitted(self.graph, outputs, self.gating.names, self.gating.thresholds, given)
 
     def _common(self, value: Value) -> dict[str, Any]:
         gate = self.gating.of(value)
@@ -93,6 +94,8 @@ class _Emitter:
         value = self.opens[gate]
         opened = gate_of(value)
         assert opened is not None
+        if not opened.inputs:
+            return  # it is given
         outer = self.gating.of(value)
         self._decide(outer)
         fields = {"only_if": outer, "where": value.where, "first_gate": gate}

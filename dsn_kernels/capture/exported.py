@@ -1,11 +1,14 @@
-"""A network as ``torch.export`` sees it, translated into values."""
+"""A network as ``torch.export`` sees it: plans, and between them what torch computes."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,40 +19,87 @@ from torch.utils._pytree import TreeSpec
 from dsn_models.errors import UserError
 
 from .emit import Emitted, emit
+from .regions import Gating
 from .simplify import simplify
-from .translate import Foreign, gate_words, per_sample, translate
+from .translate import Foreign, gate_words, module_of, sample_shape, translate
 from .values import Program, Value
 
-BATCH = 3  # with which a network is exported: no size that a network is likely to have otherwise
+_EXAMPLE = 3  # samples with which a network is exported: a number that it is unlikely to fix
 
 
-def capture_model(model: nn.Module, example: Tensor) -> tuple[Emitted, TreeSpec, Callable[[int, int], Emitted]]:
-    """A module of one batch of images, whatever its class, as a graph.
+class PlanStep(NamedTuple):
+    """A graph, and the names of the tensors that it takes, that open gates of it and that it gives."""
+
+    emitted: Emitted
+    takes: list[str]
+    given: list[str]
+    gives: list[str]
+
+
+class TorchStep(NamedTuple):
+    """What torch computes: a module from the batch's size and the tensors ``takes`` to the tuple ``gives``.
+
+    Attributes:
+        reasons: why, of each operation.
+        macs: multiply-accumulates of a sample.
+    """
+
+    module: fx.GraphModule
+    takes: list[str]
+    gives: list[str]
+    reasons: list[str]
+    macs: int
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A network: what is computed one after another, by names of tensors.
+
+    Attributes:
+        steps: of plans and of torch.
+        takes: the network's own inputs.
+        gives: its outputs.
+    """
+
+    steps: list[PlanStep | TorchStep]
+    takes: list[str]
+    gives: list[str]
+
+    @property
+    def plans(self) -> list[PlanStep]:
+        return [step for step in self.steps if isinstance(step, PlanStep)]
+
+
+def capture_model(
+    model: nn.Module, example: Sequence[Tensor]
+) -> tuple[Captured, TreeSpec, Callable[[Sequence[tuple[int, ...]]], Captured]]:
+    """A module, whatever its class, as plans and what torch computes between them.
 
     Args:
         model: in evaluation it is the function that is captured. It is copied, not kept.
-        example: images [B, C, H, W] of the first size; their values are not used.
+        example: what its forward takes, each [B, ...]; their values are not used.
 
     Returns:
-        the graph for images of that size; how the model structures its outputs; and what captures it for another height
-        and width.
+        the network for tensors of these shapes; how the model structures its outputs; and what captures it for others,
+        given the shape of one sample of each.
 
     Raises:
-        UserError: ``torch.export`` refuses the model, or an operation has no kernel; the message says where and why.
+        UserError: ``torch.export`` refuses the model, or a gate that it has would be lost; the message says where and
+            why.
     """
     kept = copy.deepcopy(model).eval().requires_grad_(False)
 
-    def at(height: int, width: int) -> Emitted:
-        return emit(read(export(kept, [example.new_empty(0, example.shape[1], height, width)])))
+    def at(shapes: Sequence[tuple[int, ...]]) -> Captured:
+        return read(export(kept, [x.new_empty(0, *shape) for x, shape in zip(example, shapes, strict=True)]))
 
-    exported = export(kept, [example])
+    exported = export(kept, example)
     structure = exported.call_spec.out_spec
     assert structure is not None
-    return emit(read(exported)), structure, at
+    return read(exported), structure, at
 
 
 def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
-    """``model`` in evaluation as a program of core ATen for a batch of :data:`BATCH`.
+    """``model`` in evaluation as a program of core ATen for a batch of any size.
 
     Args:
         model: any module; its mode is as before when this returns.
@@ -60,11 +110,14 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
     """
     gate_words()
     training = {module: module.training for module in model.modules()}
-    inputs = tuple(x.new_zeros(BATCH, *x.shape[1:]) for x in example)
+    inputs = tuple(x.new_zeros(_EXAMPLE, *x.shape[1:]) for x in example)
+    sizes = [{0: torch.export.Dim.AUTO} for _ in inputs]
+    takes_any = any(p.kind == p.VAR_POSITIONAL for p in _parameters(model))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(model.eval(), inputs, strict=False)
+            dynamic: Any = {"args": tuple(sizes)} if takes_any else tuple(sizes)
+            program = torch.export.export(model.eval(), inputs, strict=False, dynamic_shapes=dynamic)
             return program.run_decompositions({})
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -74,75 +127,251 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
             module.training = was
 
 
-def read(exported: ExportedProgram) -> Program:
-    """The values of an exported program, simplified.
+def _parameters(model: nn.Module) -> list[Any]:
+    return list(inspect.signature(model.forward).parameters.values())
+
+
+def read(exported: ExportedProgram) -> Captured:
+    """The steps of an exported program.
 
     Raises:
-        UserError: an operation has no kernel; the message names it, its module and the reason.
+        UserError: its batch is of one size alone, or a gate governs what torch computes.
     """
-    reader = _Reader(exported)
-    simplify(reader.program)
-    return reader.program
+    foreign: dict[fx.Node, str] = {}
+    while True:
+        reader = _Reader(exported, foreign)
+        if not reader.refused:
+            return reader.captured()
+        foreign |= reader.refused
+
+
+@dataclass(eq=False)
+class _Level:
+    """What is computed together: values of a plan, or nodes of torch.
+
+    Attributes:
+        program: of a plan.
+        entered: the nodes whose tensors are inputs of the plan.
+        nodes: of torch, in order.
+    """
+
+    program: Program = field(default_factory=Program)
+    entered: dict[fx.Node, Value] = field(default_factory=dict)
+    nodes: list[fx.Node] = field(default_factory=list)
 
 
 class _Reader:
-    def __init__(self, exported: ExportedProgram) -> None:
-        self.program = Program()
-        self.known: dict[fx.Node, Any] = {}
+    """Reads a program node by node. What a kernel has goes into the plan of the lowest level that comes after all that
+    it is computed from; plans have even levels, what torch computes has odd ones.
+
+    Attributes:
+        refused: nodes that torch must compute too, which was seen too late, and why.
+    """
+
+    def __init__(self, exported: ExportedProgram, foreign: dict[fx.Node, str]) -> None:
+        self.exported, self.foreign = exported, foreign
+        self.refused: dict[fx.Node, str] = {}
+        self.reasons: dict[fx.Node, str] = {}
+        self.known: dict[fx.Node, Any] = {}  # what a node gives: values, or constants
+        self.level: dict[fx.Node, int] = {}  # of nodes that a plan or torch computes; -1 of inputs
+        self.levels: dict[int, _Level] = {}
+        self.inputs: list[fx.Node] = []
+        self.outputs: list[fx.Node] = []
         constants = {**exported.state_dict, **exported.constants}
         kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
         for node in exported.graph.nodes:
             if node.op == "placeholder":
-                spec = kinds[node.name]
-                if spec.kind == InputKind.USER_INPUT:
-                    self.known[node] = self._input(node)
+                if kinds[node.name].kind == InputKind.USER_INPUT:
+                    self.inputs.append(node)
+                    self.level[node] = -1
                 else:
-                    self.known[node] = constants[spec.target]
+                    self.known[node] = constants[kinds[node.name].target]
             elif node.op == "call_function":
-                self.known[node] = self._translated(node)
+                self._read(node)
             elif node.op == "output":
-                self.program.outputs = [self._output(x, node) for x in node.args[0]]
-                self.program.shapes = [tuple(int(n) for n in x.meta["val"].shape[1:]) for x in node.args[0]]
+                self.outputs = [x for x in node.args[0] if isinstance(x, fx.Node)]
+        self._refuse_scattered()
+        self._refuse_small_plans()
 
-    def _input(self, node: fx.Node) -> Value:
-        value = Value("input", [], per_sample(node, BATCH))
-        self.program.inputs.append(value)
-        self.program.values.append(value)
-        return value
+    @property
+    def batch(self) -> Any:
+        size = self.inputs[0].meta["val"].shape[0] if self.inputs else 0
+        if isinstance(size, int):
+            raise UserError(f"the model runs on a batch of {size} alone; expected one of any size")
+        return size
 
-    def _translated(self, node: fx.Node) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.known[n])
-        try:
-            made = translate(node, args, kwargs, BATCH)
-        except Foreign as reason:
-            stack = node.meta.get("nn_module_stack") or {}
-            path = next(reversed([path for path, _ in stack.values()]), "")
-            where = f"{path}: " if path else ""
-            raise UserError(f"{where}{node.target} is not served: {reason}") from reason
-        self._enter(made)
-        return made
+    def _read(self, node: fx.Node) -> None:
+        if not isinstance(node.meta["val"], (Tensor, tuple, list)):
+            return  # a size
+        needed = [n for n in node.all_input_nodes if n in self.level]
+        if node not in self.foreign:
+            level = max([0, *(self.level[n] + self.level[n] % 2 for n in needed)])
+            try:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._enter(n, level))
+                self.known[node] = translate(node, args, kwargs, self.batch)
+                self.level[node] = level
+                return
+            except Foreign as reason:
+                self.reasons[node] = f"{module_of(node) or 'the model'}: {node.target}: {reason}"
+        level = max([1, *(self.level[n] + 1 - self.level[n] % 2 for n in needed)])
+        self.level[node] = level
+        self._at(level).nodes.append(node)
 
-    def _enter(self, made: Any) -> None:
-        if isinstance(made, Value):
-            known = set(self.program.values)
-            self.program.values += [v for v in _in_order(made, known) if v not in known]
-        elif isinstance(made, (list, tuple)):
-            for each in made:
-                self._enter(each)
-        elif hasattr(made, "parts"):
-            self._enter(made.parts)
+    def _at(self, level: int) -> _Level:
+        return self.levels.setdefault(level, _Level())
 
-    def _output(self, x: Any, node: fx.Node) -> Value:
-        value = self.known[x] if isinstance(x, fx.Node) else x
-        if not isinstance(value, Value):
-            raise UserError(f"the model gives {type(value).__name__}; expected tensors of a batch")
-        return value
+    def _enter(self, node: fx.Node, level: int) -> Any:
+        """What a node gives, for a plan of a level: its value there, or a tensor that enters the plan."""
+        if self.level.get(node, level) == level and node in self.known:
+            return self.known[node]
+        if node not in self.level:
+            return node  # a size, which no translation asks for
+        at = self._at(level)
+        if node not in at.entered:
+            shape = sample_shape(node.meta["val"], self.batch)
+            if len(shape) not in (1, 3):
+                raise Foreign(f"it reads a tensor of {len(shape) + 1} dimensions")
+            dtype = node.meta["val"].dtype
+            at.entered[node] = Value("input" if dtype.is_floating_point else "open", [], shape)
+        return at.entered[node]
+
+    def _refuse_scattered(self) -> None:
+        """Torch takes single tensors alone from a plan."""
+        for node in self.known:
+            single = isinstance(self.known[node], (Value, Tensor)) or node not in self.level
+            users = [user for user in node.users if self.level.get(user) != self.level.get(node)]
+            if not single and users and all(user.op != "placeholder" for user in users):
+                self.refused[node] = "torch reads several tensors of it"
+
+    def _refuse_small_plans(self) -> None:
+        """A plan without a convolution is not worth entering."""
+        convolved = {self.level[n] for n in self.level if "conv" in str(getattr(n.target, "_opname", n.target))}
+        for node in self.level:
+            if node in self.known and self.level[node] not in convolved:
+                self.refused[node] = "there is no convolution beside it"
+
+    def captured(self) -> Captured:
+        steps: list[PlanStep | TorchStep] = []
+        for level in sorted({*self.levels, *(n for n in self.level.values() if n >= 0)}):
+            step = self._plan(level) if level % 2 == 0 else self._torch(level)
+            if step is not None:
+                steps.append(step)
+        return Captured(steps, [n.name for n in self.inputs], [self._origin(n).name for n in self.outputs])
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        """The node whose tensor another passes on as it is."""
+        value = self.known.get(node)
+        entered = self._at(self.level[node]).entered if node in self.level else {}
+        return next((self._origin(n) for n, v in entered.items() if v is value and n is not node), node)
+
+    def _leaving(self, level: int) -> list[fx.Node]:
+        """The nodes of a level whose tensors others read."""
+        own = [node for node, at in self.level.items() if at == level and self._origin(node) is node]
+        passed: dict[fx.Node, set[int]] = {}
+        for node in self.level:
+            for read in node.all_input_nodes:
+                passed.setdefault(self._origin(read), set()).add(self.level[node])
+        wanted = {self._origin(node) for node in self.outputs}
+        return [node for node in own if node in wanted or passed.get(node, {level}) != {level}]
+
+    def _plan(self, level: int) -> PlanStep | None:
+        at, leaving = self._at(level), [n for n in self._leaving(level) if isinstance(self.known[n], Value)]
+        if not leaving:
+            return None
+        program = at.program
+        program.outputs = [self.known[node] for node in leaving]
+        program.shapes = [sample_shape(node.meta["val"], self.batch) for node in leaving]
+        program.inputs = [value for value in at.entered.values() if value.op == "input"]
+        program.values = _in_order(program.outputs)
+        simplify(program)
+        entered = {value: node for node, value in at.entered.items()}
+        program.inputs = [value for value in program.inputs if value in program.values]
+        takes = [self._origin(entered[value]).name for value in program.inputs]
+        emitted = emit(program)
+        self._refuse_lost_gates(program)
+        given = [self._origin(entered[gate]).name for _, _, gate in emitted.given]
+        return PlanStep(emitted, takes, given, [node.name for node in leaving])
+
+    def _refuse_lost_gates(self, program: Program) -> None:
+        """All that a gate governs must be in its own plan: elsewhere it would run whatever the gate says."""
+        own = {self._at(0).entered.get(node) for node in self.inputs}
+        for where, governed in Gating(program).regions.items():
+            if any(not value.inputs and value not in own for value in governed):
+                raise UserError(
+                    f"{where.where or 'where_open'}: torch computes a part of what its gate governs; {_LOST}"
+                )
+
+    def _torch(self, level: int) -> TorchStep | None:
+        nodes, leaving = self._at(level).nodes, self._leaving(level)
+        for node in nodes:
+            if getattr(node.target, "namespace", "") == "dsn":
+                raise UserError(f"{self.reasons.get(node, node.name)}; {_LOST}")
+        graph, copies, takes = fx.Graph(), dict[fx.Node, fx.Node](), list[str]()
+        root = nn.Module()
+        batch = graph.placeholder("batch")
+
+        def enter(node: fx.Node) -> fx.Node:
+            if node not in copies:
+                if node in self.level:
+                    node = self._origin(node)
+                if node in copies:
+                    return copies[node]
+                if node in self.level:
+                    takes.append(node.name)
+                    copies[node] = graph.placeholder(node.name)
+                elif node in self.known:
+                    name = f"constant_{len(copies)}"
+                    root.register_buffer(name, self.known[node])
+                    copies[node] = graph.get_attr(name)
+                elif node.target is torch.ops.aten.sym_size.int:
+                    copies[node] = batch
+                else:
+                    copies[node] = graph.node_copy(node, enter)
+            return copies[node]
+
+        for node in nodes:
+            copies[node] = graph.node_copy(node, enter)
+        graph.output(tuple(copies[node] for node in leaving))
+        _placeholders_first(graph)
+        reasons = [self.reasons.get(node) or self.foreign.get(node, "") for node in nodes]
+        module = fx.GraphModule(root, graph)
+        macs = sum(map(_macs, nodes))
+        return TorchStep(module, takes, [node.name for node in leaving], [r for r in reasons if r], macs)
 
 
-def _in_order(value: Value, known: set[Value]) -> list[Value]:
-    """What is not known yet of that which a value is computed from, itself last."""
-    found: list[Value] = []
-    for read in value.inputs:
-        if read not in known:
-            found += [v for v in _in_order(read, known) if v not in found]
-    return [*found, value]
+_LOST = "a gate would be lost: run the model itself (backend='reference'), or replace what no kernel has"
+
+
+def _macs(node: fx.Node) -> int:
+    """Multiply-accumulates of a sample in a linear map or convolution that torch computes."""
+    out = node.meta["val"]
+    weight = node.args[1] if len(node.args) > 1 else None
+    if not isinstance(out, Tensor) or not isinstance(weight, fx.Node):
+        return 0
+    shape = weight.meta["val"].shape
+    name = getattr(node.target, "_opname", "")
+    inputs = {"linear": len(shape) > 1 and shape[1], "conv2d": prod(shape[1:]), "convolution": prod(shape[1:])}.get(
+        name, 0
+    )
+    return int(inputs) * prod(int(n) for n in out.shape[1:])
+
+
+def _placeholders_first(graph: fx.Graph) -> None:
+    first = next(iter(graph.nodes))
+    for node in [node for node in graph.nodes if node.op == "placeholder" and node is not first]:
+        first.append(node)
+        first = node
+
+
+def _in_order(values: Sequence[Value]) -> list[Value]:
+    """What values are computed from, and they, each after what it reads."""
+    found: dict[Value, None] = {}
+    left = list(reversed(values))
+    while left:
+        value = left[-1]
+        missing = [read for read in value.inputs if read not in found]
+        if missing and value not in found:
+            left += reversed(missing)
+        else:
+            found.setdefault(left.pop())
+    return list(found)

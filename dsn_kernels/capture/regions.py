@@ -15,6 +15,7 @@ class Gating:
         first: the number of a ``where``'s gate, or of a convolution's first.
         names: of the gates, by what each belongs to: as many times as it has gates.
         thresholds: above which a score opens each.
+        regions: what each ``where``'s gate governs.
     """
 
     def __init__(self, program: Program) -> None:
@@ -28,11 +29,12 @@ class Gating:
                 self.first[value] = len(self.names)
                 self.names += [value.where or value.op] * count
                 self.thresholds += [gate.number] * count
+        self.regions: dict[Value, set[Value]] = {}
         self._innermost: dict[Value, int] = {}
         sizes: dict[Value, int] = {}
         for where in (value for value in program.values if value.op == "where"):
             needed = ancestors(program.outputs, without=(where, 1))
-            region = ancestors([where.inputs[1]]) - needed
+            region = self.regions[where] = ancestors([where.inputs[1]]) - needed
             for value in region:
                 if value not in sizes or len(region) < sizes[value]:
                     sizes[value] = len(region)

@@ -39,42 +39,50 @@ class Call:
     """An operation that is translated: its node, and values made for it.
 
     Attributes:
-        batch: the size of the batch with which the program was exported.
+        batch: the size of the batch, a symbol.
     """
 
-    def __init__(self, node: fx.Node, batch: int) -> None:
+    def __init__(self, node: fx.Node, batch: Any) -> None:
         self.node, self.batch = node, batch
 
     @property
-    def sizes(self) -> list[int]:
-        """Of what it gives."""
-        return [int(size) for size in self.node.meta["val"].shape]
+    def dims(self) -> int:
+        """Dimensions of what it gives, the batch counted."""
+        return len(self.node.meta["val"].shape)
 
     @property
     def shape(self) -> Shape:
-        return per_sample(self.node, self.batch)
+        return sample_shape(self.node.meta["val"], self.batch)
+
+    def shapes(self) -> list[Shape]:
+        """Of each of several tensors that it gives."""
+        return [sample_shape(value, self.batch) for value in self.node.meta["val"]]
 
     @property
     def where(self) -> str:
-        stack = self.node.meta.get("nn_module_stack") or {}
-        return next(reversed([path for path, _ in stack.values()]), "").removeprefix("L['self'].")
+        return module_of(self.node)
 
     def make(self, op: str, *inputs: Value, **fields: Any) -> Value:
         return Value(op, list(inputs), fields.pop("shape", None) or self.shape, self.where, **fields)
 
 
-def per_sample(node: fx.Node, batch: int) -> Shape:
+def module_of(node: fx.Node) -> str:
+    """The path of the module in which an operation is."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed([path for path, _ in stack.values()]), "")
+
+
+def sample_shape(value: Any, batch: Any) -> Shape:
     """The shape of one sample's part of a tensor; of a single number, (1,)."""
-    value = node.meta["val"]
     if not isinstance(value, Tensor):
-        raise Foreign("it gives several tensors")
-    sizes = [int(size) for size in value.shape]
-    if not sizes or sizes[0] != batch:
-        raise Foreign(f"its result of {sizes} does not begin with the batch of {batch}")
-    return tuple(sizes[1:]) or (1,)
+        raise Foreign("it gives no single tensor")
+    first, *others = value.shape or (0,)
+    if isinstance(first, int) or first.node.expr != batch.node.expr or not all(isinstance(n, int) for n in others):
+        raise Foreign(f"its result {list(value.shape)} is not one of each sample of a batch")
+    return tuple(others) or (1,)
 
 
-def translate(node: fx.Node, args: Any, kwargs: Any, batch: int) -> Any:
+def translate(node: fx.Node, args: Any, kwargs: Any, batch: Any) -> Any:
     """The value that a node gives, or several; ``args`` hold values, constants and numbers in the place of nodes.
 
     Raises:
@@ -310,7 +318,7 @@ def _max_pool(
         raise Foreign("it is a dilated pool")
     window = Window(*_pair(kernel), _alike(stride or kernel, "stride"), *_pair(padding), ceil=ceil)
     several = call.node.target == _ATEN.max_pool2d_with_indices.default
-    shape = tuple(int(n) for n in call.node.meta["val"][0].shape[1:]) if several else call.shape
+    shape = call.shapes()[0] if several else call.shape
     pooled = call.make("max_pool", _value(x), window=window, shape=shape)
     return (pooled,) if several else pooled
 
@@ -336,8 +344,7 @@ def _adaptive_avg_pool(call: Call, x: Any, size: Any) -> Value:
 
 @_translates("adaptive_max_pool2d.default")
 def _adaptive_max_pool(call: Call, x: Any, size: Any) -> tuple[Value, ...]:
-    sizes = call.node.meta["val"][0].shape
-    return (_adaptive(call, _value(x), "max_pool", tuple(int(n) for n in sizes[1:])),)
+    return (_adaptive(call, _value(x), "max_pool", call.shapes()[0]),)
 
 
 def _adaptive(call: Call, x: Value, op: str, shape: Shape | None = None) -> Value:
@@ -391,7 +398,7 @@ class Stack:
 
 @_translates("stack.default")
 def _stack(call: Call, tensors: Sequence[Any], dim: int = 0) -> Stack:
-    if dim % (len(call.sizes)) != 1:
+    if dim % call.dims != 1:
         raise Foreign(f"it stacks along dimension {dim}")
     return Stack([_value(x) for x in tensors])
 
@@ -434,8 +441,7 @@ def _split(call: Call, x: Any, sizes: Any, dim: int = 0) -> list[Value]:
     if dim % (len(x.shape) + 1) != 1:
         raise Foreign(f"it splits along dimension {dim}")
     parts, start = [], 0
-    for part in call.node.meta["val"]:
-        shape = tuple(int(n) for n in part.shape[1:])
+    for shape in call.shapes():
         parts.append(call.make("slice", x, number=start, shape=shape))
         start += shape[0]
     return parts
@@ -473,9 +479,9 @@ def _upsample(call: Call, x: Any, *_: Any) -> Value:
              "squeeze.dims", "squeeze.default", "unsqueeze.default")  # fmt: skip
 def _view(call: Call, x: Any, *_: Any) -> Any:
     x = _value(x, (1, 3))
-    if len(call.sizes) == 5 and x.is_vector and call.sizes[0] == call.batch and call.sizes[3:] == [1, 1]:
-        part = (call.sizes[2], 1, 1)  # one for each of the branches of a stack
-        return Stack([call.make("slice", x, number=i * part[0], shape=part) for i in range(call.sizes[1])])
+    if len(call.shape) == 4 and x.is_vector and call.shape[2:] == (1, 1):
+        count, part = call.shape[0], (call.shape[1], 1, 1)  # one for each of the branches of a stack
+        return Stack([call.make("slice", x, number=i * part[0], shape=part) for i in range(count)])
     if call.shape == x.shape:
         return x
     if x.is_vector and call.shape in ((x.channels,), (x.channels, 1, 1)):
@@ -507,6 +513,16 @@ def _gt(call: Call, x: Any, threshold: float) -> Value:
     return call.make("open", x, number=float(threshold), shape=(x.channels,))
 
 
+def _opened(gate: Any, count: int) -> None:
+    """Makes sure that a value opens gates: of numbers that enter a plan, those that are not zero."""
+    if not isinstance(gate, Value) or gate.channels != count or not gate.is_vector:
+        raise Foreign("its gate is no number for each sample")
+    if gate.op == "input":
+        gate.op = "open"
+    if gate.op != "open":
+        raise Foreign("its gate is no comparison with a threshold")
+
+
 def gate_words() -> None:
     """Enters the two gate words, once they are defined."""
     from dsn_models import functional  # noqa: F401  (defines them)
@@ -515,13 +531,11 @@ def gate_words() -> None:
         return
 
     def where_open(call: Call, open: Any, computed: Any, otherwise: Any) -> Value:
-        if not isinstance(open, Value) or open.op != "open" or open.channels != 1:
-            raise Foreign("what opens the gate is computed by no kernel")
+        _opened(open, 1)
         return call.make("where", open, _value(computed, (1, 3)), _value(otherwise, (1, 3)))
 
     def choose_filters(call: Call, x: Any, mask: Any) -> Value:
-        if not isinstance(mask, Value) or mask.op != "open":
-            raise Foreign("what chooses the filters is computed by no kernel")
+        _opened(mask, x.channels)
         return call.make("choose", _value(x), mask)
 
     _OPS[torch.ops.dsn.where_open.default] = where_open

@@ -58,11 +58,12 @@ class Graph:
 
     @property
     def stored(self) -> Map:
-        """The map that leaves; of no channels if none does."""
-        for node in self.nodes:
-            if isinstance(node, Store):
-                return self.maps[node.src]._replace(channels=node.in_channels)
-        return Map(0, 1, 1)
+        """The map that leaves; of several, as many channels of one pixel as they have values; else of no channels."""
+        stores = [node for node in self.nodes if isinstance(node, Store)]
+        maps = [self.maps[node.src]._replace(channels=node.in_channels) for node in stores]
+        if len(maps) == 1:
+            return maps[0]
+        return Map(sum(map.channels * map.pixels for map in maps), 1, 1)
 
     def without_weights(self) -> Graph:
         """The same with weights that have a shape and no data: what is left to ask when a backend has packed them."""

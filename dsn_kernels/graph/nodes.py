@@ -16,6 +16,7 @@ from .node import ACTIVATIONS, KEEP_ZERO, Affine, Gates, Map, Node, Window, Wind
 
 __all__ = [
     "ACTIVATIONS",
+    "KEEP_ZERO",
     "Affine",
     "AvgPool",
     "Conv2d",
@@ -51,10 +52,14 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Load(Node):
-    """The image that enters, into the first channels of ``dst``; ``out_mask``: first of the gates that choose them."""
+    """The image that enters, into the first channels of ``dst``; ``out_mask``: first of the gates that choose them.
+
+    Several tensors enter one behind another, as one of one pixel: this begins at its value ``src_offset``.
+    """
 
     op = "load"
     out_mask: int = -1
+    src_offset: int = 0
 
     def gates_end(self) -> int:
         return max(self.only_if + 1, mask_end(self.out_mask, self.in_channels))
@@ -313,7 +318,8 @@ class Pointwise(Node):
     out_offset: int = 0
 
     def written(self, read: list[Gates]) -> tuple[int, list[Gates]] | None:
-        return None if self.accumulate else (self.out_offset, chosen_channels(-1, self.in_channels))
+        adds = self.accumulate or self.src == self.dst
+        return None if adds else (self.out_offset, chosen_channels(-1, self.in_channels))
 
     def listed_weights(self) -> dict[str, Tensor]:
         return {} if self.affine is None else {"scale": self.affine.scale, "shift": self.affine.shift}
@@ -501,6 +507,10 @@ class FullyConnected(Linear):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Store(Node):
-    """The first ``in_channels`` of ``src`` are the map that leaves."""
+    """The first ``in_channels`` of ``src`` are the map that leaves.
+
+    Several leave one behind another, as one of one pixel: this begins at its value ``out_offset``.
+    """
 
     op = "store"
+    out_offset: int = 0

@@ -14,6 +14,7 @@ from dsn_models.errors import UserError
 
 from .. import _C
 from ..graph import (
+    KEEP_ZERO,
     Conv2d,
     DenseBlock,
     DenseLayer,
@@ -23,6 +24,7 @@ from ..graph import (
     Load,
     Node,
     PathHead,
+    Pointwise,
     Pool,
     Reads,
     Stem,
@@ -70,6 +72,8 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
             if not fits:
                 raise UserError(f"{node.where or node.op} {found}, which the GPU kernels do not serve")
 
+        several = isinstance(node, Load) and node.src_offset or isinstance(node, Store) and node.out_offset
+        serve(not several, "is of several tensors that enter or leave")
         if isinstance(node, DenseBlock):
             serve(node.dst not in begun, "is the second dense block on one map")
             serve(node.in_channels == filled.get(node.dst), "leaves part of its map out")
@@ -86,6 +90,9 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
         if isinstance(node, Conv2d) and (read.slices or max(node.out_mask, read.in_mask) >= 0):
             plain = node.src_offset % _GROUP == 0 and node.activated == 0 and not node.pool
             serve(plain, "has a mask, and pools or a part of its channels")
+        if isinstance(node, Pointwise) and node.src == node.dst and read.slices:
+            keeps = node.affine is None and node.activation in KEEP_ZERO
+            serve(keeps, "makes filters that are off more than zero, in place")
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ class _Lowering:
         flags = sum(_C.FLAGS[name] for name in ("normalise", "live", "means"))
         sizes = {"taps": 1, "columns": 1, "stride": 2, "flags": flags, "weights": self.size}
         bias = torch.zeros(node.out_channels, dtype=torch.float64)
-        self._add_conv2d(node.weight, bias, 0, node.norm, chosen=True, live=True)
+        self._add_conv2d(node.weight, bias, 0, 1, node.norm, chosen=True, live=True)
         return fields_of(node, reads) | {"op": _C.OPS["conv2d"], **sizes}
 
     def pack_stem(self, node: Stem, reads: Reads) -> None:
@@ -249,27 +256,41 @@ class _Lowering:
     def pack_conv2d(self, node: Conv2d, reads: Reads) -> None:
         live = bool(reads.slices)
         chosen = live or max(node.out_mask, reads.in_mask) >= 0
-        self._add_conv2d(node.weight, node.bias, node.src_offset % _GROUP, node.before, chosen, live)
+        self._add_conv2d(node.weight, node.bias, node.src_offset, node.groups, node.before, chosen, live)
 
-    def _add_conv2d(self, weight: Tensor, bias: Tensor, front: int, norm: Any, chosen: bool, live: bool) -> None:
-        """Adds the weights of a convolution whose input begins ``front`` channels into a group."""
+    def _add_conv2d(
+        self, weight: Tensor, bias: Tensor, src_offset: int, groups: int, norm: Any, chosen: bool, live: bool
+    ) -> None:
+        """Adds the weights of a convolution, whose groups are products side by side."""
         taps = weight.flatten(2)
+        out_channels, in_channels, count = taps.shape
+        sizes = src_offset, in_channels, out_channels // groups, count, groups
+        normalised = norm is not None
+        layout = _C.cuda.conv2d_layout(*sizes, normalised, chosen, live and normalised, self.element)
+        places = next(shape[1] * _GROUP for name, _, shape, _ in layout[0] if name == "weight")
 
-        def spread(x: Tensor, dim: int) -> Tensor:
-            shape = list(x.shape)
-            shape[dim] = front
-            return _pad(torch.cat([x.new_zeros(shape), x], dim), dim, _C.cuda.STEP)
+        def spread(product: int) -> Callable[[Tensor, int], Tensor]:
+            front = (src_offset + product * in_channels) % _GROUP  # channels of a group before the first that is read
 
-        fields = {"weight": _conv(weight, spread), "bias": _columns(bias, 0)}
+            def padded(x: Tensor, dim: int) -> Tensor:
+                before, behind = list(x.shape), list(x.shape)
+                before[dim], behind[dim] = front, places - front - x.shape[dim]
+                return torch.cat([x.new_zeros(before), x, x.new_zeros(behind)], dim)
+
+            return padded
+
+        fields = {
+            "weight": torch.cat([_conv(part, spread(i)) for i, part in enumerate(weight.chunk(groups))]),
+            "bias": torch.cat([_columns(part, 0) for part in bias.chunk(groups)]),
+        }
         if norm is not None:
-            fields["norm"] = _norm(*(spread(part, 0) for part in norm))
-            fields["constants"] = _columns((norm.shift.relu() * taps.sum(2)).T, 1)
+            norms = zip(*(part.chunk(groups) for part in norm), strict=True)
+            fields["norm"] = torch.cat([_norm(*(spread(i)(part, 0) for part in both)) for i, both in enumerate(norms)])
         if chosen:
             fields["selectable"] = _columns(taps.permute(2, 1, 0), 2)
-        out_channels, in_channels, count = taps.shape
-        sizes = front, in_channels, out_channels, count
-        constants = live and norm is not None
-        self._add(_C.cuda.conv2d_layout(*sizes, norm is not None, chosen, constants, self.element), **fields)
+        if live and norm is not None:
+            fields["constants"] = _columns((norm.shift.relu() * taps.sum(2)).T, 1)
+        self._add(layout, **fields)
 
 
 def _slice_constants(weight: Tensor, shift: Tensor, channels: _Channels) -> Tensor:

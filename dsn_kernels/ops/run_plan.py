@@ -53,8 +53,8 @@ def run_plan(
             :mod:`dsn_kernels.lower.cuda`.
         thresholds: float32 [L] in [0, 1], L the gates of the plan. Not checked on a GPU, which would need a
             synchronisation.
-        forced_gates: uint8 [B, L] of 0 (skip) and 1 (run), in place of the decisions, or None. Gates that no
-            instruction decides, those that choose filters, are always given.
+        forced_gates: uint8 [B, L] of 0 (skip) and 1 (run), in place of the decisions, or None; on the CPU also 2: as
+            decided. Gates that no instruction decides are always given.
         plan: int64, ``dsn_kernels.lower.Plan.words()``, on the CPU; offsets in floats, on a GPU in bytes.
         gates, logits, map: of the plan's graph: its gates, its logits and [channels, height, width] of what it stores.
         count: on a GPU, int32 [1], how many samples of the batch are real, or None for all; the outputs of the others,

@@ -1,18 +1,18 @@
-"""Any network, accelerated from what ``torch.export`` sees of it."""
+"""Any network, accelerated from what ``torch.export`` sees of it: plans, and between them what torch computes."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from dsn_models.errors import UserError
 
-from ..capture.emit import Emitted
+from ..capture.exported import Captured, PlanStep, TorchStep
 from ..graph import Graph, count_macs
 from ..ops import Outputs, refuse_gradients
 from .cuda_graphs import check_forced, check_threshold
@@ -20,53 +20,54 @@ from .fixed import Fixed
 from .runner import make_runner
 from .target import Target
 
-_SIZES = 8  # of images whose plans are kept
+_KEPT = 8  # plans for so many sizes of images
+_AS_DECIDED = 2  # among the gates that a plan is given
 
-# From a size, height and width, to the network for images of that size, or a UserError.
-Capture = Callable[[int, int], Emitted]
+# The shapes of one sample of each tensor that the model takes.
+Shapes = tuple[tuple[int, ...], ...]
+# From such shapes to the network for them, or a UserError.
+Capture = Callable[[Shapes], Captured]
 
 
 class CapturedModel(Fixed):
     """Same call and same outputs as the model in ``eval()``; computes only what its gates open.
 
-    It stands for any module of one batch of images whose operations have kernels. Where the module says
-    :func:`dsn_models.functional.where_open` or :func:`~dsn_models.functional.choose_filters`, what a gate shuts is not
-    computed. After each call ``last_gates``, ``last_scores`` and ``last_macs`` say what it did.
+    It stands for any module of batches of tensors. What has kernels runs in plans, the rest in torch between them;
+    :meth:`summary` says which. Where the module says :func:`dsn_models.functional.where_open` or
+    :func:`~dsn_models.functional.choose_filters`, what a gate shuts is not computed. After each call ``last_gates``,
+    ``last_scores`` and ``last_macs`` say what it did.
 
     Args:
-        first: the network for images of ``size``, height and width.
-        capture: captures it for another size.
-        outputs: how the model structures its outputs.
-        target: what it runs on.
+        first: the network for tensors of ``shapes``, of one sample each.
+        shapes: of those tensors.
+        capture: captures it for others.
+        structure: how the model structures its outputs.
+        target: what the plans run on.
 
     Args of ``forward``:
-        images: [B, C, H, W], float32 or of the target's dtype; other sizes than the first are captured when they come,
-            and the eight that were used last are kept.
+        inputs: the model's, each [B, ...], of float32 or the target's dtype. Of other shapes than the first, the
+            network is captured when they come; it is kept for the eight shapes that were used last.
         forced_gates: ``{name: uint8 [B, L]}`` of 0 and 1 for each name in ``layers``, in place of the decisions.
-        thresholds: one number for all gates, or ``{name: number}``; those of the model if not given.
+        thresholds: one number for all gates that plans decide, or ``{name: number}``; those of the model if not given.
 
     Raises:
-        UserError: images, forced gates or thresholds do not fit or lie on another device, or the model does not run on
-            images of such a size.
+        UserError: inputs, forced gates or thresholds do not fit or lie on another device, or the model does not run on
+            tensors of such shapes.
     """
 
     thresholds: Tensor
 
-    def __init__(
-        self, first: Emitted, size: tuple[int, int], capture: Capture, outputs: TreeSpec, target: Target
-    ) -> None:
+    def __init__(self, first: Captured, shapes: Shapes, capture: Capture, structure: TreeSpec, target: Target) -> None:
         super().__init__()
-        self.target, self._structure = target, outputs
+        self.target, self._structure = target, structure
         self._capture: Capture | None = capture
-        self.layers: dict[str, int] = {}
-        for name in first.gates:
-            self.layers[name] = self.layers.get(name, 0) + 1
-        self._outputs, self._columns = first.outputs, first.gates
-        self.in_channels = first.graph.nodes[0].in_channels
-        self.register_buffer("thresholds", torch.tensor(first.thresholds, dtype=torch.float32), persistent=False)
-        self.runners = nn.ModuleDict()
+        self._columns = [name for plan in first.plans for name in plan.emitted.gates]
+        self.layers: dict[str, int] = dict(Counter(self._columns))
+        limits = [limit for plan in first.plans for limit in plan.emitted.thresholds]
+        self.register_buffer("thresholds", torch.tensor(limits, dtype=torch.float32), persistent=False)
+        self.networks = nn.ModuleDict()
         self._recent: OrderedDict[str, None] = OrderedDict()
-        self._keep(first, size)
+        self._keep(first, shapes)
         none = torch.empty(0, len(self._columns))
         self._last = (none.byte(), none, torch.empty(0, dtype=torch.int64))
         self.eval()
@@ -74,31 +75,22 @@ class CapturedModel(Fixed):
 
     def forward(
         self,
-        images: Tensor,
+        *inputs: Tensor,
         forced_gates: Mapping[str, Tensor] | None = None,
         thresholds: float | Mapping[str, float] | None = None,
     ) -> Any:
-        self._check(images)
-        forced = None if forced_gates is None else self._join(forced_gates, len(images))
+        self._check(inputs)
+        forced = None if forced_gates is None else self._join(forced_gates, len(inputs[0]))
         limits = self.thresholds if thresholds is None else self._limits(thresholds)
-        x = images.float() if self.target.backend == "cpu" else images.to(self.target.dtype)
-        out: Outputs = self._runner(images.shape[2], images.shape[3])(x, limits, forced)
+        outputs, last = self._network(inputs)(inputs, limits, forced)
         if not torch.compiler.is_exporting():
-            self._last = (out.gates, out.scores, out.macs)
-        return tree_unflatten(
-            [self._output(out, each.shape, each.first, images) for each in self._outputs], self._structure
-        )
-
-    def _output(self, out: Outputs, shape: tuple[int, ...], first: int, images: Tensor) -> Tensor:
-        if first < 0:
-            return out.map if len(shape) == 3 else out.map.flatten(1)
-        count = shape[0]
-        return out.logits[:, first : first + count].view(len(images), *shape)
+            self._last = last
+        return tree_unflatten(outputs, self._structure)
 
     @property
-    def graph(self) -> Graph:
-        """What is run for images of the first size, with tensors that have a shape alone."""
-        return next(iter(self.runners.values())).graph  # type: ignore[no-any-return,union-attr,return-value]
+    def graphs(self) -> list[Graph]:
+        """Of each plan, for tensors of the first shapes; its own tensors have a shape alone."""
+        return self._first.graphs
 
     @property
     def last_gates(self) -> dict[str, Tensor]:
@@ -107,97 +99,235 @@ class CapturedModel(Fixed):
 
     @property
     def last_scores(self) -> dict[str, Tensor]:
-        """The gates' scores in the last call, float32 [B, L] by name."""
+        """The gates' scores in the last call, float32 [B, L] by name; 0 of those that torch decides."""
         return self._split(self._last[1])
 
     @property
     def last_macs(self) -> Tensor:
-        """Multiply-accumulates of the last call, counted by the kernels while they ran, int64 [B]."""
+        """Multiply-accumulates of the last call's plans, counted by the kernels while they ran, int64 [B]."""
         return self._last[2]
-
-    def margins(self) -> list[tuple[Tensor, Tensor]]:
-        """The scores of the last call and the thresholds of its gates, by gate."""
-        return [(self._last[1][:, i], limit) for i, limit in enumerate(self.thresholds)]
 
     @property
     def dense_macs(self) -> int:
-        """Multiply-accumulates of an image with all gates open, by formula."""
-        return int(count_macs(self.graph, torch.ones(1, len(self._columns), dtype=torch.uint8))[0])
+        """Multiply-accumulates of a sample in plans with all gates open, by formula."""
+        return self._macs(1)
+
+    @property
+    def kernel_share(self) -> float:
+        """The part of a sample's multiply-accumulates that plans do, all gates open."""
+        other = sum(step.macs for step in self._first.steps if isinstance(step, _Torch))
+        total = self.dense_macs + other
+        return self.dense_macs / total if total else 1.0
 
     def summary(self) -> str:
-        """What runs in kernels, and what it costs with all gates open and all shut."""
-        open, shut = (
-            int(count_macs(self.graph, torch.full((1, len(self._columns)), value, dtype=torch.uint8))[0])
-            for value in (1, 0)
-        )
-        lines = [
-            f"1 plan on {self.target.backend}, {self.target.dtype}: {len(self.graph.nodes)} instructions, 100 % of the MACs",
-            f"{open / 1e6:.1f} M multiply-accumulates an image"
-            + (f" with all gates open, {shut / 1e6:.1f} M with all shut" if self._columns else ""),
-        ]
-        lines += [f"  {name}: {count} {'gate' if count == 1 else 'gates'}" for name, count in self.layers.items()]
+        """What runs in kernels, what in torch and why, and what it costs with all gates open and all shut."""
+        lines = []
+        for step in self._first.steps:
+            if isinstance(step, _Plan):
+                macs = f"{step.macs(1) / 1e6:.1f} M multiply-accumulates"
+                lines.append(f"plan on {self.target.backend}: {len(step.graph.nodes)} instructions, {macs}")
+            else:
+                operations = len(step.reasons)
+                lines.append(f"torch: {operations} operations, {step.macs / 1e6:.1f} M multiply-accumulates")
+                lines += [f"  {count} x {why}" for why, count in Counter(step.reasons).most_common(3)]
+        lines.append(f"{100 * self.kernel_share:.1f} % of the multiply-accumulates in kernels")
+        if self._columns:
+            lines.append(f"{self._macs(1) / 1e6:.1f} M with all gates open, {self._macs(0) / 1e6:.1f} M with all shut")
+            lines += [f"  {name}: {count} {'gate' if count == 1 else 'gates'}" for name, count in self.layers.items()]
         return "\n".join(lines)
 
-    def _runner(self, height: int, width: int) -> Any:
-        key = f"{height}x{width}"
-        if key not in self.runners:
+    def _macs(self, open: int) -> int:
+        return sum(step.macs(open) for step in self._first.steps if isinstance(step, _Plan))
+
+    @property
+    def _first(self) -> _Network:
+        network = next(iter(self.networks.values()))
+        assert isinstance(network, _Network)
+        return network
+
+    def _network(self, inputs: Sequence[Tensor]) -> _Network:
+        key = _key([tuple(x.shape[1:]) for x in inputs])
+        if key not in self.networks:
             if self._capture is None:
-                raise UserError(f"images are {height} x {width}; a copy runs on {', '.join(self.runners)}")
-            self._keep(self._capture(height, width), (height, width))
+                raise UserError(
+                    f"inputs are {key}; a copy runs on those alone that were made: {', '.join(self.networks)}"
+                )
+            shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+            self._keep(self._capture(shapes), shapes)
         self._recent.move_to_end(key)
-        return self.runners[key]
+        return self.networks[key]  # type: ignore[return-value]
 
-    def _keep(self, captured: Emitted, size: tuple[int, int]) -> None:
-        key = f"{size[0]}x{size[1]}"
-        runner = make_runner(captured.graph, self.target.dtype, self.target.backend)
-        self.runners[key] = runner.to(self.thresholds.device)
+    def _keep(self, captured: Captured, shapes: Shapes) -> None:
+        key = _key(shapes)
+        self.networks[key] = _Network(captured, self.target).to(self.thresholds.device)
         self._recent[key] = None
-        if len(self._recent) > _SIZES:
-            del self.runners[self._recent.popitem(last=False)[0]]
+        if len(self._recent) > _KEPT:
+            del self.networks[self._recent.popitem(last=False)[0]]
 
-    def _check(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != self.in_channels:
-            given = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise UserError(f"images are {given}; expected a batch [B, {self.in_channels}, H, W]")
-        if images.dtype not in (torch.float32, self.target.dtype):
-            raise UserError(f"images are {images.dtype}; expected {torch.float32} or {self.target.dtype}")
-        if images.device != self.thresholds.device:
-            raise UserError(f"images are on {images.device}; expected {self.thresholds.device}")
-        refuse_gradients(images)
+    def _check(self, inputs: Sequence[Tensor]) -> None:
+        if len(inputs) != len(self._first.takes):
+            raise UserError(f"{len(inputs)} inputs; the model takes {len(self._first.takes)}")
+        for x, expected in zip(inputs, next(iter(self.networks)).split(", "), strict=True):
+            dims = expected.count("x") + 2
+            if (
+                not isinstance(x, Tensor)
+                or x.dim() != dims
+                or (dims == 4 and x.shape[1] != int(expected.split("x")[0]))
+            ):
+                given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise UserError(f"an input is {given}; expected a batch of tensors such as {expected}")
+            if x.dtype not in (torch.float32, self.target.dtype):
+                raise UserError(f"an input is {x.dtype}; expected {torch.float32} or {self.target.dtype}")
+            if x.device != self.thresholds.device:
+                raise UserError(f"an input is on {x.device}; expected {self.thresholds.device}")
+            if len(x) != len(inputs[0]):
+                raise UserError(f"inputs are of {len(inputs[0])} and {len(x)} samples; expected as many of each")
+            refuse_gradients(x)
 
     def _limits(self, thresholds: float | Mapping[str, float]) -> Tensor:
         if not isinstance(thresholds, Mapping):
             return torch.full_like(self.thresholds, check_threshold(thresholds))
         if unknown := set(thresholds) - set(self.layers):
             raise UserError(f"thresholds name {sorted(unknown)}; expected some of {sorted(self.layers)}")
-        limits = self.thresholds.clone()
-        for i, name in enumerate(self._columns):
-            if name in thresholds:
-                limits[i] = check_threshold(thresholds[name])
-        return limits
+        own = zip(self._columns, self.thresholds.tolist(), strict=True)
+        limits = [check_threshold(thresholds[name]) if name in thresholds else limit for name, limit in own]
+        return torch.tensor(limits, dtype=torch.float32, device=self.thresholds.device)
+
+    def _of(self, name: str) -> list[int]:
+        return [i for i, own in enumerate(self._columns) if own == name]
 
     def _split(self, joined: Tensor) -> dict[str, Tensor]:
-        columns: dict[str, list[int]] = {name: [] for name in self.layers}
-        for i, name in enumerate(self._columns):
-            columns[name].append(i)
-        return {name: joined[:, own] for name, own in columns.items()}
+        return {name: joined[:, self._of(name)] for name in self.layers}
 
-    def _join(self, forced_gates: Mapping[str, Tensor], batch: int) -> Tensor | None:
+    def _join(self, forced_gates: Mapping[str, Tensor], batch: int) -> Tensor:
         if not isinstance(forced_gates, Mapping) or set(forced_gates) != set(self.layers):
             given = sorted(forced_gates) if isinstance(forced_gates, Mapping) else type(forced_gates).__name__
             raise UserError(f"forced_gates is {given}; expected a mapping with {sorted(self.layers)}")
-        if not self._columns:
-            return None
         joined = torch.empty(batch, len(self._columns), dtype=torch.uint8, device=self.thresholds.device)
         for name, count in self.layers.items():
             gates = forced_gates[name]
             if not isinstance(gates, Tensor) or gates.dtype != torch.uint8 or list(gates.shape) != [batch, count]:
                 given = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
                 raise UserError(f"forced_gates[{name!r}] is {given}; expected torch.uint8 {[batch, count]}")
-            joined[:, [i for i, own in enumerate(self._columns) if own == name]] = gates.to(joined.device)
+            joined[:, self._of(name)] = gates.to(joined.device)
         check_forced(joined)
         return joined
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle takes along: not the model, of which plans for other sizes would be made."""
+        """What a copy or a pickle takes along: not the model, of which plans for other shapes would be made."""
         return {**self.__dict__, "_capture": None}
+
+
+def _key(shapes: Sequence[tuple[int, ...]]) -> str:
+    """``"3x32x32"``, of each tensor."""
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+class _Network(nn.Module):
+    """The steps of a captured network for tensors of certain shapes."""
+
+    def __init__(self, captured: Captured, target: Target) -> None:
+        super().__init__()
+        self.takes, self.gives = captured.takes, captured.gives
+        steps: list[nn.Module] = []
+        gates = 0
+        for step in captured.steps:
+            if isinstance(step, PlanStep):
+                steps.append(_Plan(step, target, gates))
+                gates += len(step.emitted.gates)
+            else:
+                steps.append(_Torch(step))
+        self.steps = nn.ModuleList(steps)
+
+    @property
+    def graphs(self) -> list[Graph]:
+        return [step.graph for step in self.steps if isinstance(step, _Plan)]
+
+    def forward(
+        self, inputs: Sequence[Tensor], limits: Tensor, forced: Tensor | None
+    ) -> tuple[list[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        known = dict(zip(self.takes, inputs, strict=True))
+        done: list[Outputs] = []
+        for step in self.steps:
+            if isinstance(step, _Plan):
+                done.append(step(known, limits, forced))
+            else:
+                step(known, len(inputs[0]))
+        if len(done) == 1:
+            return [known[name] for name in self.gives], (done[0].gates, done[0].scores, done[0].macs)
+        batch = len(inputs[0])
+        gates = [out.gates for out in done] or [limits.new_empty(batch, 0).byte()]
+        scores = [out.scores for out in done] or [limits.new_empty(batch, 0)]
+        macs = sum((out.macs for out in done), limits.new_zeros(batch, dtype=torch.int64))
+        return [known[name] for name in self.gives], (torch.cat(gates, 1), torch.cat(scores, 1), macs)
+
+
+class _Plan(nn.Module):
+    """A plan among the steps; its gates are the network's from ``first`` on."""
+
+    def __init__(self, step: PlanStep, target: Target, first: int) -> None:
+        super().__init__()
+        self.takes, self.gives = step.takes, step.gives
+        emitted = step.emitted
+        self.dtype = target.map_dtype
+        self.outputs, self.first, self.gates = emitted.outputs, first, len(emitted.gates)
+        self.given = [(first, count, name) for (first, count, _), name in zip(emitted.given, step.given, strict=True)]
+        self.runner = make_runner(emitted.graph, target.dtype, target.backend)
+
+    @property
+    def graph(self) -> Graph:
+        return self.runner.graph  # type: ignore[no-any-return]
+
+    def macs(self, open: int) -> int:
+        """Of a sample with all gates open, or all shut."""
+        return int(count_macs(self.graph, torch.full((1, self.gates), open, dtype=torch.uint8))[0])
+
+    def forward(self, known: dict[str, Tensor], limits: Tensor, forced: Tensor | None) -> Outputs:
+        entering = [known[name].to(self.dtype) for name in self.takes]
+        batch = len(entering[0])
+        if len(entering) == 1:
+            x = entering[0] if entering[0].dim() == 4 else entering[0].view(batch, -1, 1, 1)
+        else:
+            x = torch.cat([each.reshape(batch, -1) for each in entering], 1)[:, :, None, None]
+        own = slice(self.first, self.first + self.gates)
+        out: Outputs = self.runner(x, limits[own], self._forced(known, forced, own, batch))
+        for name, output in zip(self.gives, self.outputs, strict=True):
+            known[name] = self._output(out, output.shape, output.first, output.stored, batch)
+        return out
+
+    def _forced(self, known: dict[str, Tensor], forced: Tensor | None, own: slice, batch: int) -> Tensor | None:
+        if forced is not None:
+            return forced[:, own]
+        if not self.given:
+            return None
+        joined = torch.full((batch, self.gates), _AS_DECIDED, dtype=torch.uint8)
+        for first, count, name in self.given:
+            gates = known[name].reshape(batch, count)
+            if not ((gates == 0) | (gates == 1)).all():
+                raise UserError(f"{name} opens gates by values between 0 and 1; expected 0 and 1 in evaluation")
+            joined[:, first : first + count] = gates
+        return joined
+
+    @staticmethod
+    def _output(out: Outputs, shape: tuple[int, ...], first: int, stored: bool, batch: int) -> Tensor:
+        if not stored:
+            count = shape[0] if shape else 1
+            return out.logits[:, first : first + count].reshape(batch, *shape)
+        values = out.map.flatten(1)
+        count = 1
+        for size in shape:
+            count *= size
+        return values[:, first : first + count].reshape(batch, *shape)
+
+
+class _Torch(nn.Module):
+    """What torch computes among the steps."""
+
+    def __init__(self, step: TorchStep) -> None:
+        super().__init__()
+        self.takes, self.gives, self.reasons, self.macs = step.takes, step.gives, step.reasons, step.macs
+        self.module: fx.GraphModule = step.module
+
+    def forward(self, known: dict[str, Tensor], batch: int) -> None:
+        given = self.module(batch, *(known[name] for name in self.takes))
+        known.update(zip(self.gives, given, strict=True))

@@ -110,7 +110,8 @@ def test_threads_are_the_launchs_or_the_kernels_own(resources):
 def test_names(resources):
     mangled = "_ZN3dsn4cuda23bottleneck_layer_kernelI6__halfLi6ELi2ELb1EEEvNS0_16DenseLayerParamsE"
     assert resources.readable(mangled) == "bottleneck_layer_kernel<half, 6, 2, 1>"
-    assert resources.readable("_ZN3dsn4cuda13conv2d_kernelIfLi4EEEvNS0_12Conv2dParamsE") == "conv2d_kernel<float, 4>"
+    mangled = "_ZN3dsn4cuda13conv2d_kernelIfLi4ELb1EEEvNS0_12Conv2dParamsE"
+    assert resources.readable(mangled) == "conv2d_kernel<float, 4, 1>"
 
 
 def test_the_committed_report_is_clean_and_whole(resources):

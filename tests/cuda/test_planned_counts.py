@@ -3,7 +3,8 @@
 import pytest
 import torch
 from graph_reference import run_graph
-from small_graphs import ONE, WIDE, Weights, residual_units
+from small_graphs import ONE, VOCABULARY, WIDE, Weights, nested, random_gates, residual_units
+from small_graphs import make_images as make_inputs
 
 import dsn_kernels
 from benchmarks.gpu_model.map_work import Cuts
@@ -99,6 +100,18 @@ def test_tensor_core_instructions_launches_and_blocks(simt, name, density):
         assert torch.equal(out.gates, gates)
     counts, work = simt.counters(), work_of(fast.runner, gates)
     assert counts["mma_m16n8k16_f16"] == sum(launch.mma for launch in work) > 0
+    assert counts["launches"] == len(work)
+    assert counts["blocks"] == sum(launch.blocks for launch in work)
+
+
+@pytest.mark.parametrize("name", [*VOCABULARY, "nested"])
+def test_the_vocabulary(simt, name):
+    graph = nested() if name == "nested" else VOCABULARY[name]()
+    runner, batch = half_runner(graph), 3
+    simt.reset_counters()
+    out = runner(make_inputs(graph, batch), torch.full((graph.gates,), 0.5), random_gates(graph, batch))
+    counts, work = simt.counters(), work_of(runner, out.gates)
+    assert counts.get("mma_m16n8k16_f16", 0) == sum(launch.mma for launch in work)
     assert counts["launches"] == len(work)
     assert counts["blocks"] == sum(launch.blocks for launch in work)
 

@@ -22,12 +22,13 @@ void conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer pooled, Bu
   p.weight = weight.address;
   p.bias = bias.data<float>();
   p.pooling = pool(pooled, scratch, macs, 16, 64);
-  p.items = 2;
-  p.in_channels = 32, p.live_groups = p.in_groups = 8;
+  p.products = 1;
+  p.blocks = p.items = 2;
+  p.in_channels = 32, p.in_groups = 8;
   p.out_channels = p.columns = p.limit = p.block_columns = 16;
-  p.relu_below = 16;
+  p.activated = 16, p.activation = Activation::kRelu;
   p.in_pairs = p.wide_groups = true;
-  p.taps = 9, p.stride = 1;
+  p.taps = 9, p.stride = p.dilation = 1;
   p.kernel_rows = p.kernel_columns = 3, p.pad_rows = p.pad_columns = 1;
   p.tile_rows = 4, p.tile_columns = 8, p.tiles_across = 1;
   p.warps_down = 8;
@@ -38,7 +39,7 @@ void conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer pooled, Bu
   p.at_cells = p.at_sums + 8 * 16 * 4;
   p.at_weights = p.at_cells + 60 * 16 * 2;
   p.slot_bytes = 60 * 16 * 2 + 9 * 4 * (16 * kGroup + kConvPadding) * 2;
-  start<conv2d_kernel<__half, 2>>(p, 2, kThreads, p.at_cells + 2 * p.slot_bytes);
+  start<conv2d_kernel<__half, 2, true>>(p, 2, kThreads, p.at_cells + 2 * p.slot_bytes);
 }
 
 // A 1x1 of 64 channels that is added to 16 of two samples of 8 x 8 pixels, in one tile whose input two blocks share.
@@ -50,11 +51,11 @@ void shared_conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer mac
   p.weight = weight.address;
   p.bias = bias.data<float>();
   p.pooling.macs = macs.data<unsigned long long>();
-  p.pooling.tiles = p.pooling.blocks = p.items = 1;
-  p.in_channels = 64, p.live_groups = p.in_groups = 16;
+  p.pooling.tiles = p.products = p.blocks = p.items = 1;
+  p.in_channels = 64, p.in_groups = 16;
   p.out_channels = p.columns = p.limit = p.block_columns = 16;
   p.accumulate = p.in_pairs = p.wide_groups = true;
-  p.taps = p.stride = p.kernel_rows = p.kernel_columns = 1;
+  p.taps = p.stride = p.dilation = p.kernel_rows = p.kernel_columns = 1;
   p.tile_rows = p.tile_columns = 8, p.tiles_across = 1;
   p.warps_down = 8;
   p.depth = 4, p.slots = p.split = p.pack = 2;
@@ -64,7 +65,7 @@ void shared_conv2d(Buffer out, Buffer in, Buffer weight, Buffer bias, Buffer mac
   p.at_cells = p.at_old + 128 * 24 * 2;
   p.at_weights = p.at_cells + 128 * 16 * 2;
   p.slot_bytes = 128 * 16 * 2 + 4 * (16 * kGroup + kConvPadding) * 2;
-  start<conv2d_kernel<__half, 8>>(p, 2, kThreads, p.at_cells + kThreads * 2 * 8 * 4 * 4, 2);
+  start<conv2d_kernel<__half, 8, true>>(p, 2, kThreads, p.at_cells + kThreads * 2 * 8 * 4 * 4, 2);
 }
 
 // Two update units of 16 of 32 channels, 16 wide, no shortcut, of 8 x 8 pixels in a cluster of two.
