@@ -1,7 +1,9 @@
 """The rule for captured networks: the kernels and the emitted graph against the model in float64, gates against what the
 model's gate words are given, MACs against the formula."""
 
+import collections
 import copy
+import math
 
 import torch
 from graph_reference import run_graph
@@ -9,9 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import dsn_kernels
-from dsn_kernels.capture.emit import emit
 from dsn_kernels.capture.exported import export, read
-from dsn_kernels.capture.regions import Gating, gate_of
+from dsn_kernels.capture.translate import module_of
 from dsn_kernels.graph import count_macs
 from tests.checks import assert_as_exact_as_torch, assert_scores_agree
 
@@ -68,33 +69,51 @@ class Checked:
 
     Attributes:
         fast: the accelerated model.
-        emitted: its graph as captured, with weights.
-        words: the first gate of each gate word, and how many it has, in the order in which the model says them.
+        plans: of the captured network, with weights.
+        gates: of all plans, the module that each belongs to.
+        words: of each gate word of the model, in the order in which it says them, the columns of its gates.
+        outer: of each gate, the one by which it is decided, or -1.
     """
 
-    def __init__(self, model, x):
+    def __init__(self, model, x, **options):
         self.model, self.double = model, copy.deepcopy(model).double()
-        self.fast = dsn_kernels.accelerate(model, example=x, backend="cpu")
-        program = read(export(model, [x]))
-        said = [value for value in program.values if gate_of(value) is not None]
-        self.emitted = emit(program)
-        gating = Gating(program)
-        self.words = [(gating.first[value], 1 if value.op == "where" else value.channels) for value in said]
-        self.outer = [gating.of(value) for value in said]
+        self.fast = dsn_kernels.accelerate(model, example=x, backend="cpu", **options)
+        exported = export(model, [x])
+        captured = read(exported)
+        self.whole = len(captured.steps) == len(captured.plans) == 1
+        self.plans = [plan.emitted for plan in captured.plans]
+        self.gates = [name for plan in self.plans for name in plan.gates]
+        left = collections.defaultdict(list)
+        for i, name in enumerate(self.gates):
+            left[name].append(i)
+        self.words = []
+        for node in exported.graph.nodes:
+            if node.target in _WEIGHT:
+                shape = node.args[_WEIGHT[node.target]].meta["val"].shape
+                own = left[module_of(node) or node.target._opname.removesuffix("_open").replace("choose_filters", "conv")]
+                self.words.append([own.pop(0) for _ in range(shape[1] if len(shape) > 1 else 1)])
+        self.outer = [-1] * len(self.gates)
+        first = 0
+        for plan in self.plans:
+            for node in plan.graph.nodes:
+                if node.op == "decide" and node.only_if >= 0:
+                    for gate in range(node.first_gate, node.first_gate + node.in_channels):
+                        self.outer[first + gate] = first + node.only_if
+            first += len(plan.gates)
 
     def by_word(self, columns):
         """[B, L] of all gates as the model's gate words are given them."""
-        return [columns[:, first : first + count] for first, count in self.words]
+        return [columns[:, own] for own in self.words]
 
     def joined(self, named):
         """[B, L] of all gates of what ``fast`` has by name."""
         left = {name: list(part.unbind(1)) for name, part in named.items()}
-        columns = [left[name].pop(0) for name in self.emitted.gates]
+        columns = [left[name].pop(0) for name in self.gates]
         return torch.stack(columns, 1) if columns else torch.zeros(len(self.fast.last_macs), 0, dtype=torch.uint8)
 
     def named(self, columns):
         """What ``fast`` takes by name of [B, L] of all gates."""
-        names = self.emitted.gates
+        names = self.gates
         return {name: columns[:, [i for i, n in enumerate(names) if n == name]] for name in self.fast.layers}
 
     @torch.no_grad()
@@ -115,19 +134,36 @@ class Checked:
                 assert_as_exact_as_torch(a, s, e)
 
         gates, scores = self.joined(self.fast.last_gates), self.joined(self.fast.last_scores)
-        graph, limits = self.emitted.graph, torch.tensor(self.emitted.thresholds, dtype=torch.float64)
-        reference = run_graph(graph, x, limits, columns)
-        for output, e in zip(self.emitted.outputs, leaves[2], strict=True):
-            at = slice(output.first, output.first + output.shape[0])
-            got = reference.map if output.first < 0 else reference.logits[:, at]
-            torch.testing.assert_close(got.flatten(1), e.flatten(1), rtol=1e-9, atol=1e-9)
+        for own, said in zip(self.words, given, strict=True):
+            for column, decided in zip(own, said.unbind(1), strict=True):
+                outer = self.outer[column]
+                runs = gates[:, outer] if outer >= 0 else torch.ones_like(decided)
+                assert torch.equal(gates[:, column], decided & runs), f"gate {column} of {self.gates[column]}"
+        self._check_counts(gates)
+        if self.whole and not self.plans[0].given:
+            self._check_graph(x, columns, leaves[2], gates, scores)
+        return actual
+
+    def _check_counts(self, gates):
+        counts = [len(plan.gates) for plan in self.plans]
+        macs = [count_macs(p.graph, own) for p, own in zip(self.plans, gates.split(counts, 1), strict=True)]
+        assert torch.equal(self.fast.last_macs, sum(macs)), "the kernels count what the formula says"
+
+    def _check_graph(self, x, columns, exact, gates, scores):
+        """The only plan's graph as it was captured, in float64."""
+        (plan,) = self.plans
+        reference = run_graph(plan.graph, x, torch.tensor(plan.thresholds, dtype=torch.float64), columns)
+        if len(exact) == len(plan.outputs):  # unless one leaves twice
+            for output, e in zip(plan.outputs, exact, strict=True):
+                torch.testing.assert_close(output_of(reference, output), e, rtol=1e-9, atol=1e-9)
         assert torch.equal(gates, reference.gates)
         assert_scores_agree(scores, reference.scores)
-        for own, said, outer in zip(self.by_word(gates), given, self.outer, strict=True):
-            runs = gates[:, outer : outer + 1] if outer >= 0 else torch.ones_like(own)
-            assert torch.equal(own, said & runs)
-        assert torch.equal(self.fast.last_macs, count_macs(graph, gates)), "the kernels count what the formula says"
-        return actual
+
+
+def output_of(reference, output):
+    """One that leaves a plan, of what ``run_graph`` gives."""
+    values = reference.map.flatten(1) if output.stored else reference.logits
+    return values[:, output.first : output.first + math.prod(output.shape)].view(-1, *output.shape)
 
 
 def check_capture(model, x):
