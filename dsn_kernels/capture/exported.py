@@ -118,13 +118,43 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
             warnings.simplefilter("ignore")
             dynamic: Any = {"args": tuple(sizes)} if takes_any else tuple(sizes)
             program = torch.export.export(model.eval(), inputs, strict=False, dynamic_shapes=dynamic)
-            return program.run_decompositions({})
+            return program if _functionalise(program.graph) else program.run_decompositions({})
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{type(model).__name__} cannot be captured by torch.export: {reason.strip()}") from error
     finally:
         for module, was in training.items():
             module.training = was
+
+
+# What may give another view of the tensor that it reads.
+_VIEWS = (
+    "view", "reshape", "flatten", "squeeze", "unsqueeze", "select", "slice", "split", "chunk", "narrow", "permute", "t",
+    "transpose", "expand", "getitem", "unbind", "detach", "alias", "contiguous", "to", "dropout", "clone", "as_strided",
+)  # fmt: skip
+
+
+def _functionalise(graph: fx.Graph) -> bool:
+    """Puts operations that give a new tensor in the place of those that work in place; says whether that is all there
+    is to it. It is not where another name of the tensor is changed too: then torch has to sort it out, which takes as
+    long as the export.
+    """
+    at = {node: i for i, node in enumerate(graph.nodes)}
+    changing = [node for node in graph.nodes if getattr(getattr(node.target, "_schema", None), "is_mutable", False)]
+    for node in changing:
+        changed, name = node.args[0], node.target._opname  # type: ignore[union-attr]
+        plain = getattr(torch.ops.aten, name.rstrip("_"), None)
+        names = [n for n in (changed, *changed.users) if n is not node] if isinstance(changed, fx.Node) else []
+        known = plain is not None and name == f"{plain._qualified_op_name.split('::')[1]}_"
+        if not known or not names or changed.op == "placeholder" or any(_opname(n) in _VIEWS for n in names):
+            return False
+        changed.replace_all_uses_with(node, lambda user, own=node: at[user] > at[own])
+        node.target = getattr(plain, node.target._overloadname)  # type: ignore[union-attr]
+    return True
+
+
+def _opname(node: fx.Node) -> str:
+    return getattr(node.target, "_opname", getattr(node.target, "__name__", "")).rstrip("_")
 
 
 def _parameters(model: nn.Module) -> list[Any]:
@@ -179,6 +209,7 @@ class _Reader:
         self.outputs: list[fx.Node] = []
         constants = {**exported.state_dict, **exported.constants}
         kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+        exported.graph.eliminate_dead_code()
         for node in exported.graph.nodes:
             if node.op == "placeholder":
                 if kinds[node.name].kind == InputKind.USER_INPUT:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from dsn_models.errors import UserError
@@ -280,7 +281,7 @@ class _Plan(nn.Module):
 
     def macs(self, open: int) -> int:
         """Of a sample with all gates open, or all shut."""
-        return int(count_macs(self.graph, torch.full((1, self.gates), open, dtype=torch.uint8))[0])
+        return int(count_macs(self.graph, torch.full((1, self.graph.gates), open, dtype=torch.uint8))[0])
 
     def forward(self, known: dict[str, Tensor], limits: Tensor, forced: Tensor | None) -> Outputs:
         entering = [known[name].to(self.dtype) for name in self.takes]
@@ -290,7 +291,12 @@ class _Plan(nn.Module):
         else:
             x = torch.cat([each.reshape(batch, -1) for each in entering], 1)[:, :, None, None]
         own = slice(self.first, self.first + self.gates)
-        out: Outputs = self.runner(x, limits[own], self._forced(known, forced, own, batch))
+        given = self._forced(known, forced, own, batch)
+        always = self.graph.gates - self.gates  # layers of a lowered graph that have numbers among the gates
+        if always:
+            given = None if given is None else F.pad(given, (0, always), value=1)
+        out: Outputs = self.runner(x, F.pad(limits[own], (0, always)), given)
+        out = out._replace(gates=out.gates[:, : self.gates], scores=out.scores[:, : self.gates])
         for name, output in zip(self.gives, self.outputs, strict=True):
             known[name] = self._output(out, output.shape, output.first, output.stored, batch)
         return out
