@@ -3,9 +3,10 @@
     python benchmarks/foreign.py [NETWORK ...] [--batch 1,8] [--seconds 20] [--write]
 
 Of each network (torchvision's unless its name says ``timm:`` or ``pytorchcv:``), with random weights, on images of
-224 x 224: milliseconds of the network accelerated, of ONNX Runtime and of OpenVINO, all float32, timed in turns; then,
-where it has residual units, of the same network gated, with all gates open and with 40 % of them shut at random for each
-image. ``speed`` is the better runtime's time over ours; ``realised`` the part of the saved MACs that the clock shows.
+224 x 224: milliseconds of the network accelerated, of ONNX Runtime and of OpenVINO, all float32, timed in turns; and,
+where it has residual units, of the same network gated, with all gates open and with 40 % of them shut at random for
+each image. ``speed`` is the better runtime's time over ours; ``realised`` the part of the saved MACs that the clock
+shows.
 ``--write`` leaves ``benchmarks/results/MACHINE.foreign.json``; networks that are not asked for keep their figures.
 """
 
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cpu import result_file
 
 import dsn_kernels
 import dsn_models
-from cpu import result_file
 from dsn_kernels.measure import baselines, machine
 from dsn_kernels.measure.latency import InterleavedTimer
 from dsn_models.errors import UserError

@@ -19,7 +19,7 @@ from torch.utils._pytree import TreeSpec
 from dsn_models.errors import UserError
 
 from .emit import Emitted, emit
-from .regions import Gating
+from .gating import Gating
 from .simplify import simplify
 from .translate import Foreign, gate_words, module_of, sample_shape, translate
 from .values import Program, Value
@@ -27,7 +27,7 @@ from .values import Program, Value
 _EXAMPLE = 3  # samples with which a network is exported: a number that it is unlikely to fix
 
 
-class PlanStep(NamedTuple):
+class PlanSection(NamedTuple):
     """A graph, and the names of the tensors that it takes, that open gates of it and that it gives."""
 
     emitted: Emitted
@@ -36,7 +36,7 @@ class PlanStep(NamedTuple):
     gives: list[str]
 
 
-class TorchStep(NamedTuple):
+class TorchSection(NamedTuple):
     """What torch computes: a module from the batch's size and the tensors ``takes`` to the tuple ``gives``.
 
     Attributes:
@@ -56,18 +56,18 @@ class Captured:
     """A network: what is computed one after another, by names of tensors.
 
     Attributes:
-        steps: of plans and of torch.
+        sections: of plans and of torch.
         takes: the network's own inputs.
         gives: its outputs.
     """
 
-    steps: list[PlanStep | TorchStep]
+    sections: list[PlanSection | TorchSection]
     takes: list[str]
     gives: list[str]
 
     @property
-    def plans(self) -> list[PlanStep]:
-        return [step for step in self.steps if isinstance(step, PlanStep)]
+    def plans(self) -> list[PlanSection]:
+        return [section for section in self.sections if isinstance(section, PlanSection)]
 
 
 def capture_model(
@@ -162,7 +162,7 @@ def _parameters(model: nn.Module) -> list[Any]:
 
 
 def read(exported: ExportedProgram) -> Captured:
-    """The steps of an exported program.
+    """The sections of an exported program.
 
     Raises:
         UserError: its batch is of one size alone, or a gate governs what torch computes.
@@ -282,12 +282,12 @@ class _Reader:
                 self.refused[node] = "there is no convolution beside it"
 
     def captured(self) -> Captured:
-        steps: list[PlanStep | TorchStep] = []
+        sections: list[PlanSection | TorchSection] = []
         for level in sorted({*self.levels, *(n for n in self.level.values() if n >= 0)}):
-            step = self._plan(level) if level % 2 == 0 else self._torch(level)
-            if step is not None:
-                steps.append(step)
-        return Captured(steps, [n.name for n in self.inputs], [self._origin(n).name for n in self.outputs])
+            section = self._plan(level) if level % 2 == 0 else self._torch(level)
+            if section is not None:
+                sections.append(section)
+        return Captured(sections, [n.name for n in self.inputs], [self._origin(n).name for n in self.outputs])
 
     def _origin(self, node: fx.Node) -> fx.Node:
         """The node whose tensor another passes on as it is."""
@@ -305,7 +305,7 @@ class _Reader:
         wanted = {self._origin(node) for node in self.outputs}
         return [node for node in own if node in wanted or passed.get(node, {level}) != {level}]
 
-    def _plan(self, level: int) -> PlanStep | None:
+    def _plan(self, level: int) -> PlanSection | None:
         at, leaving = self._at(level), [n for n in self._leaving(level) if isinstance(self.known[n], Value)]
         if not leaving:
             return None
@@ -321,18 +321,18 @@ class _Reader:
         emitted = emit(program)
         self._refuse_lost_gates(program)
         given = [self._origin(entered[gate]).name for _, _, gate in emitted.given]
-        return PlanStep(emitted, takes, given, [node.name for node in leaving])
+        return PlanSection(emitted, takes, given, [node.name for node in leaving])
 
     def _refuse_lost_gates(self, program: Program) -> None:
         """All that a gate governs must be in its own plan: elsewhere it would run whatever the gate says."""
         own = {self._at(0).entered.get(node) for node in self.inputs}
-        for where, governed in Gating(program).regions.items():
+        for where, governed in Gating(program).governed.items():
             if any(not value.inputs and value not in own for value in governed):
                 raise UserError(
                     f"{where.where or 'where_open'}: torch computes a part of what its gate governs; {_LOST}"
                 )
 
-    def _torch(self, level: int) -> TorchStep | None:
+    def _torch(self, level: int) -> TorchSection | None:
         nodes, leaving = self._at(level).nodes, self._leaving(level)
         for node in nodes:
             if getattr(node.target, "namespace", "") == "dsn":
@@ -367,7 +367,7 @@ class _Reader:
         reasons = [self.reasons.get(node) or self.foreign.get(node, "") for node in nodes]
         module = fx.GraphModule(root, graph)
         macs = sum(map(_macs, nodes))
-        return TorchStep(module, takes, [node.name for node in leaving], [r for r in reasons if r], macs)
+        return TorchSection(module, takes, [node.name for node in leaving], [r for r in reasons if r], macs)
 
 
 _LOST = "a gate would be lost: run the model itself (backend='reference'), or replace what no kernel has"

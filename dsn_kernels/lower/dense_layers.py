@@ -8,8 +8,8 @@ _LEAST = 2  # layers that are worth a block
 
 
 def join_dense_layers(graph: Graph) -> Graph:
-    """As pairs of convolutions, BN-ReLU-1x1-ReLU and a 3x3 that adds its outputs to the 1x1's input, but each run of them
-    on one map is a :class:`DenseBlock` without gates. Huang et al., Densely Connected Convolutional Networks, section 3.
+    """Each run of dense layers on one map, BN-ReLU-1x1-ReLU and a 3x3 whose outputs follow the 1x1's inputs, as a
+    :class:`DenseBlock` without gates. Huang et al., Densely Connected Convolutional Networks, section 3.
 
     The block's layers have numbers among the gates, behind all others. A graph with regions stays as it is.
     """
@@ -51,8 +51,8 @@ def _run(graph: Graph, at: int) -> list[tuple[Conv2d, Conv2d]]:
 
 def _is_layer(graph: Graph, reduce: Conv2d, conv: Conv2d) -> bool:
     def is_plain(node: Conv2d) -> bool:
-        always = max(node.only_if, node.out_mask) < 0
-        return always and node.groups == 1 and not (node.accumulate or node.pool or node.src_offset or node.activated)
+        other = node.accumulate or node.pool or node.src_offset or node.activated
+        return max(node.only_if, node.out_mask) < 0 and node.groups == 1 and not other
 
     between = sum(reduce.dst in (node.src, node.dst) for node in graph.nodes)
     return (
