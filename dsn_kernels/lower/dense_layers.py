@@ -68,7 +68,5 @@ def _is_layer(graph: Graph, reduce: Conv2d, conv: Conv2d) -> bool:
 
 def _layer(reduce: Conv2d, conv: Conv2d) -> DenseLayer:
     assert reduce.before is not None
-    return DenseLayer(
-        norm=reduce.before, reduce=reduce.weight, reduce_bias=reduce.bias, conv=conv.weight, conv_bias=None, expand=None,
-        gate=None, gate_bias=None,
-    )  # fmt: skip
+    inner = {"reduce": reduce.weight, "reduce_bias": reduce.bias, "conv": conv.weight}
+    return DenseLayer(norm=reduce.before, conv_bias=None, expand=None, gate=None, gate_bias=None, **inner)
