@@ -142,6 +142,10 @@ class _Emitter:
         return value.channels, height, width
 
     def _copy(self, value: Value, source: Place, to: Place, **fields: Any) -> None:
+        if source.map == to.map and (source != to or fields.get("accumulate")):
+            between = Place(self.graph.map(*self._sizes(value)))
+            self._copy(value, source, between, only_if=fields["only_if"], where=fields["where"])
+            source = between
         offsets = {"src_offset": source.offset, "out_offset": to.offset}
         self._append(g.Pointwise(src=source.map, dst=to.map, in_channels=value.channels, **offsets, **fields))
 
@@ -157,7 +161,7 @@ class _Emitter:
         ends: dict[str, Any] = {"activation": activation, "accumulate": True} if total else {"activation": activation}
         common = self._common(value)
         reads = {"src": source.map, "src_offset": source.offset, "in_channels": value.source.channels, **common}
-        if source.map != to.map or kind is g.Pointwise:
+        if source.map != to.map or (kind is g.Pointwise and source == to and not total):
             self._append(kind(dst=to.map, out_offset=to.offset, **reads, **ends, **fields))
             return
         between = Place(self.graph.map(*self._sizes(value)))

@@ -269,10 +269,12 @@ class _Reader:
     def _refuse_scattered(self) -> None:
         """Torch takes single tensors alone from a plan."""
         for node in self.known:
-            single = isinstance(self.known[node], (Value, Tensor)) or node not in self.level
+            given = self.known[node]
+            gate = isinstance(given, Value) and given.op == "open" and self._origin(node) is node
+            single = (isinstance(given, (Value, Tensor)) and not gate) or node not in self.level
             users = [user for user in node.users if self.level.get(user) != self.level.get(node)]
             if not single and users and all(user.op != "placeholder" for user in users):
-                self.refused[node] = "torch reads several tensors of it"
+                self.refused[node] = f"torch reads {'a gate' if gate else 'several tensors'} of it"
 
     def _refuse_small_plans(self) -> None:
         """A plan without a convolution is not worth entering."""
@@ -310,7 +312,8 @@ class _Reader:
         if not leaving:
             return None
         program = at.program
-        program.outputs = [self.known[node] for node in leaving]
+        values = [self.known[node] for node in leaving]
+        program.outputs = [value.source if value.op == "flatten" else value for value in values]
         program.shapes = [sample_shape(node.meta["val"], self.batch) for node in leaving]
         program.inputs = [value for value in at.entered.values() if value.op == "input"]
         program.values = _in_order(program.outputs)

@@ -57,16 +57,16 @@ def gate_of(value: Value) -> Value | None:
 
 
 def decide_first(program: Program) -> None:
-    """Brings values into an order in which a gate is known before anything that only it lets run."""
+    """Brings values into an order in which a gate, and what stands where it is shut, are known before anything that
+    only it lets run: that writes over what stands there."""
     gating = Gating(program)
-    opens = {number: gate_of(value) for value, number in gating.first.items()}
+    ahead = {gating.first[where]: (where.inputs[0], where.inputs[2]) for where in gating.regions}
     ordered: dict[Value, None] = {}
 
     def visit(value: Value) -> None:
         if value in ordered:
             return
-        gate = opens.get(gating.of(value))
-        for needed in [*([gate] if gate is not None else []), *value.inputs]:
+        for needed in (*ahead.get(gating.of(value), ()), *value.inputs):
             visit(needed)
         ordered[value] = None
 

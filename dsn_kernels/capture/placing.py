@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..graph import Graph
+from ..graph import KEEP_ZERO, Graph
 from .values import Program, Value
 
 
@@ -26,6 +26,8 @@ class Places:
         vectors: those that are a pooled vector alone.
         accumulated: the sum that a term is added to as it is computed.
         logits: the first logit of each value that leaves as logits, and has no map.
+        until: when a value is written over; those that are not never are.
+        gated: values that lie, while a gate is open, where something else stands that is needed while it is shut.
     """
 
     def __init__(self, program: Program, graph: Graph) -> None:
@@ -35,11 +37,9 @@ class Places:
         self.of: dict[Value, Place] = {}
         self.accumulated: dict[Value, Value] = {}
         self.logits: dict[Value, int] = {}
-        self.vectors = self._find_vectors()
-        count = 0
-        for value in program.outputs:
-            if value not in self.logits and self._classify(value, count):
-                count += value.channels
+        self.until: dict[Value, int] = {}
+        self.gated: set[Value] = set()
+        self.vectors = self._find_logits()
         for value in program.inputs:
             self.of[value] = self._new(value)
         for value in reversed(program.values):
@@ -61,26 +61,37 @@ class Places:
         map, offset = self.place(value)
         return offset == 0 and self.graph.maps[map].channels == value.channels
 
-    def _find_vectors(self) -> set[Value]:
-        """Values of one number for each channel that are only multiplied with: they need no map."""
+    def _find_logits(self) -> set[Value]:
+        """The vectors, among them those that leave as logits: of linear maps, and what a gate chooses between two."""
+        chosen = {v for v in self.program.outputs if v.op == "where" and not self.users[v]}
+        while True:
+            vectors = self._find_vectors(chosen)
+            kept = {v for v in chosen if all(self._leaves_by(term, v, vectors) for term in v.inputs[1:])}
+            if kept == chosen:
+                break
+            chosen = kept
+        count = 0
+        for value in self.program.outputs:
+            if value not in self.logits and (value in chosen or (value in vectors and value.op != "mean")):
+                for leaving in (value, *(value.inputs[1:] if value in chosen else ())):
+                    self.logits[leaving] = count
+                count += value.channels
+        return vectors
+
+    def _leaves_by(self, term: Value, where: Value, vectors: set[Value]) -> bool:
+        """Whether it is a linear map that leaves by a gate's choice and by nothing else."""
+        alone = self.users[term] == [where] and where.inputs.count(term) == 1 and term not in self.program.outputs
+        return alone and term in vectors and term.op != "mean"
+
+    def _find_vectors(self, chosen: set[Value]) -> set[Value]:
+        """Values of one number for each channel that are only multiplied with, or leave by one of the gates' choices
+        ``chosen``: they need no map."""
         found = {value for value in self.program.values if self._may_be_vector(value)}
         while True:
-            kept = {value for value in found if all(self._reads_vector(u, value, found) for u in self.users[value])}
+            kept = {v for v in found if all(u in chosen or self._reads_vector(u, v, found) for u in self.users[v])}
             if kept == found:
                 return found
             found = kept
-
-    def _classify(self, value: Value, first: int) -> bool:
-        """Lets a vector leave as logits from ``first`` on: of a linear map, or of two that a gate chooses between."""
-        if value.op == "where":
-            terms = value.inputs[1:]
-            if not self.users[value] and all(self.users[t] == [value] and self._classify(t, first) for t in terms):
-                self.logits[value] = first
-                return True
-        elif value in self.vectors and value.op != "mean":
-            self.logits[value] = first
-            return True
-        return False
 
     def _may_be_vector(self, value: Value) -> bool:
         linear = value.op == "linear" or is_point(value)
@@ -91,8 +102,7 @@ class Places:
     def _reads_vector(self, user: Value, value: Value, vectors: set[Value]) -> bool:
         if user.op == "scale":
             return user.inputs[0] is not value
-        leaves = user.op == "where" and user in self.program.outputs
-        return user.op == "open" or (user in vectors and user.op != "mean") or leaves
+        return user.op == "open" or (user in vectors and user.op != "mean")
 
     def _new(self, value: Value) -> Place:
         height, width = value.shape[1:] or (1, 1)
@@ -120,7 +130,15 @@ class Places:
             if first is None or place != (first.map, first.offset + run) or not self._in_order(value.inputs):
                 return None
             run += part.channels
+        until = min(self._ends(part) for part in value.inputs)
+        if any(self.at[reader] >= until for reader in self._readers(value)):
+            return None
+        self.until[value] = until
         return first
+
+    def _ends(self, value: Value) -> int:
+        """When a value is written over, or behind the last."""
+        return self.until.get(value, len(self.program.values))
 
     def _in_order(self, parts: list[Value]) -> bool:
         """Whether each is written later than those before it, as a map is filled."""
@@ -133,11 +151,12 @@ class Places:
 
     def _join(self, value: Value) -> None:
         map, offset = self.of[value]
-        last = -1
+        last, until = -1, self._ends(value)
         for part in value.inputs:
-            fresh = part not in self.of and part.op not in ("slice", "where")
-            if fresh and self.at[part] > last and value.inputs.count(part) == 1 and self.is_map(part):
-                self.of[part] = Place(map, offset)
+            fresh = part not in self.of and part.op not in ("slice", "where") and self.is_map(part)
+            lasts = all(self.at[reader] < until for reader in self._readers(part))
+            if fresh and lasts and self.at[part] > last and value.inputs.count(part) == 1:
+                self.of[part], self.until[part] = Place(map, offset), until
             if self.of.get(part) != (map, offset):
                 return  # copied when all are there, and what follows too
             last = self.at[part]
@@ -160,6 +179,8 @@ class Places:
     def _adds_itself(self, term: Value, total: Value) -> bool:
         """Whether what computes a term can add it to what is there."""
         one_user = self.users[term] == [total] and term not in self.program.outputs
+        if len(term.inputs) > 1 and term.op == "conv" and total.activation not in KEEP_ZERO:
+            return False  # filters that are off leave zero
         fits = term.op in ("conv", "upsample") or (term.op in ("affine", "scale") and not total.is_vector)
         return one_user and fits and term.activation == "none" and term not in self.of and self.is_map(term)
 
@@ -172,6 +193,7 @@ class Places:
         begins = min(self.at[x] for x in self._sum(computed)) if fresh else self.at[value]
         if fresh and computed.op != "cat" and self._take(otherwise, place, value, begins, *self._sum(computed)):
             self.of[computed] = place
+            self.gated.add(computed)
         else:
             self._take(otherwise, place, value, self.at[value])
 
@@ -186,15 +208,19 @@ class Places:
         """
         if self.of.get(value) == place:  # a gate's choice that lies there too finds it as it was
             chosen = [v for v, p in self.of.items() if v.op == "where" and p == place]
-            return all(self.at[r] < when or r is over or r in (*allowed, *chosen) for r in self._readers(value))
+            if any(self.at[r] >= when and r is not over and r not in (*allowed, *chosen) for r in self._readers(value)):
+                return False
+            self.until[value] = min(when, self._ends(value))
+            return True
         free = value not in self.of and self.is_map(value) and value not in self.program.outputs
+        free = free and over not in self.gated
         if not free or (value.op == "where" and self.graph.maps[place.map].channels != value.channels):
             return False
         ahead = [v for v, p in self.of.items() if p.map == place.map and p.offset < place.offset]
         late = any(self.at[r] >= when and r is not over and r not in allowed for r in self._readers(value))
         if late or any(self._written(v) >= self.at[value] for v in ahead):
             return False
-        self.of[value] = place
+        self.of[value], self.until[value] = place, when
         return True
 
     def _readers(self, value: Value) -> list[Value]:
@@ -202,7 +228,8 @@ class Places:
         found = []
         for user in self.users[value]:
             found.append(user)
-            if user.op == "slice" or (user.op == "mean" and user in self.vectors):
+            # A gate is decided when it is first asked for, at the latest by what it opens.
+            if user.op in ("slice", "open") or (user.op == "mean" and user in self.vectors):
                 found += self._readers(user)
         return found
 

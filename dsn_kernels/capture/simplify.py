@@ -147,7 +147,9 @@ def _fuse_activations(program: Program) -> None:
         if value.op != "activation":
             continue
         made = value.source
-        if made.op in _ACTIVATED and made.activation == "none" and _only_user(made, users, program):
+        masked = made.op == "conv" and len(made.inputs) > 1
+        fits = made.op in _ACTIVATED and (value.activation in KEEP_ZERO or not masked)
+        if fits and made.activation == "none" and _only_user(made, users, program):
             made.activation = value.activation
             program.replace(value, made)
             users = program.users()

@@ -89,6 +89,8 @@ def translate(node: fx.Node, args: Any, kwargs: Any, batch: Any) -> Any:
         Foreign: nothing has a kernel for it.
     """
     if node.target is operator.getitem:
+        if args[1] >= len(args[0]):
+            raise Foreign("it gives the places of maxima")
         return args[0][args[1]]
     function = _OPS.get(node.target)
     if function is None:
@@ -99,6 +101,10 @@ def translate(node: fx.Node, args: Any, kwargs: Any, batch: Any) -> Any:
 def _value(x: Any, dims: Sequence[int] = (3,)) -> Value:
     if not isinstance(x, Value):
         raise Foreign("it is not of a sample's map")
+    if x.op == "open":
+        raise Foreign("it computes with what a gate decides")
+    if x.op == "flatten":
+        raise Foreign("it reads a flattened map")
     if len(x.shape) not in dims:
         raise Foreign(f"it reads a tensor of {len(x.shape) + 1} dimensions")
     return x
@@ -231,7 +237,15 @@ _ACTIVATIONS = {
 
 @_translates(*(f"{name}.default" for name in ("relu", "relu6", "sigmoid", "hardsigmoid", "silu", "hardswish", "tanh")))
 def _activation(call: Call, x: Any) -> Value:
-    return call.make("activation", _value(x, (1, 3)), activation=_ACTIVATIONS[call.node.target])
+    return _activated(call, x, _ACTIVATIONS[call.node.target])
+
+
+def _activated(call: Call, x: Any, kind: str) -> Value:
+    if isinstance(x, Value) and x.op == "flatten":
+        made = _activated(call, x.source, kind)
+        return call.make("flatten", made)
+    x = _value(x, (1, 3))
+    return call.make("activation", x, activation=kind, shape=x.shape)
 
 
 @_translates("hardtanh.default", "clamp.default", "clamp_min.default")
@@ -241,7 +255,7 @@ def _clamp(call: Call, x: Any, low: Any = None, high: Any = None) -> Value:
     kind = {(0.0, 6.0): "relu6", (0.0, None): "relu"}.get((low, None if high is None else float(high)))
     if kind is None:
         raise Foreign(f"it clamps to {low} and {high}")
-    return call.make("activation", _value(x, (1, 3)), activation=kind)
+    return _activated(call, x, kind)
 
 
 @_translates("add.Tensor", "add.Scalar", "add_.Tensor")
@@ -251,7 +265,7 @@ def _add(call: Call, a: Any, b: Any, alpha: Any = 1) -> Value:
     if not isinstance(a, Value):
         a, b = b, a
     if isinstance(b, Value):
-        if isinstance(a, Value) and a.shape == b.shape:
+        if _value(a, (1, 3)).shape == _value(b, (1, 3)).shape:
             return call.make("add", a, b)
         raise Foreign("it adds tensors of different shapes")
     return _affine(call, _value(a, (1, 3)), 1.0, b)
@@ -300,6 +314,8 @@ def _affine(call: Call, x: Value, scale: Any, shift: Any) -> Value:
 
     def by_channel(number: Any) -> Tensor:
         if not isinstance(number, Tensor):
+            if not isinstance(number, (int, float)):
+                raise Foreign("it combines a map with several")
             return torch.full((x.channels,), float(number), dtype=torch.float64)
         number = number.detach().double()
         wanted = [1, x.channels, *[1] * (len(x.shape) - 1)]
@@ -370,15 +386,15 @@ def _mean(call: Call, x: Any, dims: Any, keepdim: bool = False, **_: Any) -> Val
 
 @_translates("linear.default")
 def _linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Value:
-    x, weight = _value(x, (1,)), _constant(weight, "weight")
+    weight = _constant(weight, "weight")
     bias = weight.new_zeros(len(weight)) if bias is None else _constant(bias, "bias")
-    if x.op == "flatten":
+    if isinstance(x, Value) and x.op == "flatten":
         source = x.source
         rows, columns = source.shape[1:]
         whole, weight = Window(rows, columns), weight.view(-1, *source.shape)
         made = call.make("conv", source, weight=weight, bias=bias, window=whole, shape=(len(weight), 1, 1))
         return call.make("view", made)
-    return call.make("linear", x, weight=weight, bias=bias)
+    return call.make("linear", _value(x, (1,)), weight=weight, bias=bias)
 
 
 @_translates("cat.default")
@@ -422,7 +438,14 @@ def _softmax(call: Call, x: Any, dim: int, *_: Any) -> Stack:
     if len(sources) != 1 or any(part.op != "slice" for part in x.parts):
         raise Foreign("it is a softmax of what no linear map gives")
     made = sources.pop()
-    if made.op != "conv" or made.weight is None or made.bias is None or made.window is None or made.window.taps != 1:
+    if (
+        made.op != "conv"
+        or made.weight is None
+        or made.bias is None
+        or made.window is None
+        or made.window.taps != 1
+        or made.groups != 1
+    ):
         raise Foreign("it is a softmax of what no linear map gives")
     (first, second), (b, c) = made.weight.chunk(2), made.bias.chunk(2)
     shape = x.parts[0].shape
@@ -486,6 +509,8 @@ def _upsample(call: Call, x: Any, *_: Any) -> Value:
 @_translates("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "squeeze.dim",
              "squeeze.dims", "squeeze.default", "unsqueeze.default")  # fmt: skip
 def _view(call: Call, x: Any, *_: Any) -> Any:
+    if isinstance(x, Value) and x.op == "open" and call.shape in ((x.channels,), (x.channels, 1, 1)):
+        return x
     x = _value(x, (1, 3))
     if len(call.shape) == 4 and x.is_vector and call.shape[2:] == (1, 1):
         count, part = call.shape[0], (call.shape[1], 1, 1)  # one for each of the branches of a stack
@@ -524,6 +549,8 @@ def _gt(call: Call, x: Any, threshold: float) -> Value:
     x = _value(x, (1, 3))
     if not x.is_vector:
         raise Foreign("it compares a map")
+    if not 0 <= threshold <= 1:  # beyond which thresholds of a plan do not go
+        x, threshold = _affine(call, x, 1.0, -threshold), 0
     return call.make("open", x, number=float(threshold), shape=(x.channels,))
 
 
