@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from .objectives import Objective, make_objective
 from .recipe import Recipe, load_recipe
 from .schedule import Span, make_optimiser, make_scheduler, spans
 from .state import RunState, restore_state, save_state
+
+
+# From the training data to the network that a recipe of no zoo model trains.
+MakeNetwork = Callable[[CoarseFineDataset], nn.Module]
 
 
 class _Step(nn.Module):
@@ -61,10 +66,13 @@ def _memory_format(model: nn.Module) -> torch.memory_format:
 class _Run:
     """One training run: everything that the steps of its epochs need."""
 
-    def __init__(self, recipe: Recipe, train_set: CoarseFineDataset, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, train_set: CoarseFineDataset, device: torch.device, network: MakeNetwork | None
+    ) -> None:
         self.recipe, self.train_set, self.device = recipe, train_set, device
         torch.manual_seed(recipe.seed)
-        self.model: nn.Module = zoo.create(recipe.model, **recipe.options)
+        made = zoo.create(recipe.model, **recipe.options) if network is None else network(train_set)
+        self.model: nn.Module = made
         self.objective = make_objective(recipe, self.model)
         self.objective.check(self.model, train_set)
         self.objective.initialise(self.model)
@@ -177,6 +185,7 @@ def train(
     resume: bool = True,
     progress: bool = True,
     device: str | torch.device = "cpu",
+    network: MakeNetwork | None = None,
 ) -> Path:
     """Trains a reference model and writes ``out/NAME.safetensors``, NAME being the recipe's.
 
@@ -194,6 +203,8 @@ def train(
         resume: go on from ``out/NAME.state`` if there is one; else start anew.
         progress: print a progress bar and a line per epoch to stderr.
         device: "cpu" (as many threads as ``torch.get_num_threads()``) or "cuda".
+        network: makes the network that is trained, a family's or a gated one that knows its constructor, in place of
+            the recipe's zoo model; told the training data. A resumed run makes it anew.
 
     Returns:
         The path of the checkpoint; its metadata holds the recipe, the seconds of training and the test results.
@@ -204,17 +215,23 @@ def train(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     with distributed.process_group(_known_device(device)) as own_device:
-        return _train(recipe, data, Path(out), resume, progress, own_device)
+        return _train(recipe, data, Path(out), resume, progress, own_device, network)
 
 
 def _train(
-    recipe: Recipe, data: str | Path | None, out: Path, resume: bool, progress: bool, device: torch.device
+    recipe: Recipe,
+    data: str | Path | None,
+    out: Path,
+    resume: bool,
+    progress: bool,
+    device: torch.device,
+    network: MakeNetwork | None,
 ) -> Path:
     part = recipe.data
     train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **part.options)
     learned = train_set.description(recipe.task)
     test_set = open_dataset(part.kind, data, False, **_images(part.test_images), like=learned, **part.options)
-    run = _Run(recipe, train_set, device)
+    run = _Run(recipe, train_set, device, network)
     state_path = out / f"{recipe.name}.state"
     if resume and state_path.is_file():
         run.state = restore_state(state_path, recipe, run.model, run.optimiser)
