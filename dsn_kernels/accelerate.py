@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +64,8 @@ def accelerate(
         cuda_graph: on a GPU, replay the launches of a network of `dsn_models` as one CUDA graph, of a GaterNet two:
             True, or the batch sizes to capture; smaller batches are padded to the next.
         example: an input, or a tuple of all arguments, of a model of your own. It is run once: parts that the model
-            does not call as a whole stay in torch, and the spot check compares the whole model's outputs.
+            does not call as a whole stay in torch, and the spot check compares the whole model's outputs. A model
+            that tells its ``example_images``, as one of a checkpoint of ``dsn gate`` does, needs none.
         verify: make the spot check. Backends that play a GPU on the host make none.
 
     Raises:
@@ -101,6 +103,8 @@ def accelerate(
         return fast
     if cuda_graph:
         raise UserError(f"cuda_graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
+    if example is None:
+        example = getattr(model, "example_images", None)
     parts = any(capture.family_of(module) in makers for module in model.modules())
     if isinstance(example, torch.Tensor) and example.dim() == 4 and backend != "auto":
         try:
@@ -110,12 +114,21 @@ def accelerate(
                 raise
         else:
             if captured.gates or not parts:
+                captured = _named_as(model, captured)
                 size = example.shape[2], example.shape[3]
                 whole = CapturedModel(captured, size, capture_at, structure, Target(backend, dtype)).to(device)
                 if verify:
                     check_captured(model, whole, example, dtype, device)
                 return whole
     return _swap_parts(model, makers, dtype, device, example, verify)
+
+
+def _named_as(model: Any, captured: capture.Emitted) -> capture.Emitted:
+    """The gates of a captured model under the one name that it has for all of them, if it tells one."""
+    counts = getattr(model, "gate_counts", None)
+    if not isinstance(counts, Mapping) or [*counts.values()] != [len(captured.gates)]:
+        return captured
+    return dataclasses.replace(captured, gates=[*counts] * len(captured.gates))
 
 
 def _changes_parts_alone(model: nn.Module, family: type[nn.Module]) -> bool:

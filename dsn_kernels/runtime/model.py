@@ -96,9 +96,19 @@ class CapturedModel(Fixed):
         return out.logits[:, first : first + count].view(len(images), *shape)
 
     @property
+    def runner(self) -> Any:
+        """What runs images of the first size."""
+        return next(iter(self.runners.values()))
+
+    @property
     def graph(self) -> Graph:
         """What is run for images of the first size, with tensors that have a shape alone."""
-        return next(iter(self.runners.values())).graph  # type: ignore[no-any-return,union-attr,return-value]
+        return self.runner.graph  # type: ignore[no-any-return]
+
+    @property
+    def parts(self) -> dict[str, CapturedModel]:
+        """What holds a graph: this alone. As of a network of the zoo, of which a timeline is made."""
+        return {"": self}
 
     @property
     def last_gates(self) -> dict[str, Tensor]:

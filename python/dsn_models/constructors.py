@@ -1,4 +1,4 @@
-"""Networks of other people's that were made to skip: from the name of their constructor, their weights and what is gated.
+"""Networks of other people's that were made to skip: from their constructor's name, their weights and what is gated.
 
 A checkpoint of such a network names the function that constructs it. That function is code, and the file may come from
 anywhere: nothing is imported that the user has not named too.
@@ -94,7 +94,9 @@ def construct(arch: str, options: Mapping[str, Any]) -> nn.Module:
         module = importlib.import_module(module_name)
     except Exception as error:  # the module is anybody's and may fail in any way
         reason = _reason(error)
-        raise UserError(f"arch is {arch!r}, but {module_name} cannot be imported ({reason}); install or fix it") from error
+        raise UserError(
+            f"arch is {arch!r}, but {module_name} cannot be imported ({reason}); install or fix it"
+        ) from error
     try:
         function = getattr(module, name)
     except AttributeError:
@@ -107,9 +109,13 @@ def construct(arch: str, options: Mapping[str, Any]) -> nn.Module:
         network = function(**{key: _as_tuple(value) for key, value in options.items()})
     except Exception as error:
         told = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise UserError(f"{arch} fails when called with ({told}): {_reason(error)}; give its arguments as options") from error
+        raise UserError(
+            f"{arch} fails when called with ({told}): {_reason(error)}; give its arguments as options"
+        ) from error
     if not isinstance(network, nn.Module):
-        raise UserError(f"{arch} returns a {type(network).__name__}; expected a function that returns a torch.nn.Module")
+        raise UserError(
+            f"{arch} returns a {type(network).__name__}; expected a function that returns a torch.nn.Module"
+        )
     return network.float().eval()
 
 
@@ -141,7 +147,9 @@ def check_permitted(arch: str, permitted: str | Sequence[str] | None, where: str
             f"{where} holds a network that {arch} constructs, which is code and was not imported; if you trust that "
             f"code, name it: --arch {arch}, in Python load(..., arch={arch!r})"
         )
-    raise UserError(f"{where} holds a network that {arch} constructs; --arch names {', '.join(names)}, nothing was imported")
+    raise UserError(
+        f"{where} holds a network that {arch} constructs; --arch names {', '.join(names)}, nothing was imported"
+    )
 
 
 @torch.no_grad()
@@ -162,7 +170,9 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], whose: str, w
     places = {bare(key): key for key in own}
     if len(places) < len(own):
         twice = next(key for key in own if places[bare(key)] != key)
-        raise UserError(f"{whose} has two tensors whose names are alike but for a wrapper's, such as {twice}; rename one")
+        raise UserError(
+            f"{whose} has two tensors whose names are alike but for a wrapper's, such as {twice}; rename one"
+        )
     missing = [key for name, key in places.items() if name not in weights and not key.endswith(COUNTER)]
     left = [key for key in weights if key not in places and not key.endswith(COUNTER)]
     absent = {*missing}
@@ -209,7 +219,9 @@ def gate_constructed(
         with torch.no_grad():
             logits = network(example[:1])
     except Exception as error:
-        raise UserError(f"{arch} constructs a network that fails on images {[*example.shape[1:]]}: {_reason(error)}") from error
+        raise UserError(
+            f"{arch} constructs a network that fails on images {[*example.shape[1:]]}: {_reason(error)}"
+        ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         given = [*logits.shape] if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"{arch} constructs a network that gives {given} for one image; expected logits [1, classes]")

@@ -32,7 +32,6 @@ from . import (
 )
 from .errors import UserError
 
-
 Configuration = TypeVar("Configuration")
 
 

@@ -20,11 +20,11 @@ from ..checkpoints import check, save
 from ..data import CoarseFineDataset, open_dataset
 from ..errors import UserError
 from ..selection import set_compute
+from .interruption import BetweenSteps, Interrupted
 from .objectives import Objective, make_objective
 from .recipe import Recipe, load_recipe
 from .schedule import Span, make_optimiser, make_scheduler, spans
 from .state import RunState, restore_state, save_state
-
 
 # From the training data to the network that a recipe of no zoo model trains.
 MakeNetwork = Callable[[CoarseFineDataset], nn.Module]
@@ -112,8 +112,12 @@ class _Run:
         labels = {"coarse": coarse.to(self.device), "fine": fine.to(self.device)}
         return images.to(self.device).contiguous(memory_format=self.memory_format), labels
 
-    def epoch(self, bar: Progress) -> dict[str, float]:
-        """One epoch, its order of images a function of seed and epoch alone. Returns the means over its steps."""
+    def epoch(self, bar: Progress, interruption: BetweenSteps) -> dict[str, float]:
+        """One epoch, its order of images a function of seed and epoch alone. Returns the means over its steps.
+
+        Raises:
+            Interrupted: by Ctrl-C between two steps, where the objective lets the run go on within an epoch.
+        """
         recipe, state, dataset = self.recipe, self.state, self.train_set
         started = time.monotonic()
         span = self.span()
@@ -133,11 +137,12 @@ class _Run:
             step = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + state.epoch)
         order = torch.randperm(len(dataset), generator=generator)
-        steps = min(self.steps_per_epoch, span.last - state.step)
-        totals: dict[str, float] = {}
+        steps = min(self.steps_per_epoch, span.last - (state.step - state.position))
+        totals, begun = state.totals, state.position
+        state.totals, state.position = {}, 0
         epochs = math.ceil(self.spans[-1].last / self.steps_per_epoch)
-        task = bar.add_task(f"epoch {state.epoch + 1}/{epochs}", total=steps, loss=math.nan)
-        for i in range(steps):
+        task = bar.add_task(f"epoch {state.epoch + 1}/{epochs}", total=steps, completed=begun, loss=math.nan)
+        for i in range(begun, steps):
             images, labels = self._batch(order, i)
             self.objective.progress = (state.step - span.first) / (span.last - span.first)
             loss, facts = step(images, labels, span.phase.name)
@@ -154,6 +159,10 @@ class _Run:
             for key, value in facts.items():
                 totals[key] = totals.get(key, 0.0) + value / steps
             bar.update(task, advance=1, loss=loss.item())
+            if interruption.asked and i + 1 < steps:
+                state.schedule, state.position, state.totals = scheduler.state_dict(), i + 1, totals
+                state.seconds += time.monotonic() - started
+                raise Interrupted
         bar.remove_task(task)
         state.schedule = scheduler.state_dict()
         state.epoch += 1
@@ -191,7 +200,8 @@ def train(
 
     After each epoch the complete state goes to ``out/NAME.state``, and scalars to ``out/tensorboard`` if TensorBoard is
     installed. An interrupted run (Ctrl-C raises ``KeyboardInterrupt`` after the files are closed) is resumed by the
-    same call and ends at the same weights as one that was not interrupted; the epoch in which it stopped is done again.
+    same call and ends at the same weights as one that was not interrupted. The epoch in which it stopped is done again,
+    but for a network of the user's: there Ctrl-C keeps the state of the step at hand too.
 
     Under ``torchrun`` the processes share each batch: the result is that of one process, up to rounding. The first one
     writes the files.
@@ -252,7 +262,14 @@ def _train(
         if writer is not None:
             stack.callback(writer.close)
         while not run.finished:
-            totals = run.epoch(bar)
+            try:
+                with BetweenSteps(
+                    run.objective.resumes_within_epochs and distributed.world_size() == 1
+                ) as interruption:
+                    totals = run.epoch(bar, interruption)
+            except Interrupted:
+                save_state(state_path, recipe, run.model, run.optimiser, run.state)
+                raise
             check(run.model)
             state = run.state
             if writer is not None:
@@ -262,6 +279,8 @@ def _train(
             if first:
                 save_state(state_path, recipe, run.model, run.optimiser, state)
             console.print(f"epoch {state.epoch}  {state.seconds:.0f} s  {_describe(totals)}")
+            if interruption.asked:
+                raise KeyboardInterrupt
     checkpoint = out / f"{recipe.name}.safetensors"
     if first:
         run.model.eval()

@@ -25,6 +25,7 @@ class ConstructedObjective(SingleTaskObjective):
     """
 
     tables: ClassVar[tuple[str, ...]] = ("gating", "policy")
+    resumes_within_epochs: ClassVar[bool] = True
 
     @torch.no_grad()
     def check(self, model: Any, dataset: CoarseFineDataset) -> None:
