@@ -44,6 +44,7 @@ class CapturedModel(Fixed):
         capture: captures it for others.
         structure: how the model structures its outputs.
         target: what the plans run on.
+        gates: a name for all gates; without, each has that of its module.
 
     Args of ``forward``:
         inputs: the model's, each [B, ...], of float32 or the target's dtype. Of other shapes than the first, the
@@ -58,11 +59,19 @@ class CapturedModel(Fixed):
 
     thresholds: Tensor
 
-    def __init__(self, first: Captured, shapes: Shapes, capture: Capture, structure: TreeSpec, target: Target) -> None:
+    def __init__(
+        self,
+        first: Captured,
+        shapes: Shapes,
+        capture: Capture,
+        structure: TreeSpec,
+        target: Target,
+        gates: str | None = None,
+    ) -> None:
         super().__init__()
         self.target, self._structure = target, structure
         self._capture: Capture | None = capture
-        self._columns = [name for plan in first.plans for name in plan.emitted.gates]
+        self._columns = [gates or name for plan in first.plans for name in plan.emitted.gates]
         self.layers: dict[str, int] = dict(Counter(self._columns))
         limits = [limit for plan in first.plans for limit in plan.emitted.thresholds]
         self.register_buffer("thresholds", torch.tensor(limits, dtype=torch.float32), persistent=False)
@@ -89,9 +98,10 @@ class CapturedModel(Fixed):
         return tree_unflatten(outputs, self._structure)
 
     @property
-    def graphs(self) -> list[Graph]:
-        """Of each plan, for tensors of the first shapes; its own tensors have a shape alone."""
-        return self._first.graphs
+    def parts(self) -> dict[str, _Plan]:
+        """What holds a graph, in the order in which it runs: the plans, for tensors of the first shapes."""
+        plans = [section for section in self._first.sections if isinstance(section, _Plan)]
+        return {f"plan {i}" if len(plans) > 1 else "": plan for i, plan in enumerate(plans)}
 
     @property
     def last_gates(self) -> dict[str, Tensor]:
@@ -239,10 +249,6 @@ class _Network(nn.Module):
             else:
                 sections.append(_Torch(section))
         self.sections = nn.ModuleList(sections)
-
-    @property
-    def graphs(self) -> list[Graph]:
-        return [section.graph for section in self.sections if isinstance(section, _Plan)]
 
     def forward(
         self, inputs: Sequence[Tensor], limits: Tensor, forced: Tensor | None
