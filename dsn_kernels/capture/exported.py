@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,8 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
     inputs = tuple(x.new_zeros(_EXAMPLE, *x.shape[1:]) for x in example)
     sizes = [{0: torch.export.Dim.AUTO} for _ in inputs]
     takes_any = any(p.kind == p.VAR_POSITIONAL for p in _parameters(model))
+    logged = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # torch logs a traceback of what is then raised
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -123,6 +126,7 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{type(model).__name__} cannot be captured by torch.export: {reason.strip()}") from error
     finally:
+        logging.disable(logged)
         for module, was in training.items():
             module.training = was
 

@@ -60,7 +60,7 @@ def decide_first(program: Program) -> None:
     """Brings values into an order in which a gate, and what stands where it is shut, are known before anything that
     only it lets run: that writes over what stands there."""
     gating = Gating(program)
-    ahead = {gating.first[where]: (where.inputs[0], where.inputs[2]) for where in gating.regions}
+    ahead = {gating.first[where]: (where.inputs[0], where.inputs[2]) for where in gating.governed}
     ordered: dict[Value, None] = {}
 
     def visit(value: Value) -> None:
