@@ -276,8 +276,8 @@ class _Reader:
             given = self.known[node]
             gate = isinstance(given, Value) and given.op == "open" and self._origin(node) is node
             single = (isinstance(given, (Value, Tensor)) and not gate) or node not in self.level
-            users = [user for user in node.users if self.level.get(user) != self.level.get(node)]
-            if not single and users and all(user.op != "placeholder" for user in users):
+            leaves = any(user in self.level and self.level[user] != self.level.get(node) for user in node.users)
+            if not single and (leaves or node in self.outputs):
                 self.refused[node] = f"torch reads {'a gate' if gate else 'several tensors'} of it"
 
     def _refuse_small_plans(self) -> None:
