@@ -64,7 +64,8 @@ def accelerate(
         cuda_graph: on a GPU, replay the launches of a network of `dsn_models` as one CUDA graph, of a GaterNet two:
             True, or the batch sizes to capture; smaller batches are padded to the next.
         example: an input, or a tuple of all arguments, of a model of your own. It is run once: parts that the model
-            does not call as a whole stay in torch, and the spot check compares the whole model's outputs.
+            does not call as a whole stay in torch, and the spot check compares the whole model's outputs. A model
+            that tells its ``example_images``, as one of a checkpoint of ``dsn gate`` does, needs none.
         strict: refuse a model of your own if torch would compute a part of it.
         verify: make the spot check. Backends that play a GPU on the host make none.
 
@@ -103,6 +104,8 @@ def accelerate(
         return fast
     if cuda_graph:
         raise UserError(f"cuda_graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
+    if example is None:
+        example = getattr(model, "example_images", None)
     parts = any(capture.family_of(module) in makers for module in model.modules())
     inputs = example if isinstance(example, tuple) else () if example is None else (example,)
     if inputs and all(isinstance(x, torch.Tensor) and x.dim() > 1 for x in inputs) and backend != "auto":
@@ -112,16 +115,25 @@ def accelerate(
             if not parts:
                 raise
         else:
-            gated = any(plan.emitted.gates for plan in captured.plans)
-            if captured.plans and (gated or not parts):
+            gates = sum(len(plan.emitted.gates) for plan in captured.plans)
+            if captured.plans and (gates or not parts):
                 shapes = tuple(tuple(x.shape[1:]) for x in inputs)
-                whole = CapturedModel(captured, shapes, capture_at, structure, Target(backend, dtype)).to(device)
+                own = Target(backend, dtype)
+                whole = CapturedModel(captured, shapes, capture_at, structure, own, _gates_name(model, gates)).to(
+                    device
+                )
                 if strict and whole.kernel_share < 1:
                     raise UserError(f"strict: {whole.summary().splitlines()[-1]}; torch would compute the rest")
                 if verify:
                     check_captured(model, whole, inputs, dtype, device)
                 return whole
     return _swap_parts(model, makers, dtype, device, example, verify)
+
+
+def _gates_name(model: Any, gates: int) -> str | None:
+    """The one name that a model has for all of its gates, if it tells one."""
+    counts = getattr(model, "gate_counts", None)
+    return next(iter(counts)) if isinstance(counts, Mapping) and [*counts.values()] == [gates] else None
 
 
 def _changes_parts_alone(model: nn.Module, family: type[nn.Module]) -> bool:

@@ -72,7 +72,7 @@ KINDS = {
         "gaternet-densenet-100-12",
         {"backbone_options": {"block_layers": (2, 1)}, **_GATER},
     ),
-    "windows": Kind(("resample", "conv2d"), "lenet", {"image_size": 16}),
+    "windows": Kind(("resample", "conv2d", "pointwise"), "lenet", {"image_size": 16}),
 }
 
 

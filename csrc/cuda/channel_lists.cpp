@@ -90,7 +90,7 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
       write(live[in.dst], in.out_offset, found);
     }
     if ((in.op == Op::kPointwise || in.op == Op::kUpsample) && in.src != in.dst && !(in.flags & kAccumulate))
-      write(live[in.dst], in.out_offset, {run_of(in.in_channels, -1)});
+      write(live[in.dst], in.out_offset, {range_of(in.in_channels, -1)});
     if (in.op != Op::kConv2d) {
       const bool keeps = in.out_offset > 0 || in.only_if >= 0;  // some of what was there
       if (has(in.op, kPlain) && in.dst >= 0)

@@ -235,9 +235,15 @@ __device__ inline void write_conv(const Conv2dParams& p, const ConvWork& work, i
   }
 }
 
+// Blocks of a multiprocessor for which registers must suffice.
+template <class T, int kNt, bool kPlain>
+constexpr int kConvBlocks =
+    conv_residency(sizeof(T), kNt) <= kMostGeneralBlocks || kPlain ? conv_residency(sizeof(T), kNt)
+                                                                   : kMostGeneralBlocks;
+
 // kPlain: one product, and nothing or ReLU follows it; else blockIdx.y is the product.
 template <class T, int kNt, bool kPlain>
-__global__ void __launch_bounds__(kThreads, conv_residency(sizeof(T), kNt))
+__global__ void __launch_bounds__(kThreads, (kConvBlocks<T, kNt, kPlain>))
     conv2d_kernel(const __grid_constant__ Conv2dParams p) {
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();

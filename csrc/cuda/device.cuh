@@ -29,6 +29,13 @@ constexpr int kLeastBlocks = 0, kLeastWideBlocks = 0;
 constexpr int kLeastBlocks = 1, kLeastWideBlocks = __CUDA_ARCH__ >= 1000;
 #endif
 
+// Likewise of the convolutions that are not plain: before sm_80 two blocks of theirs would spill.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr int kMostGeneralBlocks = 2;
+#else
+constexpr int kMostGeneralBlocks = 1;
+#endif
+
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 constexpr bool kHasClusters = true;
 #else

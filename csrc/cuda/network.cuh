@@ -162,10 +162,8 @@ class NetworkRun {
   void resident_bottleneck(const BottleneckRun& run);
   Chosen chosen(const Listed& listed) const;
   Map map_of(int64_t buffer) const;
-  float* pooled(int64_t buffer) const {
-    return reinterpret_cast<float*>(call_.workspace + s_.states[buffer].pooled_at);
-  }
-  int32_t positions(int64_t buffer) const { return static_cast<int32_t>(s_.states[buffer].channels.groups() * kGroup); }
+  float* pooled(int64_t buffer) const;
+  int32_t positions(int64_t buffer) const;
   int64_t* order() const { return reinterpret_cast<int64_t*>(call_.workspace + s_.order_at); }
   int32_t* alike() const { return reinterpret_cast<int32_t*>(call_.workspace + s_.alike_at); }
   unsigned long long* gate_words(int64_t gate) const {

@@ -13,6 +13,16 @@ Map NetworkRun<T>::map_of(int64_t buffer) const {
           static_cast<int32_t>(map.width), static_cast<int32_t>(map.height)};
 }
 
+// A buffer's pooled vector, [B][positions].
+template <class T>
+float* NetworkRun<T>::pooled(int64_t buffer) const {
+  return reinterpret_cast<float*>(call_.workspace + s_.states[buffer].pooled_at);
+}
+template <class T>
+int32_t NetworkRun<T>::positions(int64_t buffer) const {
+  return static_cast<int32_t>(s_.states[buffer].channels.groups() * kGroup);
+}
+
 template <class T>
 void NetworkRun<T>::filter_lists() {
   for (size_t first = 0; first < s_.lists.size();) {

@@ -67,6 +67,7 @@ struct Instruction {
   // The buffer whose stream it belongs to.
   int64_t home() const { return dst >= 0 ? dst : src; }
   bool normalises() const { return has(op, kNormalises) || flags & kNormalise; }
+  int64_t written_channels() const { return out_channels ? out_channels : in_channels; }
   // Its layers where each is a step of its own.
   int64_t inner_steps() const { return has(op, kLayered) ? layers : 0; }
 };

@@ -2,6 +2,7 @@
 
 from . import dense, gaternet, gradual, inception, lenet, residual, shake  # noqa: F401  (each tells its families)
 from .canonical import canonical, overrides
+from .emit import Emitted
 from .exported import capture_model
 from .network import Captured, capture
 from .parts import ChosenConv2d, ResidualUnits, capture_part, decides
@@ -12,6 +13,7 @@ __all__ = [
     "Captured",
     "Chosen",
     "ChosenConv2d",
+    "Emitted",
     "Family",
     "ResidualUnits",
     "canonical",

@@ -7,8 +7,8 @@ from math import prod
 from typing import Any
 
 from .. import graph as g
+from .gating import Gating, decide_first, gate_of
 from .placing import Place, Places
-from .regions import Gating, decide_first, gate_of
 from .values import Program, Shape, Value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch.utils._pytree import TreeSpec
 from dsn_models.errors import UserError
 
 from .emit import Emitted, emit
-from .regions import Gating
+from .gating import Gating
 from .simplify import simplify
 from .translate import Foreign, gate_words, module_of, sample_shape, translate
 from .values import Program, Value
@@ -27,7 +28,7 @@ from .values import Program, Value
 _EXAMPLE = 3  # samples with which a network is exported: a number that it is unlikely to fix
 
 
-class PlanStep(NamedTuple):
+class PlanSection(NamedTuple):
     """A graph, and the names of the tensors that it takes, that open gates of it and that it gives."""
 
     emitted: Emitted
@@ -36,7 +37,7 @@ class PlanStep(NamedTuple):
     gives: list[str]
 
 
-class TorchStep(NamedTuple):
+class TorchSection(NamedTuple):
     """What torch computes: a module from the batch's size and the tensors ``takes`` to the tuple ``gives``.
 
     Attributes:
@@ -56,18 +57,18 @@ class Captured:
     """A network: what is computed one after another, by names of tensors.
 
     Attributes:
-        steps: of plans and of torch.
+        sections: of plans and of torch.
         takes: the network's own inputs.
         gives: its outputs.
     """
 
-    steps: list[PlanStep | TorchStep]
+    sections: list[PlanSection | TorchSection]
     takes: list[str]
     gives: list[str]
 
     @property
-    def plans(self) -> list[PlanStep]:
-        return [step for step in self.steps if isinstance(step, PlanStep)]
+    def plans(self) -> list[PlanSection]:
+        return [section for section in self.sections if isinstance(section, PlanSection)]
 
 
 def capture_model(
@@ -113,18 +114,51 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
     inputs = tuple(x.new_zeros(_EXAMPLE, *x.shape[1:]) for x in example)
     sizes = [{0: torch.export.Dim.AUTO} for _ in inputs]
     takes_any = any(p.kind == p.VAR_POSITIONAL for p in _parameters(model))
+    logged = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # torch logs a traceback of what is then raised
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             dynamic: Any = {"args": tuple(sizes)} if takes_any else tuple(sizes)
             program = torch.export.export(model.eval(), inputs, strict=False, dynamic_shapes=dynamic)
-            return program.run_decompositions({})
+            return program if _functionalise(program.graph) else program.run_decompositions({})
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{type(model).__name__} cannot be captured by torch.export: {reason.strip()}") from error
     finally:
+        logging.disable(logged)
         for module, was in training.items():
             module.training = was
+
+
+# What may give another view of the tensor that it reads.
+_VIEWS = (
+    "view", "reshape", "flatten", "squeeze", "unsqueeze", "select", "slice", "split", "chunk", "narrow", "permute", "t",
+    "transpose", "expand", "getitem", "unbind", "detach", "alias", "contiguous", "to", "dropout", "clone", "as_strided",
+)  # fmt: skip
+
+
+def _functionalise(graph: fx.Graph) -> bool:
+    """Puts operations that give a new tensor in the place of those that work in place; says whether that is all there
+    is to it. It is not where another name of the tensor is changed too: then torch has to sort it out, which takes as
+    long as the export.
+    """
+    at = {node: i for i, node in enumerate(graph.nodes)}
+    changing = [node for node in graph.nodes if getattr(getattr(node.target, "_schema", None), "is_mutable", False)]
+    for node in changing:
+        changed, name = node.args[0], node.target._opname  # type: ignore[union-attr]
+        plain = getattr(torch.ops.aten, name.rstrip("_"), None)
+        names = [n for n in (changed, *changed.users) if n is not node] if isinstance(changed, fx.Node) else []
+        known = plain is not None and name == f"{plain._qualified_op_name.split('::')[1]}_"
+        if not known or not names or changed.op == "placeholder" or any(_opname(n) in _VIEWS for n in names):
+            return False
+        changed.replace_all_uses_with(node, lambda user, own=node: at[user] > at[own])
+        node.target = getattr(plain, node.target._overloadname)  # type: ignore[union-attr]
+    return True
+
+
+def _opname(node: fx.Node) -> str:
+    return getattr(node.target, "_opname", getattr(node.target, "__name__", "")).rstrip("_")
 
 
 def _parameters(model: nn.Module) -> list[Any]:
@@ -132,7 +166,7 @@ def _parameters(model: nn.Module) -> list[Any]:
 
 
 def read(exported: ExportedProgram) -> Captured:
-    """The steps of an exported program.
+    """The sections of an exported program.
 
     Raises:
         UserError: its batch is of one size alone, or a gate governs what torch computes.
@@ -179,6 +213,7 @@ class _Reader:
         self.outputs: list[fx.Node] = []
         constants = {**exported.state_dict, **exported.constants}
         kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+        exported.graph.eliminate_dead_code()
         for node in exported.graph.nodes:
             if node.op == "placeholder":
                 if kinds[node.name].kind == InputKind.USER_INPUT:
@@ -241,8 +276,8 @@ class _Reader:
             given = self.known[node]
             gate = isinstance(given, Value) and given.op == "open" and self._origin(node) is node
             single = (isinstance(given, (Value, Tensor)) and not gate) or node not in self.level
-            users = [user for user in node.users if self.level.get(user) != self.level.get(node)]
-            if not single and users and all(user.op != "placeholder" for user in users):
+            leaves = any(user in self.level and self.level[user] != self.level.get(node) for user in node.users)
+            if not single and (leaves or node in self.outputs):
                 self.refused[node] = f"torch reads {'a gate' if gate else 'several tensors'} of it"
 
     def _refuse_small_plans(self) -> None:
@@ -253,12 +288,12 @@ class _Reader:
                 self.refused[node] = "there is no convolution beside it"
 
     def captured(self) -> Captured:
-        steps: list[PlanStep | TorchStep] = []
+        sections: list[PlanSection | TorchSection] = []
         for level in sorted({*self.levels, *(n for n in self.level.values() if n >= 0)}):
-            step = self._plan(level) if level % 2 == 0 else self._torch(level)
-            if step is not None:
-                steps.append(step)
-        return Captured(steps, [n.name for n in self.inputs], [self._origin(n).name for n in self.outputs])
+            section = self._plan(level) if level % 2 == 0 else self._torch(level)
+            if section is not None:
+                sections.append(section)
+        return Captured(sections, [n.name for n in self.inputs], [self._origin(n).name for n in self.outputs])
 
     def _origin(self, node: fx.Node) -> fx.Node:
         """The node whose tensor another passes on as it is."""
@@ -276,7 +311,7 @@ class _Reader:
         wanted = {self._origin(node) for node in self.outputs}
         return [node for node in own if node in wanted or passed.get(node, {level}) != {level}]
 
-    def _plan(self, level: int) -> PlanStep | None:
+    def _plan(self, level: int) -> PlanSection | None:
         at, leaving = self._at(level), [n for n in self._leaving(level) if isinstance(self.known[n], Value)]
         if not leaving:
             return None
@@ -293,18 +328,18 @@ class _Reader:
         emitted = emit(program)
         self._refuse_lost_gates(program)
         given = [self._origin(entered[gate]).name for _, _, gate in emitted.given]
-        return PlanStep(emitted, takes, given, [node.name for node in leaving])
+        return PlanSection(emitted, takes, given, [node.name for node in leaving])
 
     def _refuse_lost_gates(self, program: Program) -> None:
         """All that a gate governs must be in its own plan: elsewhere it would run whatever the gate says."""
         own = {self._at(0).entered.get(node) for node in self.inputs}
-        for where, governed in Gating(program).regions.items():
+        for where, governed in Gating(program).governed.items():
             if any(not value.inputs and value not in own for value in governed):
                 raise UserError(
                     f"{where.where or 'where_open'}: torch computes a part of what its gate governs; {_LOST}"
                 )
 
-    def _torch(self, level: int) -> TorchStep | None:
+    def _torch(self, level: int) -> TorchSection | None:
         nodes, leaving = self._at(level).nodes, self._leaving(level)
         for node in nodes:
             if getattr(node.target, "namespace", "") == "dsn":
@@ -339,7 +374,7 @@ class _Reader:
         reasons = [self.reasons.get(node) or self.foreign.get(node, "") for node in nodes]
         module = fx.GraphModule(root, graph)
         macs = sum(map(_macs, nodes))
-        return TorchStep(module, takes, [node.name for node in leaving], [r for r in reasons if r], macs)
+        return TorchSection(module, takes, [node.name for node in leaving], [r for r in reasons if r], macs)
 
 
 _LOST = "a gate would be lost: run the model itself (backend='reference'), or replace what no kernel has"

@@ -204,8 +204,11 @@ class Places:
     def _take(self, value: Value, place: Place, over: Value, when: int, *allowed: Value) -> bool:
         """Puts a value where ``over`` is to lie, which overwrites it from ``when`` on; says whether it lies there.
 
-        ``allowed`` are the values whose reading it then may go on: they read before they write.
+        ``allowed`` are the values whose reading it then may go on: they read before they write. What is written over
+        one that lacks channels would be lacking too, so it is copied.
         """
+        if value.may_lack:
+            return False
         if self.of.get(value) == place:  # a gate's choice that lies there too finds it as it was
             chosen = [v for v, p in self.of.items() if v.op == "where" and p == place]
             if any(self.at[r] >= when and r is not over and r not in (*allowed, *chosen) for r in self._readers(value)):

@@ -175,7 +175,8 @@ def _take_in_norms(program: Program) -> None:
 
 def _takes_norm(reader: Value, value: Value) -> bool:
     plain = reader.op == "conv" and reader.groups == 1 and reader.before is None
-    return plain and reader.source is value and reader.inputs.count(value) == 1
+    served = not value.source.may_lack or (reader.window is not None and reader.window.taps == 1)
+    return plain and served and reader.source is value and reader.inputs.count(value) == 1
 
 
 def _tensor(x: Tensor | None) -> Tensor:

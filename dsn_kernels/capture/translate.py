@@ -481,6 +481,14 @@ def _slice(call: Call, x: Any, dim: int = 0, start: Any = None, end: Any = None,
     return call.make("slice", x, number=first + x.channels if first < 0 else first)
 
 
+@_translates("slice_scatter.default")
+def _slice_scatter(call: Call, x: Any, part: Any, *_: Any) -> Value:
+    x, part = _value(x, (1, 3)), _value(part, (1, 3))
+    if part.shape != x.shape:
+        raise Foreign("it overwrites a part of a map")
+    return part
+
+
 @_translates("select.int")
 def _select(call: Call, x: Any, dim: int, index: int) -> Value:
     x = _value(x, (1,))
@@ -516,8 +524,14 @@ def _view(call: Call, x: Any, *_: Any) -> Any:
     raise Foreign(f"it makes {list(call.shape)} of {list(x.shape)}")
 
 
-@_translates("clone.default", "alias.default", "contiguous.default", "dropout.default", "detach.default",
-             "lift_fresh_copy.default", "detach_.default", "feature_dropout.default")  # fmt: skip
+@_translates("dropout.default", "feature_dropout.default")
+def _dropout(call: Call, x: Any, p: float, train: bool) -> Any:
+    if train and p > 0:
+        raise Foreign("it drops values in evaluation too")
+    return x
+
+
+@_translates("clone.default", "alias.default", "contiguous.default", "detach.default", "lift_fresh_copy.default")
 def _identity(call: Call, x: Any, *_: Any, **__: Any) -> Any:
     return x
 

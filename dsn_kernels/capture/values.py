@@ -56,6 +56,13 @@ class Value:
         return prod(self.shape[1:]) == 1
 
     @property
+    def may_lack(self) -> bool:
+        """Whether some of its channels may hold no data where it lies: a mask chose the filters that leave them."""
+        if self.op in ("slice", "cat", "max_pool", "avg_pool"):
+            return any(read.may_lack for read in self.inputs)
+        return self.op == "conv" and len(self.inputs) > 1
+
+    @property
     def source(self) -> Value:
         return self.inputs[0]
 

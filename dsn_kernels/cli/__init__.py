@@ -1,4 +1,4 @@
-"""The ``dsn`` command: demo, train, eval, bench, timeline, sweep, report, convert, info."""
+"""The ``dsn`` command: demo, train, gate, eval, bench, timeline, sweep, report, convert, info."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsn_models.distributed import is_first
 from dsn_models.lettering import printable
 
 from ..measure.bench import WrongAnswer
-from . import bench, convert, demo, evaluate, info, report, streams, sweep, timeline, train
+from . import bench, convert, demo, evaluate, gate, info, report, streams, sweep, timeline, train
 
 app = typer.Typer(
     name="dsn",
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("gate")(gate.gate)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("timeline")(timeline.timeline)

@@ -24,6 +24,7 @@ from ..measure.serving import Load, under_load
 from ..report.plots import check_picture, load_figure, picture
 from .common import (
     SEEDS,
+    ArchOption,
     JsonOption,
     PinOption,
     SecondsOption,
@@ -169,6 +170,7 @@ def bench(
         str,
         typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.", show_default=False),
     ] = "",
+    arch: ArchOption = None,
     device: Annotated[str, typer.Option(help="cpu; with --tune a GPU.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16.")] = "float32",
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,64",
@@ -224,10 +226,10 @@ def bench(
     if device != "cpu":
         raise UserError(f"device is {device!r}; expected cpu, the one that this build has kernels for")
     options = parse_options(option or [])
-    network, metadata = load_model(model, seed, options)
+    network, metadata = load_model(model, seed, options, arch)
     if not Path(model).exists() and "trained" in split(gates):
         raise UserError(f"gates trained: {model} has random weights; expected a checkpoint")
-    other = None if baseline_model is None else load_model(baseline_model, seed)[0]
+    other = None if baseline_model is None else load_model(baseline_model, seed, arch=arch)[0]
     chosen = split(gates) or (["open", "random:0.5"] if gate_counts(network) else ["open"])
     settings = BenchSettings(
         batches=list(dict.fromkeys(_integers(batch, "batch"))),

@@ -46,7 +46,18 @@ PinOption = Annotated[
     str | None, typer.Option(metavar="CORES", help="Stay on these cores, such as 0,2-3, with a thread on each.")
 ]
 
-CheckpointArgument = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint written by dsn train.")]
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CKPT", help="A checkpoint written by dsn train or dsn gate.")
+]
+ArchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        envvar="DSN_ARCH",
+        metavar="PKG.MODULE:FUNCTION",
+        help="What may construct the network of a checkpoint of dsn gate; several with commas.",
+    ),
+]
 DataOption = Annotated[Path | None, typer.Option(help="Folder that holds the data.")]
 KindOption = Annotated[
     str | None, typer.Option(help=f"Of the data: {', '.join(KINDS)}; what it was trained on if not given.")

@@ -54,7 +54,7 @@ def convert_command(
             raise UserError(
                 "--model, --classes, --mean and --std are for reading released weights; leave them out with --to"
             )
-    given = _given(mean, std)
+    given = given_normalisation(mean, std)
     check_writable(out)
     check_writable(json, weights=False)
     if out.exists() and source.exists() and out.samefile(source):
@@ -88,7 +88,7 @@ def _told(network: Any, format: str) -> dict[str, Any]:
     return {"format": format, "model": config.name, "classes": config.classes, "parameters": parameters}
 
 
-def _given(mean: str | None, std: str | None) -> Normalisation | None:
+def given_normalisation(mean: str | None, std: str | None) -> Normalisation | None:
     """The normalisation that a user gives.
 
     Raises:

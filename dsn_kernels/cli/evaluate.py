@@ -15,6 +15,7 @@ from dsn_models.dual_skipping import BRANCHES
 
 from .common import (
     MANY,
+    ArchOption,
     CheckpointArgument,
     DataOption,
     JsonOption,
@@ -107,6 +108,7 @@ def difficulty_lines(results: dict[str, Any]) -> list[str]:
 
 def evaluate(
     checkpoint: CheckpointArgument,
+    arch: ArchOption = None,
     data: DataOption = None,
     kind: KindOption = None,
     backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
@@ -130,7 +132,7 @@ def evaluate(
 
     check_writable(json, weights=False)
     set_threads(threads)
-    model, metadata = load_checkpoint(checkpoint)
+    model, metadata = load_checkpoint(checkpoint, arch)
     task = resolve_task(model, metadata, task)
     dataset = open_test_data(model, metadata, kind, data, images)
     check_classes(model, dataset, task)

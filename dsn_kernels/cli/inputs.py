@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from dsn_models.data import CoarseFineDataset, open_dataset
 
 from ..measure.bench import Images
 from ..measure.records import Labelled, read, tasks_of
-from .common import console
+from .common import console, split
 
 
 def load_model(
-    source: str, seed: int = 0, options: Mapping[str, Any] | None = None
+    source: str, seed: int = 0, options: Mapping[str, Any] | None = None, arch: str | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A checkpoint's model and metadata, or a zoo model with random weights and ``{}``.
 
@@ -27,6 +28,7 @@ def load_model(
         source: file or zoo name.
         seed: of random weights.
         options: of a zoo model's configuration.
+        arch: constructors that a checkpoint may have imported, with commas between them.
 
     Raises:
         UserError: there is neither a file nor a zoo model of that name, the file is damaged, or it is given options.
@@ -38,7 +40,15 @@ def load_model(
         raise UserError(f"options are for models of the zoo; {source} is none, a checkpoint has its own")
     if not Path(source).exists():
         raise UserError(f"no checkpoint at {source}; expected a file or one of {', '.join(dsn_models.names())}")
-    return dsn_models.load(source), checkpoints.read_metadata(source)
+    import_from_here()
+    return dsn_models.load(source, split(arch or "")), checkpoints.read_metadata(source)
+
+
+def import_from_here() -> None:
+    """Lets a constructor that the user names lie in the working folder, behind whatever is installed."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def open_test_data(
@@ -106,15 +116,19 @@ def test_images(model: Any, metadata: dict[str, Any], kind: str | None, data: Pa
     return lambda batch, n: dataset.batch(torch.arange(n * batch, (n + 1) * batch) % len(dataset))[0]
 
 
-def load_checkpoint(source: str) -> tuple[nn.Module, dict[str, Any]]:
+def load_checkpoint(source: str, arch: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """A checkpoint's model and metadata.
 
+    Args:
+        source: file.
+        arch: constructors that it may have imported, with commas between them.
+
     Raises:
-        UserError: there is no such file, or it is damaged.
+        UserError: there is no such file, it is damaged, or its constructor is not among ``arch``.
     """
     if not Path(source).exists():
         raise UserError(f"no checkpoint at {source}; expected a file written by dsn train")
-    return load_model(source)
+    return load_model(source, arch=arch)
 
 
 def resolve_task(model: Any, metadata: dict[str, Any], task: str | None) -> str:

@@ -16,6 +16,7 @@ from ..report.report import Report
 from ..report.report import report as measure
 from .common import (
     MANY,
+    ArchOption,
     CheckpointArgument,
     DataOption,
     JsonOption,
@@ -82,6 +83,7 @@ def open_in_browser(page: Path) -> None:
 
 def report(
     checkpoint: CheckpointArgument,
+    arch: ArchOption = None,
     data: DataOption = None,
     kind: KindOption = None,
     task: TaskOption = None,
@@ -103,7 +105,7 @@ def report(
     check_targets(out, json, pictures)
     check_known(split(against))
     set_threads(threads)
-    model, metadata = load_checkpoint(checkpoint)
+    model, metadata = load_checkpoint(checkpoint, arch)
     test = read_test_data(model, metadata, kind, data, task, images)
     with steps_shown() as show:
         options: dict[str, Any] = {"sweep_steps": sweep_steps, "seconds": seconds, "against": split(against)}

@@ -22,6 +22,7 @@ from .common import (
     DAY,
     MANY,
     SEEDS,
+    ArchOption,
     CheckpointArgument,
     DataOption,
     JsonOption,
@@ -90,6 +91,7 @@ def pick_lines(picked: dict[str, Any]) -> list[str]:
 
 def sweep(
     checkpoint: CheckpointArgument,
+    arch: ArchOption = None,
     data: DataOption = None,
     kind: KindOption = None,
     task: TaskOption = None,
@@ -117,7 +119,7 @@ def sweep(
         option = "--per-layer" if per_layer else "--out"
         raise UserError(f"{option} is for picked thresholds; expected --budget with it")
     set_threads(threads)
-    model, metadata = load_checkpoint(checkpoint)
+    model, metadata = load_checkpoint(checkpoint, arch)
     test = read_test_data(model, metadata, kind, data, task, images)
     settings = SweepSettings(steps=steps, batch=batch, seconds=seconds, budget=wanted, per_layer=per_layer, seed=seed)
     with steps_shown() as show:

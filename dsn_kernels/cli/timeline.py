@@ -25,6 +25,7 @@ from ..report.timeline_views import document, kinds, rows, timeline_figure, trac
 from .common import (
     MANY,
     SEEDS,
+    ArchOption,
     JsonOption,
     PinOption,
     ThreadsOption,
@@ -76,6 +77,7 @@ def kind_table(timeline: Timeline, title: str, top: int) -> Table:
 
 def timeline(
     model: Annotated[str, typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.")],
+    arch: ArchOption = None,
     batch: Annotated[int, typer.Option(min=1, max=MANY, help="Samples.")] = 8,
     gates: Annotated[str, typer.Option(help="open, shut, trained, paper, random:P or equal:P.")] = "",
     trace_file: Annotated[
@@ -104,7 +106,7 @@ def timeline(
         check_picture(picture_file.suffix.removeprefix("."))
     set_threads(threads, pin)
     network: Any
-    network, metadata = load_model(model, seed, parse_options(option or []))
+    network, metadata = load_model(model, seed, parse_options(option or []), arch)
     trained = Path(model).exists()
     counts = gate_counts(network)
     setting = GateSetting(gates or ("open" if not counts else "trained" if trained else "random:0.5"))

@@ -27,6 +27,7 @@ from ..graph import (
     Transition,
     find_reads,
 )
+from .dense_layers import join_dense_layers
 from .grouping import join_updates
 from .plan import Fields, Plan, fields_of, filled_up
 
@@ -46,7 +47,7 @@ def lower(graph: Graph, bfloat16: bool = False, any_size: bool = False, costs: C
     Raises:
         UserError: a BN-ReLU stands before a 3x3 whose input channels may hold no data.
     """
-    graph = join_updates(graph)
+    graph = join_updates(join_dense_layers(graph))
     lowering = _Lowering(graph, bfloat16, any_size)
     code = [lowering.instruction(node, reads) for node, reads in zip(graph.nodes, find_reads(graph), strict=True)]
     return Plan(graph, code, lowering.packed(), costs=costs)

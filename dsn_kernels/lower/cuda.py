@@ -16,6 +16,7 @@ from .. import _C
 from ..graph import (
     KEEP_ZERO,
     Conv2d,
+    Decide,
     DenseBlock,
     DenseLayer,
     Gate,
@@ -66,6 +67,7 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
     blocks = {node.dst for node in graph.nodes if isinstance(node, DenseBlock)}
     begun: set[int] = set()  # maps of dense blocks that have run
     filled: dict[int, int] = {}  # channels that a map was filled with as a whole
+    decided = {-1}  # gates by which instructions may run
     for node, read in zip(graph.nodes, reads, strict=True):
 
         def serve(fits: bool, found: str, node: Node = node) -> None:
@@ -74,6 +76,10 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
 
         several = isinstance(node, Load) and node.src_offset or isinstance(node, Store) and node.out_offset
         serve(not several, "is of several tensors that enter or leave")
+        serve(node.only_if in decided, "waits for a gate that no gate node decides")
+        if isinstance(node, (Gate, Decide)):
+            count = node.in_channels if isinstance(node, Decide) else 1
+            decided |= {*range(node.first_gate, node.first_gate + count)}
         if isinstance(node, DenseBlock):
             serve(node.dst not in begun, "is the second dense block on one map")
             serve(node.in_channels == filled.get(node.dst), "leaves part of its map out")
@@ -82,7 +88,8 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
             serve(node.dst not in filled, "fills a map that is filled already")
             filled[node.dst] = node.in_channels if isinstance(node, Load) else node.out_channels
         elif not isinstance(node, (Head, Store)):
-            serve(not blocks & {node.src, node.dst}, "reads or writes the state of a dense block")
+            touched = {node.src, node.dst, getattr(node, "factor", -1)}
+            serve(not blocks & touched, "reads or writes the state of a dense block")
             if node.dst >= 0:
                 filled[node.dst] = graph.maps[node.dst].channels
         if isinstance(node, Pool) and node.out_mask >= 0:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from dsn_models.errors import UserError
 
-from ..capture.exported import Captured, PlanStep, TorchStep
+from ..capture.exported import Captured, PlanSection, TorchSection
 from ..graph import Graph, count_macs
 from ..ops import Outputs, refuse_gradients
 from .cuda_graphs import check_forced, check_threshold
@@ -43,6 +44,7 @@ class CapturedModel(Fixed):
         capture: captures it for others.
         structure: how the model structures its outputs.
         target: what the plans run on.
+        gates: a name for all gates; without, each has that of its module.
 
     Args of ``forward``:
         inputs: the model's, each [B, ...], of float32 or the target's dtype. Of other shapes than the first, the
@@ -57,11 +59,19 @@ class CapturedModel(Fixed):
 
     thresholds: Tensor
 
-    def __init__(self, first: Captured, shapes: Shapes, capture: Capture, structure: TreeSpec, target: Target) -> None:
+    def __init__(
+        self,
+        first: Captured,
+        shapes: Shapes,
+        capture: Capture,
+        structure: TreeSpec,
+        target: Target,
+        gates: str | None = None,
+    ) -> None:
         super().__init__()
         self.target, self._structure = target, structure
         self._capture: Capture | None = capture
-        self._columns = [name for plan in first.plans for name in plan.emitted.gates]
+        self._columns = [gates or name for plan in first.plans for name in plan.emitted.gates]
         self.layers: dict[str, int] = dict(Counter(self._columns))
         limits = [limit for plan in first.plans for limit in plan.emitted.thresholds]
         self.register_buffer("thresholds", torch.tensor(limits, dtype=torch.float32), persistent=False)
@@ -88,9 +98,10 @@ class CapturedModel(Fixed):
         return tree_unflatten(outputs, self._structure)
 
     @property
-    def graphs(self) -> list[Graph]:
-        """Of each plan, for tensors of the first shapes; its own tensors have a shape alone."""
-        return self._first.graphs
+    def parts(self) -> dict[str, _Plan]:
+        """What holds a graph, in the order in which it runs: the plans, for tensors of the first shapes."""
+        plans = [section for section in self._first.sections if isinstance(section, _Plan)]
+        return {f"plan {i}" if len(plans) > 1 else "": plan for i, plan in enumerate(plans)}
 
     @property
     def last_gates(self) -> dict[str, Tensor]:
@@ -115,21 +126,21 @@ class CapturedModel(Fixed):
     @property
     def kernel_share(self) -> float:
         """The part of a sample's multiply-accumulates that plans do, all gates open."""
-        other = sum(step.macs for step in self._first.steps if isinstance(step, _Torch))
+        other = sum(section.macs for section in self._first.sections if isinstance(section, _Torch))
         total = self.dense_macs + other
         return self.dense_macs / total if total else 1.0
 
     def summary(self) -> str:
         """What runs in kernels, what in torch and why, and what it costs with all gates open and all shut."""
         lines = []
-        for step in self._first.steps:
-            if isinstance(step, _Plan):
-                macs = f"{step.macs(1) / 1e6:.1f} M multiply-accumulates"
-                lines.append(f"plan on {self.target.backend}: {len(step.graph.nodes)} instructions, {macs}")
+        for section in self._first.sections:
+            if isinstance(section, _Plan):
+                macs = f"{section.macs(1) / 1e6:.1f} M multiply-accumulates"
+                lines.append(f"plan on {self.target.backend}: {len(section.graph.nodes)} instructions, {macs}")
             else:
-                operations = len(step.reasons)
-                lines.append(f"torch: {operations} operations, {step.macs / 1e6:.1f} M multiply-accumulates")
-                lines += [f"  {count} x {why}" for why, count in Counter(step.reasons).most_common(3)]
+                operations = len(section.reasons)
+                lines.append(f"torch: {operations} operations, {section.macs / 1e6:.1f} M multiply-accumulates")
+                lines += [f"  {count} x {why}" for why, count in Counter(section.reasons).most_common(3)]
         lines.append(f"{100 * self.kernel_share:.1f} % of the multiply-accumulates in kernels")
         if self._columns:
             lines.append(f"{self._macs(1) / 1e6:.1f} M with all gates open, {self._macs(0) / 1e6:.1f} M with all shut")
@@ -137,7 +148,7 @@ class CapturedModel(Fixed):
         return "\n".join(lines)
 
     def _macs(self, open: int) -> int:
-        return sum(step.macs(open) for step in self._first.steps if isinstance(step, _Plan))
+        return sum(section.macs(open) for section in self._first.sections if isinstance(section, _Plan))
 
     @property
     def _first(self) -> _Network:
@@ -224,35 +235,31 @@ def _key(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 class _Network(nn.Module):
-    """The steps of a captured network for tensors of certain shapes."""
+    """The sections of a captured network for tensors of certain shapes."""
 
     def __init__(self, captured: Captured, target: Target) -> None:
         super().__init__()
         self.takes, self.gives = captured.takes, captured.gives
-        steps: list[nn.Module] = []
+        sections: list[nn.Module] = []
         gates = 0
-        for step in captured.steps:
-            if isinstance(step, PlanStep):
-                steps.append(_Plan(step, target, gates))
-                gates += len(step.emitted.gates)
+        for section in captured.sections:
+            if isinstance(section, PlanSection):
+                sections.append(_Plan(section, target, gates))
+                gates += len(section.emitted.gates)
             else:
-                steps.append(_Torch(step))
-        self.steps = nn.ModuleList(steps)
-
-    @property
-    def graphs(self) -> list[Graph]:
-        return [step.graph for step in self.steps if isinstance(step, _Plan)]
+                sections.append(_Torch(section))
+        self.sections = nn.ModuleList(sections)
 
     def forward(
         self, inputs: Sequence[Tensor], limits: Tensor, forced: Tensor | None
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor, Tensor]]:
         known = dict(zip(self.takes, inputs, strict=True))
         done: list[Outputs] = []
-        for step in self.steps:
-            if isinstance(step, _Plan):
-                done.append(step(known, limits, forced))
+        for section in self.sections:
+            if isinstance(section, _Plan):
+                done.append(section(known, limits, forced))
             else:
-                step(known, len(inputs[0]))
+                section(known, len(inputs[0]))
         if len(done) == 1:
             return [known[name] for name in self.gives], (done[0].gates, done[0].scores, done[0].macs)
         batch = len(inputs[0])
@@ -263,15 +270,17 @@ class _Network(nn.Module):
 
 
 class _Plan(nn.Module):
-    """A plan among the steps; its gates are the network's from ``first`` on."""
+    """A plan among the sections; its gates are the network's from ``first`` on."""
 
-    def __init__(self, step: PlanStep, target: Target, first: int) -> None:
+    def __init__(self, section: PlanSection, target: Target, first: int) -> None:
         super().__init__()
-        self.takes, self.gives = step.takes, step.gives
-        emitted = step.emitted
+        self.takes, self.gives = section.takes, section.gives
+        emitted = section.emitted
         self.dtype = target.map_dtype
         self.outputs, self.first, self.gates = emitted.outputs, first, len(emitted.gates)
-        self.given = [(first, count, name) for (first, count, _), name in zip(emitted.given, step.given, strict=True)]
+        self.given = [
+            (first, count, name) for (first, count, _), name in zip(emitted.given, section.given, strict=True)
+        ]
         self.runner = make_runner(emitted.graph, target.dtype, target.backend)
 
     @property
@@ -280,7 +289,7 @@ class _Plan(nn.Module):
 
     def macs(self, open: int) -> int:
         """Of a sample with all gates open, or all shut."""
-        return int(count_macs(self.graph, torch.full((1, self.gates), open, dtype=torch.uint8))[0])
+        return int(count_macs(self.graph, torch.full((1, self.graph.gates), open, dtype=torch.uint8))[0])
 
     def forward(self, known: dict[str, Tensor], limits: Tensor, forced: Tensor | None) -> Outputs:
         entering = [known[name].to(self.dtype) for name in self.takes]
@@ -290,7 +299,12 @@ class _Plan(nn.Module):
         else:
             x = torch.cat([each.reshape(batch, -1) for each in entering], 1)[:, :, None, None]
         own = slice(self.first, self.first + self.gates)
-        out: Outputs = self.runner(x, limits[own], self._forced(known, forced, own, batch))
+        given = self._forced(known, forced, own, batch)
+        always = self.graph.gates - self.gates  # layers of a lowered graph that have numbers among the gates
+        if always:
+            given = None if given is None else F.pad(given, (0, always), value=1)
+        out: Outputs = self.runner(x, F.pad(limits[own], (0, always)), given)
+        out = out._replace(gates=out.gates[:, : self.gates], scores=out.scores[:, : self.gates])
         for name, output in zip(self.gives, self.outputs, strict=True):
             known[name] = self._output(out, output.shape, output.first, output.stored, batch)
         return out
@@ -321,12 +335,12 @@ class _Plan(nn.Module):
 
 
 class _Torch(nn.Module):
-    """What torch computes among the steps."""
+    """What torch computes among the sections."""
 
-    def __init__(self, step: TorchStep) -> None:
+    def __init__(self, section: TorchSection) -> None:
         super().__init__()
-        self.takes, self.gives, self.reasons, self.macs = step.takes, step.gives, step.reasons, step.macs
-        self.module: fx.GraphModule = step.module
+        self.takes, self.gives, self.reasons, self.macs = section.takes, section.gives, section.reasons, section.macs
+        self.module: fx.GraphModule = section.module
 
     def forward(self, known: dict[str, Tensor], batch: int) -> None:
         given = self.module(batch, *(known[name] for name in self.takes))

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 from torch import nn
 
+from .constructors import ConstructedConfig, check_permitted, reconstruct
 from .errors import UserError
 from .files import foreign, is_torch
 from .tensors import FLOATS, check_finite, dtype_name
-from .zoo import build, family_of
+from .zoo import build, family_of, fields_of
 
 FORMAT = "dsn-kernels/1"
 
@@ -50,7 +51,7 @@ def save(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
     """Saves weights, buffers and configuration to a safetensors file, atomically.
 
     Args:
-        model: made by ``create`` or ``load``.
+        model: made by ``create`` or ``load``, or by ``dsn gate``.
         path: the file; its folder is made.
         metadata: JSON-serialisable facts to keep with it, such as what it was trained on; see :func:`read_metadata`.
             ``data`` is the description of the data, which ``open_dataset`` takes as ``like``.
@@ -105,8 +106,11 @@ def _checked(model: nn.Module) -> tuple[str, dict[str, Any], dict[str, torch.Ten
             f"configuration of {config.name} cannot be kept as JSON ({error}); expected plain values"
         ) from error
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with torch.device("meta"):
-        expected = build(family, fields).state_dict()
+    if family == ConstructedConfig.family:  # its constructor is anybody's, and may not know the meta device
+        expected = model.state_dict()
+    else:
+        with torch.device("meta"):
+            expected = build(family, fields).state_dict()
     _check_tensors(tensors, expected, config.name, config.name)
     seen: set[int] = set()
     for name, tensor in tensors.items():  # safetensors keep no two names of one memory
@@ -180,18 +184,30 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return _parsed(_read(path)[0], "metadata", path)
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path, arch: str | Sequence[str] | None = None) -> nn.Module:
     """The model of a checkpoint, in ``eval()`` mode on the CPU.
+
+    A checkpoint of ``dsn gate`` names the function that constructs its network, ``"package.module:function"``, and the
+    arguments of the call. Nothing is imported, and nothing called, unless ``arch`` names that function too.
+
+    Args:
+        path: the file.
+        arch: constructors that may be imported, one or several. Of no matter to a network of the zoo.
 
     Raises:
         UserError: the file is missing, cut short, foreign, of another shape than its configuration, or its weights
-            hold NaN or infinity.
+            hold NaN or infinity; or its constructor is not in ``arch``, cannot be imported or fails.
     """
     header, tensors = _read(path)
     fields = _parsed(header, "config", path)
     if "family" not in header:
         raise UserError(f"{path} does not say of which family its network is; train or convert it again")
-    model = build(header["family"], fields)
+    if header["family"] == ConstructedConfig.family:
+        config = fields_of(ConstructedConfig, fields)
+        check_permitted(config.arch, arch, str(path))
+        model: nn.Module = reconstruct(config)
+    else:
+        model = build(header["family"], fields)
     _check_tensors(tensors, model.state_dict(), str(path), fields.get("name"))
     floating = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
     model.to(floating).load_state_dict(tensors)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from .functional import choose_filters
 from .gates import ForcedGates, check_keys, noisy_decision, resolve_forced_gates
 from .selection import Compute, run_gated
 from .skipnet import EMBEDDING, RecurrentGate, check_threshold
+
+if TYPE_CHECKING:
+    from .constructors import ConstructedConfig
 
 UnitGateKind = Literal["pooled", "mlp", "recurrent"]
 FilterGateKind = Literal["pooled", "mlp"]
@@ -184,6 +188,8 @@ class GatedNetwork(nn.Module):
     Attributes:
         network: the network, ``GatedUnit`` or ``FilterGate`` in the places of its parts.
         gate_macs: the MACs of an image like the example: the fixed ones, gates included, and those of each gate.
+        config: how to construct it again (:class:`.constructors.ConstructedConfig`), which checkpoints keep and
+            measurements ask for the shape of images; None of one that was gated without.
 
     Raises:
         UserError: forced gates or thresholds do not fit.
@@ -197,6 +203,7 @@ class GatedNetwork(nn.Module):
         self.training = network.training
         self.name, self.gate_macs = name, gate_macs
         self.trace = trace
+        self._config: ConstructedConfig | None = None
 
     def forward(
         self,
@@ -222,6 +229,34 @@ class GatedNetwork(nn.Module):
         if thresholds is not None:
             check_threshold(thresholds)
         return thresholds
+
+    @property
+    def config(self) -> Any:
+        return self._config
+
+    @config.setter
+    def config(self, config: ConstructedConfig) -> None:
+        """Its thresholds become those of the units."""
+        for name, threshold in zip(config.units, config.gate_thresholds, strict=True):
+            cast(GatedUnit, self.network.get_submodule(name)).threshold = threshold
+        self._config = config
+
+    @property
+    def example_images(self) -> Tensor | None:
+        """Zeros [1, C, H, W] of the shape of its images, of the dtype and on the device of its weights, if known."""
+        config, weight = self._config, next(self.parameters())
+        if config is None:
+            return None
+        return weight.new_zeros(1, config.in_channels, config.image_size, config.image_size)
+
+    def dense_equivalent(self) -> nn.Module:
+        """A copy of the network without its gates, its weights included: every unit runs, every filter counts."""
+        network = copy.deepcopy(self.network)
+        for name, part in [*network.named_modules()]:
+            ungated = {GatedUnit: "unit", FilterGate: "conv", ChosenNorm: "norm"}.get(type(part))
+            if ungated is not None:
+                network.set_submodule(name, part.get_submodule(ungated))
+        return network
 
     @property
     def gate_counts(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ import difflib
 import reprlib
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -31,6 +31,8 @@ from . import (
     skipnet,
 )
 from .errors import UserError
+
+Configuration = TypeVar("Configuration")
 
 
 class Family(NamedTuple):
@@ -115,7 +117,7 @@ def _entry(name: str) -> _Entry:
 
 
 def family_of(model: nn.Module) -> str:
-    """The family name under which a checkpoint stores ``model``.
+    """The family name under which a checkpoint stores ``model``: of :data:`FAMILIES`, or what its configuration tells.
 
     Raises:
         UserError: the model is none of ours.
@@ -123,6 +125,9 @@ def family_of(model: nn.Module) -> str:
     for family, parts in FAMILIES.items():
         if type(model) is parts.module:
             return family
+    told = getattr(getattr(model, "config", None), "family", None)
+    if isinstance(told, str):
+        return told
     raise UserError(f"model is a {type(model).__name__}; expected one made by dsn_models.create or dsn_models.load")
 
 
@@ -135,16 +140,29 @@ def build(family: str, fields: dict[str, Any]) -> nn.Module:
     if family not in FAMILIES:
         raise UserError(f"model family is {family!r}; expected one of {', '.join(FAMILIES)}")
     config_type, module = FAMILIES[family].config, FAMILIES[family].module
-    known = [field.name for field in dataclasses.fields(config_type)]
+    config = fields_of(config_type, fields)
+    try:
+        return module(config)
+    except TypeError as error:
+        raise UserError(f"configuration of a {family} model does not fit: {error}") from error
+
+
+def fields_of(config_type: type[Configuration], fields: dict[str, Any]) -> Configuration:
+    """A configuration from its fields; lists stand for tuples.
+
+    Raises:
+        UserError: a field is unknown or missing, or a value is not of its type.
+    """
+    known = [field.name for field in dataclasses.fields(cast(Any, config_type))]
     for key in fields:
         if key not in known:
             raise UserError(f"unknown option {key!r}; expected one of {', '.join(known)}")
     values = {key: _tuples(value) for key, value in fields.items()}
     _check_types(config_type, values)
     try:
-        return module(config_type(**values))
+        return config_type(**values)
     except TypeError as error:
-        raise UserError(f"configuration of a {family} model does not fit: {error}") from error
+        raise UserError(f"a {config_type.__name__} does not fit: {error}") from error
 
 
 def _tuples(value: Any) -> Any:

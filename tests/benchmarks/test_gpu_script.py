@@ -83,7 +83,7 @@ def test_every_kernel_has_a_kind():
         assert set(kind.kernels) <= launched[name], name
     sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("network*.cuh"))
     kernels = {part.split("_kernel")[0] for part in sources.split("start<")[1:] if "_kernel" in part[:40]}
-    elsewhere = {"store", "unit_gate", "first_equal", "place"}
+    elsewhere = {"store", "unit_gate", "first_equal", "place", "decide"}
     assert kernels - elsewhere == {kernel for kind in plan.KINDS.values() for kernel in kind.kernels}
 
 

@@ -94,7 +94,9 @@ class Checked:
         for node in exported.graph.nodes:
             if node.target in _WEIGHT:
                 shape = node.args[_WEIGHT[node.target]].meta["val"].shape
-                own = left[module_of(node) or node.target._opname.removesuffix("_open").replace("choose_filters", "conv")]
+                own = left[
+                    module_of(node) or node.target._opname.removesuffix("_open").replace("choose_filters", "conv")
+                ]
                 self.words.append([own.pop(0) for _ in range(shape[1] if len(shape) > 1 else 1)])
         self.outer = [-1] * len(self.gates)
         first = 0

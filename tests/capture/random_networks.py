@@ -127,7 +127,9 @@ class RandomNetwork(nn.Module):
         self.shapes = [(3, 12, 10)]
         self.unread = {0}
         self.add("module", [0], Convolution(draw, 3, 8), (8, 12, 10))
-        kinds = ["conv"] * 6 + ["add"] * 4 + ["cat"] * 3 + ["split", "shuffle", "factor", "factor", "pool", "down", "up"]
+        kinds = (
+            ["conv"] * 6 + ["add"] * 4 + ["cat"] * 3 + ["split", "shuffle", "factor", "factor", "pool", "down", "up"]
+        )
         kinds += ["norm", "activation", "number", "slice"] + (["gated"] * 4 + ["other", "chosen"] if gates else [])
         while len(self.steps) < steps:
             getattr(self, f"draw_{draw.choice(kinds)}")()
@@ -149,9 +151,7 @@ class RandomNetwork(nn.Module):
 
     def alike(self, value, whole=True):
         shape = self.shapes[value]
-        return [
-            i for i, other in enumerate(self.shapes) if i and (other == shape if whole else other[1:] == shape[1:])
-        ]
+        return [i for i, other in enumerate(self.shapes) if i and (other == shape if whole else other[1:] == shape[1:])]
 
     def draw_conv(self):
         x = self.pick()

@@ -64,8 +64,16 @@ def groups_of_parts():
     return b.end(y)
 
 
+def many_inputs():
+    """Groups so deep that clusters share the inputs of each out."""
+    b = Builder(1024, 1, 1)
+    y = b.map(256, 1, 1)
+    b.conv(b.x, y, 1024, 256, ONE, groups=2, activation="silu")
+    return b.end(y)
+
+
 def many_columns():
-    """Convolutions of many filters with an activation: every width of a warp's tiles, and clusters."""
+    """Convolutions of many filters with an activation."""
     b = Builder(64, 8, 8)
     y, z = b.map(256, 8, 8), b.map(64, 4, 4)
     b.conv(b.x, y, 64, 256, ONE, activation="silu", pool=True)
@@ -107,9 +115,9 @@ def decided_between():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("made", [groups_of_parts, many_columns])
-def test_parts_of_maps_and_wide_ones(place, made, dtype):
-    check(place, made(), 3, dtype)
+@pytest.mark.parametrize(("made", "batch"), [(groups_of_parts, 3), (many_columns, 3), (many_inputs, 1)])
+def test_parts_of_maps_and_wide_ones(place, made, batch, dtype):
+    check(place, made(), batch, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -131,4 +139,12 @@ def test_filters_that_are_off_and_would_not_stay_zero():
     b.conv(b.x, y, 3, 8, out_mask=0)
     b.add(g.Pointwise(src=y, dst=y, in_channels=8, activation="sigmoid", where="gate"))
     with pytest.raises(UserError, match="gate makes filters that are off more than zero"):
+        lower(b.end(y), torch.float32)
+
+
+def test_a_gate_that_nobody_decides():
+    b = Builder(3, 4, 4)
+    y = b.map(8, 4, 4)
+    b.conv(b.x, y, 3, 8, only_if=0)
+    with pytest.raises(UserError, match="conv2d waits for a gate that no gate node decides"):
         lower(b.end(y), torch.float32)

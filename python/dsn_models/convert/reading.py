@@ -16,15 +16,13 @@ from ..checkpoints import FORMAT
 from ..errors import UserError
 from ..files import foreign, is_safetensors, is_torch
 from ..tensors import FLOATS, check_finite, dtype_name
+from ..wrappers import COUNTER, bare
 
 StateDict = Mapping[str, Tensor]
-COUNTER = "num_batches_tracked"  # batch norms of old PyTorch versions have none
 # Under what names programs keep weights, and averages of them.
 _HOLDERS = {"state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params"}
 _AVERAGED = {"ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "averaged"}
 _NO_WEIGHTS = ("optim", "sched", "lr_sched", "scaler", "amp", "rng", "args", "config", "loops", "callbacks", "hyper")
-_WRAPPERS = {"module", "_orig_mod"}  # of DataParallel and of torch.compile, around any part of a network
-_OWNERS = {"model", "backbone", "net", "network"}  # a network as part of another, before all of a key
 _PROFILED = {"total_ops", "total_params", "n_averaged"}  # of profilers, and of an average of weights
 
 
@@ -53,12 +51,12 @@ def read_released(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for key, value in found.items():
         if not isinstance(value, Tensor) or key.rpartition(".")[2] in _PROFILED:
             continue
-        bare, tensor = _bare(key), _weight(key, value)
-        if bare in state and not torch.equal(state[bare], tensor):
+        name, tensor = bare(key), _weight(key, value)
+        if name in state and not torch.equal(state[name], tensor):
             raise UserError(
-                f"{path}: {key!r} is one of two different tensors of the name {bare!r}; save one network alone"
+                f"{path}: {key!r} is one of two different tensors of the name {name!r}; save one network alone"
             )
-        state[bare] = tensor
+        state[name] = tensor
     return state, facts
 
 
@@ -117,13 +115,6 @@ def _chosen(content: Any, path: Path) -> Mapping[str, Any]:
         places = " and ".join(repr(".".join(names)) for names in alike[:3])
         raise UserError(f"{path} holds several networks, under {places}; save the one that is meant alone")
     return states[0][1]
-
-
-def _bare(key: str) -> str:
-    parts = [part for part in key.split(".") if part not in _WRAPPERS]
-    while len(parts) > 1 and parts[0] in _OWNERS:
-        parts = parts[1:]
-    return ".".join(parts)
 
 
 def _weight(key: str, tensor: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .reading import COUNTER, StateDict
+from ..wrappers import COUNTER
+from .reading import StateDict
 
 
 def _fit(key: str, tensor: Tensor, shape: torch.Size) -> Tensor:

@@ -23,7 +23,21 @@ _OPTIONS = {
 KINDS = tuple(_OPTIONS)
 _COUNTED = ("navon-idx", "navon-sklearn", "cifar-10-jpeg")  # of which any number of images may be asked for
 
-__all__ = ["KINDS", "CoarseFineDataset", "cifar", "cifar_jpeg", "folder", "idx", "navon", "open_dataset"]
+# What a folder of a kind holds, some of it.
+_TELLING = {
+    "cifar-10-jpeg": ("cifar10-jpeg-train.npz", "cifar10-jpeg-test.npz"),
+    "cifar-10": ("cifar-10-batches-py", "cifar-10-batches-bin"),
+    "cifar-100": ("cifar-100-python", "cifar-100-binary"),
+    "folder": ("train", "test"),
+}
+
+__all__ = ["KINDS", "CoarseFineDataset", "cifar", "cifar_jpeg", "folder", "idx", "navon", "open_dataset", "told_kind"]
+
+
+def told_kind(path: str | Path) -> str | None:
+    """The kind of data in a folder, told by the names in it; None where they tell none, or the kind is Navon's."""
+    found = (kind for kind, names in _TELLING.items() if any((Path(path) / name).exists() for name in names))
+    return next(found, None)
 
 
 def open_dataset(
@@ -40,7 +54,7 @@ def open_dataset(
     Args:
         kind: one of :data:`KINDS`.
         path: the folder that holds it; none is needed for ``"navon-sklearn"``. A ``"folder"`` holds ``train``, ``test``
-            and ``coarse.json``, the map from fine to coarse class names.
+            and ``coarse.json``, the map from fine to coarse class names, without which each class is its own.
         train: the training part, with its augmentation, else the test part.
         images: number of Navon images, or of images read from ``"cifar-10-jpeg"`` archives.
         like: the ``description()`` of the data that a network was trained on, as its checkpoint keeps it. Images are
@@ -92,7 +106,10 @@ def _open_folder(path: Path, train: bool, classes: dict[str, Any], options: dict
         if not classes["fine"]:
             note = f"{path}: classes are numbered as test has them, since neither a checkpoint nor train names them"
     part = path / ("train" if train else "test")
-    dataset = folder.ImageFolder(part, path / "coarse.json", train=train, classes=classes, **options)
+    coarse: Any = path / "coarse.json"
+    if not coarse.exists():
+        coarse = {name: name for name in (*classes.get("fine", ()), *folder.scan(part)[0])}
+    dataset = folder.ImageFolder(part, coarse, train=train, classes=classes, **options)
     if note is not None:
         dataset.notes = [*dataset.notes, note]
     return dataset

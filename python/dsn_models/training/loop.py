@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from ..checkpoints import check, save
 from ..data import CoarseFineDataset, open_dataset
 from ..errors import UserError
 from ..selection import set_compute
+from .interruption import BetweenSteps, Interrupted
 from .objectives import Objective, make_objective
 from .recipe import Recipe, load_recipe
 from .schedule import Span, make_optimiser, make_scheduler, spans
 from .state import RunState, restore_state, save_state
+
+# From the training data to the network that a recipe of no zoo model trains.
+MakeNetwork = Callable[[CoarseFineDataset], nn.Module]
 
 
 class _Step(nn.Module):
@@ -61,10 +66,13 @@ def _memory_format(model: nn.Module) -> torch.memory_format:
 class _Run:
     """One training run: everything that the steps of its epochs need."""
 
-    def __init__(self, recipe: Recipe, train_set: CoarseFineDataset, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, train_set: CoarseFineDataset, device: torch.device, network: MakeNetwork | None
+    ) -> None:
         self.recipe, self.train_set, self.device = recipe, train_set, device
         torch.manual_seed(recipe.seed)
-        self.model: nn.Module = zoo.create(recipe.model, **recipe.options)
+        made = zoo.create(recipe.model, **recipe.options) if network is None else network(train_set)
+        self.model: nn.Module = made
         self.objective = make_objective(recipe, self.model)
         self.objective.check(self.model, train_set)
         self.objective.initialise(self.model)
@@ -104,8 +112,12 @@ class _Run:
         labels = {"coarse": coarse.to(self.device), "fine": fine.to(self.device)}
         return images.to(self.device).contiguous(memory_format=self.memory_format), labels
 
-    def epoch(self, bar: Progress) -> dict[str, float]:
-        """One epoch, its order of images a function of seed and epoch alone. Returns the means over its steps."""
+    def epoch(self, bar: Progress, interruption: BetweenSteps) -> dict[str, float]:
+        """One epoch, its order of images a function of seed and epoch alone. Returns the means over its steps.
+
+        Raises:
+            Interrupted: by Ctrl-C between two steps, where the objective lets the run go on within an epoch.
+        """
         recipe, state, dataset = self.recipe, self.state, self.train_set
         started = time.monotonic()
         span = self.span()
@@ -125,11 +137,12 @@ class _Run:
             step = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + state.epoch)
         order = torch.randperm(len(dataset), generator=generator)
-        steps = min(self.steps_per_epoch, span.last - state.step)
-        totals: dict[str, float] = {}
+        steps = min(self.steps_per_epoch, span.last - (state.step - state.position))
+        totals, begun = state.totals, state.position
+        state.totals, state.position = {}, 0
         epochs = math.ceil(self.spans[-1].last / self.steps_per_epoch)
-        task = bar.add_task(f"epoch {state.epoch + 1}/{epochs}", total=steps, loss=math.nan)
-        for i in range(steps):
+        task = bar.add_task(f"epoch {state.epoch + 1}/{epochs}", total=steps, completed=begun, loss=math.nan)
+        for i in range(begun, steps):
             images, labels = self._batch(order, i)
             self.objective.progress = (state.step - span.first) / (span.last - span.first)
             loss, facts = step(images, labels, span.phase.name)
@@ -146,6 +159,10 @@ class _Run:
             for key, value in facts.items():
                 totals[key] = totals.get(key, 0.0) + value / steps
             bar.update(task, advance=1, loss=loss.item())
+            if interruption.asked and i + 1 < steps:
+                state.schedule, state.position, state.totals = scheduler.state_dict(), i + 1, totals
+                state.seconds += time.monotonic() - started
+                raise Interrupted
         bar.remove_task(task)
         state.schedule = scheduler.state_dict()
         state.epoch += 1
@@ -177,12 +194,14 @@ def train(
     resume: bool = True,
     progress: bool = True,
     device: str | torch.device = "cpu",
+    network: MakeNetwork | None = None,
 ) -> Path:
     """Trains a reference model and writes ``out/NAME.safetensors``, NAME being the recipe's.
 
     After each epoch the complete state goes to ``out/NAME.state``, and scalars to ``out/tensorboard`` if TensorBoard is
     installed. An interrupted run (Ctrl-C raises ``KeyboardInterrupt`` after the files are closed) is resumed by the
-    same call and ends at the same weights as one that was not interrupted; the epoch in which it stopped is done again.
+    same call and ends at the same weights as one that was not interrupted. The epoch in which it stopped is done again,
+    but for a network of the user's: there Ctrl-C keeps the state of the step at hand too.
 
     Under ``torchrun`` the processes share each batch: the result is that of one process, up to rounding. The first one
     writes the files.
@@ -194,6 +213,8 @@ def train(
         resume: go on from ``out/NAME.state`` if there is one; else start anew.
         progress: print a progress bar and a line per epoch to stderr.
         device: "cpu" (as many threads as ``torch.get_num_threads()``) or "cuda".
+        network: makes the network that is trained, a family's or a gated one that knows its constructor, in place of
+            the recipe's zoo model; told the training data. A resumed run makes it anew.
 
     Returns:
         The path of the checkpoint; its metadata holds the recipe, the seconds of training and the test results.
@@ -204,17 +225,23 @@ def train(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     with distributed.process_group(_known_device(device)) as own_device:
-        return _train(recipe, data, Path(out), resume, progress, own_device)
+        return _train(recipe, data, Path(out), resume, progress, own_device, network)
 
 
 def _train(
-    recipe: Recipe, data: str | Path | None, out: Path, resume: bool, progress: bool, device: torch.device
+    recipe: Recipe,
+    data: str | Path | None,
+    out: Path,
+    resume: bool,
+    progress: bool,
+    device: torch.device,
+    network: MakeNetwork | None,
 ) -> Path:
     part = recipe.data
     train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **part.options)
     learned = train_set.description(recipe.task)
     test_set = open_dataset(part.kind, data, False, **_images(part.test_images), like=learned, **part.options)
-    run = _Run(recipe, train_set, device)
+    run = _Run(recipe, train_set, device, network)
     state_path = out / f"{recipe.name}.state"
     if resume and state_path.is_file():
         run.state = restore_state(state_path, recipe, run.model, run.optimiser)
@@ -235,7 +262,14 @@ def _train(
         if writer is not None:
             stack.callback(writer.close)
         while not run.finished:
-            totals = run.epoch(bar)
+            try:
+                with BetweenSteps(
+                    run.objective.resumes_within_epochs and distributed.world_size() == 1
+                ) as interruption:
+                    totals = run.epoch(bar, interruption)
+            except Interrupted:
+                save_state(state_path, recipe, run.model, run.optimiser, run.state)
+                raise
             check(run.model)
             state = run.state
             if writer is not None:
@@ -245,6 +279,8 @@ def _train(
             if first:
                 save_state(state_path, recipe, run.model, run.optimiser, state)
             console.print(f"epoch {state.epoch}  {state.seconds:.0f} s  {_describe(totals)}")
+            if interruption.asked:
+                raise KeyboardInterrupt
     checkpoint = out / f"{recipe.name}.safetensors"
     if first:
         run.model.eval()

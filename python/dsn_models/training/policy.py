@@ -27,20 +27,25 @@ class Policy:
     - ``ranking`` times :func:`.losses.ranking_loss`, of MACs;
     - ``distillation`` times :func:`.losses.distillation_loss`, summed over the tasks.
 
+    Args:
+        recipe: has the ``[policy]``.
+        model: gated.
+        teacher: in ``eval()``; read from the recipe's ``policy.teacher`` if not given.
+
     Raises:
         UserError: the teacher cannot be read or has other classes than the model.
     """
 
-    def __init__(self, recipe: Recipe, model: Any) -> None:
+    def __init__(self, recipe: Recipe, model: Any, teacher: nn.Module | None = None) -> None:
         self.section = recipe.policy
         self.macs: GateMacs = gate_macs(model)
-        self.teacher: nn.Module | None = None
-        if self.section.teacher is not None:
-            teacher: Any = load(self.section.teacher)
-            given, wanted = teacher.config.classes, model.config.classes
+        self.teacher = teacher
+        if self.section.teacher is not None and teacher is None:
+            read: Any = load(self.section.teacher)
+            given, wanted = read.config.classes, model.config.classes
             if given != wanted:
                 raise UserError(f"policy.teacher {self.section.teacher} has {given} classes; the model has {wanted}")
-            self.teacher = getattr(teacher, "dense_equivalent", lambda: teacher)().eval()
+            self.teacher = getattr(read, "dense_equivalent", lambda: read)().eval()
 
     def begin_step(self, model: nn.Module, progress: float) -> None:
         """Before a step in which gates learn: how they are to decide. ``progress``: of the phase, 0 to 1."""

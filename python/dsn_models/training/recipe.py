@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UserError
+from ..gated import UnitGateKind
 from ..selection import Compute
 
 if sys.version_info >= (3, 11):
@@ -163,6 +164,19 @@ class SkippingSection(Section):
     baseline: bool = False
 
 
+class GatingSection(Section):
+    """What ``dsn gate`` made of a network of the user's, whose constructor is the recipe's ``model``.
+
+    weights: the file that they came from.
+    units: names or patterns of the modules that may be skipped, or "auto".
+    kind: of the gates; see :func:`dsn_models.gate`.
+    """
+
+    weights: str | None = None
+    units: tuple[str, ...] = ("auto",)
+    kind: UnitGateKind = "pooled"
+
+
 class PolicySection(Section):
     """What makes the gates of layers and units learn for whom to open. See ``dsn_models.training.policy``; all off.
 
@@ -226,6 +240,7 @@ class Recipe(Section):
     skipping: SkippingSection = Field(default_factory=lambda: SkippingSection.model_validate({}))
     gater: GaterSection = Field(default_factory=lambda: GaterSection.model_validate({}))
     lsn: LsnSection = Field(default_factory=lambda: LsnSection.model_validate({}))
+    gating: GatingSection = Field(default_factory=lambda: GatingSection.model_validate({}))
     policy: PolicySection = Field(default_factory=lambda: PolicySection.model_validate({}))
 
 

@@ -38,9 +38,10 @@ def make_optimiser(model: nn.Module, objective: Objective) -> optim.SGD:
 def make_scheduler(
     optimiser: optim.Optimizer, section: OptimiserSection, span: Span, steps_per_epoch: int
 ) -> optim.lr_scheduler.LRScheduler:
-    """The schedule of one phase, from its first step; sets the optimiser's learning rate to the phase's."""
+    """The schedule of one phase, from its first step; sets the optimiser's learning rates to the phase's, each times
+    its group's ``lr_factor``."""
     for group in optimiser.param_groups:
-        group["lr"] = group["initial_lr"] = span.phase.lr
+        group["lr"] = group["initial_lr"] = span.phase.lr * group.get("lr_factor", 1.0)
     if section.schedule == "cosine":
         return optim.lr_scheduler.CosineAnnealingLR(optimiser, span.last - span.first)
     unit = steps_per_epoch if section.epochs else 1

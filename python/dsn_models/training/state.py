@@ -25,6 +25,8 @@ class RunState:
         seconds: of training.
         history: what was measured, per epoch.
         schedule: the state of the phase's learning-rate scheduler; None before a phase begins.
+        position: steps of the epoch in which the run was interrupted, if it is to go on within that.
+        totals: what they measured.
     """
 
     epoch: int = 0
@@ -32,6 +34,8 @@ class RunState:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     schedule: dict[str, Any] | None = None
+    position: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
 
 
 def save_state(path: Path, recipe: Recipe, model: nn.Module, optimiser: torch.optim.Optimizer, state: RunState) -> None:

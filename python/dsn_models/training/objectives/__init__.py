@@ -14,6 +14,7 @@ from ... import zoo
 from ...errors import UserError
 from ..recipe import FAMILY_TABLES, Recipe
 from .base import Objective, Phase
+from .constructed import ConstructedObjective
 from .dual_skipping import DualSkippingObjective
 from .gaternet import GaterNetObjective
 from .layer_skippable import LayerSkippableObjective
@@ -26,6 +27,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "skipnet": SkipNetObjective,
     "gaternet": GaterNetObjective,
     "layer_skippable": LayerSkippableObjective,
+    "constructed": ConstructedObjective,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "Phase", "make_objective"]

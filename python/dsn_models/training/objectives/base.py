@@ -46,6 +46,8 @@ class Objective(ABC):
 
     #: The recipe's tables that this family reads.
     tables: ClassVar[tuple[str, ...]] = ()
+    #: Whether ``begin_epoch`` changes nothing, so that an interrupted run may go on within an epoch.
+    resumes_within_epochs: ClassVar[bool] = False
     #: The fraction of the current phase's steps that are done; the loop sets it before each step.
     progress: float = 0.0
 

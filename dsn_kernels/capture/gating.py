@@ -15,7 +15,7 @@ class Gating:
         first: the number of a ``where``'s gate, or of a convolution's first.
         names: of the gates, by what each belongs to: as many times as it has gates.
         thresholds: above which a score opens each.
-        regions: what each ``where``'s gate governs.
+        governed: what each ``where``'s gate governs.
     """
 
     def __init__(self, program: Program) -> None:
@@ -29,15 +29,15 @@ class Gating:
                 self.first[value] = len(self.names)
                 self.names += [value.where or value.op] * count
                 self.thresholds += [gate.number] * count
-        self.regions: dict[Value, set[Value]] = {}
+        self.governed: dict[Value, set[Value]] = {}
         self._innermost: dict[Value, int] = {}
         sizes: dict[Value, int] = {}
         for where in (value for value in program.values if value.op == "where"):
             needed = ancestors(program.outputs, without=(where, 1))
-            region = self.regions[where] = ancestors([where.inputs[1]]) - needed
-            for value in region:
-                if value not in sizes or len(region) < sizes[value]:
-                    sizes[value] = len(region)
+            governed = self.governed[where] = ancestors([where.inputs[1]]) - needed
+            for value in governed:
+                if value not in sizes or len(governed) < sizes[value]:
+                    sizes[value] = len(governed)
                     self._innermost[value] = self.first[where]
 
     @property
@@ -60,7 +60,7 @@ def decide_first(program: Program) -> None:
     """Brings values into an order in which a gate, and what stands where it is shut, are known before anything that
     only it lets run: that writes over what stands there."""
     gating = Gating(program)
-    ahead = {gating.first[where]: (where.inputs[0], where.inputs[2]) for where in gating.regions}
+    ahead = {gating.first[where]: (where.inputs[0], where.inputs[2]) for where in gating.governed}
     ordered: dict[Value, None] = {}
 
     def visit(value: Value) -> None:

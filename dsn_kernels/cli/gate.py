@@ -1,0 +1,225 @@
+"""``dsn gate``: a trained network of the user's to one that skips, within a budget of MACs."""
+
+from __future__ import annotations
+
+import json as json_format
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+from dsn_models import UserError, checkpoints
+from dsn_models.constructors import construct, gate_constructed, put_weights
+from dsn_models.convert import read_released
+from dsn_models.data import CoarseFineDataset, told_kind
+from dsn_models.distributed import is_first
+
+from .common import (
+    MANY,
+    SEEDS,
+    JsonOption,
+    KindOption,
+    ThreadsOption,
+    check_writable,
+    columned,
+    console,
+    finite,
+    parse_options,
+    percent,
+    set_threads,
+    split,
+    write_json,
+)
+from .convert import given_normalisation
+from .inputs import import_from_here
+
+if TYPE_CHECKING:
+    from dsn_models.training.recipe import Recipe
+
+_TARGET = re.compile(r"macs=(\d*\.?\d+)")
+_COST = 80.0  # weight of the squared excess of MACs; so large that a hundredth too many is felt
+
+
+def _share(target: str) -> float:
+    """The number in ``macs=0.6``.
+
+    Raises:
+        UserError: it is another word or no number in (0, 1].
+    """
+    match = _TARGET.fullmatch(target.strip())
+    share = float(match[1]) if match else 0.0
+    if not 0 < share <= 1:
+        raise UserError(
+            f"target is {target!r}; expected macs=S with S in (0, 1], a share of the MACs, such as macs=0.6"
+        )
+    return share
+
+
+def _data_options(kind: str, image_size: int | None, mean: str | None, std: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    given = given_normalisation(mean, std)
+    if given is not None:
+        options |= {"mean": [*given.mean], "std": [*given.std]}
+    if kind == "folder":
+        options["image_size"] = image_size or 224
+    elif image_size is not None:
+        raise UserError(f"--image-size is for folders of images; {kind} data has a size of its own, leave it out")
+    return options
+
+
+def _recipe(**content: Any) -> Recipe:
+    from pydantic import ValidationError
+
+    from dsn_models.training.recipe import Recipe  # here, because --help needs no recipe and no pydantic
+
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{what} is {first['input']!r}: {first['msg']}") from error
+
+
+def _results(facts: dict[str, Any], task: str) -> Table:
+    """The network as it was given and as it skips."""
+    test = facts["test"]
+    table = columned(f"{test['images']} test images", ("network", "accuracy", "units skipped", "MACs"), ("network",))
+    table.add_row("as it was given", percent(test["given"][task]["accuracy"]), "-", percent(1))
+    found = test[task]
+    table.add_row("gated", percent(found["accuracy"]), percent(found["skipped"]), percent(found["macs"]))
+    return table
+
+
+def gate(
+    weights: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="A state dict of torch.save or safetensors; no code of it runs."),
+    ],
+    arch: Annotated[str, typer.Option(metavar="PKG.MODULE:FUNCTION", help="The function that constructs the network.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder that holds the data: train/CLASS and test/CLASS, or CIFAR's files.")
+    ],
+    out: Annotated[Path, typer.Option(help="The checkpoint to write; an interrupted run's state lies beside it.")],
+    target: Annotated[
+        str, typer.Option(metavar="macs=SHARE", help="Mean MACs of an image, of the network's.")
+    ] = "macs=0.6",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of that function; may be repeated.")
+    ] = None,
+    units: Annotated[
+        str, typer.Option(help="What may be skipped: auto (residual units), or names and patterns with commas.")
+    ] = "auto",
+    gate_kind: Annotated[str, typer.Option(help="pooled, mlp or recurrent.")] = "pooled",
+    kind: KindOption = None,
+    task: Annotated[str, typer.Option(help="Whose classes the network tells: fine or coarse.")] = "fine",
+    image_size: Annotated[
+        int | None, typer.Option(min=1, max=MANY, help="Of folders of images, in pixels; 224 if not given.")
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M,M,M", help="What the network's images are normalised by; if not given, the data set's own."
+        ),
+    ] = None,  # fmt: skip
+    std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Likewise; given with --mean.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, max=MANY, help="Passes over the training images.")] = 8,
+    lr: Annotated[float, typer.Option(callback=finite, help="Falls along a cosine; gates learn at twice that.")] = 0.05,
+    batch: Annotated[int, typer.Option(min=2, max=MANY, help="Images at a time.")] = 128,
+    distillation: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Weight of the answers of the network as it was given.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the order of images and of the gates' noise.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: ThreadsOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Teach a trained network of yours to skip units, image by image, within a share of its MACs.
+
+    Gates begin open, so that training begins with the network as it was given. A unit is computed for the images that
+    run it alone, so that steps become faster as gates shut.
+    """
+    check_writable(json, weights=False)
+    check_writable(out)
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out is {out}; expected a name that ends in .safetensors")
+    share = _share(target)
+    if not data.is_dir():
+        raise UserError(f"data folder is {data}; expected an existing folder that holds images")
+    chosen = kind or told_kind(data)
+    if chosen is None:
+        raise UserError(f"the names in {data} do not tell what data it holds; choose with --kind")
+    options = json_format.loads(json_format.dumps(parse_options(option or [])))  # as a checkpoint keeps them
+    recipe = _recipe(
+        name=out.stem,
+        model=arch,
+        task=task,
+        seed=seed,
+        options=options,
+        data={"kind": chosen, "options": _data_options(chosen, image_size, mean, std)},
+        train={"epochs": epochs, "batch": batch, "lr": lr, "clip": 2.0, "compute": "selected"},
+        gating={"weights": str(weights), "units": split(units), "kind": gate_kind},
+        policy={
+            "noise": 1.0,
+            "cost": _COST,
+            "target": share,
+            "distillation": distillation,
+            "teacher": str(weights) if distillation else None,
+        },
+    )
+    set_threads(threads)
+    import_from_here()
+    network = construct(arch, options)
+    put_weights(network, read_released(weights)[0], arch, str(weights))
+
+    def make(train_set: CoarseFineDataset) -> torch.nn.Module:
+        example = train_set.batch(torch.arange(min(1, len(train_set))))[0]
+        chosen_units = "auto" if recipe.gating.units == ("auto",) else recipe.gating.units
+        gated, report = gate_constructed(network, arch, options, example, chosen_units, recipe.gating.kind)
+        _check_fits(gated.config.classes, train_set, task)
+        least = gated.gate_macs.fixed / gated.gate_macs.dense
+        if share <= least:
+            raise UserError(
+                f"target is {target}, but {least:.3f} of the MACs are left with every unit skipped; "
+                "choose a larger one, or more --units"
+            )
+        if is_first():
+            console(stderr=True).print(str(report), soft_wrap=True)
+        return gated
+
+    from dsn_models.training import train as run  # only here: it needs tensorboard
+
+    try:
+        checkpoint = run(recipe, data, out.absolute().parent, resume=resume, device=device, network=make)
+    except KeyboardInterrupt:
+        if is_first() and out.with_suffix(".state").exists():
+            told = f"the state is in {out.with_suffix('.state')}; the same command goes on from there"
+            console(stderr=True).print(told, soft_wrap=True)
+        raise
+    if not is_first():
+        return
+    facts = checkpoints.read_metadata(checkpoint)
+    if json is not None:
+        write_json({"schema": 1, "checkpoint": str(out), **facts}, json)
+        return
+    console().print(_results(facts, task))
+    told = (
+        f"{out}: {facts['images_seen']} images in {facts['seconds']:.0f} s; other commands take it with --arch {arch}"
+    )
+    console().print(told, soft_wrap=True)
+
+
+def _check_fits(classes: int, data: CoarseFineDataset, task: str) -> None:
+    """Refuses data of other classes than the network's.
+
+    Raises:
+        UserError: their number differs.
+    """
+    counts = {"coarse": data.coarse_classes, "fine": data.fine_classes}
+    if counts[task] != classes:
+        other = [name for name, count in counts.items() if count == classes]
+        todo = f"choose --task {other[0]}" if other else "choose other data, or give --option what sets the number"
+        raise UserError(f"the network tells {classes} classes apart, the data has {counts[task]} {task} ones; {todo}")

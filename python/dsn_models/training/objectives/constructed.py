@@ -1,0 +1,78 @@
+"""Networks of other people's that were made to skip: cross-entropy, and the terms of ``[policy]``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...data import CoarseFineDataset
+from ..evaluation import evaluate
+from ..policy import Policy
+from .base import Phase, accuracy
+from .single_task import SingleTaskObjective
+
+_GATE_LR = 2.0  # times the learning rate of the trained weights, since gates begin with nothing
+_TRIED = 500  # training images that the network is tried on as it was given
+
+
+class ConstructedObjective(SingleTaskObjective):
+    """One phase in which gates and weights learn together, the gates from open.
+
+    The network that was given, before any step, is the teacher of ``policy.distillation`` and is evaluated beside the
+    result.
+    """
+
+    tables: ClassVar[tuple[str, ...]] = ("gating", "policy")
+    resumes_within_epochs: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def check(self, model: Any, dataset: CoarseFineDataset) -> None:
+        """As of every family; notes how many training images the network knows already."""
+        super().check(model, dataset)
+        self.given: nn.Module = model.dense_equivalent().eval().requires_grad_(False)
+        count = min(_TRIED, len(dataset))
+        images, *labels = dataset.batch(torch.arange(count) * len(dataset) // count)
+        right = accuracy(self.given(images), dict(zip(("coarse", "fine"), labels, strict=True))[self.recipe.task])
+        self.notes.append(
+            f"as it was given the network is right for {100 * right:.1f} % of {count} training images; if that is few, "
+            "its images were normalised, or its classes numbered, in another way (--mean and --std set the former)"
+        )
+        teacher = self.given if self.recipe.policy.distillation else None
+        self._policy = Policy(self.recipe, model, teacher)
+
+    def phases(self) -> list[Phase]:
+        return [Phase("gated", self.recipe.train.length, self.recipe.train.lr)]
+
+    def parameter_groups(self, model: Any) -> list[dict[str, Any]]:
+        """As of every family, each group once more for the gates, which learn at twice the rate."""
+        own = {id(parameter) for parameter in model.gate_parameters()}
+        groups: list[dict[str, Any]] = []
+        for group in super().parameter_groups(model):
+            gates = [parameter for parameter in group["params"] if id(parameter) in own]
+            weights = [parameter for parameter in group["params"] if id(parameter) not in own]
+            groups += [{**group, "params": weights}, {**group, "params": gates, "lr_factor": _GATE_LR}]
+        return [group for group in groups if group["params"]]
+
+    def loss(
+        self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
+    ) -> tuple[Tensor, dict[str, float]]:
+        policy = self.policy(model)
+        policy.begin_step(model, self.progress)
+        logits = model(images)
+        loss, facts = self.cross_entropy(logits, labels)
+        served = {model.name: (logits, labels[self.recipe.task])}
+        terms, more = policy.loss(model.scores, model.gates, served, images, self.progress)
+        facts[f"{model.name}/skipped"] = 1 - model.last_gates[model.name].float().mean().item()
+        return loss + terms, facts | more
+
+    def evaluate(self, model: Any, dataset: CoarseFineDataset) -> dict[str, Any]:
+        """As of one task, with ``macs`` (of those of the network without gates) and, under ``given``, the accuracy of
+        the network before it was trained to skip."""
+        result = super().evaluate(model, dataset)
+        task = self.recipe.task
+        ran = {model.name: torch.tensor(result[task]["ran"], dtype=torch.float64)}
+        result[task]["macs"] = (model.gate_macs.executed(ran) / model.gate_macs.dense).item()
+        result["given"] = {task: evaluate(self.given, dataset, task=task)[task]}
+        return result
