@@ -1,5 +1,5 @@
-"""The rule for captured networks: the kernels and the emitted graph against the model in float64, gates against what the
-model's gate words are given, MACs against the formula."""
+"""The rule for captured networks: kernels and the emitted graph against the model in float64, gates against what its gate
+words are given, MACs against the formula."""
 
 import collections
 import copy
@@ -83,7 +83,7 @@ class Checked:
         structure, target = exported.call_spec.out_spec, Target("cpu", torch.float32)
         again = lambda shapes: read(export(model, [x.new_empty(0, *shapes[0])]))  # noqa: E731
         self.fast = CapturedModel(captured, (tuple(x.shape[1:]),), again, structure, target)
-        self.whole = len(captured.steps) == len(captured.plans) == 1
+        self.whole = len(captured.sections) == len(captured.plans) == 1
         self.gives, self.leaves = captured.gives, [plan.gives for plan in captured.plans]
         self.plans = [plan.emitted for plan in captured.plans]
         self.gates = [name for plan in self.plans for name in plan.gates]

@@ -338,7 +338,8 @@ def test_a_residual_unit_is_computed_in_place():
     assert kinds.count("conv2d") == 3 and kinds.count("pointwise") <= 2
 
 
-def test_a_dense_block_copies_nothing():
+def test_a_dense_block_with_a_bottleneck_copies_nothing():
     torch.manual_seed(0)
-    checked = check_capture(settle(Network("a_dense_block")), make_images())
-    assert [node.op for node in checked.plans[0].graph.nodes] == ["load", *["conv2d"] * 5, "store"]
+    checked = check_capture(settle(Network("a_dense_block_with_a_bottleneck")), make_images())
+    kinds = [node.op for node in checked.plans[0].graph.nodes]
+    assert kinds == ["load", *["conv2d"] * 6, "avg_pool", "store"]
