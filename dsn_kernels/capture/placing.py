@@ -131,7 +131,7 @@ class Places:
                 return None
             run += part.channels
         until = min(self._ends(part) for part in value.inputs)
-        if any(self.at[reader] >= until for reader in self._readers(value)):
+        if not self._lasts(value, until):
             return None
         self.until[value] = until
         return first
@@ -154,9 +154,8 @@ class Places:
         last, until = -1, self._ends(value)
         for part in value.inputs:
             fresh = part not in self.of and part.op not in ("slice", "where") and self.is_map(part)
-            lasts = all(self.at[reader] < until for reader in self._readers(part))
             begins = fresh and self.at[part] > last and self._filled(Place(map, offset), self.at[part])
-            if begins and lasts and value.inputs.count(part) == 1:
+            if begins and self._lasts(part, until) and value.inputs.count(part) == 1:
                 self.of[part], self.until[part] = Place(map, offset), until
             if self.of.get(part) != (map, offset):
                 return  # copied when all are there, and what follows too
@@ -208,7 +207,7 @@ class Places:
         ``allowed`` are the values whose reading it then may go on: they read before they write. What is written over
         one that lacks channels would be lacking too, so it is copied.
         """
-        if value.may_lack:
+        if value.may_lack or self._leaves(value):
             return False
         if self.of.get(value) == place:  # a gate's choice that lies there too finds it as it was
             chosen = [v for v, p in self.of.items() if v.op == "where" and p == place]
@@ -216,8 +215,7 @@ class Places:
                 return False
             self.until[value] = min(when, self._ends(value))
             return True
-        free = value not in self.of and self.is_map(value) and value not in self.program.outputs
-        free = free and over not in self.gated
+        free = value not in self.of and self.is_map(value) and over not in self.gated
         if not free or (value.op == "where" and self.graph.maps[place.map].channels != value.channels):
             return False
         late = any(self.at[r] >= when and r is not over and r not in allowed for r in self._readers(value))
@@ -225,6 +223,17 @@ class Places:
             return False
         self.of[value], self.until[value] = place, when
         return True
+
+    def _lasts(self, value: Value, until: int) -> bool:
+        """Whether nobody needs a value any more when its place is written over."""
+        written_over = until < len(self.program.values)
+        return not written_over or not (
+            self._leaves(value) or any(self.at[reader] >= until for reader in self._readers(value))
+        )
+
+    def _leaves(self, value: Value) -> bool:
+        """Whether a value, or a part of it, is stored when all has been computed."""
+        return value in self.program.outputs or any(u.op == "slice" and self._leaves(u) for u in self.users[value])
 
     def _filled(self, place: Place, when: int) -> bool:
         """Whether all channels ahead of a place are there before ``when``: a map is filled from its first on."""

@@ -1,5 +1,5 @@
-"""The rule for captured networks: kernels and the emitted graph against the model in float64, gates against what its gate
-words are given, MACs against the formula."""
+"""The rule for captured networks: the kernels and the emitted graph against the model in float64, gates against what
+its gate words are given, MACs against the formula."""
 
 import collections
 import copy

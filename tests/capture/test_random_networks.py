@@ -6,8 +6,8 @@ import torch
 from tests.capture.capture_checks import Checked, make_images, settle
 from tests.capture.random_networks import RandomNetwork
 
-#: Seeds and numbers of steps that were wrong once, of a join within a join and of a gate that stands on another map.
-ONCE_WRONG = [(28, 8), (45, 8), (107, 14), (1003, 14)]
+#: Seeds and numbers of steps that were wrong once, of joins, gates and outputs that were written over.
+ONCE_WRONG = [(28, 8), (107, 14), (1003, 14), (1030, 14)]
 
 
 @pytest.mark.long
