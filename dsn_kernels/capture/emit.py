@@ -154,8 +154,10 @@ class _Emitter:
         self.pooled.discard(node.dst)
 
     def _finished(self, value: Value, kind: Any, source: Place | None = None, **fields: Any) -> None:
-        """Adds the node that computes a value, perhaps onto a sum, perhaps by way of a map of its own; ``source``: where
-        what it reads lies, if not in its own place."""
+        """Adds the node that computes a value, perhaps onto a sum, perhaps by way of a map of its own.
+
+        ``source``: where that lies which it reads, if not in its own place.
+        """
         source, to = source or self.places.place(value.source), self.places.of[value]
         total = self.places.accumulated.get(value)
         activation = value.activation if total is None else total.activation
@@ -174,7 +176,8 @@ class _Emitter:
         self._decide(mask)
         before = None if value.before is None else g.Affine(*value.before)
         fields = {"weight": value.weight, "bias": value.bias, "window": value.window, "groups": value.groups}
-        if value.groups > 1 and value.source.may_lack:  # zeros, for a grouped one reads all channels
+        if self.places.lacks(value.source, value) and (value.groups > 1 or not self.places.alone(value.source, value)):
+            # With zeros in their places: a grouped one reads all channels, and who reads a part finds no list of them.
             source = Place(self.graph.map(*self._sizes(value.source)))
             self._copy(value.source, self.places.place(value.source), source, **self._common(value))
             fields["source"] = source

@@ -61,6 +61,21 @@ class Places:
         map, offset = self.place(value)
         return offset == 0 and self.graph.maps[map].channels == value.channels
 
+    def lacks(self, value: Value, reader: Value) -> bool:
+        """Whether the map of a value may have channels without data when it is read."""
+        return any(v.may_lack for v in self._beside(value, reader))
+
+    def alone(self, value: Value, reader: Value) -> bool:
+        """Whether the map of a value holds nothing else when it is read."""
+        _, offset = self.place(value)
+        ends = (p.offset + v.channels for v in self._beside(value, reader) for p in [self.of[v]])
+        return offset == 0 and max(ends) == value.channels
+
+    def _beside(self, value: Value, reader: Value) -> list[Value]:
+        """What lies in the map of a value when it is read."""
+        map, _ = self.place(value)
+        return [v for v, p in self.of.items() if p.map == map and self.at[v] < self.at[reader]]
+
     def _find_logits(self) -> set[Value]:
         """The vectors, among them those that leave as logits: of linear maps, and what a gate chooses between two."""
         chosen = {v for v in self.program.outputs if v.op == "where" and not self.users[v]}
