@@ -49,8 +49,19 @@ static void pick(const float* src, const int* offset, int count, const float* sc
     _mm512_mask_storeu_ps(dst + i, some, (__m512)x);
   }
 #else
+  int i = 0;
+#if DSN_VECTOR_BYTES == 32
+  const vec scales = broadcast(scale ? *scale : 1.f), shifts = broadcast(scale ? *shift : 0.f);
+  for (; i + kLanes <= count; i += kLanes) {
+    const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset + i));
+    const Mask inside = (ivec)at >= 0;
+    vec x = (vec)_mm256_mask_i32gather_ps(_mm256_setzero_ps(), src, at, (__m256)inside, 4);
+    if (scale) x = keep(relu(x * scales + shifts), inside);
+    store(dst + i, x);
+  }
+#endif
   const float s = scale ? *scale : 1.f, b = scale ? *shift : 0.f;
-  for (int i = 0; i < count; ++i) {
+  for (; i < count; ++i) {
     float x = 0;
     if (offset[i] >= 0) {
       x = src[offset[i]];
@@ -140,6 +151,17 @@ struct RowSums {
     return sums;
   }
 };
+
+// Every second lane.
+static inline vec every_second(vec a, vec b) {
+#if DSN_VECTOR_BYTES == 64
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#elif DSN_VECTOR_BYTES == 32
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#else
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+#endif
+}
 
 static void normalise_pool(const float* src, int64_t tile_stride, int begin, int width, int count, float scale,
                            float shift, float* scratch, float* dst) {
@@ -237,67 +259,148 @@ static float dot(const float* a, const float* b, int n) {
   return s;
 }
 
-// kTaps: of the window, so that its weights stay in registers; 0: any.
-template <int kTaps>
-static void slide_window(const Slide& s) {
-  vec weight[kTaps ? kTaps : 1];
-  for (int t = 0; t < kTaps; ++t) weight[t] = broadcast(s.weight[t * s.weight_stride]);
-  const vec bias = broadcast(s.bias);
-  auto values = [&](const float* from) {
-    vec total = bias;
-    if constexpr (kTaps > 0) {
-#pragma GCC unroll 32
-      for (int t = 0; t < kTaps; ++t) total += weight[t] * load(from + s.offset[t]);
-    } else {
-      for (int t = 0; t < s.taps; ++t) total += broadcast(s.weight[t * s.weight_stride]) * load(from + s.offset[t]);
+static void spread(const Spread& s) {
+  const vec around = broadcast(s.around);
+  for (int c = 0; c < s.count; ++c) {
+    const int channel = s.channels[c];
+    const float* const src = s.src + channel * s.src_stride;
+    float* const dst = s.dst + c * s.dst_stride;
+    const vec scale = broadcast(s.scale && channel >= 0 ? s.scale[channel] : 1.f);
+    const vec shift = broadcast(s.scale && channel >= 0 ? s.shift[channel] : 0.f);
+    auto value = [&](const float* from, int count) __attribute__((always_inline)) {
+      vec x;
+      if (s.stride == 1) {
+        x = load(from);
+      } else if (s.stride == 2) {
+        x = every_second(load(from), load(from + kLanes));
+      } else {
+        x = around;
+        for (int k = 0; k < kLanes && k < count; ++k) x[k] = from[k * s.stride];
+      }
+      return s.scale ? relu(x * scale + shift) : x;
+    };
+    for (const Run* run = s.runs; run < s.runs + s.run_count; ++run) {
+      const float* from = src + run->from;
+      float* to = dst + run->to;
+      int left = run->count;
+      for (; left >= kLanes; left -= kLanes, from += kLanes * s.stride, to += kLanes)
+        store(to, channel < 0 ? around : value(from, left));
+      if (left) store(to, channel < 0 ? around : choose(make_mask((1u << left) - 1), value(from, left), around));
     }
-    return activate(total, s.activation);
-  };
-  for (const Run* run = s.runs; run < s.runs + s.run_count; ++run) {
-    const float* from = s.plane + run->from;
-    float* to = s.dst + run->to;
-    int i = 0;
-    for (; i + kLanes <= run->count; i += kLanes) store(to + i, values(from + i));
-    if (i < run->count) store_first(to + i, values(from + i), run->count - i);
   }
 }
 
+// Calls values(from) for each vector of the runs and stores what it gives.
+template <class Values>
+static inline __attribute__((always_inline)) void over_runs(const Slide& s, Values values) {
+  const Run* const end = s.runs + s.run_count;
+  for (const Run* run = s.runs; run < end; ++run) {
+    float* to = s.dst + run->to;
+    int i = 0;
+    for (; i + kLanes <= run->count; i += kLanes) store(to + i, values(run->from + i));
+    if (i == run->count) continue;
+    // The next run overwrites what is too much, if that still lies in the tile.
+    const bool followed = run + 1 < end && run[1].to == run->to + run->count;
+    if (followed && (run->to + i) % kTile + kLanes <= kTile)
+      store(to + i, values(run->from + i));
+    else
+      store_first(to + i, values(run->from + i), run->count - i);
+  }
+}
+
+// kTaps: of the window, so that its weights stay in registers; 0: any.
+template <int kTaps, Activation kKind>
+static void slide_window(const Slide& s) {
+  vec weight[kTaps ? kTaps : 1];
+  for (int t = 0; t < kTaps; ++t) weight[t] = broadcast(s.weight[t * s.weight_stride]);
+  int offset[kTaps ? kTaps : 1];
+  for (int t = 0; t < kTaps; ++t) offset[t] = s.offset[t];
+  const vec bias = broadcast(s.bias);
+  over_runs(s, [&](int at) __attribute__((always_inline)) {
+    const float* from = s.plane + at;
+    vec total = bias;
+    if constexpr (kTaps > 0) {
+#pragma GCC unroll 32
+      for (int t = 0; t < kTaps; ++t) total += weight[t] * load(from + offset[t]);
+    } else {
+      for (int t = 0; t < s.taps; ++t) total += broadcast(s.weight[t * s.weight_stride]) * load(from + s.offset[t]);
+    }
+    return activate<kKind>(total);
+  });
+}
+
 static void slide(const Slide& s) {
-  s.taps == 9 ? slide_window<9>(s) : s.taps == 25 ? slide_window<25>(s) : slide_window<0>(s);
+  with_activation(s.activation, [&](auto kind) {
+    constexpr Activation k = decltype(kind)::value;
+    s.taps == 9 ? slide_window<9, k>(s) : s.taps == 25 ? slide_window<25, k>(s) : slide_window<0, k>(s);
+  });
+}
+
+static void pool(const Slide& s) {
+  if (s.divisor)
+    return over_runs(s, [&](int at) __attribute__((always_inline)) {
+      vec total = load(s.plane + at + s.offset[0]);
+      for (int t = 1; t < s.taps; ++t) total += load(s.plane + at + s.offset[t]);
+      return total / load(s.divisor + at);
+    });
+  over_runs(s, [&](int at) __attribute__((always_inline)) {
+    vec most = load(s.plane + at + s.offset[0]);
+    for (int t = 1; t < s.taps; ++t) {
+      const vec x = load(s.plane + at + s.offset[t]);
+      most = x > most ? x : most;
+    }
+    return most;
+  });
 }
 
 static void activate_rows(float* data, int rows, int count, Activation activation, float* sums) {
-  for (int r = 0; r < rows; ++r, data += kTile) {
-    vec total{};
-    for (int i = 0; i < kTile; i += kLanes) {
-      vec x = activate(load(data + i), activation);
-      if (count < kTile) x = keep(x, make_mask(((1u << count) - 1) >> i));
-      store(data + i, x);
-      total += x;
+  with_activation(activation, [&](auto kind) {
+    for (int r = 0; r < rows; ++r, data += kTile) {
+      vec total{};
+#pragma GCC unroll 4
+      for (int i = 0; i < kTile; i += kLanes) {
+        vec x = activate<decltype(kind)::value>(load(data + i));
+        if (count < kTile) x = keep(x, make_mask(((1u << count) - 1) >> i));
+        store(data + i, x);
+        total += x;
+      }
+      if (sums) sums[r] = sum(total);
     }
-    if (sums) sums[r] = sum(total);
+  });
+}
+
+static void row_sums(const float* src, const int* rows, int count, float* sums) {
+  for (int r = 0; r < count; ++r) {
+    const float* row = src + (int64_t)rows[r] * kTile;
+    vec total = load(row);
+#pragma GCC unroll 8
+    for (int i = kLanes; i < kTile; i += kLanes) total += load(row + i);
+    sums[rows[r]] = sum(total);
   }
 }
 
 static void blend(const Blend& b) {
-  for (int c = 0; c < b.channels; ++c) {
-    const float f = b.factor ? b.factor[c] : 1.f;
-    const vec scale = broadcast(b.scale ? f * b.scale[c] : f), shift = broadcast(b.shift ? f * b.shift[c] : 0.f);
-    const float* src = b.src + c * kTile;
-    float* dst = b.dst + c * kTile;
-    for (int i = 0; i < kTile; i += kLanes) {
-      vec x = b.holds[c] ? load(src + i) * scale + shift : shift;
-      if (b.accumulate) x += load(dst + i);
-      x = activate(x, b.activation);
-      store(dst + i, b.count < kTile ? keep(x, make_mask(((1u << b.count) - 1) >> i)) : x);
+  with_activation(b.activation, [&](auto kind) {
+    for (int c = 0; c < b.channels; ++c) {
+      const float f = b.factor ? b.factor[c] : 1.f;
+      const vec scale = broadcast(b.scale ? f * b.scale[c] : f), shift = broadcast(b.shift ? f * b.shift[c] : 0.f);
+      const float* src = b.src + c * kTile;
+      float* dst = b.dst + c * kTile;
+#pragma GCC unroll 4
+      for (int i = 0; i < kTile; i += kLanes) {
+        vec x = b.holds[c] ? load(src + i) * scale + shift : shift;
+        if (b.accumulate) x += load(dst + i);
+        x = activate<decltype(kind)::value>(x);
+        store(dst + i, b.count < kTile ? keep(x, make_mask(((1u << b.count) - 1) >> i)) : x);
+      }
     }
-  }
+  });
 }
 
 #include "winograd_impl.h"
 
 static constexpr Kernels table(const char* name) {
-  return {name,      conv_tile<1>, conv_tile<9>, conv_tile<9, 2>, winograd3x3,    normalise,
-          gather,    pick,         select,       normalised_sum,  normalise_pool, bilinear,
-          copy_rows, zero_rows,    dot,          slide,           activate_rows,  blend};
+  return {name,     conv_tile<1>, conv_tile<9>,   conv_tile<9, 2>, winograd3x3, normalise, gather,
+          pick,     select,       normalised_sum, normalise_pool,  bilinear,    copy_rows, zero_rows,
+          dot,      spread,       slide,          pool,            activate_rows, row_sums, blend};
 }
