@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "flat.h"
 #include "planes.h"
 
 namespace dsn::cpu {
@@ -247,7 +248,6 @@ class Conv2d {
       c.src_stride = patches.stride * planes;
       c.src_tile = kTile;
       c.plane_stride = planes == 4 ? patches.stride : 0;
-      if (planes == 4) offset.resize(patches.stride);
     }
   }
 
@@ -311,24 +311,8 @@ class Conv2d {
   // A 3x3's input around the patch that starts at pixel `start` of the output: zeros outside the map. With stride 2,
   // four planes of even and odd rows and columns, so that a tap is again a contiguous load.
   void fill(int64_t start) {
-    float* patch = w.patch();
-    const int64_t end = std::min(start + patches.stride, to.pixels()), begin = std::max<int64_t>(start, 0);
-    if (planes == 1) {
-      const int rows = source_count;
-      w.kernel.zero_rows(patch, patches.stride, rows, static_cast<int>(begin - start));
-      w.kernel.zero_rows(patch + (end - start), patches.stride, rows, static_cast<int>(start + patches.stride - end));
-      w.kernel.gather(source(), from.channels * kTile, sources, rows, static_cast<int>(begin), static_cast<int>(end),
-                      scale(), shift(), patch + (begin - start), patches.stride);
-      return;
-    }
-    for (int plane = 0; plane < 4; ++plane) {
-      std::fill(offset.begin(), offset.end(), -1);
-      for (int64_t q = begin, y = begin / to.width, x = begin % to.width; q < end; ++q) {
-        offset[q - start] = offset_of(2 * y + plane / 2, 2 * x + plane % 2);
-        if (++x == to.width) x = 0, ++y;
-      }
-      for (int s = 0; s < source_count; ++s) pick(sources[s], patch + (int64_t{s} * 4 + plane) * patches.stride);
-    }
+    fill_flat(w.kernel, source(), from, {sources, static_cast<size_t>(source_count)}, in.stride, start, patches.stride,
+              scale(), shift(), w.patch(), flat);
   }
 
   // How far a pixel of the source lies from the channel's first; -1 outside of the map.
@@ -378,6 +362,7 @@ class Conv2d {
   std::vector<int> off;                // filters that the mask did not choose, if they need a look
   int64_t group = 0;                   // that is worked on
   std::vector<int> offset;             // in the source, of the pixels that are picked
+  std::vector<float> flat;             // rows of a source whose planes are filled
   std::optional<Planes> windows;       // of a kernel that is unfolded
   int64_t windows_row = 0;             // of the output, the first that they were filled for
   ConvTile c{};                        // what is common to all tiles, then of each

@@ -117,6 +117,23 @@ struct Slide {
   float* dst;
 };
 
+// One channel of a depthwise convolution by a window of side x side, tile by tile:
+//   dst[p] = activation(bias + sum over taps t of weight[t * weight_stride] * plane[offset[t] + p])
+// where bit p of inside[column of t] is set or that is null; zeros behind the pixels that exist.
+struct FlatWindow {
+  const float* plane;
+  const int* offset;
+  int side;                   // 3 or 5
+  const uint32_t* inside[5];  // [tiles]
+  const float* weight;
+  int64_t weight_stride;
+  float bias;
+  Activation activation;
+  int tiles, valid;  // valid: pixels of the last tile
+  float* dst;
+  int64_t dst_tile;
+};
+
 // Some channels of a tile, zeros behind the pixels that exist:
 //   dst[c][p] = activation([dst[c][p] +] factor[c] (scale[c] src[c][p] + shift[c]))
 struct Blend {
@@ -172,6 +189,10 @@ struct Kernels {
   void (*row_sums)(const float* src, const int* rows, int count, float* sums);
   // A pointwise operation on the first `count` of kTile pixels of each row, which are kTile apart; zeros follow.
   void (*blend)(const Blend&);
+  void (*flat_window)(const FlatWindow&);
+  // Pixels [first, first + count) of every second row of a map `width` wide, there are `rows` of them: even and odd
+  // columns apart, in rows of round_up(width / 2); zeros stand for what the map does not have.
+  void (*unzip)(const float* map, int width, int rows, int first, int count, float* even, float* odd);
 };
 
 // The products of pairs of bfloat16, summed in float32.

@@ -119,18 +119,28 @@ static float normalised_sum(const float* src, int64_t tile_stride, int pixels, f
   return sum(total);
 }
 
-// Sums of neighbouring lanes: [a0+a1, a2+a3, ..., b0+b1, ...].
-static inline vec pair_sums(vec a, vec b) {
+// Every second lane, from the first or the second on.
+static inline vec even_lanes(vec a, vec b) {
 #if DSN_VECTOR_BYTES == 64
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 #elif DSN_VECTOR_BYTES == 32
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
 #else
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
 #endif
 }
+static inline vec odd_lanes(vec a, vec b) {
+#if DSN_VECTOR_BYTES == 64
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif DSN_VECTOR_BYTES == 32
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
+}
+
+// Sums of neighbouring lanes: [a0+a1, a2+a3, ..., b0+b1, ...].
+static inline vec pair_sums(vec a, vec b) { return even_lanes(a, b) + odd_lanes(a, b); }
 
 // The sum of two rows' pixels at one place, normalised.
 static inline vec two_rows(const float* top, const float* bottom, vec s, vec b) {
@@ -151,17 +161,6 @@ struct RowSums {
     return sums;
   }
 };
-
-// Every second lane.
-static inline vec every_second(vec a, vec b) {
-#if DSN_VECTOR_BYTES == 64
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-#elif DSN_VECTOR_BYTES == 32
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-#else
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
-#endif
-}
 
 static void normalise_pool(const float* src, int64_t tile_stride, int begin, int width, int count, float scale,
                            float shift, float* scratch, float* dst) {
@@ -272,7 +271,7 @@ static void spread(const Spread& s) {
       if (s.stride == 1) {
         x = load(from);
       } else if (s.stride == 2) {
-        x = every_second(load(from), load(from + kLanes));
+        x = even_lanes(load(from), load(from + kLanes));
       } else {
         x = around;
         for (int k = 0; k < kLanes && k < count; ++k) x[k] = from[k * s.stride];
@@ -353,6 +352,88 @@ static void pool(const Slide& s) {
   });
 }
 
+template <int kSide, Activation kKind>
+static void flat_window_of(const FlatWindow& f) {
+  constexpr int kTaps = kSide * kSide, kVectors = 2;
+  int offset[kTaps];
+  for (int t = 0; t < kTaps; ++t) offset[t] = f.offset[t];
+  vec weight[kTaps];
+  for (int t = 0; t < kTaps; ++t) weight[t] = broadcast(f.weight[t * f.weight_stride]);
+  const vec bias = broadcast(f.bias);
+  for (int t = 0; t < f.tiles; ++t) {
+    const int valid = t + 1 < f.tiles ? kTile : f.valid;
+    const float* const plane = f.plane + t * kTile;
+    float* const dst = f.dst + t * f.dst_tile;
+    for (int lane = 0; lane < kTile; lane += kVectors * kLanes) {
+      if (lane >= valid) {
+        for (int v = 0; v < kVectors; ++v) store(dst + lane + v * kLanes, vec{});
+        continue;
+      }
+      vec total[kVectors];
+      for (vec& x : total) x = bias;
+      const float* const from = plane + lane;
+#pragma GCC unroll 5
+      for (int column = 0; column < kSide; ++column) {
+        if (f.inside[column]) {
+          Mask inside[kVectors];
+          for (int v = 0; v < kVectors; ++v) inside[v] = make_mask(f.inside[column][t] >> (lane + v * kLanes));
+#pragma GCC unroll 5
+          for (int tap = column; tap < kTaps; tap += kSide)
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; ++v)
+              total[v] += weight[tap] * load_masked(from + offset[tap] + v * kLanes, inside[v]);
+        } else {
+#pragma GCC unroll 5
+          for (int tap = column; tap < kTaps; tap += kSide)
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; ++v) total[v] += weight[tap] * load(from + offset[tap] + v * kLanes);
+        }
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const int at = lane + v * kLanes;
+        const vec x = activate<kKind>(total[v]);
+        store(dst + at, valid == kTile ? x : at < valid ? keep(x, make_mask(((1u << valid) - 1) >> at)) : vec{});
+      }
+    }
+  }
+}
+
+static void flat_window(const FlatWindow& f) {
+  with_activation(f.activation, [&](auto kind) {
+    constexpr Activation k = decltype(kind)::value;
+    f.side == 3 ? flat_window_of<3, k>(f) : flat_window_of<5, k>(f);
+  });
+}
+
+static void unzip(const float* map, int width, int rows, int first, int count, float* even, float* odd) {
+  const int half = (width + 1) / 2;
+  int x = first % half;
+  const float* row = map + (int64_t)(first / half) * 2 * width;
+  for (int y = first / half; count > 0; ++y, row += 2 * width, x = 0) {
+    const int n = half - x < count ? half - x : count;
+    for (int i = 0; i < n; i += kLanes) {
+      vec a{}, b{};
+      if (y < rows) {
+        const vec low = load(row + 2 * (x + i)), high = load(row + 2 * (x + i) + kLanes);
+        a = even_lanes(low, high);
+        b = odd_lanes(low, high);
+      }
+      if (i + kLanes > count) {  // elsewhere the next row overwrites what is too much
+        store_first(even + i, a, n - i);
+        store_first(odd + i, b, n - i);
+      } else {
+        store(even + i, a);
+        store(odd + i, b);
+      }
+    }
+    even += n;
+    odd += n;
+    count -= n;
+    if (width % 2 && x + n == half) odd[-1] = 0;
+  }
+}
+
 static void activate_rows(float* data, int rows, int count, Activation activation, float* sums) {
   with_activation(activation, [&](auto kind) {
     for (int r = 0; r < rows; ++r, data += kTile) {
@@ -400,7 +481,7 @@ static void blend(const Blend& b) {
 #include "winograd_impl.h"
 
 static constexpr Kernels table(const char* name) {
-  return {name,     conv_tile<1>, conv_tile<9>,   conv_tile<9, 2>, winograd3x3, normalise, gather,
-          pick,     select,       normalised_sum, normalise_pool,  bilinear,    copy_rows, zero_rows,
-          dot,      spread,       slide,          pool,            activate_rows, row_sums, blend};
+  return {name,   conv_tile<1>,   conv_tile<9>,   conv_tile<9, 2>, winograd3x3, normalise,   gather, pick,
+          select, normalised_sum, normalise_pool, bilinear,        copy_rows,   zero_rows,   dot,    spread,
+          slide,  pool,           activate_rows,  row_sums,        blend,       flat_window, unzip};
 }

@@ -27,8 +27,7 @@ class Planes {
     const int64_t rows = this->band + (reach_ - 1) / in.stride;
     const int64_t plane = rows * width + kAlign;  // behind a row a vector more is written
     auto place = [&](int64_t y, int64_t x) {      // of row y and column x, what stands before the map included
-      return static_cast<int>((y % in.stride * across + x % in.stride) * plane + y / in.stride * width +
-                              x / in.stride);
+      return static_cast<int>((y % in.stride * across + x % in.stride) * plane + y / in.stride * width + x / in.stride);
     };
     for (int64_t y = 0; y < window_rows; ++y)
       for (int64_t x = 0; x < in.columns; ++x) taps.push_back(place(y * in.dilation, x * in.dilation));
@@ -112,8 +111,8 @@ class Planes {
   }
 
   const Instruction& in_;
-  const int64_t reach_;                         // rows of the source that a window spans
-  const int64_t height_;                        // of the output
+  const int64_t reach_;   // rows of the source that a window spans
+  const int64_t height_;  // of the output
   const float around_;
   std::vector<Run> fills_, runs_;               // fills: from the source to a plane, there every stride-th pixel
   std::vector<size_t> first_fill_, first_run_;  // of each row of the source, of the output, and behind the last
