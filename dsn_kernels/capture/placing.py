@@ -155,7 +155,8 @@ class Places:
         for part in value.inputs:
             fresh = part not in self.of and part.op not in ("slice", "where") and self.is_map(part)
             lasts = all(self.at[reader] < until for reader in self._readers(part))
-            if fresh and lasts and self.at[part] > last and value.inputs.count(part) == 1:
+            begins = fresh and self.at[part] > last and self._filled(Place(map, offset), self.at[part])
+            if begins and lasts and value.inputs.count(part) == 1:
                 self.of[part], self.until[part] = Place(map, offset), until
             if self.of.get(part) != (map, offset):
                 return  # copied when all are there, and what follows too
@@ -219,12 +220,20 @@ class Places:
         free = free and over not in self.gated
         if not free or (value.op == "where" and self.graph.maps[place.map].channels != value.channels):
             return False
-        ahead = [v for v, p in self.of.items() if p.map == place.map and p.offset < place.offset]
         late = any(self.at[r] >= when and r is not over and r not in allowed for r in self._readers(value))
-        if late or any(self._written(v) >= self.at[value] for v in ahead):
+        if late or not self._filled(place, self.at[value]):
             return False
         self.of[value], self.until[value] = place, when
         return True
+
+    def _filled(self, place: Place, when: int) -> bool:
+        """Whether all channels ahead of a place are there before ``when``: a map is filled from its first on."""
+        written = [(p.offset, v) for v, p in self.of.items() if p.map == place.map and self.at[v] < when]
+        reached = {0}
+        for offset, value in sorted(written, key=lambda each: each[0]):
+            if offset in reached:
+                reached.add(offset + value.channels)
+        return place.offset in reached
 
     def _readers(self, value: Value) -> list[Value]:
         """Whoever reads a value, a part of it or its pooled vector."""

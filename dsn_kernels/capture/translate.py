@@ -191,10 +191,10 @@ def _padded(x: Value, pad: tuple[int, int], more: tuple[int, int]) -> tuple[tupl
 @_translates("constant_pad_nd.default", "pad.default")
 def _pad(call: Call, x: Any, pad: Sequence[int], *others: Any) -> Value:
     x = _value(x)
-    mode, value = ("constant", *others) if not others or not isinstance(others[0], str) else (*others, 0)[:2]
+    mode, value = (*others, 0)[:2] if others and isinstance(others[0], str) else ("constant", (*others, 0)[0])
     left, right, top, bottom = (*map(int, pad), 0, 0)[:4]
     convolved = all(user.target in (_ATEN.conv2d.default, _ATEN.convolution.default) for user in call.node.users)
-    if mode != "constant" or any(float(v or 0) for v in ([value] if others else [])) or len(pad) > 4 or not convolved:
+    if mode != "constant" or float(value or 0) or len(pad) > 4 or not convolved:
         raise Foreign("it pads with something else than zeros for a convolution")
     return call.make("pad", x, window=Window(1, 1, 1, top, left, 1, bottom - top, right - left))
 

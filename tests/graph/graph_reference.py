@@ -1,5 +1,6 @@
 """What a graph means, in plain torch: everything is computed, then masked."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -79,7 +80,10 @@ class Reference:
         self.taken[:, gate] = (taken & runs).to(torch.uint8)
 
     def _load(self, node):
-        self._put(node, self.image * self._mask(node.out_mask, node.in_channels))
+        shape = self.graph.maps[node.dst]._replace(channels=node.in_channels)
+        own = slice(node.src_offset, node.src_offset + math.prod(shape))
+        image = self.image.flatten(1)[:, own].view(len(self.image), *shape)
+        self._put(node, image * self._mask(node.out_mask, node.in_channels))
 
     def _stem(self, node):
         self._put(node, F.conv2d(self.image, self._own(node.weight), padding=1))
@@ -239,7 +243,10 @@ class Reference:
         self._finish(node, y[:, :, None, None])
 
     def _store(self, node):
-        self.stored = self._source(node)
+        x = self._source(node)
+        if node.out_offset:  # one behind another
+            x = torch.cat([self.stored.flatten(1), x.flatten(1)], 1)[:, :, None, None]
+        self.stored = x
 
 
 @torch.no_grad()
