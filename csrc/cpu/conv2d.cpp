@@ -1,9 +1,11 @@
 // conv2d: a convolution of a buffer into another, with what stands around it: BN-ReLU before, bias, sum with the
 // destination and ReLU after; filters chosen by a mask, and no input channel read that another mask left dead.
 #include <numeric>
+#include <optional>
 #include <utility>
 
-#include "worker.h"
+#include "flat.h"
+#include "planes.h"
 
 namespace dsn::cpu {
 namespace {
@@ -23,7 +25,8 @@ class Conv2d {
         outputs(in.out_channels / in.groups),
         patches(Patches::of(in, to, w.team().size())),
         shares(Patches::has_heavy_weights(in) ? w.team().size() : 1),
-        pair(in.flags & kBfloat16) {
+        pair(in.flags & kBfloat16),
+        clamps(in.activation == Activation::kRelu || in.activation == Activation::kRelu6) {
     const Live& held = w.live[in.src];
     some = in.flags & kLive && held.count() < in.in_channels;
     sources = some ? held.channels.data() : w.compiled.every_channel.data();
@@ -59,6 +62,11 @@ class Conv2d {
   void convolve(int64_t i, int64_t share) {
     const int64_t first = i * patches.tiles, last = std::min<int64_t>(first + patches.tiles, to.tiles());
     if (in.out_mask >= 0) select();
+    if (windows) {
+      windows_row = first * kTile / to.width;
+      windows->fill(w.kernel, source(), {sources, static_cast<size_t>(source_count)}, windows_row,
+                    std::min(ceil_div(last * kTile, to.width), to.height), scale(), shift());
+    }
     const bool patchwise = in.taps == 9 && !in.columns;
     const bool reads_state = in.taps == 1 && !in.columns && in.stride == 1 && !(in.flags & kNormalise) && !pair;
     if (patchwise) {
@@ -83,7 +91,7 @@ class Conv2d {
       const ConvTile mine = shares > 1 ? share_of(c, share) : c;
       if (mine.out_channels <= 0) continue;
       w.conv(mine, patchwise ? 9 : 1, int64_t{live_count} * rows_of_source());
-      if (in.activation > Activation::kRelu) activate(mine);
+      if (in.activation != Activation::kIdentity && !clamps) activate(mine);
     }
     if (!off.empty())
       for (int64_t t = first; t < last; ++t) finish_off_filters(t);
@@ -98,11 +106,11 @@ class Conv2d {
   // Of a tile whose filters do not all get the ReLU.
   void activate_first(ConvTile& tile, int64_t filters) const {
     if (!in.activated) return;
-    tile.relu = in.activation == Activation::kRelu && filters > 0;
+    tile.relu = clamps && filters > 0;
     tile.relu_channels = static_cast<int>(std::max<int64_t>(filters, 0));
   }
 
-  // Any activation but ReLU, which the products' kernel does: while the tiles are in the cache.
+  // Any activation but those that the products' kernel does: while the tiles are in the cache.
   void activate(const ConvTile& mine) {
     const int64_t before = group * outputs + (mine.dst - c.dst) / kTile;
     const int64_t rows = in.activated ? std::min<int64_t>(in.activated - before, mine.out_channels) : mine.out_channels;
@@ -221,7 +229,8 @@ class Conv2d {
     }
     c.width = static_cast<int>(to.width);
     c.accumulate = in.flags & kAccumulate;
-    c.relu = in.activation == Activation::kRelu;
+    c.relu6 = in.activation == Activation::kRelu6;
+    c.relu = clamps;
     c.relu_channels = static_cast<int>(in.activated);
     c.dst_stride = kTile;
     c.dst_tile = to.channels * kTile;
@@ -229,14 +238,16 @@ class Conv2d {
     c.cached = Patches::has_heavy_weights(in);
     if (in.columns || in.taps == 1) {
       c.src = w.scratch();
-      c.src_stride = kTile;
+      c.src_stride = in.columns ? kUnfoldedRow : kTile;
       c.src_tile = from.channels * kTile;
-      if (in.columns || in.stride == 2) offset.resize(kTile);
+      if (in.columns)
+        windows.emplace(in, from, to, ceil_div(patches.tiles * kTile - 1, to.width) + 1, source_count);
+      else if (in.stride == 2)
+        offset.resize(kTile);
     } else {
       c.src_stride = patches.stride * planes;
       c.src_tile = kTile;
       c.plane_stride = planes == 4 ? patches.stride : 0;
-      if (planes == 4) offset.resize(patches.stride);
     }
   }
 
@@ -267,14 +278,24 @@ class Conv2d {
 
   // Any other kernel: each of its taps at each source is a row of its own, and the product is that of a 1x1.
   void unfold(int64_t t) {
-    for (int64_t k = 0; k < in.taps; ++k) {
-      std::fill(offset.begin(), offset.end(), -1);
-      for (int q = 0; q < c.valid; ++q) {
-        const int64_t y = (t * kTile + q) / to.width * in.stride + k / in.columns * in.dilation - in.pad_rows,
-                      x = (t * kTile + q) % to.width * in.stride + k % in.columns * in.dilation - in.pad_columns;
-        if (y >= 0 && x >= 0) offset[q] = offset_of(y, x);
-      }
-      for (int s = 0; s < source_count; ++s) pick(sources[s], c.src + row_of(s, static_cast<int>(k)) * kTile);
+    const int64_t first = t * kTile / to.width;  // row of the output
+    PixelRange ranges[kTile];
+    Spread s{};
+    for (int64_t q = 0, y = first, x = t * kTile % to.width; q < c.valid;
+         q += ranges[s.range_count++].count, x = 0, ++y)
+      ranges[s.range_count] = {static_cast<int>(y * windows->width + x), static_cast<int>(q),
+                               static_cast<int>(std::min(to.width - x, c.valid - q))};
+    const int halves = pair ? 2 : 1;
+    s.src_stride = halves * windows->size;
+    s.channels = w.compiled.every_channel.data();
+    s.count = source_count / halves;
+    s.ranges = ranges;
+    s.stride = 1;
+    s.dst_stride = halves * in.taps * c.src_stride;
+    for (int row = 0; row < in.taps * halves; ++row) {
+      s.src = windows->at(row % halves, windows_row) + windows->taps[row / halves];
+      s.dst = c.src + row * c.src_stride;
+      w.kernel.spread(s);
     }
   }
 
@@ -291,24 +312,8 @@ class Conv2d {
   // A 3x3's input around the patch that starts at pixel `start` of the output: zeros outside the map. With stride 2,
   // four planes of even and odd rows and columns, so that a tap is again a contiguous load.
   void fill(int64_t start) {
-    float* patch = w.patch();
-    const int64_t end = std::min(start + patches.stride, to.pixels()), begin = std::max<int64_t>(start, 0);
-    if (planes == 1) {
-      const int rows = source_count;
-      w.kernel.zero_rows(patch, patches.stride, rows, static_cast<int>(begin - start));
-      w.kernel.zero_rows(patch + (end - start), patches.stride, rows, static_cast<int>(start + patches.stride - end));
-      w.kernel.gather(source(), from.channels * kTile, sources, rows, static_cast<int>(begin), static_cast<int>(end),
-                      scale(), shift(), patch + (begin - start), patches.stride);
-      return;
-    }
-    for (int plane = 0; plane < 4; ++plane) {
-      std::fill(offset.begin(), offset.end(), -1);
-      for (int64_t q = begin, y = begin / to.width, x = begin % to.width; q < end; ++q) {
-        offset[q - start] = offset_of(2 * y + plane / 2, 2 * x + plane % 2);
-        if (++x == to.width) x = 0, ++y;
-      }
-      for (int s = 0; s < source_count; ++s) pick(sources[s], patch + (int64_t{s} * 4 + plane) * patches.stride);
-    }
+    fill_flat(w.kernel, source(), from, {sources, static_cast<size_t>(source_count)}, in.stride, start, patches.stride,
+              scale(), shift(), w.patch(), flat);
   }
 
   // How far a pixel of the source lies from the channel's first; -1 outside of the map.
@@ -347,6 +352,7 @@ class Conv2d {
   const Patches patches;
   const int64_t shares;  // that the filters are split into, one for a thread
   const bool pair;       // bfloat16
+  const bool clamps;     // the activation is one that the products' kernel does
   bool some;             // not all input channels are read
   const int* sources;    // those that are
   int source_count, live_count;
@@ -357,6 +363,9 @@ class Conv2d {
   std::vector<int> off;                // filters that the mask did not choose, if they need a look
   int64_t group = 0;                   // that is worked on
   std::vector<int> offset;             // in the source, of the pixels that are picked
+  std::vector<float> flat;             // rows of a source whose planes are filled
+  std::optional<Planes> windows;       // of a kernel that is unfolded
+  int64_t windows_row = 0;             // of the output, the first that they were filled for
   ConvTile c{};                        // what is common to all tiles, then of each
 };
 

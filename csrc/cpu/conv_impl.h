@@ -40,14 +40,20 @@ static inline vec exponential(vec x) {
   return p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
 }
 
+// NaN stays NaN.
 static inline vec clamp(vec x, float low, float high) {
+#if DSN_VECTOR_BYTES == 32
+  return (vec)_mm256_min_ps((__m256)broadcast(high), _mm256_max_ps((__m256)broadcast(low), (__m256)x));
+#else
   x = x < broadcast(low) ? broadcast(low) : x;
   return x > broadcast(high) ? broadcast(high) : x;
+#endif
 }
 
-static inline vec activate(vec x, Activation activation) {
+template <Activation kKind>
+static inline vec activate(vec x) {
   const vec one = broadcast(1.f), sixth = broadcast(1.f / 6);
-  switch (activation) {
+  switch (kKind) {
     case Activation::kRelu:
       return relu(x);
     case Activation::kRelu6:
@@ -68,12 +74,28 @@ static inline vec activate(vec x, Activation activation) {
   }
 }
 
+// Calls visit(Kind<activation>()): a loop that asks for the activation of each vector takes four times as long.
+template <Activation kKind>
+struct Kind {
+  static constexpr Activation value = kKind;
+};
+template <class Visit>
+static inline void with_activation(Activation activation, Visit visit) {
+  switch (activation) {
+#define DSN_ACTIVATION(id, name) \
+  case Activation::id:           \
+    return visit(Kind<Activation::id>());
+#include "../plan/instructions.def"
+  }
+}
+
 // Loads the lanes whose bit is set, zero elsewhere.
 #if DSN_VECTOR_BYTES == 64
 typedef __mmask16 Mask;
 static inline Mask make_mask(uint32_t bits) { return (Mask)bits; }
 static inline vec load_masked(const float* p, Mask m) { return (vec)_mm512_maskz_loadu_ps(m, p); }
 static inline vec keep(vec x, Mask m) { return (vec)_mm512_maskz_mov_ps(m, (__m512)x); }
+static inline vec choose(Mask m, vec a, vec b) { return (vec)_mm512_mask_mov_ps((__m512)b, m, (__m512)a); }
 static inline void store_first(float* p, vec x, int n) {
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
 }
@@ -85,9 +107,14 @@ static inline Mask make_mask(uint32_t bits) {
   return (lane & (int32_t)bits) != 0;
 }
 static inline vec keep(vec x, Mask m) { return (vec)((ivec)x & m); }
+static inline vec choose(Mask m, vec a, vec b) { return (vec)(((ivec)a & m) | ((ivec)b & ~m)); }
 static inline vec load_masked(const float* p, Mask m) { return keep(load(p), m); }
 static inline void store_first(float* p, vec x, int n) {
+#if DSN_VECTOR_BYTES == 32
+  _mm256_maskstore_ps(p, (__m256i)make_mask((1u << n) - 1), (__m256)x);
+#else
   for (int i = 0; i < n; ++i) p[i] = x[i];
+#endif
 }
 #endif
 
@@ -129,11 +156,11 @@ static inline vec normalised(const ConvTile& t, int channel, int lane) {
               broadcast(t.shift[channel]));
 }
 
+// `Rows` outputs from row0 on, whose weights begin at `weight`, at `Vectors` vectors of a tile's pixels.
 // Normalise: the first row block of a 1x1 reads the state, normalises it on the way and leaves src for the others.
 template <int Rows, int Vectors, int Taps, bool Normalise, int Stride = 1>
-static void conv_block(const ConvTile& t, int tile, int block, int first_lane) {
+static void conv_block(const ConvTile& t, int tile, int row0, const float* weight, int first_lane) {
   vec acc[Rows][Vectors];
-  const int row0 = block * Rows;
   const int rows = t.out_channels - row0 < Rows ? t.out_channels - row0 : Rows;
   auto row = [&](int m) { return t.rows ? t.rows[row0 + m] : row0 + m; };
   float* const dst0 = t.dst + tile * t.dst_tile + first_lane;
@@ -154,7 +181,6 @@ static void conv_block(const ConvTile& t, int tile, int block, int first_lane) {
     }
   }
   float* const first = t.src + tile * t.src_tile + first_lane;
-  const float* const weight = t.weight + block * t.block_stride;
   const int64_t weight_step = Taps * t.tap_stride;
   vec x[Vectors];
   auto add_channel = [&](int i, float* src, const float* w) __attribute__((always_inline)) {
@@ -236,7 +262,7 @@ static void conv_block(const ConvTile& t, int tile, int block, int first_lane) {
     for (int m = 0; m < Rows; ++m)
       if (!t.relu_channels || row0 + m < t.relu_channels)
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) acc[m][v] = relu(acc[m][v]);
+        for (int v = 0; v < Vectors; ++v) acc[m][v] = t.relu6 ? clamp(acc[m][v], 0, 6) : relu(acc[m][v]);
   }
   if (t.valid < kTile && tile + 1 == t.tiles) {
     const uint32_t bits = (1u << t.valid) - 1;
@@ -278,52 +304,65 @@ static void conv_block(const ConvTile& t, int tile, int block, int first_lane) {
   }
 }
 
-template <int Rows, int Vectors, int Taps, int Stride>
+// A block of `Rows` outputs at two vectors of pixels at a time, in `Parts` parts: where the registers hold the block at
+// one vector only, half of it at two takes 8 loads for 12 products instead of 13. Parts = 0: one vector only.
+template <int Rows, int Parts, int Taps, int Stride>
 static void conv_rows(const ConvTile& t) {
   const int blocks = (t.out_channels + Rows - 1) / Rows;
   for (int i = 0; i < t.tiles; ++i) {
-    // A last tile that is less than half full, of a 14 x 14 map, takes half of the time.
-    const bool half = Vectors * kLanes == kTile && i + 1 == t.tiles && t.valid <= kTile / 2;
-    if (half && !t.accumulate)
+    // Of a last tile, as of a 14 x 14 map, only the vectors that hold pixels.
+    const int lanes = i + 1 < t.tiles ? kTile : (t.valid + kLanes - 1) / kLanes * kLanes;
+    if (lanes < kTile && !t.accumulate)
       for (int m = 0; m < (t.dst_pairs ? (t.out_channels + 1) / 2 : t.out_channels); ++m)
-        store(t.dst + i * t.dst_tile + (t.rows ? t.rows[m] : m) * t.dst_stride + kTile / 2, vec{});
-    for (int b = 0; b < blocks; ++b)
-      for (int lane = 0; lane < kTile; lane += Vectors * kLanes) {
-        if (Taps == 1 && b == 0 && t.state)
-          conv_block<Rows, Vectors, Taps, Taps == 1>(t, i, b, lane);
-        else if (half)
-          conv_block<Rows, (Vectors + 1) / 2, Taps, false, Stride>(t, i, b, lane);
-        else
-          conv_block<Rows, Vectors, Taps, false, Stride>(t, i, b, lane);
+        for (int lane = lanes; lane < kTile; lane += kLanes)
+          store(t.dst + i * t.dst_tile + (t.rows ? t.rows[m] : m) * t.dst_stride + lane, vec{});
+    for (int b = 0; b < blocks; ++b) {
+      const float* const weight = t.weight + b * t.block_stride;
+      const bool normalise = Taps == 1 && b == 0 && t.state;
+      int lane = 0;
+      if constexpr (Parts > 0) {
+        constexpr int kPart = Rows / Parts;
+        for (; lane + 2 * kLanes <= lanes; lane += 2 * kLanes)
+          for (int row = 0; row < Rows && b * Rows + row < t.out_channels; row += kPart)
+            if (normalise && row == 0)
+              conv_block<kPart, 2, Taps, Taps == 1>(t, i, b * Rows, weight, lane);
+            else
+              conv_block<kPart, 2, Taps, false, Stride>(t, i, b * Rows + row, weight + row, lane);
       }
+      for (; lane < lanes; lane += kLanes)
+        if (normalise)
+          conv_block<Rows, 1, Taps, Taps == 1>(t, i, b * Rows, weight, lane);
+        else
+          conv_block<Rows, 1, Taps, false, Stride>(t, i, b * Rows, weight, lane);
+    }
   }
 }
 
-// 32 vector registers hold 24 accumulators; 16 hold 12.
+// 32 vector registers hold 24 accumulators; 16 hold 12, those of odd blocks at one vector.
 template <int Taps, int Stride = 1>
 static void conv_tile(const ConvTile& t) {
-  constexpr int kFew = DSN_VECTOR_BYTES == 64 ? 2 : 1;
+  constexpr bool kMany = DSN_VECTOR_BYTES == 64;
   if (t.sums)
     for (int i = 0; i < t.tiles; ++i)
       for (int m = 0; m < t.out_channels; ++m) t.sums[i * t.sums_tile + (t.rows ? t.rows[m] : m)] = 0;
   switch (t.row_block) {
     case 12:
-      return conv_rows<12, kFew, Taps, Stride>(t);
+      return conv_rows<12, kMany ? 1 : 2, Taps, Stride>(t);
     case 10:
-      return conv_rows<10, kFew, Taps, Stride>(t);
+      return conv_rows<10, kMany ? 1 : 2, Taps, Stride>(t);
     case 8:
-      return conv_rows<8, kFew, Taps, Stride>(t);
+      return conv_rows<8, kMany ? 1 : 2, Taps, Stride>(t);
     case 6:
-      return conv_rows<6, 2, Taps, Stride>(t);
+      return conv_rows<6, 1, Taps, Stride>(t);
     case 4:
-      return conv_rows<4, 2, Taps, Stride>(t);
+      return conv_rows<4, 1, Taps, Stride>(t);
     case 11:
-      return conv_rows<11, kFew, Taps, Stride>(t);
+      return conv_rows<11, kMany ? 1 : 0, Taps, Stride>(t);
     case 9:
-      return conv_rows<9, kFew, Taps, Stride>(t);
+      return conv_rows<9, kMany ? 1 : 0, Taps, Stride>(t);
     case 7:
-      return conv_rows<7, kFew, Taps, Stride>(t);
+      return conv_rows<7, kMany ? 1 : 0, Taps, Stride>(t);
     case 5:
-      return conv_rows<5, 2, Taps, Stride>(t);
+      return conv_rows<5, 1, Taps, Stride>(t);
   }
 }

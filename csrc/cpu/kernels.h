@@ -1,4 +1,4 @@
-// The micro-kernels behind one table per instruction set; the table is chosen when the library runs.
+// The micro-kernels behind one table per instruction set; the table is chosen when the library ranges.
 #pragma once
 
 #include <cstdint>
@@ -47,6 +47,7 @@ struct ConvTile {
   const float* bias;     // [out_channels, padded] or null
   bool accumulate;       // add to dst
   bool relu;
+  bool relu6;         // of those that get the ReLU, at most 6
   int relu_channels;  // so many outputs get it, 0: all
   float* dst;         // [out_channels][dst_stride]
   int64_t dst_stride;
@@ -79,9 +80,29 @@ struct PixelRange {
   int from, to, count;
 };
 
+// Channels of a map, spread so that a window slides over each: for all pixels of the ranges
+//   dst[i * dst_stride + to + j] = src[channels[i] * src_stride + from + stride j]
+// or relu(scale x + shift) of it unless scale is null, and `around` where channels[i] is negative. Up to a vector of
+// `around` is written behind each range, in their order.
+struct Spread {
+  const float* src;
+  int64_t src_stride;
+  const int* channels;
+  int count;
+  const PixelRange* ranges;
+  int range_count;
+  int stride;
+  const float *scale, *shift;
+  float around;
+  float* dst;
+  int64_t dst_stride;
+};
+
 // One channel of a depthwise convolution:
 //   dst[to + i] = activation(bias + sum over taps t of weight[t * weight_stride] * plane[from + offset[t] + i])
-// for all pixels of the ranges; behind each of a range's pixels in the plane lies a vector more.
+// for all pixels of the ranges; behind each of a range's pixels in the plane lies a vector more. Or of a pool: the
+// maximum of plane[from + offset[t] + i], or their sum / divisor[from + i]. What lies in the same tile as a range's end
+// may be overwritten before the next range is.
 struct Slide {
   const float* plane;
   const int* offset;
@@ -90,9 +111,27 @@ struct Slide {
   int taps;
   float bias;
   Activation activation;
+  const float* divisor;  // null: a maximum
   const PixelRange* ranges;
   int range_count;
   float* dst;
+};
+
+// One channel of a depthwise convolution by a window of side x side, tile by tile:
+//   dst[p] = activation(bias + sum over taps t of weight[t * weight_stride] * plane[offset[t] + p])
+// where bit p of inside[column of t] is set or that is null; zeros behind the pixels that exist.
+struct FlatWindow {
+  const float* plane;
+  const int* offset;
+  int side;                   // 3 or 5
+  const uint32_t* inside[5];  // [tiles]
+  const float* weight;
+  int64_t weight_stride;
+  float bias;
+  Activation activation;
+  int tiles, valid;  // valid: pixels of the last tile
+  float* dst;
+  int64_t dst_tile;
 };
 
 // Some channels of a tile, zeros behind the pixels that exist:
@@ -140,12 +179,20 @@ struct Kernels {
   void (*copy_rows)(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int rows, int n);
   void (*zero_rows)(float* dst, int64_t stride, int rows, int n);
   float (*dot)(const float* a, const float* b, int n);
+  void (*spread)(const Spread&);
   void (*slide)(const Slide&);
+  void (*pool)(const Slide&);
   // The first `count` of kTile pixels of each row become activation(x), zeros follow; sums[row] of them unless it is
   // null. Rows are kTile apart.
   void (*activate)(float* data, int rows, int count, Activation activation, float* sums);
+  // sums[row] = the sum of src's row, each kTile long
+  void (*row_sums)(const float* src, const int* rows, int count, float* sums);
   // A pointwise operation on the first `count` of kTile pixels of each row, which are kTile apart; zeros follow.
   void (*blend)(const Blend&);
+  void (*flat_window)(const FlatWindow&);
+  // Pixels [first, first + count) of every second row of a map `width` wide, there are `rows` of them: even and odd
+  // columns apart, in rows of round_up(width / 2); zeros stand for what the map does not have.
+  void (*unzip)(const float* map, int width, int rows, int first, int count, float* even, float* odd);
 };
 
 // The products of pairs of bfloat16, summed in float32.

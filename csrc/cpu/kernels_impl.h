@@ -49,8 +49,19 @@ static void pick(const float* src, const int* offset, int count, const float* sc
     _mm512_mask_storeu_ps(dst + i, some, (__m512)x);
   }
 #else
+  int i = 0;
+#if DSN_VECTOR_BYTES == 32
+  const vec scales = broadcast(scale ? *scale : 1.f), shifts = broadcast(scale ? *shift : 0.f);
+  for (; i + kLanes <= count; i += kLanes) {
+    const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset + i));
+    const Mask inside = (ivec)at >= 0;
+    vec x = (vec)_mm256_mask_i32gather_ps(_mm256_setzero_ps(), src, at, (__m256)inside, 4);
+    if (scale) x = keep(relu(x * scales + shifts), inside);
+    store(dst + i, x);
+  }
+#endif
   const float s = scale ? *scale : 1.f, b = scale ? *shift : 0.f;
-  for (int i = 0; i < count; ++i) {
+  for (; i < count; ++i) {
     float x = 0;
     if (offset[i] >= 0) {
       x = src[offset[i]];
@@ -108,18 +119,28 @@ static float normalised_sum(const float* src, int64_t tile_stride, int pixels, f
   return sum(total);
 }
 
-// Sums of neighbouring lanes: [a0+a1, a2+a3, ..., b0+b1, ...].
-static inline vec pair_sums(vec a, vec b) {
+// Every second lane, from the first or the second on.
+static inline vec even_lanes(vec a, vec b) {
 #if DSN_VECTOR_BYTES == 64
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 #elif DSN_VECTOR_BYTES == 32
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
 #else
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
 #endif
 }
+static inline vec odd_lanes(vec a, vec b) {
+#if DSN_VECTOR_BYTES == 64
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif DSN_VECTOR_BYTES == 32
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
+}
+
+// Sums of neighbouring lanes: [a0+a1, a2+a3, ..., b0+b1, ...].
+static inline vec pair_sums(vec a, vec b) { return even_lanes(a, b) + odd_lanes(a, b); }
 
 // The sum of two rows' pixels at one place, normalised.
 static inline vec two_rows(const float* top, const float* bottom, vec s, vec b) {
@@ -237,67 +258,230 @@ static float dot(const float* a, const float* b, int n) {
   return s;
 }
 
-// kTaps: of the window, so that its weights stay in registers; 0: any.
-template <int kTaps>
-static void slide_window(const Slide& s) {
-  vec weight[kTaps ? kTaps : 1];
-  for (int t = 0; t < kTaps; ++t) weight[t] = broadcast(s.weight[t * s.weight_stride]);
-  const vec bias = broadcast(s.bias);
-  auto values = [&](const float* from) {
-    vec total = bias;
-    if constexpr (kTaps > 0) {
-#pragma GCC unroll 32
-      for (int t = 0; t < kTaps; ++t) total += weight[t] * load(from + s.offset[t]);
-    } else {
-      for (int t = 0; t < s.taps; ++t) total += broadcast(s.weight[t * s.weight_stride]) * load(from + s.offset[t]);
+static void spread(const Spread& s) {
+  const vec around = broadcast(s.around);
+  for (int c = 0; c < s.count; ++c) {
+    const int channel = s.channels[c];
+    const float* const src = s.src + channel * s.src_stride;
+    float* const dst = s.dst + c * s.dst_stride;
+    const vec scale = broadcast(s.scale && channel >= 0 ? s.scale[channel] : 1.f);
+    const vec shift = broadcast(s.scale && channel >= 0 ? s.shift[channel] : 0.f);
+    auto value = [&](const float* from, int count) __attribute__((always_inline)) {
+      vec x;
+      if (s.stride == 1) {
+        x = load(from);
+      } else if (s.stride == 2) {
+        x = even_lanes(load(from), load(from + kLanes));
+      } else {
+        x = around;
+        for (int k = 0; k < kLanes && k < count; ++k) x[k] = from[k * s.stride];
+      }
+      return s.scale ? relu(x * scale + shift) : x;
+    };
+    for (const PixelRange* range = s.ranges; range < s.ranges + s.range_count; ++range) {
+      const float* from = src + range->from;
+      float* to = dst + range->to;
+      int left = range->count;
+      for (; left >= kLanes; left -= kLanes, from += kLanes * s.stride, to += kLanes)
+        store(to, channel < 0 ? around : value(from, left));
+      if (left) store(to, channel < 0 ? around : choose(make_mask((1u << left) - 1), value(from, left), around));
     }
-    return activate(total, s.activation);
-  };
-  for (const PixelRange* range = s.ranges; range < s.ranges + s.range_count; ++range) {
-    const float* from = s.plane + range->from;
-    float* to = s.dst + range->to;
-    int i = 0;
-    for (; i + kLanes <= range->count; i += kLanes) store(to + i, values(from + i));
-    if (i < range->count) store_first(to + i, values(from + i), range->count - i);
   }
 }
 
+// Calls values(from) for each vector of the ranges and stores what it gives.
+template <class Values>
+static inline __attribute__((always_inline)) void over_runs(const Slide& s, Values values) {
+  const PixelRange* const end = s.ranges + s.range_count;
+  for (const PixelRange* range = s.ranges; range < end; ++range) {
+    float* to = s.dst + range->to;
+    int i = 0;
+    for (; i + kLanes <= range->count; i += kLanes) store(to + i, values(range->from + i));
+    if (i == range->count) continue;
+    // The next range overwrites what is too much, if that still lies in the tile.
+    const bool followed = range + 1 < end && range[1].to == range->to + range->count;
+    if (followed && (range->to + i) % kTile + kLanes <= kTile)
+      store(to + i, values(range->from + i));
+    else
+      store_first(to + i, values(range->from + i), range->count - i);
+  }
+}
+
+// kTaps: of the window, so that its weights stay in registers; 0: any.
+template <int kTaps, Activation kKind>
+static void slide_window(const Slide& s) {
+  vec weight[kTaps ? kTaps : 1];
+  for (int t = 0; t < kTaps; ++t) weight[t] = broadcast(s.weight[t * s.weight_stride]);
+  int offset[kTaps ? kTaps : 1];
+  for (int t = 0; t < kTaps; ++t) offset[t] = s.offset[t];
+  const vec bias = broadcast(s.bias);
+  over_runs(s, [&](int at) __attribute__((always_inline)) {
+    const float* from = s.plane + at;
+    vec total = bias;
+    if constexpr (kTaps > 0) {
+#pragma GCC unroll 32
+      for (int t = 0; t < kTaps; ++t) total += weight[t] * load(from + offset[t]);
+    } else {
+      for (int t = 0; t < s.taps; ++t) total += broadcast(s.weight[t * s.weight_stride]) * load(from + s.offset[t]);
+    }
+    return activate<kKind>(total);
+  });
+}
+
 static void slide(const Slide& s) {
-  s.taps == 9 ? slide_window<9>(s) : s.taps == 25 ? slide_window<25>(s) : slide_window<0>(s);
+  with_activation(s.activation, [&](auto kind) {
+    constexpr Activation k = decltype(kind)::value;
+    s.taps == 9 ? slide_window<9, k>(s) : s.taps == 25 ? slide_window<25, k>(s) : slide_window<0, k>(s);
+  });
+}
+
+static void pool(const Slide& s) {
+  if (s.divisor)
+    return over_runs(s, [&](int at) __attribute__((always_inline)) {
+      vec total = load(s.plane + at + s.offset[0]);
+      for (int t = 1; t < s.taps; ++t) total += load(s.plane + at + s.offset[t]);
+      return total / load(s.divisor + at);
+    });
+  over_runs(s, [&](int at) __attribute__((always_inline)) {
+    vec most = load(s.plane + at + s.offset[0]);
+    for (int t = 1; t < s.taps; ++t) {
+      const vec x = load(s.plane + at + s.offset[t]);
+      most = x > most ? x : most;
+    }
+    return most;
+  });
+}
+
+template <int kSide, Activation kKind>
+static void flat_window_of(const FlatWindow& f) {
+  constexpr int kTaps = kSide * kSide, kVectors = 2;
+  int offset[kTaps];
+  for (int t = 0; t < kTaps; ++t) offset[t] = f.offset[t];
+  vec weight[kTaps];
+  for (int t = 0; t < kTaps; ++t) weight[t] = broadcast(f.weight[t * f.weight_stride]);
+  const vec bias = broadcast(f.bias);
+  for (int t = 0; t < f.tiles; ++t) {
+    const int valid = t + 1 < f.tiles ? kTile : f.valid;
+    const float* const plane = f.plane + t * kTile;
+    float* const dst = f.dst + t * f.dst_tile;
+    for (int lane = 0; lane < kTile; lane += kVectors * kLanes) {
+      if (lane >= valid) {
+        for (int v = 0; v < kVectors; ++v) store(dst + lane + v * kLanes, vec{});
+        continue;
+      }
+      vec total[kVectors];
+      for (vec& x : total) x = bias;
+      const float* const from = plane + lane;
+#pragma GCC unroll 5
+      for (int column = 0; column < kSide; ++column) {
+        if (f.inside[column]) {
+          Mask inside[kVectors];
+          for (int v = 0; v < kVectors; ++v) inside[v] = make_mask(f.inside[column][t] >> (lane + v * kLanes));
+#pragma GCC unroll 5
+          for (int tap = column; tap < kTaps; tap += kSide)
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; ++v)
+              total[v] += weight[tap] * load_masked(from + offset[tap] + v * kLanes, inside[v]);
+        } else {
+#pragma GCC unroll 5
+          for (int tap = column; tap < kTaps; tap += kSide)
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; ++v) total[v] += weight[tap] * load(from + offset[tap] + v * kLanes);
+        }
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const int at = lane + v * kLanes;
+        const vec x = activate<kKind>(total[v]);
+        store(dst + at, valid == kTile ? x : at < valid ? keep(x, make_mask(((1u << valid) - 1) >> at)) : vec{});
+      }
+    }
+  }
+}
+
+static void flat_window(const FlatWindow& f) {
+  with_activation(f.activation, [&](auto kind) {
+    constexpr Activation k = decltype(kind)::value;
+    f.side == 3 ? flat_window_of<3, k>(f) : flat_window_of<5, k>(f);
+  });
+}
+
+static void unzip(const float* map, int width, int rows, int first, int count, float* even, float* odd) {
+  const int half = (width + 1) / 2;
+  int x = first % half;
+  const float* row = map + (int64_t)(first / half) * 2 * width;
+  for (int y = first / half; count > 0; ++y, row += 2 * width, x = 0) {
+    const int n = half - x < count ? half - x : count;
+    for (int i = 0; i < n; i += kLanes) {
+      vec a{}, b{};
+      if (y < rows) {
+        const vec low = load(row + 2 * (x + i)), high = load(row + 2 * (x + i) + kLanes);
+        a = even_lanes(low, high);
+        b = odd_lanes(low, high);
+      }
+      if (i + kLanes > count) {  // elsewhere the next row overwrites what is too much
+        store_first(even + i, a, n - i);
+        store_first(odd + i, b, n - i);
+      } else {
+        store(even + i, a);
+        store(odd + i, b);
+      }
+    }
+    even += n;
+    odd += n;
+    count -= n;
+    if (width % 2 && x + n == half) odd[-1] = 0;
+  }
 }
 
 static void activate_rows(float* data, int rows, int count, Activation activation, float* sums) {
-  for (int r = 0; r < rows; ++r, data += kTile) {
-    vec total{};
-    for (int i = 0; i < kTile; i += kLanes) {
-      vec x = activate(load(data + i), activation);
-      if (count < kTile) x = keep(x, make_mask(((1u << count) - 1) >> i));
-      store(data + i, x);
-      total += x;
+  with_activation(activation, [&](auto kind) {
+    for (int r = 0; r < rows; ++r, data += kTile) {
+      vec total{};
+#pragma GCC unroll 4
+      for (int i = 0; i < kTile; i += kLanes) {
+        vec x = activate<decltype(kind)::value>(load(data + i));
+        if (count < kTile) x = keep(x, make_mask(((1u << count) - 1) >> i));
+        store(data + i, x);
+        total += x;
+      }
+      if (sums) sums[r] = sum(total);
     }
-    if (sums) sums[r] = sum(total);
+  });
+}
+
+static void row_sums(const float* src, const int* rows, int count, float* sums) {
+  for (int r = 0; r < count; ++r) {
+    const float* row = src + (int64_t)rows[r] * kTile;
+    vec total = load(row);
+#pragma GCC unroll 8
+    for (int i = kLanes; i < kTile; i += kLanes) total += load(row + i);
+    sums[rows[r]] = sum(total);
   }
 }
 
 static void blend(const Blend& b) {
-  for (int c = 0; c < b.channels; ++c) {
-    const float f = b.factor ? b.factor[c] : 1.f;
-    const vec scale = broadcast(b.scale ? f * b.scale[c] : f), shift = broadcast(b.shift ? f * b.shift[c] : 0.f);
-    const float* src = b.src + c * kTile;
-    float* dst = b.dst + c * kTile;
-    for (int i = 0; i < kTile; i += kLanes) {
-      vec x = b.holds[c] ? load(src + i) * scale + shift : shift;
-      if (b.accumulate) x += load(dst + i);
-      x = activate(x, b.activation);
-      store(dst + i, b.count < kTile ? keep(x, make_mask(((1u << b.count) - 1) >> i)) : x);
+  with_activation(b.activation, [&](auto kind) {
+    for (int c = 0; c < b.channels; ++c) {
+      const float f = b.factor ? b.factor[c] : 1.f;
+      const vec scale = broadcast(b.scale ? f * b.scale[c] : f), shift = broadcast(b.shift ? f * b.shift[c] : 0.f);
+      const float* src = b.src + c * kTile;
+      float* dst = b.dst + c * kTile;
+#pragma GCC unroll 4
+      for (int i = 0; i < kTile; i += kLanes) {
+        vec x = b.holds[c] ? load(src + i) * scale + shift : shift;
+        if (b.accumulate) x += load(dst + i);
+        x = activate<decltype(kind)::value>(x);
+        store(dst + i, b.count < kTile ? keep(x, make_mask(((1u << b.count) - 1) >> i)) : x);
+      }
     }
-  }
+  });
 }
 
 #include "winograd_impl.h"
 
 static constexpr Kernels table(const char* name) {
-  return {name,      conv_tile<1>, conv_tile<9>, conv_tile<9, 2>, winograd3x3,    normalise,
-          gather,    pick,         select,       normalised_sum,  normalise_pool, bilinear,
-          copy_rows, zero_rows,    dot,          slide,           activate_rows,  blend};
+  return {name,   conv_tile<1>,   conv_tile<9>,   conv_tile<9, 2>, winograd3x3, normalise,   gather, pick,
+          select, normalised_sum, normalise_pool, bilinear,        copy_rows,   zero_rows,   dot,    spread,
+          slide,  pool,           activate_rows,  row_sums,        blend,       flat_window, unzip};
 }

@@ -1,14 +1,16 @@
 // subsample, max_pool, avg_pool, pool_sums: what has no weights.
-#include <numeric>
+#include <limits>
 
-#include "worker.h"
+#include "planes.h"
 
 namespace dsn::cpu {
 namespace {
 
-// Pixels of a window, along one side, that lie in the map or in the zeros around it, as many behind it as before.
-int64_t padded(int64_t size, int64_t first, int64_t window, int64_t pad) {
-  return std::min(first + window, size + pad) - first;
+// Pixels of a window from `first` on, along one side, that an average is of: those in the map or, where they count,
+// in the zeros around it, as many behind it as before.
+int64_t counted(int64_t size, int64_t first, int64_t window, int64_t pad, const Instruction& in) {
+  if (in.flags & kCountPadding) return std::min(first + window, size + pad) - first;
+  return std::min(first + window, size) - std::max<int64_t>(first, 0);
 }
 
 void pool(Worker& w, const Instruction& in) {
@@ -23,40 +25,39 @@ void pool(Worker& w, const Instruction& in) {
   w.live[in.dst].rewrite(static_cast<int>(in.out_offset), static_cast<int>(in.in_channels),
                          in.out_mask >= 0 || held.slices ? keep.data() : nullptr, w.compiled.normalised[in.dst]);
   if (w.shut(in)) return;
-  w.team().phase(to.tiles(), [&](int64_t t) {
-    const int valid = w.valid(to, t);
-    float* tile = w.state(in.dst) + (t * to.channels + in.out_offset) * kTile;
-    std::vector<int64_t> place;  // in the source, of the pixels of each window
-    int64_t end[kTile];          // of each window's places
-    float count[kTile];          // of the pixels that an average is of
-    for (int q = 0; q < valid; ++q) {
-      const int64_t top = (t * kTile + q) / to.width * in.stride - in.pad_rows,
-                    left = (t * kTile + q) % to.width * in.stride - in.pad_columns;
-      for (int64_t k = 0; k < in.taps; ++k) {
-        const int64_t y = top + k / in.columns, x = left + k % in.columns;
-        if (y < 0 || x < 0 || y >= from.height || x >= from.width) continue;
-        const int64_t pixel = y * from.width + x;
-        place.push_back(pixel / kTile * from.channels * kTile + pixel % kTile);
-      }
-      end[q] = static_cast<int64_t>(place.size());
-      count[q] =
-          static_cast<float>(in.flags & kCountPadding ? padded(from.height, top, in.taps / in.columns, in.pad_rows) *
-                                                            padded(from.width, left, in.columns, in.pad_columns)
-                                                      : end[q] - (q ? end[q - 1] : 0));
-    }
-    for (int64_t c = 0; c < in.in_channels; ++c) {
-      if (!keep[c]) continue;
-      const float* src = w.state(in.src) + (in.src_offset + c) * kTile;
-      float* dst = tile + c * kTile;
-      for (int q = 0; q < valid; ++q) {
-        const int64_t first = q ? end[q - 1] : 0;
-        float value = src[place[first]];
-        for (int64_t k = first + 1; k < end[q]; ++k)
-          value = average ? value + src[place[k]] : std::max(value, src[place[k]]);
-        dst[q] = average ? value / count[q] : value;
-      }
-      std::fill(dst + valid, dst + kTile, 0.f);
-    }
+  Planes planes(in, from, to, band_rows(to), std::min(in.in_channels, kBandChannels),
+                average ? 0.f : -std::numeric_limits<float>::infinity());
+  std::vector<float> divisor;  // of each pixel of the output, in a plane's rows
+  if (average) {
+    divisor.resize(to.height * planes.width + kTile, 1.f);
+    for (int64_t y = 0; y < to.height; ++y)
+      for (int64_t x = 0; x < to.width; ++x)
+        divisor[y * planes.width + x] = static_cast<float>(
+            counted(from.height, y * in.stride - in.pad_rows, in.taps / in.columns, in.pad_rows, in) *
+            counted(from.width, x * in.stride - in.pad_columns, in.columns, in.pad_columns, in));
+  }
+  std::vector<int> channels;  // that hold data
+  for (int c = 0; c < in.in_channels; ++c)
+    if (keep[c]) channels.push_back(c);
+  Slide s{};
+  s.offset = planes.taps.data();
+  s.taps = static_cast<int>(in.taps);
+  s.divisor = average ? divisor.data() : nullptr;
+  const auto all = static_cast<int64_t>(channels.size()), chunks = ceil_div(all, kBandChannels);
+  w.team().phase(ceil_div(to.height, planes.band) * chunks, [&](int64_t i) {
+    const int64_t first = i / chunks * planes.band, last = std::min(first + planes.band, to.height);
+    const int64_t begin = i % chunks * kBandChannels, count = std::min(kBandChannels, all - begin);
+    const std::span<const int> own(channels.data() + begin, static_cast<size_t>(count));
+    planes.fill(w.kernel, w.state(in.src) + in.src_offset * kTile, own, first, last);
+    float* const dst = w.state(in.dst) + in.out_offset * kTile;
+    slide_channels(planes, s, count, first, last, [&](Slide& window, int64_t c) {
+      window.dst = dst + own[c] * kTile;
+      w.kernel.pool(window);
+    });
+    const int64_t tile = to.tiles() - 1, valid = w.valid(to, tile);
+    if (last == to.height && valid < kTile)
+      for (int c : own)
+        w.kernel.zero_rows(dst + (tile * to.channels + c) * kTile + valid, kTile, 1, static_cast<int>(kTile - valid));
   });
 }
 
@@ -100,7 +101,7 @@ void run_pool_sums(Worker& w, const Instruction& in) {
         const float* tile = w.state(in.src) + t * map.channels * kTile;
         float* sums = w.sums(in.src) + t * map.channels;
         std::fill_n(sums, in.in_channels, 0.f);
-        for (int c : w.live[in.src].channels) sums[c] = std::accumulate(tile + c * kTile, tile + (c + 1) * kTile, 0.f);
+        w.kernel.row_sums(tile, w.live[in.src].channels.data(), w.live[in.src].count(), sums);
       },
       [&] { w.pool(in.src, 0, in.in_channels); });
 }

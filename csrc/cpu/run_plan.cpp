@@ -44,7 +44,7 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
         const WinogradSize size(plan.buffers[in.dst], in.in_channels, in.out_channels);
         patch_stride = std::max(patch_stride, round_up(size.transformed + size.partial, kAlign) + kAlign);
       } else if (in.columns) {
-        tile_channels = std::max(tile_channels, Patches::channels_read(in) * in.taps);
+        tile_channels = std::max(tile_channels, ceil_div(Patches::channels_read(in) * in.taps * kUnfoldedRow, kTile));
       } else if (in.taps == 9) {
         patch_stride = std::max(patch_stride, Patches::of(in, plan.buffers[in.dst], team_size).size + kAlign);
       }

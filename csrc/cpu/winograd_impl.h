@@ -5,22 +5,98 @@
 // The transformed map has 4x4 positions. They are worked on a row of positions at a time, so that what is between the
 // transforms, a quarter of it, stays in the first cache.
 
-typedef float wide __attribute__((vector_size(64)));
-typedef float wide_unaligned __attribute__((vector_size(64), aligned(4)));
 typedef float half __attribute__((vector_size(32)));
 typedef float half_unaligned __attribute__((vector_size(32), aligned(4)));
-typedef int32_t wide_index __attribute__((vector_size(64)));
 constexpr int kPatches = kWinogradVector;  // lanes of a wide vector
 
+static inline half load_half(const float* p) { return *reinterpret_cast<const half_unaligned*>(p); }
+static inline void store_half(float* p, half x) { *reinterpret_cast<half_unaligned*>(p) = x; }
+
+// The constants of __builtin_shufflevector are lanes of the first vector, then of the second.
+#if DSN_VECTOR_BYTES == 64
+typedef float wide __attribute__((vector_size(64)));
+typedef float wide_unaligned __attribute__((vector_size(64), aligned(4)));
+typedef int32_t wide_index __attribute__((vector_size(64)));
 static inline wide load_wide(const float* p) { return *reinterpret_cast<const wide_unaligned*>(p); }
 static inline void store_wide(float* p, wide x) { *reinterpret_cast<wide_unaligned*>(p) = x; }
+static inline wide join(half low, half high) {
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+static inline half low_half(wide x) { return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7); }
+static inline half high_half(wide x) { return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15); }
+static inline wide evens(wide low, wide high) {
+  return __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+static inline wide odds(wide low, wide high) {
+  return __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+static inline wide zip_low(wide even, wide odd) {
+  return __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+static inline wide zip_high(wide even, wide odd) {
+  return __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+static inline wide positive(wide x) { return x < 0.f ? wide{} : x; }  // NaN stays NaN
+// The lanes to the left or right of each among kAcross of a row; zero beyond them.
+template <int kAcross, int kStep>
+static inline wide neighbours(wide x) {
+  wide_index lane;
+  for (int i = 0; i < kPatches; ++i)
+    lane[i] = i % kAcross + kStep < 0 || i % kAcross + kStep >= kAcross ? kPatches : i + kStep;
+  return __builtin_shuffle(x, wide{}, lane);
+}
+#else
+// Two vectors: a compiler takes shuffles of one that is wider than the registers apart lane by lane.
+struct wide {
+  half low, high;
+};
+static inline wide load_wide(const float* p) { return {load_half(p), load_half(p + 8)}; }
+static inline void store_wide(float* p, wide x) { store_half(p, x.low), store_half(p + 8, x.high); }
+static inline wide join(half low, half high) { return {low, high}; }
+static inline half low_half(wide x) { return x.low; }
+static inline half high_half(wide x) { return x.high; }
+static inline wide operator+(wide a, wide b) { return {a.low + b.low, a.high + b.high}; }
+static inline wide operator-(wide a, wide b) { return {a.low - b.low, a.high - b.high}; }
+static inline wide evens(wide low, wide high) {
+  return {__builtin_shufflevector(low.low, low.high, 0, 2, 4, 6, 8, 10, 12, 14),
+          __builtin_shufflevector(high.low, high.high, 0, 2, 4, 6, 8, 10, 12, 14)};
+}
+static inline wide odds(wide low, wide high) {
+  return {__builtin_shufflevector(low.low, low.high, 1, 3, 5, 7, 9, 11, 13, 15),
+          __builtin_shufflevector(high.low, high.high, 1, 3, 5, 7, 9, 11, 13, 15)};
+}
+static inline wide zip(half even, half odd) {
+  return {__builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11),
+          __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15)};
+}
+static inline wide zip_low(wide even, wide odd) { return zip(even.low, odd.low); }
+static inline wide zip_high(wide even, wide odd) { return zip(even.high, odd.high); }
+static inline half positive(half x) { return x < 0.f ? half{} : x; }  // NaN stays NaN
+static inline wide positive(wide x) { return {positive(x.low), positive(x.high)}; }
+// The lanes to the left or right of each among kAcross of a row; zero beyond them.
+template <int kAcross, int kStep>
+static inline wide neighbours(wide x) {
+  const half none{};
+  if constexpr (kAcross == 4 && kStep < 0)
+    return {__builtin_shufflevector(x.low, none, 8, 0, 1, 2, 8, 4, 5, 6),
+            __builtin_shufflevector(x.high, none, 8, 0, 1, 2, 8, 4, 5, 6)};
+  else if constexpr (kAcross == 4)
+    return {__builtin_shufflevector(x.low, none, 1, 2, 3, 8, 5, 6, 7, 8),
+            __builtin_shufflevector(x.high, none, 1, 2, 3, 8, 5, 6, 7, 8)};
+  else if constexpr (kStep < 0)
+    return {__builtin_shufflevector(x.low, none, 8, 0, 1, 2, 3, 4, 5, 6),
+            __builtin_shufflevector(kAcross == 8 ? none : x.low, x.high, 7, 8, 9, 10, 11, 12, 13, 14)};
+  else
+    return {__builtin_shufflevector(x.low, kAcross == 8 ? none : x.high, 1, 2, 3, 4, 5, 6, 7, 8),
+            __builtin_shufflevector(x.high, none, 1, 2, 3, 4, 5, 6, 7, 8)};
+}
+#endif
+
 static inline float wide_sum(const float* p) {
   vec total = load(p);
   for (int i = kLanes; i < kPatches; i += kLanes) total += load(p + i);
   return sum(total);
 }
-static inline half load_half(const float* p) { return *reinterpret_cast<const half_unaligned*>(p); }
-static inline void store_half(float* p, half x) { *reinterpret_cast<half_unaligned*>(p) = x; }
 
 // 32 pixels, every second row of a map `32 / Rows` wide: where its rows are, in one channel; channels follow.
 template <int Rows>
@@ -41,10 +117,8 @@ struct WholeRows {
   }
   void load(wide& low, wide& high) const {
     if constexpr (Rows == 4) {
-      low = __builtin_shufflevector(load_half(row[0]), load_half(row[1]), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
-                                    14, 15);
-      high = __builtin_shufflevector(load_half(row[2]), load_half(row[3]), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
-                                     14, 15);
+      low = join(load_half(row[0]), load_half(row[1]));
+      high = join(load_half(row[2]), load_half(row[3]));
     } else {
       low = load_wide(row[0]);
       high = load_wide(Rows == 2 ? row[Rows - 1] : row[0] + 16);
@@ -52,10 +126,10 @@ struct WholeRows {
   }
   void store(wide low, wide high) const {
     if constexpr (Rows == 4) {
-      store_half(row[0], __builtin_shufflevector(low, low, 0, 1, 2, 3, 4, 5, 6, 7));
-      store_half(row[1], __builtin_shufflevector(low, low, 8, 9, 10, 11, 12, 13, 14, 15));
-      store_half(row[2], __builtin_shufflevector(high, high, 0, 1, 2, 3, 4, 5, 6, 7));
-      store_half(row[3], __builtin_shufflevector(high, high, 8, 9, 10, 11, 12, 13, 14, 15));
+      store_half(row[0], low_half(low));
+      store_half(row[1], high_half(low));
+      store_half(row[2], low_half(high));
+      store_half(row[3], high_half(high));
     } else {
       store_wide(row[0], low);
       store_wide(Rows == 2 ? row[Rows - 1] : row[0] + 16, high);
@@ -109,23 +183,53 @@ struct RaggedRows {
 #pragma GCC unroll 4
     for (const Piece& p : to) _mm512_mask_storeu_ps(p.at, (__mmask16)p.lanes, (__m512)x);
   }
+#elif DSN_VECTOR_BYTES == 32
+  static half keep(half x, uint32_t lanes) { return (half)avx2::keep((vec)x, make_mask(lanes)); }
+  static wide keep(wide x, uint32_t lanes) { return {keep(x.low, lanes), keep(x.high, lanes >> 8)}; }
+  static half load(const float* p, uint32_t lanes) { return (half)_mm256_maskload_ps(p, (__m256i)make_mask(lanes)); }
+  static void store(float* p, half x, uint32_t lanes) {
+    if ((lanes & 0xff) == 0xff)  // a masked store takes ten times as long
+      store_half(p, x);
+    else if (lanes & 0xff)
+      _mm256_maskstore_ps(p, (__m256i)make_mask(lanes), (__m256)x);
+  }
+  // Of four rows, a piece lies in one half.
+  static constexpr bool in_low(int piece) { return Rows != 4 || piece < 2; }
+  static constexpr bool in_high(int piece) { return Rows != 4 || piece >= 2; }
+  static wide load(const Piece (&from)[kPieces]) {
+    wide x{};
+#pragma GCC unroll 4
+    for (int i = 0; i < kPieces; ++i) {
+      if (in_low(i)) x.low += load(from[i].at, from[i].lanes);
+      if (in_high(i)) x.high += load(from[i].at + 8, from[i].lanes >> 8);
+    }
+    return x;
+  }
+  static void store(const Piece (&to)[kPieces], wide x) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kPieces; ++i) {
+      if (in_low(i)) store(to[i].at, x.low, to[i].lanes);
+      if (in_high(i)) store(to[i].at + 8, x.high, to[i].lanes >> 8);
+    }
+  }
 #else
+  static float& lane(wide& x, int i) { return reinterpret_cast<float*>(&x)[i]; }
   static wide keep(wide x, uint32_t lanes) {
     for (int i = 0; i < kPatches; ++i)
-      if (!(lanes >> i & 1)) x[i] = 0;
+      if (!(lanes >> i & 1)) lane(x, i) = 0;
     return x;
   }
   static wide load(const Piece (&from)[kPieces]) {
     wide x{};
     for (const Piece& p : from)
       for (int i = 0; i < kPatches; ++i)
-        if (p.lanes >> i & 1) x[i] = p.at[i];
+        if (p.lanes >> i & 1) lane(x, i) = p.at[i];
     return x;
   }
   static void store(const Piece (&to)[kPieces], wide x) {
     for (const Piece& p : to)
       for (int i = 0; i < kPatches; ++i)
-        if (p.lanes >> i & 1) p.at[i] = x[i];
+        if (p.lanes >> i & 1) p.at[i] = lane(x, i);
   }
 #endif
   void load(wide& low, wide& high) const {
@@ -151,11 +255,6 @@ static void winograd_input(const WinogradGroup& g, int position_row) {
   constexpr struct {
     int minuend, other;
   } kPair[4] = {{0, 2}, {1, 2}, {2, 1}, {1, 3}};
-  wide_index left, right;  // the neighbouring lanes; 16, of a second and empty vector, outside of the map
-  for (int i = 0; i < kPatches; ++i) {
-    left[i] = i % kAcross ? i - 1 : kPatches;
-    right[i] = (i + 1) % kAcross ? i + 1 : kPatches;
-  }
   for (int v = 0; v < g.patches; v += kPatches) {
     const int above = (g.first + v) / kAcross * 2 - 1;
     float* map = const_cast<float*>(g.src);  // NOLINT: only loads go through it
@@ -168,12 +267,11 @@ static void winograd_input(const WinogradGroup& g, int position_row) {
       b.load(low_b, high_b);
       low = position_row == 1 ? low + low_b : low - low_b;
       high = position_row == 1 ? high + high_b : high - high_b;
-      const wide even = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-      const wide odd = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-      store_wide(to, __builtin_shuffle(odd, wide{}, left) - odd);
+      const wide even = evens(low, high), odd = odds(low, high);
+      store_wide(to, neighbours<kAcross, -1>(odd) - odd);
       store_wide(to + g.position_stride, even + odd);
       store_wide(to + 2 * g.position_stride, odd - even);
-      store_wide(to + 3 * g.position_stride, even - __builtin_shuffle(even, wide{}, right));
+      store_wide(to + 3 * g.position_stride, even - neighbours<kAcross, 1>(even));
     }
   }
 }
@@ -190,17 +288,16 @@ static void winograd_output(const WinogradGroup& g, int position_row, int first_
     // Of a channel's lanes: even and odd pixels of the upper row, then of the lower one.
     float* sums = g.partial + (first_channel * g.patches + v) * 4;
     auto finish = [&](const PixelRows& to, wide even, wide odd) {
-      wide low = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      wide high = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+      wide low = zip_low(even, odd), high = zip_high(even, odd);
       if (g.accumulate) {
         wide low_before, high_before;
         to.load(low_before, high_before);
-        low += low_before;
-        high += high_before;
+        low = low + low_before;
+        high = high + high_before;
       }
-      if (g.relu) {  // NaN stays NaN
-        low = low < 0.f ? wide{} : low;
-        high = high < 0.f ? wide{} : high;
+      if (g.relu) {
+        low = positive(low);
+        high = positive(high);
       }
       to.store(low, high);
       return to.kept(low, high);
@@ -226,7 +323,7 @@ static void winograd_output(const WinogradGroup& g, int position_row, int first_
       } else {
         wide total = finish(lower, load_wide(lower_even) - even, load_wide(lower_odd) - odd);
         if (g.sums) {
-          total += load_wide(upper_even);
+          total = total + load_wide(upper_even);
           store_wide(upper_even, total);
           g.sums[first_channel + m] += wide_sum(upper_even);
         }
@@ -235,40 +332,42 @@ static void winograd_output(const WinogradGroup& g, int position_row, int first_
   }
 }
 
-// Products of one block of output channels at a row of positions, [column][channel][lane].
-template <int Vectors>
+// Products of one block of output channels at a row of positions, [column][channel][lane]; `Rows` of them at a time.
+template <int Rows, int Vectors>
 static void winograd_products(const WinogradGroup& g, const float* weight, const float* bias, float* products,
                               int64_t products_stride) {
   for (int column = 0; column < 4; ++column, weight += int64_t{g.in_channels} * kWinogradRows)
-    for (int lane = 0; lane < g.patches; lane += Vectors * kLanes) {
-      vec acc[kWinogradRows][Vectors];
+    for (int lane = 0; lane < g.patches; lane += Vectors * kLanes)
+      for (int first = 0; first < kWinogradRows; first += Rows) {
+        vec acc[Rows][Vectors];
 #pragma GCC unroll 16
-      for (int m = 0; m < kWinogradRows; ++m) {
-        const vec init = bias && column == 1 ? broadcast(bias[m]) : vec{};  // position (1, 1) is in every output
+        for (int m = 0; m < Rows; ++m) {
+          // Position (1, 1) is in every output.
+          const vec init = bias && column == 1 ? broadcast(bias[first + m]) : vec{};
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) acc[m][v] = init;
-      }
-      const float* src = g.transformed + column * g.position_stride + lane;
-      const float* w = weight;
+          for (int v = 0; v < Vectors; ++v) acc[m][v] = init;
+        }
+        const float* src = g.transformed + column * g.position_stride + lane;
+        const float* w = weight + first;
 #pragma GCC unroll 2
-      for (int c = 0; c < g.in_channels; ++c, src += g.patches, w += kWinogradRows) {
-        __builtin_prefetch(w + g.in_channels * kWinogradRows);  // the next column's, which may be far away
-        vec x[Vectors];
+        for (int c = 0; c < g.in_channels; ++c, src += g.patches, w += kWinogradRows) {
+          __builtin_prefetch(w + g.in_channels * kWinogradRows);  // the next column's, which may be far away
+          vec x[Vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) x[v] = load(src + v * kLanes);
-        fma_block<kWinogradRows, Vectors>(acc, x, w);
-      }
+          for (int v = 0; v < Vectors; ++v) x[v] = load(src + v * kLanes);
+          fma_block<Rows, Vectors>(acc, x, w);
+        }
 #pragma GCC unroll 16
-      for (int m = 0; m < kWinogradRows; ++m)
+        for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v)
-          store(products + column * products_stride + m * g.patches + lane + v * kLanes, acc[m][v]);
-    }
+          for (int v = 0; v < Vectors; ++v)
+            store(products + column * products_stride + (first + m) * g.patches + lane + v * kLanes, acc[m][v]);
+      }
 }
 
 template <class PixelRows>
 static void winograd_group(const WinogradGroup& g) {
-  constexpr int kVectors = DSN_VECTOR_BYTES == 64 ? 2 : 1;
+  constexpr int kRows = DSN_VECTOR_BYTES == 64 ? kWinogradRows : kWinogradRows / 2;  // that the registers hold
   // Columns begin a cache line further on, or all four would fall into the same sets.
   const int64_t products_stride = kWinogradRows * g.patches + kAlign;
   alignas(64) float products[4 * (kWinogradRows * kWinogradPatches + kAlign)];
@@ -279,10 +378,10 @@ static void winograd_group(const WinogradGroup& g) {
     const float* weight = g.weight + row * g.weight_stride;
     for (int first = 0; first < g.out_channels; first += kWinogradRows) {
       const float* bias = row == 1 ? g.bias + first : nullptr;
-      if (g.patches % (kVectors * kLanes) == 0)
-        winograd_products<kVectors>(g, weight, bias, products, products_stride);
+      if (g.patches % (2 * kLanes) == 0)
+        winograd_products<kRows, 2>(g, weight, bias, products, products_stride);
       else
-        winograd_products<1>(g, weight, bias, products, products_stride);
+        winograd_products<kWinogradRows, 1>(g, weight, bias, products, products_stride);
       winograd_output<PixelRows>(g, row, first, products, products_stride);
       weight += int64_t{4} * g.in_channels * kWinogradRows;
     }

@@ -270,6 +270,9 @@ struct Patches {
   float* at(float* base, int patch, bool ring) const { return base + (ring ? patch % 3 : patch) * size; }
 };
 
+// From row to row of a kernel that is unfolded: behind a tile a vector more is written.
+constexpr int64_t kUnfoldedRow = kTile + kAlign;
+
 // A 3x3 convolution's map in groups of 2x2 patches, and what one needs of a thread's memory, in floats.
 struct WinogradSize {
   // A group's transformed inputs stay in the first cache, or its weights, where they are many, serve twice as many.
