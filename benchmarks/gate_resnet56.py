@@ -3,7 +3,7 @@
 ``python benchmarks/gate_resnet56.py --data DIR`` takes the CIFAR-10 ResNet-56 of akamaster/pytorch_resnet_cifar10
 (``resnet56-cifar10.th``) into pytorchcv's definition by a table of names, checks that it answers as the published
 network does, and then runs what a user would: ``dsn gate``, ``dsn eval --controls``, ``dsn bench`` and ``dsn report``.
-DIR holds the weights and the JPEG archives of CIFAR-10. An interrupted run goes on when the same command is given again.
+DIR holds the weights and the JPEG archives of CIFAR-10. An interrupted run goes on when the command is given again.
 """
 
 from __future__ import annotations
