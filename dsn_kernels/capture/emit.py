@@ -98,7 +98,7 @@ class _Emitter:
             return  # it is given
         outer = self.gating.of(value)
         self._decide(outer)
-        fields = {"only_if": outer, "where": value.where, "first_gate": gate}
+        fields: dict[str, Any] = {"only_if": outer, "where": value.where, "first_gate": gate}
         self.graph.add(g.Decide(src=self._vector(opened.source), in_channels=opened.channels, **fields))
 
     def _vector(self, value: Value) -> int:
@@ -146,7 +146,7 @@ class _Emitter:
             between = Place(self.graph.map(*self._sizes(value)))
             self._copy(value, source, between, only_if=fields["only_if"], where=fields["where"])
             source = between
-        offsets = {"src_offset": source.offset, "out_offset": to.offset}
+        offsets: dict[str, Any] = {"src_offset": source.offset, "out_offset": to.offset}
         self._append(g.Pointwise(src=source.map, dst=to.map, in_channels=value.channels, **offsets, **fields))
 
     def _append(self, node: g.Node) -> None:
@@ -175,7 +175,8 @@ class _Emitter:
         mask = self.gating.first.get(value, -1)
         self._decide(mask)
         before = None if value.before is None else g.Affine(*value.before)
-        fields = {"weight": value.weight, "bias": value.bias, "window": value.window, "groups": value.groups}
+        fields: dict[str, Any] = {"weight": value.weight, "bias": value.bias, "window": value.window}
+        fields["groups"] = value.groups
         if self.places.lacks(value.source, value) and (value.groups > 1 or not self.places.alone(value.source, value)):
             # With zeros in their places: a grouped one reads all channels, and who reads a part finds no list of them.
             source = Place(self.graph.map(*self._sizes(value.source)))
@@ -227,7 +228,8 @@ class _Emitter:
         self._pooled(value, g.AvgPool, window=value.window, count_padding=value.counts_padding)
 
     def _mean(self, value: Value) -> None:
-        self._pooled(value, g.AvgPool, window=g.Window(*value.source.shape[1:]))
+        rows, columns = value.source.shape[1:]
+        self._pooled(value, g.AvgPool, window=g.Window(rows, columns))
 
     def _pooled(self, value: Value, kind: Any, **fields: Any) -> None:
         source, to = self.places.place(value.source), self.places.of[value]

@@ -539,7 +539,8 @@ def _identity(call: Call, x: Any, *_: Any, **__: Any) -> Any:
 @_translates("_to_copy.default", "to.dtype", "_assert_tensor_metadata.default", "type_as.default")
 def _converted(call: Call, x: Any, *_: Any, **__: Any) -> Any:
     gate = isinstance(x, Value) and x.op == "open"
-    if not gate and call.node.meta["val"].dtype != call.node.args[0].meta["val"].dtype:
+    given: Any = call.node.args[0]
+    if not gate and call.node.meta["val"].dtype != given.meta["val"].dtype:
         raise Foreign("it changes the dtype")
     return x
 

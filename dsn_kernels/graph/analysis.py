@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .graph import Graph
-from .nodes import Conv2d, Decide, DenseBlock, Gate, Gates, Linear, Node, Transition, chosen_channels
+from .nodes import Conv2d, Decide, DenseBlock, Gate, Gates, Linear, Node, Pointwise, Transition, chosen_channels
 
 
 @dataclass(frozen=True)
@@ -163,5 +163,5 @@ def last_readers(graph: Graph) -> list[list[int]]:
 def pooled_maps(graph: Graph) -> set[int]:
     """Maps whose pooled vector is read: by gates, linear layers, as factors, and by the gates of a dense block."""
     read = {node.src for node in graph.nodes if isinstance(node, (Gate, Decide, Linear))}
-    read |= {node.factor for node in graph.nodes if getattr(node, "factor", -1) >= 0}
+    read |= {node.factor for node in graph.nodes if isinstance(node, Pointwise) and node.factor >= 0}
     return read | {node.dst for node in graph.nodes if isinstance(node, DenseBlock)}

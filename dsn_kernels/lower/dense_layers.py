@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..graph import Conv2d, DenseBlock, DenseLayer, Graph, Node, Window
 
 _LEAST = 2  # layers that are worth a block
@@ -25,7 +27,7 @@ def join_dense_layers(graph: Graph) -> Graph:
             continue
         first = layers[0][0]
         made = tuple(_layer(*pair) for pair in layers)
-        common = {"dst": first.src, "in_channels": first.in_channels, "where": first.where}
+        common: dict[str, Any] = {"dst": first.src, "in_channels": first.in_channels, "where": first.where}
         nodes.append(DenseBlock(layers=made, gate="none", merge="concat", first_gate=gates, **common))
         gates += len(layers)
         at += 2 * len(layers)

@@ -137,7 +137,7 @@ class CapturedModel(Fixed):
             if isinstance(section, _Plan):
                 macs = f"{section.macs(1) / 1e6:.1f} M multiply-accumulates"
                 lines.append(f"plan on {self.target.backend}: {len(section.graph.nodes)} instructions, {macs}")
-            else:
+            elif isinstance(section, _Torch):
                 operations = len(section.reasons)
                 lines.append(f"torch: {operations} operations, {section.macs / 1e6:.1f} M multiply-accumulates")
                 lines += [f"  {count} x {why}" for why, count in Counter(section.reasons).most_common(3)]
@@ -218,8 +218,8 @@ class CapturedModel(Fixed):
         for name, count in self.layers.items():
             gates = forced_gates[name]
             if not isinstance(gates, Tensor) or gates.dtype != torch.uint8 or list(gates.shape) != [batch, count]:
-                given = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
-                raise UserError(f"forced_gates[{name!r}] is {given}; expected torch.uint8 {[batch, count]}")
+                found = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
+                raise UserError(f"forced_gates[{name!r}] is {found}; expected torch.uint8 {[batch, count]}")
             joined[:, self._of(name)] = gates.to(joined.device)
         check_forced(joined)
         return joined

@@ -140,7 +140,7 @@ def build(family: str, fields: dict[str, Any]) -> nn.Module:
     if family not in FAMILIES:
         raise UserError(f"model family is {family!r}; expected one of {', '.join(FAMILIES)}")
     config_type, module = FAMILIES[family].config, FAMILIES[family].module
-    config = fields_of(config_type, fields)
+    config: Any = fields_of(config_type, fields)
     try:
         return module(config)
     except TypeError as error:

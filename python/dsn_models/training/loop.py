@@ -67,11 +67,11 @@ class _Run:
     """One training run: everything that the steps of its epochs need."""
 
     def __init__(
-        self, recipe: Recipe, train_set: CoarseFineDataset, device: torch.device, network: MakeNetwork | None
+        self, recipe: Recipe, train_set: CoarseFineDataset, device: torch.device, make: MakeNetwork | None
     ) -> None:
         self.recipe, self.train_set, self.device = recipe, train_set, device
         torch.manual_seed(recipe.seed)
-        made = zoo.create(recipe.model, **recipe.options) if network is None else network(train_set)
+        made = zoo.create(recipe.model, **recipe.options) if make is None else make(train_set)
         self.model: nn.Module = made
         self.objective = make_objective(recipe, self.model)
         self.objective.check(self.model, train_set)
