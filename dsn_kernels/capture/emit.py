@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from dsn_models.errors import UserError
+
 from .. import graph as g
 from .gating import Gating, decide_first, gate_of
 from .placing import Place, Places
@@ -94,9 +96,14 @@ class _Emitter:
         value = self.opens[gate]
         opened = gate_of(value)
         assert opened is not None
-        if not opened.inputs:
-            return  # it is given
         outer = self.gating.of(value)
+        if not opened.inputs:  # it is given, whatever an outer one is
+            if outer >= 0:
+                raise UserError(
+                    f"{value.where or value.op}: torch decides a gate that lies within what another governs, and would "
+                    "not ask that one; compute it of pooled features, linear maps and a comparison with a number"
+                )
+            return
         self._decide(outer)
         fields: dict[str, Any] = {"only_if": outer, "where": value.where, "first_gate": gate}
         self.graph.add(g.Decide(src=self._vector(opened.source), in_channels=opened.channels, **fields))

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import TreeSpec
+from torch.utils._pytree import TreeSpec, tree_leaves
 
 from dsn_models.errors import UserError
 
 from .emit import Emitted, emit
-from .gating import Gating
 from .simplify import simplify
 from .translate import Foreign, gate_words, module_of, sample_shape, translate
 from .values import Program, Value
@@ -88,7 +87,7 @@ def capture_model(
         UserError: ``torch.export`` refuses the model, or a gate that it has would be lost; the message says where and
             why.
     """
-    kept = copy.deepcopy(model).eval().requires_grad_(False)
+    kept = _copied(model).eval().requires_grad_(False)
 
     def at(shapes: Sequence[tuple[int, ...]]) -> Captured:
         return read(export(kept, [x.new_empty(0, *shape) for x, shape in zip(example, shapes, strict=True)]))
@@ -97,6 +96,12 @@ def capture_model(
     structure = exported.call_spec.out_spec
     assert structure is not None
     return read(exported), structure, at
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy; of tensors that a module keeps of its last call, the values alone."""
+    kept = [x for module in model.modules() for x in tree_leaves(vars(module)) if isinstance(x, Tensor)]
+    return copy.deepcopy(model, {id(x): x.detach() for x in kept if not x.is_leaf})
 
 
 def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
@@ -172,11 +177,16 @@ def read(exported: ExportedProgram) -> Captured:
         UserError: its batch is of one size alone, or a gate governs what torch computes.
     """
     foreign: dict[fx.Node, str] = {}
+    floors: dict[fx.Node, int] = {}
     while True:
-        reader = _Reader(exported, foreign)
-        if not reader.refused:
+        reader = _Reader(exported, foreign, floors)
+        refused = reader.scattered()
+        sunk = {} if refused else reader.sink()
+        refused = refused if refused or sunk else reader.small_plans()
+        if not refused and not sunk:
             return reader.captured()
-        foreign |= reader.refused
+        foreign |= refused
+        floors |= sunk
 
 
 @dataclass(eq=False)
@@ -198,13 +208,14 @@ class _Reader:
     """Reads a program node by node. What a kernel has goes into the plan of the lowest level that comes after all that
     it is computed from; plans have even levels, what torch computes has odd ones.
 
-    Attributes:
-        refused: nodes that torch must compute too, which was seen too late, and why.
+    Args:
+        exported: the program.
+        foreign: nodes that torch is to compute, and why.
+        floors: the lowest levels at which some nodes may be.
     """
 
-    def __init__(self, exported: ExportedProgram, foreign: dict[fx.Node, str]) -> None:
-        self.exported, self.foreign = exported, foreign
-        self.refused: dict[fx.Node, str] = {}
+    def __init__(self, exported: ExportedProgram, foreign: dict[fx.Node, str], floors: dict[fx.Node, int]) -> None:
+        self.exported, self.foreign, self.floors = exported, foreign, floors
         self.reasons: dict[fx.Node, str] = {}
         self.known: dict[fx.Node, Any] = {}  # what a node gives: values, or constants
         self.level: dict[fx.Node, int] = {}  # of nodes that a plan or torch computes; -1 of inputs
@@ -225,8 +236,6 @@ class _Reader:
                 self._read(node)
             elif node.op == "output":
                 self.outputs = [x for x in node.args[0] if isinstance(x, fx.Node)]
-        self._refuse_scattered()
-        self._refuse_small_plans()
 
     @property
     def batch(self) -> Any:
@@ -240,7 +249,7 @@ class _Reader:
             return  # a size
         needed = [n for n in node.all_input_nodes if n in self.level]
         if node not in self.foreign:
-            level = max([0, *(self.level[n] + self.level[n] % 2 for n in needed)])
+            level = max([self.floors.get(node, 0), *(self.level[n] + self.level[n] % 2 for n in needed)])
             try:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._enter(n, level))
                 self.known[node] = translate(node, args, kwargs, self.batch)
@@ -270,22 +279,57 @@ class _Reader:
             at.entered[node] = Value("input" if dtype.is_floating_point else "open", [], shape)
         return at.entered[node]
 
-    def _refuse_scattered(self) -> None:
-        """Torch takes single tensors alone from a plan."""
+    def sink(self) -> dict[fx.Node, int]:
+        """The nodes that belong into the plan of a gate word, which is a later one because torch decides its gate: what
+        only the gate lets run, and the convolution whose filters it chooses."""
+        found: dict[fx.Node, int] = {}
+        for word, level in self.level.items():
+            if word in self.known and getattr(word.target, "namespace", "") == "dsn":
+                governed = self._governed(word) if word.target._opname == "where_open" else self._masked(word)
+                found |= {node: level for node in governed if node in self.level and 0 <= self.level[node] < level}
+        return found
+
+    def _governed(self, word: fx.Node) -> set[fx.Node]:
+        needed, left = set[fx.Node](), list(self.outputs)
+        while left:
+            node = left.pop()
+            if node not in needed:
+                needed.add(node)
+                left += [n for n in node.all_input_nodes if node is not word or n in (word.args[0], word.args[2])]
+        governed, left = set[fx.Node](), [n for n in word.args[1:2] if isinstance(n, fx.Node)]
+        while left:
+            node = left.pop()
+            if node not in needed and node not in governed:
+                governed.add(node)
+                left += node.all_input_nodes
+        return governed
+
+    def _masked(self, word: fx.Node) -> set[fx.Node]:
+        chain, node = set[fx.Node](), word.args[0]
+        while isinstance(node, fx.Node) and node in self.level and len(node.users) == 1:
+            chain.add(node)
+            if "conv" in _opname(node):
+                return chain
+            node = node.args[0]
+        return set()
+
+    def scattered(self) -> dict[fx.Node, str]:
+        """Nodes that torch must compute too, and why: it takes single tensors alone from a plan."""
+        found = {}
         for node in self.known:
             given = self.known[node]
             gate = isinstance(given, Value) and given.op == "open" and self._origin(node) is node
             single = (isinstance(given, (Value, Tensor)) and not gate) or node not in self.level
             leaves = any(user in self.level and self.level[user] != self.level.get(node) for user in node.users)
             if not single and (leaves or node in self.outputs):
-                self.refused[node] = f"torch reads {'a gate' if gate else 'several tensors'} of it"
+                found[node] = f"torch reads {'a gate' if gate else 'several tensors'} of it"
+        return found
 
-    def _refuse_small_plans(self) -> None:
-        """A plan without a convolution is not worth entering."""
+    def small_plans(self) -> dict[fx.Node, str]:
+        """As :meth:`scattered`: a plan without a convolution is not worth entering."""
         convolved = {self.level[n] for n in self.level if "conv" in str(getattr(n.target, "_opname", n.target))}
-        for node in self.level:
-            if node in self.known and self.level[node] not in convolved:
-                self.refused[node] = "there is no convolution beside it"
+        small = [node for node in self.level if node in self.known and self.level[node] not in convolved]
+        return dict.fromkeys(small, "there is no convolution beside it")
 
     def captured(self) -> Captured:
         sections: list[PlanSection | TorchSection] = []
@@ -326,18 +370,16 @@ class _Reader:
         program.inputs = [value for value in program.inputs if value in program.values]
         takes = [self._origin(entered[value]).name for value in program.inputs]
         emitted = emit(program)
-        self._refuse_lost_gates(program)
+        self._refuse_lost_gates(level)
         given = [self._origin(entered[gate]).name for _, _, gate in emitted.given]
         return PlanSection(emitted, takes, given, [node.name for node in leaving])
 
-    def _refuse_lost_gates(self, program: Program) -> None:
+    def _refuse_lost_gates(self, level: int) -> None:
         """All that a gate governs must be in its own plan: elsewhere it would run whatever the gate says."""
-        own = {self._at(0).entered.get(node) for node in self.inputs}
-        for where, governed in Gating(program).governed.items():
-            if any(not value.inputs and value not in own for value in governed):
-                raise UserError(
-                    f"{where.where or 'where_open'}: torch computes a part of what its gate governs; {_LOST}"
-                )
+        for word in [node for node, at in self.level.items() if at == level and _opname(node) == "where_open"]:
+            if any(self.level.get(node, -1) not in (-1, level) for node in self._governed(word)):
+                where = module_of(word) or "where_open"
+                raise UserError(f"{where}: torch computes a part of what its gate governs; {_LOST}")
 
     def _torch(self, level: int) -> TorchSection | None:
         nodes, leaving = self._at(level).nodes, self._leaving(level)

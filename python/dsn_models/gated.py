@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from .functional import choose_filters
 from .gates import ForcedGates, check_keys, noisy_decision, resolve_forced_gates
 from .selection import Compute, run_gated
 from .skipnet import EMBEDDING, RecurrentGate, check_threshold
-
-if TYPE_CHECKING:
-    from .constructors import ConstructedConfig
 
 UnitGateKind = Literal["pooled", "mlp", "recurrent"]
 FilterGateKind = Literal["pooled", "mlp"]
@@ -203,7 +200,7 @@ class GatedNetwork(nn.Module):
         self.training = network.training
         self.name, self.gate_macs = name, gate_macs
         self.trace = trace
-        self._config: ConstructedConfig | None = None
+        self._config: Any = None
 
     def forward(
         self,
@@ -235,7 +232,7 @@ class GatedNetwork(nn.Module):
         return self._config
 
     @config.setter
-    def config(self, config: ConstructedConfig) -> None:
+    def config(self, config: Any) -> None:
         """Its thresholds become those of the units."""
         for name, threshold in zip(config.units, config.gate_thresholds, strict=True):
             cast(GatedUnit, self.network.get_submodule(name)).threshold = threshold
