@@ -285,7 +285,9 @@ class _Reader:
         found: dict[fx.Node, int] = {}
         for word, level in self.level.items():
             if word in self.known and getattr(word.target, "namespace", "") == "dsn":
-                governed = self._governed(word) if word.target._opname == "where_open" else self._masked(word)
+                governed = self._governed(word) if _opname(word) == "where_open" else self._masked(word)
+                if any(self.level.get(node, 0) % 2 and node not in self.inputs for node in governed):
+                    self._refuse_lost(word)
                 found |= {node: level for node in governed if node in self.level and 0 <= self.level[node] < level}
         return found
 
@@ -378,8 +380,12 @@ class _Reader:
         """All that a gate governs must be in its own plan: elsewhere it would run whatever the gate says."""
         for word in [node for node, at in self.level.items() if at == level and _opname(node) == "where_open"]:
             if any(self.level.get(node, -1) not in (-1, level) for node in self._governed(word)):
-                where = module_of(word) or "where_open"
-                raise UserError(f"{where}: torch computes a part of what its gate governs; {_LOST}")
+                self._refuse_lost(word)
+
+    @staticmethod
+    def _refuse_lost(word: fx.Node) -> None:
+        where = module_of(word) or _opname(word)
+        raise UserError(f"{where}: torch computes a part of what its gate governs; {_LOST}")
 
     def _torch(self, level: int) -> TorchSection | None:
         nodes, leaving = self._at(level).nodes, self._leaving(level)
