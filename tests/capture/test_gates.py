@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+import dsn_kernels
+from dsn_models.errors import UserError
 from dsn_models.functional import choose_filters, where_open
 from tests.capture.capture_checks import Checked, check_capture, make_images, settle
 
@@ -144,3 +146,25 @@ def test_chosen_filters(order):
     checked.check(x)
     checked.check(x, torch.randint(2, (6, 8), dtype=torch.uint8))
     checked.check(x, torch.zeros(6, 8, dtype=torch.uint8))
+
+
+class DecidedByTorch(nn.Module):
+    """A gate within another; torch decides both."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner, self.outer = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
+        self.scores = nn.Linear(8, 4)
+
+    def open(self, x):
+        return (self.scores(x.mean((2, 3))).softmax(1).amax(1) > 0.3).to(x.dtype)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = where_open(self.open(x), x + self.inner(x), x)
+        return where_open(self.open(2 * x), y + self.outer(y), x).mean((2, 3))
+
+
+def test_a_gate_of_torch_within_another_is_refused():
+    with pytest.raises(UserError, match="torch computes a part of what its gate governs; a gate would be lost"):
+        dsn_kernels.accelerate(DecidedByTorch(), example=torch.zeros(1, 3, 8, 8), backend="cpu")
