@@ -135,8 +135,8 @@ constexpr int kWinogradRows = 8;
 constexpr int kWinogradPatches = 64;
 constexpr int kWinogradVector = 16;
 
-// Pixels that a row takes there: 8, 16 or 32, so that whole rows of patches make a vector; 0: it is too wide.
-inline int64_t winograd_row(int64_t width) { return width <= 8 ? 8 : width <= 16 ? 16 : width <= 32 ? 32 : 0; }
+// Pixels that a row takes there: 8 or 16, so that whole rows of patches make a vector, or whole vectors of 32.
+inline int64_t winograd_row(int64_t width) { return width <= 8 ? 8 : width <= 16 ? 16 : round_up(width, 32); }
 
 // Patches of a map, those behind its edges too, in whole vectors.
 inline int64_t winograd_patches(int64_t height, int64_t width) {
@@ -146,7 +146,7 @@ inline int64_t winograd_patches(int64_t height, int64_t width) {
 // Whether a 3x3 convolution of such a map can go that way, and gains by it: 16 products for a patch instead of nine for
 // a pixel of whole tiles.
 inline bool winograd_pays(int64_t in, int64_t out, int64_t height, int64_t width) {
-  return in >= 8 && out >= kWinogradRows && winograd_row(width) &&
+  return in >= 8 && out >= kWinogradRows &&
          winograd_patches(height, width) * 16 * kWinogradCost <= round_up(height * width, kTile) * 9;
 }
 
