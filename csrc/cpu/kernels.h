@@ -65,7 +65,7 @@ struct WinogradGroup {
   int in_channels, out_channels;
   const float* weight;    // [4 rows of positions][weight_stride], in each [block of outputs][4][in][kWinogradRows]
   int64_t weight_stride;  // blocks of other outputs may lie between
-  const float* bias;      // [out_channels, padded to whole blocks]
+  const float* bias;      // [out_channels, padded to whole blocks] or null
   bool accumulate, relu;
   float* dst;  // the map, [tiles][dst_tile_stride], at the first output channel
   int64_t dst_tile_stride;

@@ -444,7 +444,7 @@ static void winograd_group(const WinogradGroup& g) {
     winograd_input<Inputs>(g, row);
     const float* weight = g.weight + row * g.weight_stride;
     for (int first = 0; first < g.out_channels; first += kWinogradRows) {
-      const float* bias = row == 1 ? g.bias + first : nullptr;
+      const float* bias = row == 1 && g.bias ? g.bias + first : nullptr;
       if (g.patches % (2 * kLanes) == 0)
         winograd_products<kRows, 2>(g, weight, bias, products, products_stride);
       else

@@ -56,7 +56,11 @@ def test_maps_of_any_width(size, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for channels in (5, 13, 24):  # with few, tiles are convolved by many at a time; 24 may go by Winograd's algorithm
+        for channels in (
+            5,
+            13,
+            24,
+        ):  # with 24 by Winograd's algorithm where it pays
             check(residual_units(channels, size, [True, False]), 3)
             check(convolution(channels, 7, size, g.Window(3, 3, 2, 1, 1)), 3)
             check(convolution(channels, 4, size, g.Window(5, 5, 1, 2, 2)), 3)
@@ -81,6 +85,7 @@ def test_a_gate_within_a_gate(density):
         (4, {"pad_rows": 3}),  # a pool's window before the map
         (4, {"pad_rows": -10}),  # one behind it
         (4, {"dilation": 2}),
+        (4, {"flags": _C.FLAGS["winograd"]}),
         (4, {"src_offset": 11}),
         (1, {"src_offset": 4}),
         (1, {"out_offset": 1}),  # behind what is not there
