@@ -3,6 +3,7 @@
 # make test    builds everything and runs the tests that every change must pass
 # make test-all   those that are too long for every change too, among them a build with CUDA; once a night
 # make test-triton   the tests of the Triton kernels, in its interpreter or on a GPU; a few minutes more
+# make test-interop   networks of torchvision, timm and pytorchcv; some minutes
 # make bench   the benchmark against the runtimes a user would run instead; BENCH chooses runs of benchmarks/cpu.py
 # make bench-compare   the same anew, and its ratios against this machine's committed results
 # make lint    ruff, clang-format, mypy, lint-imports   make format   rewrites the code in the house style
@@ -22,7 +23,7 @@ cpp := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 python := setup.py dsn_kernels python tests benchmarks
 
 .NOTPARALLEL:
-.PHONY: demo quick test test-all test-triton bench bench-compare lint format resources clean
+.PHONY: demo quick test test-all test-triton test-interop bench bench-compare lint format resources clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-build
@@ -43,6 +44,9 @@ test-all: $(VENV)/stamp-build $(VENV)/stamp-runner
 
 test-triton: $(VENV)/stamp-build $(VENV)/stamp-triton
 	$(pytest) tests/triton
+
+test-interop: $(VENV)/stamp-build $(VENV)/stamp-interop
+	$(pytest) tests/test_interop.py tests/models/test_gating.py tests/models/test_constructors.py
 
 bench: $(VENV)/stamp-build $(VENV)/stamp-bench $(VENV)/stamp-test
 	$(VENV)/bin/python benchmarks/cpu.py $(BENCH)

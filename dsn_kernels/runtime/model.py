@@ -294,9 +294,9 @@ class _Plan(nn.Module):
         entering = [known[name].to(self.dtype) for name in self.takes]
         batch = len(entering[0])
         if len(entering) == 1:
-            x = entering[0] if entering[0].dim() == 4 else entering[0].view(batch, -1, 1, 1)
+            x = entering[0] if entering[0].dim() == 4 else entering[0][:, :, None, None]
         else:
-            x = torch.cat([each.reshape(batch, -1) for each in entering], 1)[:, :, None, None]
+            x = torch.cat([each.flatten(1) for each in entering], 1)[:, :, None, None]
         own = slice(self.first, self.first + self.gates)
         given = self._forced(known, forced, own, batch)
         if len(limits) != self.gates:
