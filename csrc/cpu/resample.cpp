@@ -1,5 +1,6 @@
 // subsample, max_pool, avg_pool, pool_sums: what has no weights.
 #include <limits>
+#include <span>
 
 #include "planes.h"
 
@@ -11,6 +12,27 @@ namespace {
 int64_t counted(int64_t size, int64_t first, int64_t window, int64_t pad, const Instruction& in) {
   if (in.flags & kCountPadding) return std::min(first + window, size + pad) - first;
   return std::min(first + window, size) - std::max<int64_t>(first, 0);
+}
+
+// The average of a whole map: a vector's lanes are summed on their own, so that the rounding error of a large map is
+// that of a short sum.
+void average_all(Worker& w, const Instruction& in, std::span<const int> channels) {
+  const BufferSpec& from = w.plan.buffers[in.src];
+  w.team().phase(ceil_div(std::ssize(channels), kBandChannels), [&](int64_t i) {
+    const auto own =
+        channels.subspan(i * kBandChannels, std::min(kBandChannels, std::ssize(channels) - i * kBandChannels));
+    std::vector<float> part(in.in_channels), total(own.size());
+    for (int64_t t = 0; t < from.tiles(); ++t) {
+      const float* tile = w.state(in.src) + (t * from.channels + in.src_offset) * kTile;
+      w.kernel.row_sums(tile, own.data(), static_cast<int>(own.size()), part.data());
+      for (size_t c = 0; c < own.size(); ++c) total[c] += part[own[c]];
+    }
+    for (size_t c = 0; c < own.size(); ++c) {
+      float* const dst = w.state(in.dst) + (in.out_offset + own[c]) * kTile;
+      std::fill_n(dst, kTile, 0.f);
+      *dst = total[c] / static_cast<float>(from.pixels());
+    }
+  });
 }
 
 void pool(Worker& w, const Instruction& in) {
@@ -25,6 +47,12 @@ void pool(Worker& w, const Instruction& in) {
   w.live[in.dst].rewrite(static_cast<int>(in.out_offset), static_cast<int>(in.in_channels),
                          in.out_mask >= 0 || held.slices ? keep.data() : nullptr, w.compiled.normalised[in.dst]);
   if (w.shut(in)) return;
+  std::vector<int> channels;  // that hold data
+  for (int c = 0; c < in.in_channels; ++c)
+    if (keep[c]) channels.push_back(c);
+  if (average && in.columns == from.width && in.taps == from.pixels() && to.pixels() == 1 && in.pad_rows == 0 &&
+      in.pad_columns == 0)
+    return average_all(w, in, channels);
   Planes planes(in, from, to, band_rows(to), std::min(in.in_channels, kBandChannels),
                 average ? 0.f : -std::numeric_limits<float>::infinity());
   std::vector<float> divisor;  // of each pixel of the output, in a plane's rows
@@ -36,9 +64,6 @@ void pool(Worker& w, const Instruction& in) {
             counted(from.height, y * in.stride - in.pad_rows, in.taps / in.columns, in.pad_rows, in) *
             counted(from.width, x * in.stride - in.pad_columns, in.columns, in.pad_columns, in));
   }
-  std::vector<int> channels;  // that hold data
-  for (int c = 0; c < in.in_channels; ++c)
-    if (keep[c]) channels.push_back(c);
   Slide s{};
   s.offset = planes.taps.data();
   s.taps = static_cast<int>(in.taps);
