@@ -11,6 +11,7 @@ from rich.table import Table
 import dsn_kernels
 from dsn_models import UserError
 from dsn_models.controls import controls as measure_controls
+from dsn_models.controls import told
 from dsn_models.dual_skipping import BRANCHES
 
 from .common import (
@@ -59,51 +60,15 @@ def attack_table(results: list[dict[str, Any]]) -> Table:
     return table
 
 
-_CONTROLS = {
-    "own": "its own",
-    "another": "another image's",
-    "random": "random, at their rates",
-    "static": "one pattern for all",
-    "open": "all open",
-}
-
-
-def _range(found: dict[str, Any], value: str, low: str, high: str) -> str:
-    return f"{100 * found[value]:.1f} ({100 * found[low]:.1f} to {100 * found[high]:.1f})"
-
-
-def controls_tables(results: dict[str, Any]) -> list[Table]:
-    """Accuracy under the network's own gates and under others, and what each gate depends on."""
-    tasks = [name for name in BRANCHES if name in results["under"]["own"]]
-    title = f"the same {results['images']} test images under other gates; in %, with 95 % intervals"
-    columns = ("gates", "MACs", *(f"{task}{what}" for task in tasks for what in ("", ": own gain")))
-    table = columned(title, columns, ("gates",))
-    for name, label in _CONTROLS.items():
-        found, cells = results["under"][name], []
-        for task in tasks:
-            gain = "-" if name == "own" else _range(found[task], "gain", "gain_low", "gain_high")
-            cells += [_range(found[task], "accuracy", "low", "high"), gain]
-        table.add_row(label, percent(found["macs"]), *cells)
-    title = "what the gates depend on: mutual information in bits, mean over the gates"
-    columns = ("gates", "task", "open for 5 to 95 % of the images", "with the class", "with the loss")
-    gates = columned(title, columns, ("gates", "task"))
-    for name, found in results["gates"].items():
-        between = sum(0.05 <= rate <= 0.95 for rate in found["open"])
-        for task in tasks if name not in tasks else (name,):
-            bits = (f"{sum(found[task][key]) / len(found['open']):.3f}" for key in ("class", "loss"))
-            gates.add_row(name, task, f"{between} of {len(found['open'])}", *bits)
-    return [table, gates]
-
-
-def difficulty_lines(results: dict[str, Any]) -> list[str]:
-    """Whether harder images run more, a line for each task."""
-    lines = []
-    for task, found in results["difficulty"].items():
-        told = "all images take as many MACs"
-        if found["correlation"] is not None:
-            told = "{correlation:+.2f} ({low:+.2f} to {high:+.2f})".format(**found)
-        lines.append(f"{task}: rank correlation of an image's MACs with its loss: {told}")
-    return lines
+def controls_tables(found: dict[str, Any]) -> tuple[list[Table], list[str]]:
+    """The tables and lines of :func:`dsn_models.controls.told`."""
+    tables, lines = told(found)
+    drawn = []
+    for words in tables:
+        drawn.append(columned(words.title, words.columns, words.columns[: words.left]))
+        for row in words.rows:
+            drawn[-1].add_row(*row)
+    return drawn, lines
 
 
 def evaluate(
@@ -167,8 +132,9 @@ def evaluate(
     if attacks:
         out.print(attack_table(attacks))
     if compared:
-        for table in controls_tables(compared):
+        tables, lines = controls_tables(compared)
+        for table in tables:
             out.print(table)
-        for line in difficulty_lines(compared):
+        for line in lines:
             out.print(line, soft_wrap=True)
     out.print(f"backend {backend}, {seconds:.1f} s", soft_wrap=True)

@@ -123,7 +123,7 @@ def test_an_interrupted_run_goes_on_within_its_epoch(own, dsn, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("eval", ["--data", "data"]),
+        ("eval", ["--data", "data", "--controls"]),
         ("bench", ["--batch", "2", "--gates", "trained,random:0.5", "--against", "eager", "--seconds", "0.05"]),
         ("timeline", ["--batch", "2", "--runs", "1"]),
         ("sweep", ["--data", "data", "--steps", "2", "--seconds", "0.05"]),

@@ -136,7 +136,7 @@ def test_every_family(name):
 def test_what_has_no_gates_or_no_images_is_refused(costs):
     with pytest.raises(UserError, match="controls compare gates; the model is a ResNet, which has none"):
         controls.controls(make_small("resnet-164"), OneHot(20), task="fine")
-    with pytest.raises(UserError, match="the data set has 7 images; controls need eight or more"):
+    with pytest.raises(UserError, match="the data set has 7 images; controls need 8 or more"):
         judge(lambda pixels, noise: pixels > 0, images=7)
 
 
