@@ -270,6 +270,11 @@ class DualSkippingNetwork(Described, nn.Module):
         self.last_scores = {"coarse": coarse_scores, "fine": fine_scores}
         return coarse, fine
 
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the gates."""
+        gates = (module for module in self.modules() if isinstance(module, PooledGate))
+        return [parameter for gate in gates for parameter in gate.parameters()]
+
     def dense_equivalent(self) -> DenseDual:
         """The same weights without gates: every layer runs. Shares this network's parameters."""
         return DenseDual(self)

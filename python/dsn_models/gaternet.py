@@ -316,6 +316,10 @@ class GaterNet(Described, nn.Module):
         self.last_scores = {FILTERS: scores.detach()}
         return logits
 
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the gater."""
+        return list(self.gater.parameters())
+
     def dense_equivalent(self) -> nn.Module:
         """The backbone without gates: every filter runs. Shares this network's parameters."""
         return self.backbone

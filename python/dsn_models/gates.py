@@ -149,16 +149,23 @@ class SemHash(nn.Module):
     - ``train()``: with noise e ~ N(0, 1), half of the samples, drawn anew each time, use
       ``g_alpha = saturating_sigmoid(s + e)``, the others ``g_beta = 1(s + e > 0)`` with g_alpha's gradient.
 
+    ``noise`` scales e; with ``binary`` all samples use g_beta. Both are our options.
+
     ``forward``: scores [B, c] floating point to gates [B, c] in [0, 1] of the same dtype.
     """
+
+    noise: float = 1.0
+    binary: bool = False
 
     def forward(self, scores: Tensor) -> Tensor:  # [B, c] -> [B, c]
         if not self.training:
             return (scores > 0).to(scores.dtype)
         batch = len(scores) * world_size()
-        noisy = scores + own_rows(torch.randn(batch, scores.shape[1], dtype=scores.dtype, device=scores.device))
+        draw = own_rows(torch.randn(batch, scores.shape[1], dtype=scores.dtype, device=scores.device))
+        noisy = scores + self.noise * draw
         alpha = saturating_sigmoid(noisy)
-        binary = own_rows(torch.randperm(batch, device=scores.device) < batch // 2)
+        of_samples = batch if self.binary else batch // 2
+        binary = own_rows(torch.randperm(batch, device=scores.device) < of_samples)
         return torch.where(binary[:, None], straight_through((noisy > 0).to(alpha.dtype), alpha), alpha)
 
 

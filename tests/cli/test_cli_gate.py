@@ -125,7 +125,7 @@ def test_an_interrupted_run_goes_on_within_its_epoch(own, dsn, monkeypatch):
     [
         ("eval", ["--data", "data", "--controls"]),
         ("bench", ["--batch", "2", "--gates", "trained,random:0.5", "--against", "eager", "--seconds", "0.05"]),
-        ("timeline", ["--batch", "2", "--runs", "1"]),
+        ("timeline", ["--batch", "2", "--runs", "1", "--costs", "costs.json"]),
         ("sweep", ["--data", "data", "--steps", "2", "--seconds", "0.05"]),
         pytest.param("report", ["--data", "data", "--seconds", "0.05", "--sweep-steps", "0"], marks=pytest.mark.long),
     ],
