@@ -14,7 +14,7 @@ from rich.table import Table
 from dsn_models import UserError, checkpoints
 from dsn_models.constructors import construct, gate_constructed, put_weights
 from dsn_models.convert import read_released
-from dsn_models.data import CoarseFineDataset, told_kind
+from dsn_models.data import SIZED, CoarseFineDataset, told_kind
 from dsn_models.distributed import is_first
 
 from .common import (
@@ -63,10 +63,10 @@ def _data_options(kind: str, image_size: int | None, mean: str | None, std: str 
     given = given_normalisation(mean, std)
     if given is not None:
         options |= {"mean": [*given.mean], "std": [*given.std]}
-    if kind == "folder":
+    if kind in SIZED:
         options["image_size"] = image_size or 224
     elif image_size is not None:
-        raise UserError(f"--image-size is for folders of images; {kind} data has a size of its own, leave it out")
+        raise UserError(f"--image-size is for images in files; {kind} data has a size of its own, leave it out")
     return options
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import dsn_models
 from dsn_models import UserError, checkpoints
-from dsn_models.data import CoarseFineDataset, open_dataset
+from dsn_models.data import SIZED, CoarseFineDataset, open_dataset
 
 from ..measure.bench import Images
 from ..measure.records import Labelled, read, tasks_of
@@ -78,7 +78,7 @@ def open_test_data(
     if images is not None:
         options["images"] = images
     kind = kind or section["kind"]
-    if kind == "folder":
+    if kind in SIZED:
         options.setdefault("image_size", model.config.image_size)
     dataset = open_dataset(kind, data, False, like=_trained_on(metadata), **options)
     for note in dataset.notes:

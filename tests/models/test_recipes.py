@@ -111,7 +111,10 @@ def test_a_recipe_knows_its_data(name):
             open_dataset(recipe.data.kind, None, True, recipe.data.train_images, **recipe.data.options)
     configs = {config.name: config for family in zoo.FAMILIES.values() for config, _ in family.zoo}
     classes = recipe.options.get("classes", configs[recipe.model].classes)
-    wanted = {"cifar-10": (2, 10), "cifar-10-jpeg": (2, 10), "cifar-100": (20, 100)}.get(recipe.data.kind, (10, 10))
+    wanted = {
+        "cifar-10": (2, 10), "cifar-10-jpeg": (2, 10), "cifar-100": (20, 100),
+        "cub-200-2011": (39, 200), "stanford-cars": (7, 196),
+    }.get(recipe.data.kind, (10, 10))  # fmt: skip
     if recipe.data.kind != "folder":
         expected = {"both": wanted, "coarse": wanted[0], "fine": wanted[1]}[recipe.task]
         assert (tuple(classes) if recipe.task == "both" else classes) == expected

@@ -238,9 +238,11 @@ def _train(
     network: MakeNetwork | None,
 ) -> Path:
     part = recipe.data
-    train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **part.options)
+    held: dict[str, Any] = {} if part.validation is None else {"validation": part.validation}
+    train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **held, **part.options)
     learned = train_set.description(recipe.task)
-    test_set = open_dataset(part.kind, data, False, **_images(part.test_images), like=learned, **part.options)
+    images = _images(part.train_images if held else part.test_images)  # of which the held out ones are a part
+    test_set = open_dataset(part.kind, data, False, **images, **held, like=learned, **part.options)
     run = _Run(recipe, train_set, device, network)
     state_path = out / f"{recipe.name}.state"
     if resume and state_path.is_file():
@@ -293,6 +295,7 @@ def _train(
             "seconds": round(run.state.seconds, 1),
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
+            "tested_on": "validation" if held else "test",
             "test": results,
         }
         save(run.model, checkpoint, **facts)

@@ -28,11 +28,15 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """What to train on; see ``dsn_models.data.open_dataset``."""
+    """What to train on; see ``dsn_models.data.open_dataset``.
+
+    validation: so many training images are held out, and the run is tested on them, not on the test images.
+    """
 
     kind: str
     train_images: int | None = Field(None, ge=1)
     test_images: int | None = Field(None, ge=1)
+    validation: int | None = Field(None, ge=1)
     options: dict[str, Any] = {}
 
 
