@@ -10,9 +10,10 @@ from rich.table import Table
 
 import dsn_kernels
 from dsn_models import UserError
+from dsn_models.computation import used_parameters
 from dsn_models.controls import controls as measure_controls
 from dsn_models.controls import told
-from dsn_models.dual_skipping import BRANCHES
+from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
 
 from .common import (
     MANY,
@@ -27,6 +28,7 @@ from .common import (
     columned,
     console,
     finite,
+    mega,
     percent,
     set_threads,
     steps_shown,
@@ -36,12 +38,19 @@ from .inputs import check_classes, load_checkpoint, open_test_data, resolve_task
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """Accuracy and layers skipped per branch, of what ``dsn_models.training.evaluate`` returns."""
-    table = columned(f"{results['images']} test images", ("branch", "accuracy", "layers skipped"), ("branch",))
-    for name in BRANCHES:
-        if name in results:
-            skipped = results[name].get("skipped")
-            table.add_row(name, percent(results[name]["accuracy"]), "-" if skipped is None else percent(skipped))
+    """Accuracy, of tasks of more than five classes also among the five likeliest, layers skipped and, of a network of
+    two branches, the parameters used, per branch, of what ``dsn_models.training.evaluate`` returns."""
+    found = {name: results[name] for name in BRANCHES if name in results}
+    shown = {
+        "accuracy": ("accuracy", percent),
+        "top5": ("top 5", percent),
+        "skipped": ("layers skipped", percent),
+        "parameters": ("parameters used", mega),
+    }
+    shown = {key: column for key, column in shown.items() if any(key in result for result in found.values())}
+    table = columned(f"{results['images']} test images", ("branch", *(name for name, _ in shown.values())), ("branch",))
+    for name, result in found.items():
+        table.add_row(name, *(form(result[key]) if key in result else "-" for key, (_, form) in shown.items()))
     return table
 
 
@@ -118,6 +127,9 @@ def evaluate(
     start = time.perf_counter()
     results = measure(fast, dataset, task=task, batch=batch)
     seconds = time.perf_counter() - start
+    if isinstance(model, DualSkippingNetwork):
+        for name, count in used_parameters(model, {name: results[name]["ran"] for name in BRANCHES}).items():
+            results[name]["parameters"] = count
     compared: dict[str, Any] = {}
     if controls:
         with steps_shown() as show:

@@ -50,6 +50,11 @@ class OptimiserSection(Section):
     The phases of gated networks: ``ungated_epochs`` run every layer, unit or filter; then the gates learn; in the last
     ``settled_epochs`` they are frozen and decide as in inference, and the other weights adapt to that.
 
+    ``warmup``: in so many first steps the rate is ``warmup_lr`` (SkipNet-110 and 152: 400 steps at 0.01), or rises
+    evenly to ``lr`` if that is not given. The schedule goes on meanwhile.
+
+    ``curve``: after each epoch the network is tested, for training curves; facts of the checkpoint keep what was found.
+
     ``compute``: layers and units are computed for all images and masked, as in the papers ("masked"), or for the images
     that run them ("selected"); see ``dsn_models.selection``.
     """
@@ -65,11 +70,14 @@ class OptimiserSection(Section):
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = Field(0.1, gt=0, lt=1)
+    warmup: int = Field(0, ge=0)
+    warmup_lr: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(1e-4, ge=0)
     decay: Literal["weights", "all"] = "weights"
     clip: float = Field(1.0, ge=0)
+    curve: bool = False
     compute: Compute = "masked"
 
     @property
@@ -90,6 +98,8 @@ class OptimiserSection(Section):
             raise ValueError("milestones belong to schedule 'step', which needs at least one")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
             raise ValueError(f"milestones are {list(self.milestones)}; expected rising positive numbers")
+        if self.warmup_lr is not None and not self.warmup:
+            raise ValueError("warmup_lr needs a number of steps, warmup")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         return self

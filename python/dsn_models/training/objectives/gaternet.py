@@ -89,7 +89,7 @@ class GaterNetObjective(SingleTaskObjective):
             )
             loss, facts = loss + terms, facts | more
             facts["gates/on"] = gates.mean().item()
-        facts["filters/off"] = 1 - model.last_gates[FILTERS].float().mean().item()
+        facts["filters/skipped"] = 1 - model.last_gates[FILTERS].float().mean().item()
         return loss, facts
 
 
