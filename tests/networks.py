@@ -65,6 +65,8 @@ PLANNED = {
         "resnet-50",
         {"stage_units": (1, 2), "stage_widths": (16, 24), "stem_width": 8, "image_size": 28},
     ),
+    "resnet-se": ("resnet-20-se", {**_UNITS, "image_size": 9}),
+    "skipnet-se": ("skipnet-38-rnn", {**_UNITS, "image_size": 8, "excitation": 4}),
     "skipnet-rnn": ("skipnet-38-rnn", {**_UNITS, "image_size": 8}),
     "skipnet-single": (
         "skipnet-38-rnn",
@@ -161,6 +163,13 @@ VARIED = {
     "resnet-28": ("resnet-20", {**_RESNET, "image_size": 28}),
     "resnet-30": ("resnet-20", {**_RESNET, "image_size": 30}),
     "resnet-heavy": ("resnet-50", {"stage_units": (1, 1), "stage_widths": (256, 512), "image_size": 56}),
+    "resnet-se": ("resnet-20-se", _RESNET),
+    "resnet-se-preact": ("resnet-164-se", {**_RESNET, "image_size": 9}),
+    "resnet-se-bottleneck": (
+        "resnet-50",
+        {"stage_units": (2,), "stage_widths": (64,), "image_size": 56, "excitation": 8},
+    ),
+    "skipnet-se": ("skipnet-38-rnn", {**_RESNET, "excitation": 4}),
     "skipnet-rnn": ("skipnet-38-rnn", _RESNET),
     "skipnet-32": ("skipnet-38-rnn", {"stage_units": (2, 2, 2)}),
     "skipnet-pad": ("skipnet-32-rnn", {**_RESNET, "image_size": 15}),
@@ -310,7 +319,7 @@ def smaller(config, family):
         return {"stage_units": (1, 1, 1), "width": 8, "image_size": 16}
     if family in ("resnet", "skipnet"):
         units = (2,) + (1,) * (len(config.stage_units) - 1)
-        widths = tuple(width // 4 for width in config.stage_widths)
+        widths = tuple(width // 16 * 4 for width in config.stage_widths)
         size = 64 if config.stem == "imagenet" else 16
         return {
             "stage_units": units, "stage_widths": widths, "stem_width": config.stem_width // 4, "image_size": size
