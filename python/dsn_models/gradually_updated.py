@@ -25,8 +25,9 @@ class UpdateUnit(nn.Module):
     """G: what is added to a segment of o channels, computed from all N. Section 5.1, "Bottleneck Update Units".
 
     1x1(N to Ko)-BN-ReLU-3x3(Ko)-BN-ReLU-1x1(Ko to o)-BN, no ReLU after. With ``shortcut``, 1x1(N to o)-BN of the input
-    is added; the parameter counts of the paper's CIFAR models require it, no table shows it. Further units (M > 1) read
-    o channels and add their input, as bottlenecks of residual networks do: our reading of "stacking up".
+    is added; the parameter counts of the paper's CIFAR models require it and the authors' released code (GunnLayer.lua
+    of joe-siyuan-qiao/GUNN) has it, no table shows it. Further units (M > 1) read o channels and add their input, as
+    bottlenecks of residual networks do: our reading of "stacking up".
 
     [B, N, H, W] to [B, o, H, W].
     """
@@ -242,8 +243,8 @@ class GraduallyUpdatedNetwork(Described, nn.Module):
 
     CIFAR: 3x3(64)-BN-ReLU, 1x1-BN-ReLU to the first width; transitions are 1x1-BN-ReLU-average pool; another
     1x1-BN-ReLU before global pooling and the linear classifier. ImageNet: 7x7/2(64)-BN-ReLU-max-pool, 1x1-BN-ReLU;
-    transitions pool first; no 1x1 before the head. ``forward``: images [B, in_channels, image_size, image_size] to
-    logits [B, classes].
+    transitions pool first, as in the authors' released gunn-18.lua, not as in table 2; no 1x1 before the head.
+    ``forward``: images [B, in_channels, image_size, image_size] to logits [B, classes].
 
     Raises:
         UserError: the images do not fit.
