@@ -226,7 +226,7 @@ teacher = "{teacher}"
 @pytest.mark.parametrize(
     ("text", "extra"),
     [
-        (DSN, "binary = true\n"),
+        (DSN.replace("[options]", "[options]\ngate_norm = true"), "binary = true\n"),
         (LSN, "binary = true\n"),
         (SKIPNET.replace("[options]", '[options]\nshortcut = "pad"').replace("iterations = 4", PHASES), ""),
         (GATERNET.replace("epochs = 2", "epochs = 3\nungated_epochs = 1"), "gate_lr = 2.0\nper = 'image'\n"),
