@@ -286,6 +286,16 @@ class DualSkippingNetwork(Described, nn.Module):
         gates = (module for module in self.modules() if isinstance(module, PooledGate))
         return [parameter for gate in gates for parameter in gate.parameters()]
 
+    @torch.no_grad()
+    def hold_gates(self, pattern: Mapping[str, Tensor]) -> None:
+        """Sets every gate to be open, or shut, whatever its input: ``pattern`` [1, L] of 0 and 1 by branch."""
+        for name in BRANCHES:
+            gates = [module for module in getattr(self, name).modules() if isinstance(module, PooledGate)]
+            for gate, opened in zip(gates, pattern[name][0].tolist(), strict=True):
+                nn.init.zeros_(gate.linear.weight)
+                far = 0.5 if gate.kind == "hard" else 20.0
+                nn.init.constant_(gate.linear.bias, far if opened else -far)
+
     def dense_equivalent(self) -> DenseDual:
         """The same weights without gates: every layer runs. Shares this network's parameters."""
         return DenseDual(self)

@@ -316,6 +316,12 @@ class GaterNet(Described, nn.Module):
         self.last_scores = {FILTERS: scores.detach()}
         return logits
 
+    @torch.no_grad()
+    def hold_gates(self, pattern: Mapping[str, Tensor]) -> None:
+        """Sets every filter to be on, or off, whatever the image: ``{"filters": [1, c]}`` of 0 and 1."""
+        nn.init.zeros_(self.gater.fc2.weight)
+        self.gater.fc2.bias.copy_(self.config.threshold + torch.where(pattern[FILTERS][0] != 0, 1.0, -1.0))
+
     def gate_parameters(self) -> list[nn.Parameter]:
         """The parameters of the gater."""
         return list(self.gater.parameters())

@@ -153,6 +153,20 @@ def test_another_constructor_is_not_enough(from_folder, dsn):
     assert "--arch names os:system, nothing was imported" in error
 
 
+def test_its_gates_can_be_held_at_a_pattern(from_folder):
+    sys.path.append(str(from_folder.parent))
+    model = dsn_models.load(from_folder, ARCH)
+    pattern = torch.tensor([[1, 0, 0, 1]], dtype=torch.uint8)
+    model.hold_gates({"units": pattern})
+    dsn_models.save(model, "held.safetensors")
+    again = dsn_models.load("held.safetensors", ARCH)
+    again(torch.rand(5, 3, 16, 16))
+    assert torch.equal(again.last_gates["units"], pattern.expand(5, -1))
+    bare, _ = dsn_models.gate(own_network(), torch.rand(2, 3, 16, 16))
+    with pytest.raises(dsn_models.UserError, match="the network was gated without its constructor"):
+        bare.hold_gates({"units": pattern})
+
+
 def test_a_threshold_for_each_unit_is_kept(from_folder, dsn):
     sys.path.append(str(from_folder.parent))
     model = dsn_models.load(from_folder, ARCH)

@@ -292,12 +292,54 @@ def test_layers_are_left_out_at_random_before_the_gates_join(text, tmp_path):
         ("distillation = 1.0", "distillation and teacher belong together"),
         ("target = 0.5", "a target below 1 needs a weight, cost"),
         ("per = 'image'", "per needs a weight, cost"),
+        ("pattern = 'a.json'\nnoise = 1.0", "pattern holds the gates, which then learn nothing"),
         ("penalty = 1.0", "unknown key 'policy.penalty'"),
     ],
 )
 def test_options_that_do_not_fit(policy, said, tmp_path):
     with pytest.raises(UserError, match=said):
         recipe(DSN, f"[policy]\n{policy}\n", tmp_path)
+
+
+PATTERNS = [
+    (DSN, {"coarse": [1, 0, 1], "fine": [0, 1, 1]}),
+    (LSN.replace("[options]", '[options]\ngate = "soft"'), {"coarse": [1, 0, 1], "fine": [0, 1, 1]}),
+    (SKIPNET.replace("iterations = 4", "epochs = 2\nungated_epochs = 1"), {"units": [1, 0, 0, 1, 1]}),
+    (GATERNET, {"filters": [1, 0] * 56}),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("text", "pattern"), PATTERNS)
+@pytest.mark.parametrize("form", ["eval", "plain"])
+def test_gates_held_at_one_pattern_for_all_images(text, pattern, form, tmp_path):
+    content = {"images": 3, "controls": {"static_pattern": pattern}} if form == "eval" else pattern
+    (tmp_path / "pattern.json").write_text(json.dumps(content))
+    path = train(recipe(text, f'[policy]\npattern = "{tmp_path / "pattern.json"}"\n', tmp_path), None, tmp_path / "out")
+    model = dsn_models.load(path)
+    images = torch.rand(5, 1, 16, 16)
+    model(images)
+    assert {name: gates.tolist() for name, gates in model.last_gates.items()} == {
+        n: [p] * 5 for n, p in pattern.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"coarse": [1, 0], "fine": [1, 1, 1]}', "has a pattern of {'coarse': 2, 'fine': 3} gates; expected 0 or 1"),
+        ('{"coarse": [1, 0, 2], "fine": [1, 1, 1]}', "expected 0 or 1 for each"),
+        ("[1, 0]", "holds no pattern of gates"),
+        ("{", "holds no pattern of gates"),
+        (None, "holds no pattern of gates"),
+    ],
+)
+def test_a_pattern_that_does_not_fit(content, said, tmp_path):
+    if content is not None:
+        (tmp_path / "pattern.json").write_text(content)
+    settings = recipe(DSN, f'[policy]\npattern = "{tmp_path / "pattern.json"}"\n', tmp_path)
+    with pytest.raises(UserError, match=said):
+        Policy(settings, dsn_models.create(settings.model, **settings.options))
 
 
 @pytest.mark.parametrize(

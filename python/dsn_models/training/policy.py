@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +38,7 @@ class Policy:
         teacher: in ``eval()``; read from the recipe's ``policy.teacher`` if not given.
 
     Raises:
-        UserError: the teacher or the costs cannot be read, or they are of another network.
+        UserError: the teacher, the costs or the pattern cannot be read, or they are of another network.
     """
 
     def __init__(self, recipe: Recipe, model: Any, teacher: nn.Module | None = None) -> None:
@@ -43,6 +46,10 @@ class Policy:
         self.macs: GateMacs = gate_macs(model)
         costs = self.section.costs
         self.costs = self.macs if costs is None else read_gate_costs(costs, model.gate_counts)
+        #: What all gates are held at, [1, L] by name; None where they learn.
+        self.pattern: dict[str, Tensor] | None = None
+        if self.section.pattern is not None:
+            self.pattern = read_pattern(self.section.pattern, model.gate_counts)
         self.teacher = teacher
         if self.section.teacher is not None and teacher is None:
             read: Any = load(self.section.teacher)
@@ -110,3 +117,33 @@ class Policy:
         count = len(images) * world_size()
         draws = {name: own_rows(torch.rand(count, gates)) for name, gates in model.gate_counts.items()}
         return {name: (draw >= self.section.depth).byte().to(images.device) for name, draw in draws.items()}
+
+
+def read_pattern(path: str | Path, counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """The static pattern of a file of ``dsn eval --controls --json``, or what a file holds by the gates' name.
+
+    Args:
+        path: JSON.
+        counts: of the model's gates, by name.
+
+    Returns:
+        uint8 [1, L] by name.
+
+    Raises:
+        UserError: it cannot be read, holds something else, or is of a network with other gates.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = content.get("controls", content)
+        found = found.get("static_pattern", found)
+        pattern = {str(name): [int(value) for value in values] for name, values in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} holds no pattern of gates ({error!r}); dsn eval CKPT --controls --json writes one"
+        ) from error
+    given = {name: len(values) for name, values in pattern.items()}
+    if given != dict(counts) or any(value not in (0, 1) for values in pattern.values() for value in values):
+        raise UserError(
+            f"{path} has a pattern of {given} gates; expected 0 or 1 for each of the model's {dict(counts)}"
+        )
+    return {name: torch.tensor([values], dtype=torch.uint8) for name, values in pattern.items()}

@@ -213,6 +213,9 @@ class PolicySection(Section):
     distillation: weight of the divergence from the teacher's answers.
     temperature: that both answers are softened by.
     teacher: a checkpoint; it runs without gates.
+    pattern: a file of ``dsn eval --controls --json``, or of 0 and 1 by the gates' name: in place of learning, the gates
+        are held at its static pattern, the same for all images, and the other weights adapt to that. What a network
+        whose gates decide by image is to be compared with.
     """
 
     binary: bool = False
@@ -232,9 +235,12 @@ class PolicySection(Section):
     distillation: float = Field(0.0, ge=0)
     temperature: float = Field(2.0, gt=0)
     teacher: str | None = None
+    pattern: str | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> PolicySection:
+        if self.pattern is not None and self != PolicySection.model_construct(pattern=self.pattern):
+            raise ValueError("pattern holds the gates, which then learn nothing; leave the other options out")
         if bool(self.distillation) != (self.teacher is not None):
             raise ValueError("distillation and teacher belong together")
         for key in ("target", "per", "target_end"):

@@ -173,15 +173,27 @@ class Objective(ABC):
         return [Phase("train", self.recipe.train.length, self.recipe.train.lr)]
 
     def gated_phases(self, learning: str = "gated") -> list[Phase]:
-        """Those of a gated network by the recipe's ``[train]``: "ungated", ``learning``, "settled"; none is empty."""
+        """Those of a gated network by the recipe's ``[train]``: "ungated", ``learning``, "settled"; none is empty.
+
+        Gates that are held at a pattern are settled from the beginning.
+        """
         train = self.recipe.train
         gated_lr = train.gated_lr or train.lr
+        settled = train.settled_epochs
+        if self.recipe.policy.pattern is not None:
+            settled = train.length - train.ungated_epochs
         phases = [
             Phase("ungated", train.ungated_epochs, train.lr),
-            Phase(learning, train.length - train.ungated_epochs - train.settled_epochs, gated_lr),
-            Phase("settled", train.settled_epochs, train.settled_lr or gated_lr),
+            Phase(learning, train.length - train.ungated_epochs - settled, gated_lr),
+            Phase("settled", settled, train.settled_lr or gated_lr),
         ]
         return [phase for phase in phases if phase.length]
+
+    def hold_gates(self, model: Any, phase: str) -> None:
+        """Before an epoch: holds the gates at the recipe's pattern, if it has one, in a phase in which they decide."""
+        pattern = self.policy(model).pattern
+        if pattern is not None and phase != "ungated":
+            model.hold_gates(pattern)
 
     def first_gated_phase(self) -> str | None:
         """The name of the first phase in which gates decide; None if there is none."""

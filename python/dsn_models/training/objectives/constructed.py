@@ -48,6 +48,7 @@ class ConstructedObjective(SingleTaskObjective):
 
     def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
         model.learn_gates(phase == "gated")
+        self.hold_gates(model, phase)
 
     def loss(
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str

@@ -60,6 +60,7 @@ class DualSkippingObjective(Objective):
             if phase == "settled" and gates.recentre:
                 recentre(model, dataset, self._fractions())
             set_slope(model, gates.slope + gates.slope_step * (epoch - self.recipe.train.ungated_epochs))
+        self.hold_gates(model, phase)
 
     def loss(
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str

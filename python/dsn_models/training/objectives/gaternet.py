@@ -63,6 +63,7 @@ class GaterNetObjective(SingleTaskObjective):
 
     def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
         model.gater.requires_grad_(phase == "joint")
+        self.hold_gates(model, phase)
         model.gate_dropout = self.recipe.gater.dropout * epoch / max(self.recipe.train.length - 1, 1)
 
     def loss(

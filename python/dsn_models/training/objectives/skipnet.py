@@ -61,6 +61,7 @@ class SkipNetObjective(SingleTaskObjective):
         model.learn_gates(phase == "gated")
         if phase == "settled" and self.recipe.skipping.recentre:
             recentre(model, dataset, {UNITS: self.recipe.skipping.target})
+        self.hold_gates(model, phase)
 
     def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
         section = self.recipe.skipping
