@@ -80,6 +80,10 @@ def controls_tables(found: dict[str, Any]) -> tuple[list[Table], list[str]]:
     return drawn, lines
 
 
+def _pixels(resize: str | None) -> int | str | None:
+    return int(resize) if resize is not None and resize.isdecimal() else resize
+
+
 def evaluate(
     checkpoint: CheckpointArgument,
     arch: ArchOption = None,
@@ -89,6 +93,13 @@ def evaluate(
     task: TaskOption = None,
     images: Annotated[int | None, typer.Option(min=1, max=MANY, help="Number of Navon images.")] = None,
     batch: Annotated[int, typer.Option(min=1, max=MANY, help="Images at a time.")] = 250,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS|square",
+            help="Of images in files: the shorter side, before the centre is cut out; 256 for 224 is usual.",
+        ),
+    ] = None,
     attack: Annotated[str | None, typer.Option(help="Also under attack, skipping on and off: fgsm or pgd.")] = None,
     epsilon: Annotated[
         float, typer.Option(min=0, max=1, callback=finite, help="Largest change of a pixel by the attack, of 1.")
@@ -108,7 +119,7 @@ def evaluate(
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint, arch)
     task = resolve_task(model, metadata, task)
-    dataset = open_test_data(model, metadata, kind, data, images)
+    dataset = open_test_data(model, metadata, kind, data, images, _pixels(resize))
     check_classes(model, dataset, task)
     automatic = backend == "auto"
     try:

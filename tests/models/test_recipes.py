@@ -23,6 +23,7 @@ LIKE = {
     "resnet-20": "gaternet-resnet-20",
     "resnet-32": "skipnet-38-rnn",
     "skipnet-32-rnn": "skipnet-38-rnn",
+    "skipnet-110-rnn": "skipnet-38-rnn",
     "skipnet-101-rnn-imagenet": "skipnet-38-rnn",
     "gaternet-resnet-34": "gaternet-resnet-20",
 }
@@ -48,6 +49,7 @@ def two_steps_of_each_phase(section):
         phases = (section.ungated_epochs, section.length - joined, section.settled_epochs)
         ungated, gated, settled = (min(length, 1) for length in phases)
         shorter = {"epochs": ungated + gated + settled, "ungated_epochs": ungated, "settled_epochs": settled}
+    shorter["warmup"] = min(section.warmup, 1)
     if section.milestones:
         shorter["milestones"] = (1,)
     return section.model_copy(update={**shorter, "batch": BATCH})
