@@ -68,6 +68,22 @@ def from_folder(gated_file, monkeypatch):
 
 
 @pytest.mark.long
+def test_a_network_learns_to_skip_within_a_share_of_its_time(own, dsn):
+    arguments = ["--arch", ARCH, "--option", "classes=3", "--data", "data", *OPTIONS, "--target", "latency=0.9"]
+    status, _, error = dsn("gate", "weights.pth", *arguments, "--out", "gated.safetensors")
+    assert status == 0, error
+    costs = json.loads((own / "gated.costs.json").read_text())
+    assert len(costs["gates"]["units"]) == 3 and costs["unit"] == "ms"
+    facts = checkpoints.read_metadata("gated.safetensors")
+    assert facts["recipe"]["policy"]["costs"] == "gated.costs.json"
+    assert 0 < facts["history"][-1]["latency"] <= 1
+    status, out, error = dsn(
+        "gate", "weights.pth", *arguments, "--target", "latency=0.001", "--out", "again.safetensors"
+    )
+    assert (status, out) == (2, "") and "of the time is left with every unit skipped" in error
+
+
+@pytest.mark.long
 def test_a_network_learns_to_skip(own, dsn):
     arguments = ["--arch", ARCH, "--option", "classes=3", "--data", "data", "--out", "gated.safetensors"]
     status, out, error = dsn("gate", "weights.pth", *arguments, *OPTIONS, "--epochs", 5, "--distillation", 0.1)
