@@ -138,12 +138,13 @@ PYBIND11_MODULE(_C, m) {
       "sum + the products of two pairs of bfloat16, as the convolutions take it; where build_info()['bfloat16'].");
   m.def(
       "dense_layer_layout",
-      [](int64_t in, int64_t growth, int64_t bottleneck, int64_t skippable, int64_t merge, bool bfloat16) {
+      [](int64_t in, int64_t growth, int64_t bottleneck, int64_t skippable, int64_t merge, bool bfloat16,
+         bool winograd) {
         return describe(
-            dsn::dense_layer::layout(in, growth, bottleneck, skippable, static_cast<Merge>(merge), bfloat16));
+            dsn::dense_layer::layout(in, growth, bottleneck, skippable, static_cast<Merge>(merge), bfloat16, winograd));
       },
       py::arg("in_channels"), py::arg("growth"), py::arg("bottleneck"), py::arg("skippable"), py::arg("merge"),
-      py::arg("bfloat16") = false);
+      py::arg("bfloat16") = false, py::arg("winograd") = false);
   m.def(
       "transition_layout",
       [](int64_t in, int64_t out, int64_t slices) { return describe(dsn::transition::layout(in, out, slices)); },

@@ -57,7 +57,7 @@ struct Field {
 };
 
 struct Layout {
-  std::array<Field, 10> fields;
+  std::array<Field, 11> fields;
   int count = 0;
   int64_t size = 0;
   void add(const char* name, Shape shape) {
@@ -72,15 +72,41 @@ inline Shape conv_shape(int64_t out, int64_t in, int64_t taps) {
   return {ceil_div(out, rows), in, taps, rows};
 }
 
+// Winograd's F(2x2, 3x3) on the CPU: outputs that are worked on at a time, and 2x2 patches at most; a vector of
+// patches.
+constexpr int kWinogradRows = 8;
+constexpr int kWinogradPatches = 64;
+constexpr int kWinogradVector = 16;
+
+// Pixels that a row takes there: 8 or 16, so that whole rows of patches make a vector, or whole vectors of 32.
+inline int64_t winograd_row(int64_t width) { return width <= 8 ? 8 : width <= 16 ? 16 : round_up(width, 32); }
+
+// Patches of a map, those behind its edges too, in whole vectors.
+inline int64_t winograd_patches(int64_t height, int64_t width) {
+  return round_up(ceil_div(height, 2) * winograd_row(width) / 2, kWinogradVector);
+}
+
+// Of weights as G w G^T: [row of positions][block of outputs][column, in][output].
+inline Shape winograd_shape(int64_t out, int64_t in) {
+  return {4, ceil_div(out, kWinogradRows), 4 * in, kWinogradRows};
+}
+
+// Whether a 3x3 convolution of such a map can go that way, and gains by it: 16 products for a patch instead of nine for
+// a pixel of whole tiles.
+inline bool winograd_pays(int64_t in, int64_t out, int64_t height, int64_t width) {
+  return in >= 8 && out >= kWinogradRows &&
+         winograd_patches(height, width) * 16 * kWinogradCost <= round_up(height * width, kTile) * 9;
+}
+
 // One gated layer of a dense block with `in` input channels, of which the last `skippable * growth`
 // come from earlier layers of the block. BN1 is (scale, shift); BN2 is folded into the convolution
 // before it and leaves `bias`. A skipped slice is the constant relu(shift) for its consumers:
 // `constants` holds, per slice, its product with the consumer's weights (per tap for a 3x3). bfloat16: the weights of
-// the convolutions are words of two.
+// the convolutions are words of two. winograd: those of the 3x3 are there once more.
 namespace dense_layer {
-enum { kGate, kGateBias, kScale, kShift, kReduce, kReduceBias, kConstants, kConv, kConvBias, kExpand };
+enum { kGate, kGateBias, kScale, kShift, kReduce, kReduceBias, kConstants, kConv, kConvBias, kExpand, kWinogradConv };
 inline Layout layout(int64_t in, int64_t growth, int64_t bottleneck, int64_t skippable, Merge merge,
-                     bool bfloat16 = false) {
+                     bool bfloat16 = false, bool winograd = false) {
   bool add = merge == Merge::kAdd;
   int64_t slices = add ? 0 : skippable;
   int64_t depth = bfloat16 ? pairs(in - slices * growth) + slices * pairs(growth) : in;
@@ -97,6 +123,7 @@ inline Layout layout(int64_t in, int64_t growth, int64_t bottleneck, int64_t ski
   l.add("conv", conv_shape(conv_out, bottleneck ? inner : depth, 9));
   l.add("conv_bias", {add ? padded_rows(conv_out) : 0});
   l.add("expand", add ? conv_shape(in, inner, 1) : Shape{0});
+  l.add("winograd", winograd ? winograd_shape(conv_out, bottleneck) : Shape{0});
   return l;
 }
 }  // namespace dense_layer
@@ -129,27 +156,6 @@ inline Layout layout(int64_t in, int64_t classes, int64_t slices) {
 }
 }  // namespace head
 
-// Winograd's F(2x2, 3x3) on the CPU: outputs that are worked on at a time, and 2x2 patches at most; a vector of
-// patches.
-constexpr int kWinogradRows = 8;
-constexpr int kWinogradPatches = 64;
-constexpr int kWinogradVector = 16;
-
-// Pixels that a row takes there: 8, 16 or 32, so that whole rows of patches make a vector; 0: it is too wide.
-inline int64_t winograd_row(int64_t width) { return width <= 8 ? 8 : width <= 16 ? 16 : width <= 32 ? 32 : 0; }
-
-// Patches of a map, those behind its edges too, in whole vectors.
-inline int64_t winograd_patches(int64_t height, int64_t width) {
-  return round_up(ceil_div(height, 2) * winograd_row(width) / 2, kWinogradVector);
-}
-
-// Whether a 3x3 convolution of such a map can go that way, and gains by it: 16 products for a patch instead of nine for
-// a pixel of whole tiles.
-inline bool winograd_pays(int64_t in, int64_t out, int64_t height, int64_t width) {
-  return in >= 8 && out >= kWinogradRows && winograd_row(width) &&
-         winograd_patches(height, width) * 16 * kWinogradCost <= round_up(height * width, kTile) * 9;
-}
-
 // A convolution with its batch norm folded in, perhaps after another BN-ReLU (scale, shift). With a filter mask the
 // weights are [in][tap][out], so that chosen filters can be packed for a sample as its gates ask. `slices` skippable
 // slices of a 1x1's input are constants after that BN-ReLU. For Winograd the weights are there once more as G w G^T:
@@ -168,7 +174,7 @@ inline Layout layout(int64_t in, int64_t out, int64_t taps, bool normalise, bool
   l.add("weight", masked ? Shape{in, taps, round_up(out, kTile)} : weight);
   const int64_t rows = groups * padded_rows(out / groups);
   l.add("bias", {winograd ? round_up(rows, kWinogradRows) : rows});
-  l.add("winograd", winograd ? Shape{4, ceil_div(out, kWinogradRows), 4 * in, kWinogradRows} : Shape{0});
+  l.add("winograd", winograd ? winograd_shape(out, in) : Shape{0});
   l.add("constants", {slices, padded_rows(out)});
   return l;
 }

@@ -16,8 +16,8 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
       std::vector<Layout> layers;
       for (int64_t l = 0; l < in.layers; ++l) {
         const int64_t channels = in.in_channels + (in.merge == Merge::kAdd ? 0 : l * in.out_channels);
-        layers.push_back(
-            dense_layer::layout(channels, in.out_channels, in.bottleneck, l, in.merge, in.flags & kBfloat16));
+        layers.push_back(dense_layer::layout(channels, in.out_channels, in.bottleneck, l, in.merge,
+                                             in.flags & kBfloat16, in.flags & kWinograd));
       }
       return layers;
     }
@@ -39,9 +39,13 @@ std::vector<Layout> layouts_of(const Plan& plan, const Instruction& in, int64_t 
   }
 }
 
-// Whether a convolution may go by Winograd's algorithm.
+// Whether a convolution, or the 3x3 of a dense block's layers, may go by Winograd's algorithm.
 bool allows_winograd(const Plan& plan, const Instruction& in) {
+  if (in.op != Op::kConv2d && in.op != Op::kDenseBlock) return false;
   const BufferSpec& dst = plan.buffers[in.dst];
+  if (in.op == Op::kDenseBlock)
+    return in.bottleneck && in.merge == Merge::kConcat && !(in.flags & kBfloat16) &&
+           winograd_pays(in.bottleneck, in.out_channels, dst.height, dst.width);
   return in.taps == 9 && in.stride == 1 && !in.columns && !(in.flags & (kNormalise | kLive | kBfloat16)) &&
          in.out_mask < 0 && in.activated == 0 && in.groups == 1 && in.activation <= Activation::kRelu &&
          winograd_pays(in.in_channels, in.out_channels, dst.height, dst.width);
@@ -55,7 +59,7 @@ CompiledPlan::CompiledPlan(const char* op, const int64_t* words, int64_t count) 
   for (size_t i = 0; i < plan.code.size(); ++i) {
     const Instruction& in = plan.code[i];
     check(!(in.flags & kBfloat16) || bfloat16_kernels(), op, ": bfloat16 on the CPU needs AVX-512");
-    check(in.op != Op::kConv2d || !(in.flags & kWinograd) || allows_winograd(plan, in), op, ": instruction ", i,
+    check(!(in.flags & kWinograd) || allows_winograd(plan, in), op, ": instruction ", i,
           " of the plan does not allow Winograd's algorithm");
     int64_t end = in.weights;
     for (const Layout& l : layouts.emplace_back(layouts_of(plan, in, plan.slices[i]))) end += l.size;

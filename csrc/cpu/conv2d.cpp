@@ -363,10 +363,10 @@ class Conv2d {
   std::vector<int> off;                // filters that the mask did not choose, if they need a look
   int64_t group = 0;                   // that is worked on
   std::vector<int> offset;             // in the source, of the pixels that are picked
-  std::vector<float> flat;             // rows of a source whose planes are filled
-  std::optional<Planes> windows;       // of a kernel that is unfolded
-  int64_t windows_row = 0;             // of the output, the first that they were filled for
-  ConvTile c{};                        // what is common to all tiles, then of each
+  Pieces flat;
+  std::optional<Planes> windows;  // of a kernel that is unfolded
+  int64_t windows_row = 0;        // of the output, the first that they were filled for
+  ConvTile c{};                   // what is common to all tiles, then of each
 };
 
 }  // namespace

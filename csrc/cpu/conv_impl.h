@@ -26,6 +26,24 @@ static inline vec relu(vec x) {
 #endif
 }
 
+#if DSN_VECTOR_BYTES == 64
+// Within two units in the last place; NaN stays NaN.
+static inline vec exponential(vec x) {
+  x = (vec)_mm512_min_ps((__m512)broadcast(88.3762626647949f), (__m512)x);
+  x = (vec)_mm512_max_ps((__m512)broadcast(-87.3365478515625f), (__m512)x);
+  const vec n = (vec)_mm512_roundscale_ps((__m512)(x * broadcast(1.44269504088896341f)), 8);  // to the nearest
+  const vec r = (x - n * broadcast(0.693359375f)) + n * broadcast(2.12194440e-4f);
+  vec p = broadcast(1.3814607e-3f);  // of least relative error for |r| < log(2) / 2: 3e-9
+  for (float c : {8.3687175e-3f, 4.1668388e-2f, 1.6666521e-1f, 4.9999994e-1f, 1.f, 1.f}) p = p * r + broadcast(c);
+  return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+}
+// 1 / x of a finite x, within a unit or two in the last place: Newton's step behind 14 bits, in a third of a division's
+// time.
+static inline vec reciprocal(vec x) {
+  const vec y = (vec)_mm512_rcp14_ps((__m512)x);
+  return y + y * (broadcast(1.f) - x * y);
+}
+#else
 // Within two units in the last place; NaN stays NaN.
 static inline vec exponential(vec x) {
   const vec high = broadcast(88.3762626647949f), low = broadcast(-87.3365478515625f), magic = broadcast(12582912.f);
@@ -39,6 +57,8 @@ static inline vec exponential(vec x) {
   p = p * r * r + r + broadcast(1.f);
   return p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
 }
+static inline vec reciprocal(vec x) { return broadcast(1.f) / x; }
+#endif
 
 // NaN stays NaN.
 static inline vec clamp(vec x, float low, float high) {
@@ -59,11 +79,11 @@ static inline vec activate(vec x) {
     case Activation::kRelu6:
       return clamp(x, 0, 6);
     case Activation::kSigmoid:
-      return one / (one + exponential(-x));
+      return reciprocal(one + exponential(-x));
     case Activation::kHardSigmoid:
       return clamp(x + broadcast(3.f), 0, 6) * sixth;
     case Activation::kSilu:
-      return x / (one + exponential(-x));
+      return x * reciprocal(one + exponential(-x));
     case Activation::kHardSwish:
       return x * clamp(x + broadcast(3.f), 0, 6) * sixth;
     case Activation::kTanh:

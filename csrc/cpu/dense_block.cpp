@@ -2,6 +2,7 @@
 // on one buffer. A skipped layer costs its gate; a skipped slice costs its consumers nothing.
 #include <cstring>
 
+#include "winograd.h"
 #include "worker.h"
 
 namespace dsn::cpu {
@@ -19,7 +20,8 @@ class DenseBlock {
         live(w.live[in.dst]),
         patches(map, in.bottleneck ? in.bottleneck : map.channels),
         add(in.merge == Merge::kAdd),
-        pair(in.flags & kBfloat16) {
+        pair(in.flags & kBfloat16),
+        by_winograd(in.flags & kWinograd) {
     const float* weights = w.weights + in.weights;
     for (const Layout& layout : w.compiled.layouts[&in - w.plan.code.data()]) {
       packed.push_back({weights, layout});
@@ -96,6 +98,7 @@ class DenseBlock {
         w.pool(in.dst, channels(l), channels(l) + in.out_channels);
       decide(l + 1);
     };
+    if (by_winograd) return run_by_winograd(p, l, base, finish);
     const bool alone = w.team().alone_for(2, [&] {  // one patch behind, so that a ring of three stays in cache
       for (int i = 0; i <= patches.count; ++i) {
         if (i < patches.count) fill(p, base, i, true);
@@ -106,6 +109,26 @@ class DenseBlock {
     if (alone) return;
     w.team().phase(patches.count, [&](int64_t i) { fill(p, base, static_cast<int>(i), false); });
     w.team().phase(patches.count, [&](int64_t i) { convolve(p, l, base, static_cast<int>(i), false); }, finish);
+  }
+
+  // The bottleneck's output is a map of its own in `inner`, of which Winograd's patches are read.
+  template <class Finish>
+  void run_by_winograd(const Packed& p, int64_t l, float* inner, const Finish& finish) {
+    Winograd all(w, in.bottleneck, in.out_channels, in.dst, channels(l), true);
+    all.group.src = inner;
+    all.group.src_tile_stride = in.bottleneck * kTile;
+    all.group.weight = p[kWinogradConv];
+    auto fill_tile = [&](int64_t t) { reduce(p, t, inner + t * in.bottleneck * kTile, kTile); };
+    const bool alone = w.team().alone_for(2, [&] {  // what a group reads comes right before it
+      for (int64_t i = 0, filled = 0; i < all.items(); ++i) {
+        for (const int64_t needed = all.tiles_before(i); filled < needed; ++filled) fill_tile(filled);
+        all.run(i);
+      }
+      finish();
+    });
+    if (alone) return;
+    w.team().phase(map.tiles(), fill_tile);
+    w.team().phase(all.items(), [&](int64_t i) { all.run(i); }, finish);
   }
 
   // Sums what the skipped slices give: into the bottleneck's bias, or into nine sums, one for each tap of a plain 3x3.
@@ -134,25 +157,30 @@ class DenseBlock {
         w.kernel.normalise(src, live.channels.data(), live.count(), p[kScale], p[kShift], dst, patches.stride);
         continue;
       }
-      ConvTile c{};
-      c.state = src;
-      c.scale = p[kScale];
-      c.shift = p[kShift];
-      c.src = w.scratch();
-      c.src_stride = kTile;
-      w.set_weights(c, p[kReduce], state_depth(p), in.bottleneck, 1);
-      c.live = sources().data();
-      c.live_count = source_count();
-      c.pairs = c.dst_pairs = pair;
-      c.state_rows = pair_rows.data();
-      c.valid = w.valid(map, t);
-      c.bias = bias.data();
-      c.relu = true;
-      c.dst = dst;
-      c.dst_stride = patches.stride;
-      w.conv(c, 1, live.count());
+      reduce(p, t, dst, patches.stride);
     }
     share_halo(base, i, ring, rows, first);
+  }
+
+  // The bottleneck's output in tile t.
+  void reduce(const Packed& p, int64_t t, float* dst, int64_t dst_stride) {
+    ConvTile c{};
+    c.state = state + t * map.channels * kTile;
+    c.scale = p[kScale];
+    c.shift = p[kShift];
+    c.src = w.scratch();
+    c.src_stride = kTile;
+    w.set_weights(c, p[kReduce], state_depth(p), in.bottleneck, 1);
+    c.live = sources().data();
+    c.live_count = source_count();
+    c.pairs = c.dst_pairs = pair;
+    c.state_rows = pair_rows.data();
+    c.valid = w.valid(map, t);
+    c.bias = bias.data();
+    c.relu = true;
+    c.dst = dst;
+    c.dst_stride = dst_stride;
+    w.conv(c, 1, live.count());
   }
 
   // Copies a patch's ends into its neighbours' halos and writes the zeros above and below the map.
@@ -266,7 +294,8 @@ class DenseBlock {
   Live& live;
   Patches patches;
   bool add;
-  bool pair;                               // bfloat16
+  bool pair;  // bfloat16
+  bool by_winograd;
   std::vector<int> live_pairs, pair_rows;  // then those that hold data, and the two channels of each
   std::vector<Packed> packed;
   std::vector<float> bias, borders;

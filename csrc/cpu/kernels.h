@@ -65,7 +65,7 @@ struct WinogradGroup {
   int in_channels, out_channels;
   const float* weight;    // [4 rows of positions][weight_stride], in each [block of outputs][4][in][kWinogradRows]
   int64_t weight_stride;  // blocks of other outputs may lie between
-  const float* bias;      // [out_channels, padded to whole blocks]
+  const float* bias;      // [out_channels, padded to whole blocks] or null
   bool accumulate, relu;
   float* dst;  // the map, [tiles][dst_tile_stride], at the first output channel
   int64_t dst_tile_stride;
@@ -134,6 +134,26 @@ struct FlatWindow {
   int64_t dst_tile;
 };
 
+// Pixels side by side, of which every second one goes to `first`, the others to `second`. `whole`: vectors may be
+// written behind either's last.
+struct Alternate {
+  int from, count, first, second;
+  bool whole;
+};
+
+// Channels of a map, its pixels taken apart, piece by piece: from src + channels[i] * kTile to dst + i * dst_stride;
+// relu(scale x + shift) of them unless scale is null.
+struct Unzip {
+  const float* src;
+  const int* channels;
+  int count;
+  const Alternate* pieces;
+  int piece_count;
+  const float *scale, *shift;
+  float* dst;
+  int64_t dst_stride;
+};
+
 // Some channels of a tile, zeros behind the pixels that exist:
 //   dst[c][p] = activation([dst[c][p] +] factor[c] (scale[c] src[c][p] + shift[c]))
 struct Blend {
@@ -190,9 +210,7 @@ struct Kernels {
   // A pointwise operation on the first `count` of kTile pixels of each row, which are kTile apart; zeros follow.
   void (*blend)(const Blend&);
   void (*flat_window)(const FlatWindow&);
-  // Pixels [first, first + count) of every second row of a map `width` wide, there are `rows` of them: even and odd
-  // columns apart, in rows of round_up(width / 2); zeros stand for what the map does not have.
-  void (*unzip)(const float* map, int width, int rows, int first, int count, float* even, float* odd);
+  void (*unzip)(const Unzip&);
 };
 
 // The products of pairs of bfloat16, summed in float32.

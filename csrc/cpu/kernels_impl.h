@@ -355,45 +355,46 @@ static void pool(const Slide& s) {
 template <int kSide, Activation kKind>
 static void flat_window_of(const FlatWindow& f) {
   constexpr int kTaps = kSide * kSide, kVectors = 2;
-  int offset[kTaps];
-  for (int t = 0; t < kTaps; ++t) offset[t] = f.offset[t];
+  static const uint32_t all = ~0u;
+  const uint32_t* inside[kSide];
+  int64_t step[kSide];
+#pragma GCC unroll 5
+  for (int column = 0; column < kSide; ++column) {
+    inside[column] = f.inside[column] ? f.inside[column] : &all;
+    step[column] = f.inside[column] ? 1 : 0;
+  }
   vec weight[kTaps];
-  for (int t = 0; t < kTaps; ++t) weight[t] = broadcast(f.weight[t * f.weight_stride]);
+  const float* from[kTaps];
+#pragma GCC unroll 25
+  for (int tap = 0; tap < kTaps; ++tap) {
+    weight[tap] = broadcast(f.weight[tap * f.weight_stride]);
+    from[tap] = f.plane + f.offset[tap];
+  }
   const vec bias = broadcast(f.bias);
-  for (int t = 0; t < f.tiles; ++t) {
+  for (int64_t t = 0; t < f.tiles; ++t) {
     const int valid = t + 1 < f.tiles ? kTile : f.valid;
-    const float* const plane = f.plane + t * kTile;
     float* const dst = f.dst + t * f.dst_tile;
     for (int lane = 0; lane < kTile; lane += kVectors * kLanes) {
-      if (lane >= valid) {
-        for (int v = 0; v < kVectors; ++v) store(dst + lane + v * kLanes, vec{});
-        continue;
-      }
-      vec total[kVectors];
-      for (vec& x : total) x = bias;
-      const float* const from = plane + lane;
+      vec total[kVectors] = {bias, bias};
+      const int64_t at = t * kTile + lane;
 #pragma GCC unroll 5
       for (int column = 0; column < kSide; ++column) {
-        if (f.inside[column]) {
-          Mask inside[kVectors];
-          for (int v = 0; v < kVectors; ++v) inside[v] = make_mask(f.inside[column][t] >> (lane + v * kLanes));
+        const uint32_t bits = inside[column][t * step[column]] >> lane;
+        const Mask low = make_mask(bits), high = make_mask(bits >> kLanes);
 #pragma GCC unroll 5
-          for (int tap = column; tap < kTaps; tap += kSide)
-#pragma GCC unroll 2
-            for (int v = 0; v < kVectors; ++v)
-              total[v] += weight[tap] * load_masked(from + offset[tap] + v * kLanes, inside[v]);
-        } else {
-#pragma GCC unroll 5
-          for (int tap = column; tap < kTaps; tap += kSide)
-#pragma GCC unroll 2
-            for (int v = 0; v < kVectors; ++v) total[v] += weight[tap] * load(from + offset[tap] + v * kLanes);
+        for (int row = 0; row < kSide; ++row) {
+          const int tap = row * kSide + column;
+          total[0] += weight[tap] * load_masked(from[tap] + at, low);
+          total[1] += weight[tap] * load_masked(from[tap] + at + kLanes, high);
         }
       }
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
-        const int at = lane + v * kLanes;
+        const int first = lane + v * kLanes;
         const vec x = activate<kKind>(total[v]);
-        store(dst + at, valid == kTile ? x : at < valid ? keep(x, make_mask(((1u << valid) - 1) >> at)) : vec{});
+        store(dst + first, valid == kTile  ? x
+                           : first < valid ? keep(x, make_mask(((1u << valid) - 1) >> first))
+                                           : vec{});
       }
     }
   }
@@ -406,31 +407,31 @@ static void flat_window(const FlatWindow& f) {
   });
 }
 
-static void unzip(const float* map, int width, int rows, int first, int count, float* even, float* odd) {
-  const int half = (width + 1) / 2;
-  int x = first % half;
-  const float* row = map + (int64_t)(first / half) * 2 * width;
-  for (int y = first / half; count > 0; ++y, row += 2 * width, x = 0) {
-    const int n = half - x < count ? half - x : count;
-    for (int i = 0; i < n; i += kLanes) {
-      vec a{}, b{};
-      if (y < rows) {
-        const vec low = load(row + 2 * (x + i)), high = load(row + 2 * (x + i) + kLanes);
-        a = even_lanes(low, high);
-        b = odd_lanes(low, high);
-      }
-      if (i + kLanes > count) {  // elsewhere the next row overwrites what is too much
-        store_first(even + i, a, n - i);
-        store_first(odd + i, b, n - i);
-      } else {
-        store(even + i, a);
-        store(odd + i, b);
+static void unzip(const Unzip& u) {
+  for (int p = 0; p < u.piece_count; ++p) {
+    const Alternate& piece = u.pieces[p];
+    for (int c = 0; c < u.count; ++c) {
+      const int channel = u.channels[c];
+      const float* const from = u.src + (int64_t)channel * kTile + piece.from;
+      float* const first = u.dst + c * u.dst_stride + piece.first;
+      float* const second = u.dst + c * u.dst_stride + piece.second;
+      const vec s = broadcast(u.scale ? u.scale[channel] : 1.f), b = broadcast(u.scale ? u.shift[channel] : 0.f);
+      for (int i = 0; i < piece.count; i += 2 * kLanes) {
+        vec low = load(from + i), high = load(from + i + kLanes);
+        if (u.scale) {
+          low = relu(low * s + b);
+          high = relu(high * s + b);
+        }
+        const int left = piece.count - i;
+        if (piece.whole || left >= 2 * kLanes) {
+          store(first + i / 2, even_lanes(low, high));
+          store(second + i / 2, odd_lanes(low, high));
+        } else {
+          store_first(first + i / 2, even_lanes(low, high), (left + 1) / 2);
+          store_first(second + i / 2, odd_lanes(low, high), left / 2);
+        }
       }
     }
-    even += n;
-    odd += n;
-    count -= n;
-    if (width % 2 && x + n == half) odd[-1] = 0;
   }
 }
 

@@ -28,12 +28,21 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
   auto reserve_patches = [&](const BufferSpec& map, int64_t channels) {
     patches_stride = std::max(patches_stride, Patches(map, channels).floats(team_size) + kAlign);
   };
+  auto reserve_transformed = [&](const BufferSpec& map, int64_t in, int64_t out) {
+    const WinogradSize size(map, in, out);
+    patch_stride = std::max(patch_stride, round_up(size.transformed + size.partial, kAlign) + kAlign);
+  };
   for (const Instruction& in : plan.code) {
     if (in.op == Op::kStem) reserve_patches(plan.buffers[in.dst], in.in_channels);
     if (in.op == Op::kDenseBlock) {
       const BufferSpec& map = plan.buffers[in.dst];
-      reserve_patches(map, in.bottleneck ? in.bottleneck : map.channels);
       tile_channels = std::max(tile_channels, in.bottleneck);
+      if (in.flags & kWinograd) {
+        patches_stride = std::max(patches_stride, in.bottleneck * map.tiles() * kTile + kAlign);
+        reserve_transformed(map, in.bottleneck, in.out_channels);
+      } else {
+        reserve_patches(map, in.bottleneck ? in.bottleneck : map.channels);
+      }
     }
     if (in.op == Op::kTransition) {
       const int64_t guide = in.guide >= 0 ? plan.buffers[in.guide].channels : 0;
@@ -41,8 +50,7 @@ MemoryMap::MemoryMap(const CompiledPlan& compiled, int team_size) {
     }
     if (in.op == Op::kConv2d) {
       if (in.flags & kWinograd) {
-        const WinogradSize size(plan.buffers[in.dst], in.in_channels, in.out_channels);
-        patch_stride = std::max(patch_stride, round_up(size.transformed + size.partial, kAlign) + kAlign);
+        reserve_transformed(plan.buffers[in.dst], in.in_channels, in.out_channels);
       } else if (in.columns) {
         tile_channels = std::max(tile_channels, ceil_div(Patches::channels_read(in) * in.taps * kUnfoldedRow, kTile));
       } else if (in.taps == 9) {

@@ -45,6 +45,15 @@ static inline wide neighbours(wide x) {
     lane[i] = i % kAcross + kStep < 0 || i % kAcross + kStep >= kAcross ? kPatches : i + kStep;
   return __builtin_shuffle(x, wide{}, lane);
 }
+// The same within a row of several vectors, of which the neighbouring ones begin, or end, with `beyond`.
+template <int kStep>
+static inline wide neighbours(wide x, float beyond) {
+  const wide other = wide{} + beyond;
+  if constexpr (kStep < 0)
+    return __builtin_shufflevector(x, other, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);
+  else
+    return __builtin_shufflevector(x, other, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+}
 #else
 // Two vectors: a compiler takes shuffles of one that is wider than the registers apart lane by lane.
 struct wide {
@@ -90,6 +99,17 @@ static inline wide neighbours(wide x) {
     return {__builtin_shufflevector(x.low, kAcross == 8 ? none : x.high, 1, 2, 3, 4, 5, 6, 7, 8),
             __builtin_shufflevector(x.high, none, 1, 2, 3, 4, 5, 6, 7, 8)};
 }
+// The same within a row of several vectors, of which the neighbouring ones begin, or end, with `beyond`.
+template <int kStep>
+static inline wide neighbours(wide x, float beyond) {
+  const half other = half{} + beyond;
+  if constexpr (kStep < 0)
+    return {__builtin_shufflevector(x.low, other, 8, 0, 1, 2, 3, 4, 5, 6),
+            __builtin_shufflevector(x.low, x.high, 7, 8, 9, 10, 11, 12, 13, 14)};
+  else
+    return {__builtin_shufflevector(x.low, x.high, 1, 2, 3, 4, 5, 6, 7, 8),
+            __builtin_shufflevector(x.high, other, 1, 2, 3, 4, 5, 6, 7, 8)};
+}
 #endif
 
 static inline float wide_sum(const float* p) {
@@ -98,18 +118,19 @@ static inline float wide_sum(const float* p) {
   return sum(total);
 }
 
-// 32 pixels, every second row of a map `32 / Rows` wide: where its rows are, in one channel; channels follow.
+// 32 pixels, every second row of a map `32 / Rows` wide: where its rows are, in one channel; channels follow. Or of one
+// row of a wider map.
 template <int Rows>
 struct WholeRows {
   static constexpr int kRows = Rows;
   float* row[Rows];
   int64_t step[Rows];
 
-  // From row `first` on; rows outside of the map are zero.
-  WholeRows(const WinogradGroup& g, float* map, int64_t tile_stride, int first) {
+  // From row `first` and column `begin` on; rows outside of the map are zero.
+  WholeRows(const WinogradGroup& g, float* map, int64_t tile_stride, int first, int begin) {
     static float zeros[kTile] = {};
     for (int k = 0; k < Rows; ++k) {
-      const int y = first + 2 * k, pixel = y * g.width;
+      const int y = first + 2 * k, pixel = y * g.width + begin;
       const bool inside = y >= 0 && y < g.height;
       row[k] = inside ? map + pixel / kTile * tile_stride + pixel % kTile : zeros;
       step[k] = inside ? kTile : 0;
@@ -142,8 +163,7 @@ struct WholeRows {
   }
 };
 
-// As WholeRows, for a narrower map: its rows lie across tiles, and the lanes of a vector that a row leaves empty are
-// zero.
+// As WholeRows, for a map whose rows lie across tiles; the lanes of a vector that a row leaves empty are zero.
 template <int Rows>
 struct RaggedRows {
   static constexpr int kRows = Rows, kPieces = Rows == 4 ? 4 : 2;
@@ -154,11 +174,11 @@ struct RaggedRows {
   Piece piece[2][kPieces];
   uint32_t lanes[2];
 
-  RaggedRows(const WinogradGroup& g, float* map, int64_t tile_stride, int first) {
+  RaggedRows(const WinogradGroup& g, float* map, int64_t tile_stride, int first, int column) {
     for (int half = 0; half < 2; ++half) {
       lanes[half] = 0;
       for (int i = 0; i < kPieces; i += 2) {
-        const int slot = Rows == 1 ? 0 : half * Rows / 2 + i / 2, begin = Rows == 1 ? half * kPatches : 0;
+        const int slot = Rows == 1 ? 0 : half * Rows / 2 + i / 2, begin = column + (Rows == 1 ? half * kPatches : 0);
         const int y = first + 2 * slot, lane = i / 2 * (kPatches / 2);
         const bool inside = y >= 0 && y < g.height && begin < g.width;
         const int pixel = inside ? y * g.width + begin : 0, in_tile = pixel % kTile;
@@ -248,6 +268,41 @@ struct RaggedRows {
   }
 };
 
+// A piece of a row, and the pixels to the left and right of it.
+template <class PixelRows>
+struct PieceOf : PixelRows {
+  static constexpr int kSides = 2;
+  const float* beside[kSides];
+  int64_t side_step[kSides];
+
+  PieceOf(const WinogradGroup& g, float* map, int64_t tile_stride, int first, int begin)
+      : PixelRows(g, map, tile_stride, first, begin) {
+    static const float zero = 0;
+    for (int side = 0; side < kSides; ++side) {
+      const int x = side ? begin + 2 * kPatches : begin - 1, pixel = first * g.width + x;
+      const bool inside = first >= 0 && first < g.height && x >= 0 && x < g.width;
+      beside[side] = inside ? map + pixel / kTile * tile_stride + pixel % kTile : &zero;
+      side_step[side] = inside ? kTile : 0;
+    }
+  }
+  void next_channel() {
+    PixelRows::next_channel();
+    for (int side = 0; side < kSides; ++side) beside[side] += side_step[side];
+  }
+};
+template <class PixelRows>
+constexpr bool kIsPiece = false;
+template <class PixelRows>
+constexpr bool kIsPiece<PieceOf<PixelRows>> = true;
+
+// The first row of outputs and the first column of 16 patches from number `first` on.
+template <int kAcross>
+static inline void place_patches(const WinogradGroup& g, int first, int& row, int& column) {
+  const int at = first / kAcross, pieces = kAcross == kPatches ? (g.width + 2 * kPatches - 1) / (2 * kPatches) : 1;
+  row = at / pieces * 2;
+  column = at % pieces * 2 * kPatches;
+}
+
 // transformed[column][channel][lane] = the `position_row`-th row of B^T d B.
 template <class PixelRows>
 static void winograd_input(const WinogradGroup& g, int position_row) {
@@ -256,10 +311,11 @@ static void winograd_input(const WinogradGroup& g, int position_row) {
     int minuend, other;
   } kPair[4] = {{0, 2}, {1, 2}, {2, 1}, {1, 3}};
   for (int v = 0; v < g.patches; v += kPatches) {
-    const int above = (g.first + v) / kAcross * 2 - 1;
+    int top, begin;
+    place_patches<kAcross>(g, g.first + v, top, begin);
     float* map = const_cast<float*>(g.src);  // NOLINT: only loads go through it
-    PixelRows a(g, map, g.src_tile_stride, above + kPair[position_row].minuend);
-    PixelRows b(g, map, g.src_tile_stride, above + kPair[position_row].other);
+    PixelRows a(g, map, g.src_tile_stride, top - 1 + kPair[position_row].minuend, begin);
+    PixelRows b(g, map, g.src_tile_stride, top - 1 + kPair[position_row].other, begin);
     float* to = g.transformed + v;
     for (int c = 0; c < g.in_channels; ++c, to += g.patches, a.next_channel(), b.next_channel()) {
       wide low, high, low_b, high_b;
@@ -268,10 +324,19 @@ static void winograd_input(const WinogradGroup& g, int position_row) {
       low = position_row == 1 ? low + low_b : low - low_b;
       high = position_row == 1 ? high + high_b : high - high_b;
       const wide even = evens(low, high), odd = odds(low, high);
-      store_wide(to, neighbours<kAcross, -1>(odd) - odd);
+      wide before, after;
+      if constexpr (kIsPiece<PixelRows>) {
+        const float sign = position_row == 1 ? 1 : -1;
+        before = neighbours<-1>(odd, *a.beside[0] + sign * *b.beside[0]);
+        after = neighbours<1>(even, *a.beside[1] + sign * *b.beside[1]);
+      } else {
+        before = neighbours<kAcross, -1>(odd);
+        after = neighbours<kAcross, 1>(even);
+      }
+      store_wide(to, before - odd);
       store_wide(to + g.position_stride, even + odd);
       store_wide(to + 2 * g.position_stride, odd - even);
-      store_wide(to + 3 * g.position_stride, even - neighbours<kAcross, 1>(even));
+      store_wide(to + 3 * g.position_stride, even - after);
     }
   }
 }
@@ -282,9 +347,10 @@ static void winograd_output(const WinogradGroup& g, int position_row, int first_
                             int64_t position_stride) {
   const int channels = g.out_channels - first_channel < kWinogradRows ? g.out_channels - first_channel : kWinogradRows;
   for (int v = 0; v < g.patches; v += kPatches) {
-    const int top = (g.first + v) / (kPatches / PixelRows::kRows) * 2;
+    int top, begin;
+    place_patches<kPatches / PixelRows::kRows>(g, g.first + v, top, begin);
     float* map = g.dst + first_channel * kTile;
-    PixelRows upper(g, map, g.dst_tile_stride, top), lower(g, map, g.dst_tile_stride, top + 1);
+    PixelRows upper(g, map, g.dst_tile_stride, top, begin), lower(g, map, g.dst_tile_stride, top + 1, begin);
     // Of a channel's lanes: even and odd pixels of the upper row, then of the lower one.
     float* sums = g.partial + (first_channel * g.patches + v) * 4;
     auto finish = [&](const PixelRows& to, wide even, wide odd) {
@@ -365,7 +431,8 @@ static void winograd_products(const WinogradGroup& g, const float* weight, const
       }
 }
 
-template <class PixelRows>
+// `Inputs` are the rows that are read, PixelRows or pieces of them.
+template <class PixelRows, class Inputs = PixelRows>
 static void winograd_group(const WinogradGroup& g) {
   constexpr int kRows = DSN_VECTOR_BYTES == 64 ? kWinogradRows : kWinogradRows / 2;  // that the registers hold
   // Columns begin a cache line further on, or all four would fall into the same sets.
@@ -374,10 +441,10 @@ static void winograd_group(const WinogradGroup& g) {
   if (g.sums)
     for (int m = 0; m < g.out_channels; ++m) g.sums[m] = 0;
   for (int row = 0; row < 4; ++row) {
-    winograd_input<PixelRows>(g, row);
+    winograd_input<Inputs>(g, row);
     const float* weight = g.weight + row * g.weight_stride;
     for (int first = 0; first < g.out_channels; first += kWinogradRows) {
-      const float* bias = row == 1 ? g.bias + first : nullptr;
+      const float* bias = row == 1 && g.bias ? g.bias + first : nullptr;
       if (g.patches % (2 * kLanes) == 0)
         winograd_products<kRows, 2>(g, weight, bias, products, products_stride);
       else
@@ -395,6 +462,11 @@ static void winograd_rows(const WinogradGroup& g) {
 }
 
 static void winograd3x3(const WinogradGroup& g) {
+  if (g.width > 32) {
+    const bool whole = g.width % 32 == 0 && g.height % 2 == 0;
+    return whole ? winograd_group<WholeRows<1>, PieceOf<WholeRows<1>>>(g)
+                 : winograd_group<RaggedRows<1>, PieceOf<RaggedRows<1>>>(g);
+  }
   switch (winograd_row(g.width)) {
     case 32:
       return winograd_rows<1>(g);

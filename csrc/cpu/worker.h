@@ -226,7 +226,7 @@ class Span {
 
 // The input of a 3x3 convolution: patches of `tiles` tiles with `halo` pixels more on either side,
 // [patch][channel][stride]. A pixel near a patch's end is stored in its neighbour too, so that the
-// convolution reads one contiguous patch. The halo is a row and, unless patches end where rows do, the
+// convolution reads one contiguous patch. The halo is a row and, unless tiles end where rows do, the
 // next row's first pixel.
 struct Patches {
   Patches(const BufferSpec& map, int64_t channels) : Patches(map, channels, 1, 0) {}
@@ -251,8 +251,7 @@ struct Patches {
  private:
   // parts: that a map is cut into at least, where it has so many; floats: that a patch grows to
   Patches(const BufferSpec& map, int64_t channels, int parts, int64_t floats) {
-    const int64_t rows = round_up(map.width, kTile);
-    halo = static_cast<int>(rows % map.width == 0 ? map.width : map.width + 1);
+    halo = static_cast<int>(kTile % map.width == 0 ? map.width : map.width + 1);
     const int least = static_cast<int>(ceil_div(halo, kTile));
     tiles = least;
     while ((tiles + 1) * parts <= map.tiles() && channels * ((tiles + 1) * kTile + 2 * halo) <= floats) ++tiles;

@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(kPointwiseThreads) stem_kernel(const __grid_co
          static_cast<unsigned long long>(own) * channels * 9 * p.in_channels, header->scratch);
 }
 
-// [B][C][H][W] into a state's first channels. A block does 64 pixels of one sample; a warp 32 pixels of a group at a
-// time.
+// [C][H][W] of each sample into a state's first channels. A block does 64 pixels of one sample; a warp 32 pixels of a
+// group at a time.
 template <class T>
 __global__ void __launch_bounds__(kThreads) load_kernel(const __grid_constant__ LoadParams p) {
   ptx::grid_dependency_wait();
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads) load_kernel(const __grid_constant__ 
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
       const int c = g * kGroup + i;
-      const int64_t at = (static_cast<int64_t>(sample) * p.channels + c) * p.pixels + pixel;
+      const int64_t at = sample * p.image_stride + p.first + static_cast<int64_t>(c) * p.pixels + pixel;
       v[i] = c < p.channels && pixel < p.pixels ? load_value<T>(p.image, p.image_is_float, at) : 0.f;
       const float total = warp_sum(v[i]);
       if (lane == 0) sums[half * groups * kGroup + c] = total;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) load_kernel(const __grid_constant__ 
   finish(p.pooling, sample, tile, sums, 2, groups * kGroup, 0, groups * kGroup, 0, header->scratch);
 }
 
-// A state to [B][C][H][W]; skipped slices leave as zeros.
+// A state to [C][H][W] of each sample; skipped slices leave as zeros.
 template <class T>
 __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__ StoreParams p) {
   ptx::grid_dependency_wait();
@@ -140,7 +140,8 @@ __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__
     }
     const float v =
         live ? static_cast<float>(state[base + static_cast<int64_t>(pixel) * groups * kGroup + channel]) : 0.f;
-    store_value<T>(p.map, p.map_is_float, (static_cast<int64_t>(sample) * p.channels + c) * s.pixels + pixel, v);
+    store_value<T>(p.map, p.map_is_float, sample * p.map_stride + p.first + static_cast<int64_t>(c) * s.pixels + pixel,
+                   v);
   }
 }
 

@@ -298,6 +298,8 @@ class NetworkRun {
     p.pooling = pooling(index, 0, in.dst, 0, in.in_channels, tiles, tiles, 0);
     p.channels = static_cast<int32_t>(in.in_channels);
     p.pixels = static_cast<int32_t>(map.pixels());
+    p.image_stride = plan_.image.values();
+    p.first = in.src_offset;
     start<load_kernel<T>>(call_.batch * tiles, 1, kThreads, kHeaderBytes + 2 * groups_of(in.in_channels) * kGroup * 4,
                           p);
   }
@@ -467,6 +469,8 @@ class NetworkRun {
     p.source = source(in.src);
     p.map = call_.map;
     p.map_is_float = call_.image_is_float;
+    p.map_stride = plan_.map.values();
+    p.first = in.out_offset;
     p.channels = static_cast<int32_t>(in.in_channels);
     start<store_kernel<T>>(call_.batch * ceil_div(p.source.pixels, kStripPixels), 1, kThreads, 0, p);
   }

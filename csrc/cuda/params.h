@@ -146,8 +146,9 @@ struct StemParams {
 struct LoadParams {
   Samples samples;
   Pooling pooling;
-  const void* image;  // [B][C][H][W]
+  const void* image;  // [B][image_stride], of it [C][H][W] from `first` on
   bool image_is_float;
+  int64_t image_stride, first;
   void* out;
   int64_t out_stride;
   int32_t pixel_stride;  // elements
@@ -157,8 +158,9 @@ struct LoadParams {
 struct StoreParams {
   Samples samples;
   Source source;
-  void* map;  // [B][C][H][W]
+  void* map;  // [B][map_stride], of it [C][H][W] from `first` on
   bool map_is_float;
+  int64_t map_stride, first;
   int32_t channels;
 };
 

@@ -107,10 +107,13 @@ class _Lowering:
     def pack_dense_block(self, node: DenseBlock, reads: Reads) -> Fields:
         starts = [node.channels_before(layer) for layer in range(len(node.layers))] if node.added else []
         slices = [range(start, start + node.added) for start in starts]
-        layers = [self._layer(node, i, layer, slices[:i]) for i, layer in enumerate(node.layers)]
-        return layers[0] | {"flags": _C.FLAGS["bfloat16"] if self.bfloat16 else 0}
+        inner = node.bottleneck if node.merge == "concat" and not (self.bfloat16 or self.any_size) else 0
+        winograd = inner > 0 and _C.winograd_pays(inner, node.out_channels, *self.graph.maps[node.dst][1:])
+        layers = [self._layer(node, i, layer, slices[:i], winograd) for i, layer in enumerate(node.layers)]
+        flags = [name for name, on in (("bfloat16", self.bfloat16), ("winograd", winograd)) if on]
+        return layers[0] | {"flags": sum(_C.FLAGS[name] for name in flags)}
 
-    def _layer(self, node: DenseBlock, index: int, layer: DenseLayer, slices: list[range]) -> Fields:
+    def _layer(self, node: DenseBlock, index: int, layer: DenseLayer, slices: list[range], winograd: bool) -> Fields:
         sizes = node.channels_before(index), node.out_channels, node.bottleneck
         widths = [len(channels) for channels in slices]
         state = [sizes[0] - sum(widths), *widths]
@@ -118,7 +121,7 @@ class _Lowering:
         first = layer.conv if layer.reduce is None else layer.reduce
         inner = state if layer.reduce is None else [node.bottleneck]
         return self._add(
-            _C.dense_layer_layout(*sizes, index, _C.MERGES[node.merge], self.bfloat16),
+            _C.dense_layer_layout(*sizes, index, _C.MERGES[node.merge], self.bfloat16, winograd),
             gate=layer.gate,
             gate_bias=layer.gate_bias,
             scale=scale,
@@ -129,6 +132,7 @@ class _Lowering:
             conv=self._conv(layer.conv, inner),
             conv_bias=None if layer.conv_bias is None else pad_rows(layer.conv_bias),
             expand=None if layer.expand is None else self._conv(layer.expand, [node.bottleneck]),
+            winograd=winograd_conv(layer.conv) if winograd else None,
         )
 
     def _conv(self, weight: Tensor, slices: Sequence[int]) -> Tensor:

@@ -74,8 +74,6 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
             if not fits:
                 raise UserError(f"{node.where or node.op} {found}, which the GPU kernels do not serve")
 
-        several = isinstance(node, Load) and node.src_offset or isinstance(node, Store) and node.out_offset
-        serve(not several, "is of several tensors that enter or leave")
         serve(node.only_if in decided, "waits for a gate that no gate node decides")
         if isinstance(node, (Gate, Decide)):
             count = node.in_channels if isinstance(node, Decide) else 1

@@ -69,7 +69,7 @@ class CapturedModel(Fixed):
         gates: str | None = None,
     ) -> None:
         super().__init__()
-        self.target, self._structure = target, structure
+        self.target, self._structure, self._shapes = target, structure, shapes
         self._capture: Capture | None = capture
         self._columns = [gates or name for plan in first.plans for name in plan.emitted.gates]
         self.layers: dict[str, int] = dict(Counter(self._columns))
@@ -92,10 +92,11 @@ class CapturedModel(Fixed):
         self._check(inputs)
         forced = None if forced_gates is None else self._join(forced_gates, len(inputs[0]))
         limits = self.thresholds if thresholds is None else self._limits(thresholds)
-        outputs, last = self._network(inputs)(inputs, limits, forced)
+        # A module's own call takes tens of microseconds where the kernels have filled the caches.
+        outputs, last = self._network(inputs).forward(inputs, limits, forced)
         if not torch.compiler.is_exporting():
             self._last = last
-        return tree_unflatten(outputs, self._structure)
+        return outputs[0] if self._structure.is_leaf() else tree_unflatten(outputs, self._structure)
 
     @property
     def parts(self) -> dict[str, _Plan]:
@@ -165,7 +166,8 @@ class CapturedModel(Fixed):
                 )
             shapes = tuple(tuple(x.shape[1:]) for x in inputs)
             self._keep(self._capture(shapes), shapes)
-        self._recent.move_to_end(key)
+        if len(self._recent) > 1:
+            self._recent.move_to_end(key)
         return self.networks[key]  # type: ignore[return-value]
 
     def _keep(self, captured: Captured, shapes: Shapes) -> None:
@@ -176,17 +178,13 @@ class CapturedModel(Fixed):
             del self.networks[self._recent.popitem(last=False)[0]]
 
     def _check(self, inputs: Sequence[Tensor]) -> None:
-        if len(inputs) != len(self._first.takes):
-            raise UserError(f"{len(inputs)} inputs; the model takes {len(self._first.takes)}")
-        for x, expected in zip(inputs, next(iter(self.networks)).split(", "), strict=True):
-            dims = expected.count("x") + 2
-            if (
-                not isinstance(x, Tensor)
-                or x.dim() != dims
-                or (dims == 4 and x.shape[1] != int(expected.split("x")[0]))
-            ):
+        if len(inputs) != len(self._shapes):
+            raise UserError(f"{len(inputs)} inputs; the model takes {len(self._shapes)}")
+        for x, shape in zip(inputs, self._shapes, strict=True):
+            fits = isinstance(x, Tensor) and x.dim() == 1 + len(shape)
+            if not fits or (len(shape) == 3 and x.shape[1] != shape[0]):
                 given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-                raise UserError(f"an input is {given}; expected a batch of tensors such as {expected}")
+                raise UserError(f"an input is {given}; expected a batch of tensors such as {_key([shape])}")
             if x.dtype not in (torch.float32, self.target.dtype):
                 raise UserError(f"an input is {x.dtype}; expected {torch.float32} or {self.target.dtype}")
             if x.device != self.thresholds.device:
@@ -257,7 +255,7 @@ class _Network(nn.Module):
         done: list[Outputs] = []
         for section in self.sections:
             if isinstance(section, _Plan):
-                done.append(section(known, limits, forced))
+                done.append(section.forward(known, limits, forced))
             else:
                 section(known, len(inputs[0]))
         if len(done) == 1:
@@ -282,6 +280,7 @@ class _Plan(nn.Module):
             (first, count, name) for (first, count, _), name in zip(emitted.given, section.given, strict=True)
         ]
         self.runner = make_runner(emitted.graph, target.dtype, target.backend)
+        self.always = self.graph.gates - self.gates  # layers of a lowered graph that have numbers among the gates
 
     @property
     def graph(self) -> Graph:
@@ -300,11 +299,14 @@ class _Plan(nn.Module):
             x = torch.cat([each.reshape(batch, -1) for each in entering], 1)[:, :, None, None]
         own = slice(self.first, self.first + self.gates)
         given = self._forced(known, forced, own, batch)
-        always = self.graph.gates - self.gates  # layers of a lowered graph that have numbers among the gates
-        if always:
-            given = None if given is None else F.pad(given, (0, always), value=1)
-        out: Outputs = self.runner(x, F.pad(limits[own], (0, always)), given)
-        out = out._replace(gates=out.gates[:, : self.gates], scores=out.scores[:, : self.gates])
+        if len(limits) != self.gates:
+            limits = limits[own]
+        if self.always:
+            limits = F.pad(limits, (0, self.always))
+            given = None if given is None else F.pad(given, (0, self.always), value=1)
+        out: Outputs = self.runner.forward(x, limits, given)  # a module's own call takes microseconds
+        if self.always:
+            out = out._replace(gates=out.gates[:, : self.gates], scores=out.scores[:, : self.gates])
         for name, output in zip(self.gives, self.outputs, strict=True):
             known[name] = self._output(out, output.shape, output.first, output.stored, batch)
         return out
@@ -324,6 +326,8 @@ class _Plan(nn.Module):
 
     @staticmethod
     def _output(out: Outputs, shape: tuple[int, ...], first: int, stored: bool, batch: int) -> Tensor:
+        if not stored and shape == out.logits.shape[1:]:
+            return out.logits
         if not stored:
             count = shape[0] if shape else 1
             return out.logits[:, first : first + count].reshape(batch, *shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -18,12 +20,24 @@ from .tiles import UNIT
 
 
 class Load(Step, serves=[nodes.Load]):
+    def __init__(self, node: nodes.Load, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.src_offset = node.src_offset
+
     def forward(self, run: Run) -> None:
-        run.put(self.dst, resample.as_rows(run.image, run.dtype, run.layouts[self.dst].places), self.pool)
+        shape = (self.in_channels, *run.sizes[self.dst])
+        image = run.image.flatten(1)[:, self.src_offset : self.src_offset + prod(shape)].unflatten(1, shape)
+        run.put(self.dst, resample.as_rows(image, run.dtype, run.layouts[self.dst].places), self.pool)
 
 
 class Store(Step, serves=[nodes.Store]):
+    """Of several tensors that leave, each behind those before it."""
+
     reads_slices = True
+
+    def __init__(self, node: nodes.Store, index: int, facts: Facts) -> None:
+        super().__init__(node, index, facts)
+        self.out_offset = node.out_offset
 
     def forward(self, run: Run) -> None:
         m, layout = run.maps[self.src], run.layouts[self.src]
@@ -34,7 +48,10 @@ class Store(Step, serves=[nodes.Store]):
             x = torch.where(alive[:, None], layout.gather(x), 0)
         else:
             x = run.filled(x, self.inputs)
-        run.map = resample.as_image(x[..., : self.in_channels], *run.sizes[self.src]).to(run.image.dtype).contiguous()
+        map = resample.as_image(x[..., : self.in_channels], *run.sizes[self.src]).to(run.image.dtype).contiguous()
+        if self.out_offset:
+            map = torch.cat([run.map.flatten(1), map.flatten(1)], 1)[:, :, None, None]
+        run.map = map
 
 
 class Linear(Step, serves=[nodes.Linear, nodes.FullyConnected]):

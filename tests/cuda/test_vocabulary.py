@@ -3,7 +3,18 @@
 import pytest
 import torch
 from graph_reference import check_graph
-from small_graphs import ONE, VOCABULARY, WIDE, Weights, make_images, nested, random_gates
+from small_graphs import (
+    ONE,
+    VOCABULARY,
+    WIDE,
+    Weights,
+    convolution,
+    dense_block,
+    make_images,
+    nested,
+    random_gates,
+    residual_units,
+)
 
 from dsn_kernels import graph as g
 from dsn_kernels.lower.cuda import lower
@@ -31,6 +42,14 @@ def test_a_gate_within_a_gate(place, density, dtype):
     graph = nested()
     out = check(place, graph, 6, dtype, None if density is None else random_gates(graph, 6, density))
     assert not (out.gates[:, 1] & ~out.gates[:, 0] & 1).any() and not (out.gates[:, 2] & ~out.gates[:, 1] & 1).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("size", [(3, 64), (5, 128), (7, 47)], ids=str)
+def test_maps_of_any_width(place, size, dtype):
+    check(place, residual_units(13, size, [True, False]), 2, dtype)
+    check(place, convolution(13, 7, size, g.Window(3, 3, 2, 1, 1)), 2, dtype)
+    check(place, dense_block(size, channels=13, layers=2, growth=9, bottleneck=True), 2, dtype)
 
 
 class Builder(g.Graph):

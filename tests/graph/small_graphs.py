@@ -332,10 +332,12 @@ DEPTHWISE = [
 
 
 def make_images(graph, batch):
-    """For a graph's first node."""
-    first = graph.nodes[0]
+    """For the first node of a graph, or for all that load, one behind another."""
+    loads = [node for node in graph.nodes if isinstance(node, g.Load)] or graph.nodes[:1]
+    shapes = [(node.in_channels, *graph.maps[node.dst][1:]) for node in loads]
+    shape = shapes[0] if len(loads) == 1 else (sum(map(math.prod, shapes)), 1, 1)
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(batch, first.in_channels, *graph.maps[first.dst][1:], generator=generator)
+    return torch.randn(batch, *shape, generator=generator)
 
 
 def random_gates(graph, batch, density=0.5):
@@ -451,6 +453,24 @@ def joined():
     return _alone(10, (9, 8), add)
 
 
+def several():
+    """Tensors of different sizes that enter one behind another, and leave so."""
+    graph, weights = g.Graph(), Weights()
+    first, second, vector = graph.map(3, 9, 10), graph.map(5, 4, 6), graph.map(6, 1)
+    x, y = graph.map(9, 9, 10), graph.map(7, 4, 6)
+    graph.add(g.Load(dst=first, in_channels=3))
+    graph.add(g.Load(dst=second, in_channels=5, src_offset=270))
+    graph.add(g.Load(dst=vector, in_channels=6, src_offset=390))
+    graph.add(g.Conv2d(src=first, dst=x, window=WIDE, **weights.conv(9, 3, 3)))
+    graph.add(g.Conv2d(src=second, dst=y, window=ONE, pool=True, **weights.conv(7, 5)))
+    graph.add(g.PoolSums(src=vector, in_channels=6))
+    graph.add(g.Linear(src=vector, **weights.linear(4, 6)))
+    graph.add(g.Store(src=x, in_channels=9))
+    graph.add(g.Store(src=y, in_channels=7, out_offset=810))
+    graph.add(g.Store(src=vector, in_channels=6, out_offset=978))
+    return graph
+
+
 def nested():
     """A gate that decides whether another decides; each governs instructions of every kind, and the last logits."""
     graph, weights = g.Graph(), Weights()
@@ -487,5 +507,5 @@ def vector_of(graph, map):
 VOCABULARY = {
     **{name: (lambda case=case: convolution(*case[:4], groups=case[4])) for name, case in CONVOLUTIONS.items()},
     **{kind: (lambda kind=kind: activated(kind)) for kind in g.ACTIVATIONS},
-    **{made.__name__: made for made in (excited, enlarged, joined)},
+    **{made.__name__: made for made in (excited, enlarged, joined, several)},
 }

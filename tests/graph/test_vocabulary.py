@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 from graph_reference import check_graph
-from small_graphs import VOCABULARY, convolution, joined, make_images, nested, random_gates
+from small_graphs import (
+    VOCABULARY,
+    convolution,
+    dense_block,
+    joined,
+    make_images,
+    nested,
+    random_gates,
+    residual_units,
+    transition,
+)
 
 from dsn_kernels import _C
 from dsn_kernels import graph as g
@@ -36,6 +46,32 @@ def test_threads_share_a_sample(name):
     assert torch.equal(shared.map, alone.map) and torch.equal(shared.macs, alone.macs)
 
 
+# Rows that end within tiles or with them, of one vector or several, and maps of few rows.
+SIZES = [(1, 64), (3, 64), (5, 128), (2, 96), (9, 160), (64, 64), (56, 56), (41, 47), (33, 63), (3, 33), (32, 31)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_maps_of_any_width(size, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for channels in (
+            5,
+            13,
+            24,
+        ):  # with 24 by Winograd's algorithm where it pays
+            check(residual_units(channels, size, [True, False]), 3)
+            check(convolution(channels, 7, size, g.Window(3, 3, 2, 1, 1)), 3)
+            check(convolution(channels, 4, size, g.Window(5, 5, 1, 2, 2)), 3)
+        check(dense_block(size, channels=13, layers=2, growth=9, bottleneck=True), 3)
+        check(dense_block(size, channels=13, layers=2, growth=5, bottleneck=False), 3)
+        if min(size) > 1:
+            check(transition(13, 7, size), 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("density", [None, 0, 0.5, 1])
 def test_a_gate_within_a_gate(density):
     graph = nested()
@@ -49,6 +85,7 @@ def test_a_gate_within_a_gate(density):
         (4, {"pad_rows": 3}),  # a pool's window before the map
         (4, {"pad_rows": -10}),  # one behind it
         (4, {"dilation": 2}),
+        (4, {"flags": _C.FLAGS["winograd"]}),
         (4, {"src_offset": 11}),
         (1, {"src_offset": 4}),
         (1, {"out_offset": 1}),  # behind what is not there
