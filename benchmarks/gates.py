@@ -57,6 +57,12 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     # Two and a half times as long, and no more saved than the demo is to save.
     "digits-long-dense": (_DIGITS, {"train": {**_LONG, "ungated_epochs": 40, "compute": "masked"}}),
     "digits-long-fitted": (_DIGITS, {"train": _LONG, "gates": {"begin": "kept"}, "policy": _FITTED}),
+    # As long with one pattern for all images, the best that was found at the MACs of the arm before.
+    "digits-long-static": (_DIGITS, {"train": _LONG, "policy": {"pattern": "digits-long-fitted"}}),
+    "digits-long-image": (
+        _DIGITS,
+        {"train": _LONG, "gates": {"begin": "kept"}, "policy": {**_FITTED, "per": "image"}},
+    ),
     "digits-long-ranking": (
         _DIGITS,
         {"train": _LONG, "gates": {"begin": "kept"}, "policy": {**_FITTED, "ranking": 0.3}},
@@ -76,6 +82,7 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "digits-shaping": (_DIGITS, {"policy": {**_POLICY, "binary": True, "shaping": 1.0}}),
     "cifar-dense": ({**_CIFAR, "model": "resnet-32", "skipping": {}}, {"train": {"compute": "masked"}}),
     "cifar-cost": (_CIFAR, {"policy": _POLICY}),
+    "cifar-static": (_CIFAR, {"policy": {"pattern": "cifar-cost"}}),
     "cifar-information": (_CIFAR, {"policy": {**_POLICY, "information": 0.3}}),
     "cifar-shaping": (_CIFAR, {"policy": {**_POLICY, "shaping": 1.0}}),
     "cifar-distilled": (_CIFAR, {"policy": {**_POLICY, "information": 0.3, "distillation": 0.5}}),
@@ -83,13 +90,15 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
 
 
 def make_recipe(arm: str, seed: int, start: Path) -> Recipe:
-    """The recipe of an arm; a teacher is what the arm starts from."""
+    """The recipe of an arm; a teacher is what the arm starts from, a pattern that of another arm's result."""
     base, changes = ARMS[arm]
     fields = {**base, "name": f"{arm}-seed{seed}", "seed": seed, "init": str(start)}
     for table, values in changes.items():
         fields[table] = {**fields.get(table, {}), **values}
     if fields.get("policy", {}).get("distillation"):
         fields["policy"]["teacher"] = str(start)
+    if "pattern" in fields.get("policy", {}):
+        fields["policy"]["pattern"] = str(RESULTS / f"gates-{fields['policy']['pattern']}-seed{seed}.json")
     return Recipe.model_validate(fields)
 
 
@@ -131,6 +140,8 @@ def run(arm: str, seed: int, runs: Path, data: Path | None) -> Path | None:
     recipe_told = facts["recipe"] | {"init": Path(facts["recipe"]["init"]).name}
     if recipe_told["policy"]["teacher"]:
         recipe_told["policy"]["teacher"] = recipe_told["init"]
+    if recipe_told["policy"]["pattern"]:
+        recipe_told["policy"]["pattern"] = Path(recipe_told["policy"]["pattern"]).name
     document = {
         "schema": 1,
         "command": f"python benchmarks/gates.py --runs DIR --data DIR --arms {arm} --seeds {seed}",

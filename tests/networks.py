@@ -65,6 +65,8 @@ PLANNED = {
         "resnet-50",
         {"stage_units": (1, 2), "stage_widths": (16, 24), "stem_width": 8, "image_size": 28},
     ),
+    "resnet-se": ("resnet-20-se", {**_UNITS, "image_size": 9}),
+    "skipnet-se": ("skipnet-38-rnn", {**_UNITS, "image_size": 8, "excitation": 4}),
     "skipnet-rnn": ("skipnet-38-rnn", {**_UNITS, "image_size": 8}),
     "skipnet-single": (
         "skipnet-38-rnn",
@@ -110,6 +112,7 @@ PLANNED = {
     ),
     "gunn": ("gunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 6}),
     "gunn-uneven": ("gunn-15", {"widths": (8, 20), "segments": (8, (1, 7, 12)), "image_size": 6}),
+    "gunn-nores": ("gunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 6, "residual": False}),
     "sunn": ("sunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 6}),
     "gunn-stacked": ("gunn-24", {"widths": (12, 16), "segments": (2, (5, 11)), "image_size": 4}),
     "gunn-imagenet": ("gunn-18", {"widths": (12, 20), "segments": (2, 4), "image_size": 32, "classes": 10}),
@@ -160,6 +163,13 @@ VARIED = {
     "resnet-28": ("resnet-20", {**_RESNET, "image_size": 28}),
     "resnet-30": ("resnet-20", {**_RESNET, "image_size": 30}),
     "resnet-heavy": ("resnet-50", {"stage_units": (1, 1), "stage_widths": (256, 512), "image_size": 56}),
+    "resnet-se": ("resnet-20-se", _RESNET),
+    "resnet-se-preact": ("resnet-164-se", {**_RESNET, "image_size": 9}),
+    "resnet-se-bottleneck": (
+        "resnet-50",
+        {"stage_units": (2,), "stage_widths": (64,), "image_size": 56, "excitation": 8},
+    ),
+    "skipnet-se": ("skipnet-38-rnn", {**_RESNET, "excitation": 4}),
     "skipnet-rnn": ("skipnet-38-rnn", _RESNET),
     "skipnet-32": ("skipnet-38-rnn", {"stage_units": (2, 2, 2)}),
     "skipnet-pad": ("skipnet-32-rnn", {**_RESNET, "image_size": 15}),
@@ -192,6 +202,10 @@ VARIED = {
     "gunn": ("gunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
     "gunn-uneven": ("gunn-15", {"widths": (12, 20), "segments": (12, (1, 7, 12)), "image_size": 9}),
     "gunn-narrow": ("gunn-15", {"widths": (40, 36), "segments": (40, (1,) * 30 + (6,)), "image_size": 9}),
+    "gunn-nores": ("gunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 16, "residual": False}),
+    "gunn-narrow-nores": ("gunn-15", {"widths": (40, 36), "segments": (40, 4), "image_size": 9, "residual": False}),
+    "sunn-nores": ("sunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 8, "residual": False}),
+    "gunn-stacked-nores": ("gunn-24", {"widths": (24,), "segments": (2,), "image_size": 8, "residual": False}),
     "gunn-narrow-imagenet": ("gunn-18", {"widths": (40, 60), "segments": (40, 4), "image_size": 32, "classes": 10}),
     "sunn": ("sunn-15", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
     "gunn-stacked": ("gunn-24", {"widths": (24, 36), "segments": (2, 3), "image_size": 16}),
@@ -305,7 +319,7 @@ def smaller(config, family):
         return {"stage_units": (1, 1, 1), "width": 8, "image_size": 16}
     if family in ("resnet", "skipnet"):
         units = (2,) + (1,) * (len(config.stage_units) - 1)
-        widths = tuple(width // 4 for width in config.stage_widths)
+        widths = tuple(width // 16 * 4 for width in config.stage_widths)
         size = 64 if config.stem == "imagenet" else 16
         return {
             "stage_units": units, "stage_widths": widths, "stem_width": config.stem_width // 4, "image_size": size

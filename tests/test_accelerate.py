@@ -82,6 +82,20 @@ def test_thresholds_and_forced_gates():
     assert all(torch.equal(fast.last_gates[b], forced[b]) for b in BRANCHES)
 
 
+@pytest.mark.parametrize("name", ["dsn-navon", "add-166", "lsn-navon"])
+def test_what_gates_normalise_by_is_folded(name):
+    model = randomise(dsn_models.create(name, **{**SMALL[name], "gate_norm": True}))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.01, 2)
+    fast, images = dsn_kernels.accelerate(model), make_images(model, 4)
+    check_network(model, fast, images)
+    for block in model.coarse.blocks:
+        part = dsn_kernels.accelerate(torch.nn.Sequential(block))
+        assert part.swapped == ["0"]
+
+
 def test_thresholds_of_the_checkpoint():
     model, fast = make_pair("concat-bc-100", thresholds=(0.9, 0.1))
     x = make_images(model, 4)

@@ -148,8 +148,7 @@ def _merge(block: Any) -> str:
 
 def _layer(layer: Any, gate: Any) -> DenseLayer:
     """A layer's weights, each batch norm but the first folded into the convolution before it."""
-    decides = None if gate is None else gate.linear.weight.detach().double().flatten()
-    bias = None if gate is None else gate.linear.bias.detach().double()
+    decides, bias = (None, None) if gate is None else _decision(gate)
     norm = fold(layer.norm1)
     adds = hasattr(layer, "conv3")
     if not adds and not layer.bottleneck:
@@ -158,6 +157,15 @@ def _layer(layer: Any, gate: Any) -> DenseLayer:
     conv, conv_bias = folded_conv(layer.conv2, layer.norm3 if adds else None)
     expand = folded_conv(layer.conv3, None)[0] if adds else None
     return DenseLayer(norm, reduce, reduce_bias, conv, conv_bias if adds else None, expand, decides, bias)
+
+
+def _decision(gate: Any) -> tuple[Tensor, Tensor]:
+    """Weight [C] and bias [1] of a gate's logit, what it normalises by folded into them."""
+    weight, bias = gate.linear.weight.detach().double().flatten(), gate.linear.bias.detach().double()
+    if gate.norm is None:
+        return weight, bias
+    scale, shift = fold(gate.norm)
+    return weight * scale, bias + (weight * shift).sum()
 
 
 def _capture_block(block: Any) -> Graph:
@@ -193,14 +201,15 @@ def _block(block: Any) -> nn.Module:
 
 
 def _skip_block(block: Any) -> nn.Module:
-    first, count, kind = block.layers[0], len(block.layers), block.gates[0].kind
+    first, count, gate = block.layers[0], len(block.layers), block.gates[0]
+    decide: tuple[Any, bool] = (gate.kind, gate.norm is not None)
     if block.merge == "add":
         channels = first.conv3.out_channels
         layers: list[nn.Module] = [PreActivationUnit(channels, channels) for _ in range(count)]
-        return SkipDenseBlock(channels, layers, 0, "add", kind)
+        return SkipDenseBlock(channels, layers, 0, "add", *decide)
     channels, growth, bottleneck = _layer_shape(first)
     layers = [ReferenceDenseLayer(channels + i * growth, growth, bottleneck) for i in range(count)]
-    return SkipDenseBlock(channels, layers, growth, "concat", kind)
+    return SkipDenseBlock(channels, layers, growth, "concat", *decide)
 
 
 _GATED = Family(from_config, capture_dense, limits=resolve_thresholds, parts_decide=True)

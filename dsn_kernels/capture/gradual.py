@@ -9,7 +9,7 @@ from torch import nn
 
 from dsn_models.gradually_updated import GradualLayer, GraduallyUpdatedNetwork
 
-from ..graph import Graph, Pointwise, Subsample, Window
+from ..graph import Affine, Graph, Pointwise, Subsample, Window
 from .builder import PART_SIDE, GraphBuilder
 from .folding import folded_conv
 from .registry import FAMILIES, Family, from_config
@@ -70,12 +70,17 @@ class GradualBuilder(GraphBuilder):
         stacked = max(len(unit.bodies) for _, unit in units) > 1
         narrow = self.map(width, self.side(x)) if stacked else inner
         for segment, unit in units:
-            with self.region("update_unit"):
-                self._add_unit(unit, x, y, segment, joined, inner, narrow)
+            with self.region("update_unit" if layer.residual else None):
+                self._add_unit(unit, x, y, segment, layer.residual, joined, inner, narrow)
         return y
 
-    def _add_unit(self, unit: Any, x: int, y: int, segment: slice, joined: int, inner: int, narrow: int) -> None:
-        """``y[segment] += G(x)``. ``joined`` gets the first 1x1's output and, behind it, G as it grows."""
+    def _add_unit(
+        self, unit: Any, x: int, y: int, segment: slice, residual: bool, joined: int, inner: int, narrow: int
+    ) -> None:
+        """``y[segment] += G(x)``, or ``= G(x)`` if not ``residual``.
+
+        ``joined`` gets the first 1x1's output and, behind it, G as it grows.
+        """
         first, *others = map(list, unit.bodies)
         width, shortcut = first[0].out_channels, unit.shortcut
         parts = [folded_conv(*first[:2]), *([] if shortcut is None else [folded_conv(*list(shortcut)[:2])])]
@@ -84,6 +89,10 @@ class GradualBuilder(GraphBuilder):
         ends = 0 if shortcut is None else width
         self.folded_conv(weight, bias, _POINT, x, joined, activation="relu", activated=ends)
         self.conv(first[3], first[4], joined, inner, activation="relu")
+        if not residual:  # a map is written from its beginning or added to, so the segment becomes zeros first
+            size = segment.stop - segment.start
+            zero, at = torch.zeros(size, dtype=torch.float64), segment.start
+            self.add(Pointwise(src=y, dst=y, in_channels=size, affine=Affine(zero, zero), src_offset=at, out_offset=at))
         if shortcut is None and not others:
             self.conv(first[6], first[7], inner, y, accumulate=True, out_offset=segment.start)
             return
@@ -106,7 +115,7 @@ def _layer(layer: Any) -> nn.Module:
     unit = layer.units[0]
     expansion = unit.bodies[0][0].out_channels // layer.sizes[0]
     units, shortcut = len(unit.bodies), unit.shortcut is not None
-    return GradualLayer(layer.sizes, expansion, units, shortcut, layer.order, layer.recompute)
+    return GradualLayer(layer.sizes, expansion, units, shortcut, layer.order, layer.recompute, layer.residual)
 
 
 FAMILIES |= {

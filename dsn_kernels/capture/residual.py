@@ -10,7 +10,7 @@ from torch import nn
 from dsn_models.resnet import BasicUnit, BottleneckUnit, PadShortcut, ResidualBottleneck, ResidualUnit, ResNet
 from dsn_models.skipnet import UNITS, FeedForwardGate, RecurrentGate, SkipNet, resolve_thresholds
 
-from ..graph import Gate, Graph, Recurrence, Subsample
+from ..graph import FullyConnected, Gate, Graph, Pointwise, PoolSums, Recurrence, Subsample
 from .builder import PART_SIDE, GraphBuilder, Masks
 from .registry import FAMILIES, Family, family_of, from_config
 
@@ -71,20 +71,43 @@ class ResidualBuilder(GraphBuilder):
         where: dict[str, Any] = {"only_if": gate, "where": path if gate >= 0 else ""}
         merge = {"accumulate": True, "activation": "none" if preact else "relu", "pool": pool, **where}
         conv1, conv2, conv3 = (f"{inside}.conv{i}" for i in (1, 2, 3))
+        end, added = y, merge
+        if (
+            body.excitation is not None
+        ):  # the residual has a map of its own, whose channels are scaled as they are added
+            end, added = self.scratch(channels, side, 5), {"pool": True, **where}
         if isinstance(unit, BasicUnit):
             inner = self.scratch(channels, side)
             self.conv(first, unit.norm1, x, inner, activation="relu", path=conv1, **where)
-            self.conv(last, unit.norm2, inner, y, path=conv2, **merge)
-            return y
+            self.conv(last, unit.norm2, inner, end, path=conv2, **added)
+            return self._add_excitation(body.excitation, end, y, merge)
         narrow = self.scratch(first.out_channels, self.side(x))
         inner = self.scratch(first.out_channels, side, 1)
         names = ("norm2", "norm3", "") if preact else ("norm1", "norm2", "norm3")
         norms = [getattr(body, name, None) for name in names]
         before = body.norm1 if preact else None
-        with self.region("bottleneck_unit" if preact and y == x else None):
+        with self.region("bottleneck_unit" if preact and y == x and end == y else None):
             self.conv(first, norms[0], x, narrow, activation="relu", path=conv1, before=before, **where)
             self.conv(body.conv2, norms[1], narrow, inner, activation="relu", path=conv2, **where)
-            self.conv(last, norms[2], inner, y, path=conv3, **merge)
+            self.conv(last, norms[2], inner, end, path=conv3, **added)
+        return self._add_excitation(body.excitation, end, y, merge)
+
+    def _add_excitation(self, excitation: Any, x: int, y: int, merge: dict[str, Any]) -> int:
+        """``y = activation(y + x factors)`` with the factors that ``excitation`` makes of x; without it, x is y."""
+        if excitation is None:
+            return y
+        inner, factors = excitation.reduce, excitation.expand
+        squeezed, factor = self.map(inner.out_features, 1), self.map(factors.out_features, 1)
+        for linear, src, dst, activation in ((inner, x, squeezed, "relu"), (factors, squeezed, factor, "sigmoid")):
+            fields: dict[str, Any] = {"only_if": merge["only_if"], "where": merge["where"], "activation": activation}
+            weight, bias = linear.weight.detach().double(), linear.bias.detach().double()
+            self.add(
+                FullyConnected(src=src, dst=dst, in_channels=linear.in_features, weight=weight, bias=bias, **fields)
+            )
+        options = {key: merge[key] for key in ("accumulate", "activation", "only_if", "where")}
+        self.add(Pointwise(src=x, dst=y, in_channels=self.channels(x), factor=factor, **options))
+        if merge["pool"]:
+            self.add(PoolSums(src=y, in_channels=self.channels(y)))
         return y
 
     def _add_shortcut(self, shortcut: Any, x: int, side: int, pool: bool) -> int:
@@ -144,7 +167,8 @@ def _unit(unit: Any) -> nn.Module:
     last = body.conv2 if family is BasicUnit else body.conv3
     stride = max(body.conv1.stride[0], body.conv2.stride[0])
     shortcut = "pad" if isinstance(unit.shortcut, PadShortcut) else "projection"
-    return family(body.conv1.in_channels, last.out_channels, stride, shortcut)
+    hidden = 0 if body.excitation is None else body.excitation.reduce.out_features
+    return family(body.conv1.in_channels, last.out_channels, stride, shortcut, hidden)
 
 
 _UNIT = Family(_unit, part=lambda unit: capture_units([unit]))

@@ -25,6 +25,7 @@ from .common import (
     set_threads,
     steps_shown,
 )
+from .evaluate import controls_tables
 from .inputs import load_model, open_test_data
 from .report import OpenOption, PicturesOption, check_targets, open_in_browser, write_report
 
@@ -33,7 +34,7 @@ _BRANCHES = {"coarse": "big digit", "fine": "small digit"}
 
 
 def tables(document: dict[str, Any]) -> list[Table]:
-    """What the network did, and what that cost."""
+    """What the network did, for whom its gates opened, and what that cost."""
     work = Table(title=f"{document['model']}: {document['images']} handwritten test digits", show_header=False)
     for branch, what in _BRANCHES.items():
         accuracy = 1 - document["tasks"][branch]["error"]["mean"]
@@ -53,7 +54,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
     for row in document["latency"]:
         cells = (millis(row[key]["median"]) for key in ("dense_ms", "open_ms", "skipping_ms"))
         time.add_row(str(row["batch"]), *cells, f"{row['speedup']:.1f}x")
-    return [work, time]
+    return [work, *controls_tables(document["controls"])[0], time]
 
 
 def demo(

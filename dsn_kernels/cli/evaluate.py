@@ -10,8 +10,10 @@ from rich.table import Table
 
 import dsn_kernels
 from dsn_models import UserError
+from dsn_models.computation import used_parameters
 from dsn_models.controls import controls as measure_controls
-from dsn_models.dual_skipping import BRANCHES
+from dsn_models.controls import told
+from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
 
 from .common import (
     MANY,
@@ -26,6 +28,7 @@ from .common import (
     columned,
     console,
     finite,
+    mega,
     percent,
     set_threads,
     steps_shown,
@@ -35,12 +38,19 @@ from .inputs import check_classes, load_checkpoint, open_test_data, resolve_task
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """Accuracy and layers skipped per branch, of what ``dsn_models.training.evaluate`` returns."""
-    table = columned(f"{results['images']} test images", ("branch", "accuracy", "layers skipped"), ("branch",))
-    for name in BRANCHES:
-        if name in results:
-            skipped = results[name].get("skipped")
-            table.add_row(name, percent(results[name]["accuracy"]), "-" if skipped is None else percent(skipped))
+    """Accuracy, of tasks of more than five classes also among the five likeliest, layers skipped and, of a network of
+    two branches, the parameters used, per branch, of what ``dsn_models.training.evaluate`` returns."""
+    found = {name: results[name] for name in BRANCHES if name in results}
+    shown = {
+        "accuracy": ("accuracy", percent),
+        "top5": ("top 5", percent),
+        "skipped": ("layers skipped", percent),
+        "parameters": ("parameters used", mega),
+    }
+    shown = {key: column for key, column in shown.items() if any(key in result for result in found.values())}
+    table = columned(f"{results['images']} test images", ("branch", *(name for name, _ in shown.values())), ("branch",))
+    for name, result in found.items():
+        table.add_row(name, *(form(result[key]) if key in result else "-" for key, (_, form) in shown.items()))
     return table
 
 
@@ -59,51 +69,19 @@ def attack_table(results: list[dict[str, Any]]) -> Table:
     return table
 
 
-_CONTROLS = {
-    "own": "its own",
-    "another": "another image's",
-    "random": "random, at their rates",
-    "static": "one pattern for all",
-    "open": "all open",
-}
+def controls_tables(found: dict[str, Any]) -> tuple[list[Table], list[str]]:
+    """The tables and lines of :func:`dsn_models.controls.told`."""
+    tables, lines = told(found)
+    drawn = []
+    for words in tables:
+        drawn.append(columned(words.title, words.columns, words.columns[: words.left]))
+        for row in words.rows:
+            drawn[-1].add_row(*row)
+    return drawn, lines
 
 
-def _range(found: dict[str, Any], value: str, low: str, high: str) -> str:
-    return f"{100 * found[value]:.1f} ({100 * found[low]:.1f} to {100 * found[high]:.1f})"
-
-
-def controls_tables(results: dict[str, Any]) -> list[Table]:
-    """Accuracy under the network's own gates and under others, and what each gate depends on."""
-    tasks = [name for name in BRANCHES if name in results["under"]["own"]]
-    title = f"the same {results['images']} test images under other gates; in %, with 95 % intervals"
-    columns = ("gates", "MACs", *(f"{task}{what}" for task in tasks for what in ("", ": own gain")))
-    table = columned(title, columns, ("gates",))
-    for name, label in _CONTROLS.items():
-        found, cells = results["under"][name], []
-        for task in tasks:
-            gain = "-" if name == "own" else _range(found[task], "gain", "gain_low", "gain_high")
-            cells += [_range(found[task], "accuracy", "low", "high"), gain]
-        table.add_row(label, percent(found["macs"]), *cells)
-    title = "what the gates depend on: mutual information in bits, mean over the gates"
-    columns = ("gates", "task", "open for 5 to 95 % of the images", "with the class", "with the loss")
-    gates = columned(title, columns, ("gates", "task"))
-    for name, found in results["gates"].items():
-        between = sum(0.05 <= rate <= 0.95 for rate in found["open"])
-        for task in tasks if name not in tasks else (name,):
-            bits = (f"{sum(found[task][key]) / len(found['open']):.3f}" for key in ("class", "loss"))
-            gates.add_row(name, task, f"{between} of {len(found['open'])}", *bits)
-    return [table, gates]
-
-
-def difficulty_lines(results: dict[str, Any]) -> list[str]:
-    """Whether harder images run more, a line for each task."""
-    lines = []
-    for task, found in results["difficulty"].items():
-        told = "all images take as many MACs"
-        if found["correlation"] is not None:
-            told = "{correlation:+.2f} ({low:+.2f} to {high:+.2f})".format(**found)
-        lines.append(f"{task}: rank correlation of an image's MACs with its loss: {told}")
-    return lines
+def _pixels(resize: str | None) -> int | str | None:
+    return int(resize) if resize is not None and resize.isdecimal() else resize
 
 
 def evaluate(
@@ -115,6 +93,13 @@ def evaluate(
     task: TaskOption = None,
     images: Annotated[int | None, typer.Option(min=1, max=MANY, help="Number of Navon images.")] = None,
     batch: Annotated[int, typer.Option(min=1, max=MANY, help="Images at a time.")] = 250,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS|square",
+            help="Of images in files: the shorter side, before the centre is cut out; 256 for 224 is usual.",
+        ),
+    ] = None,
     attack: Annotated[str | None, typer.Option(help="Also under attack, skipping on and off: fgsm or pgd.")] = None,
     epsilon: Annotated[
         float, typer.Option(min=0, max=1, callback=finite, help="Largest change of a pixel by the attack, of 1.")
@@ -134,7 +119,7 @@ def evaluate(
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint, arch)
     task = resolve_task(model, metadata, task)
-    dataset = open_test_data(model, metadata, kind, data, images)
+    dataset = open_test_data(model, metadata, kind, data, images, _pixels(resize))
     check_classes(model, dataset, task)
     automatic = backend == "auto"
     try:
@@ -153,6 +138,9 @@ def evaluate(
     start = time.perf_counter()
     results = measure(fast, dataset, task=task, batch=batch)
     seconds = time.perf_counter() - start
+    if isinstance(model, DualSkippingNetwork):
+        for name, count in used_parameters(model, {name: results[name]["ran"] for name in BRANCHES}).items():
+            results[name]["parameters"] = count
     compared: dict[str, Any] = {}
     if controls:
         with steps_shown() as show:
@@ -167,8 +155,9 @@ def evaluate(
     if attacks:
         out.print(attack_table(attacks))
     if compared:
-        for table in controls_tables(compared):
+        tables, lines = controls_tables(compared)
+        for table in tables:
             out.print(table)
-        for line in difficulty_lines(compared):
+        for line in lines:
             out.print(line, soft_wrap=True)
     out.print(f"backend {backend}, {seconds:.1f} s", soft_wrap=True)

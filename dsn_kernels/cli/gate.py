@@ -11,12 +11,16 @@ import torch
 import typer
 from rich.table import Table
 
+import dsn_kernels
 from dsn_models import UserError, checkpoints
+from dsn_models.computation import GateMacs, read_gate_costs
 from dsn_models.constructors import construct, gate_constructed, put_weights
 from dsn_models.convert import read_released
-from dsn_models.data import CoarseFineDataset, told_kind
+from dsn_models.data import SIZED, CoarseFineDataset, told_kind
 from dsn_models.distributed import is_first
 
+from ..measure import machine
+from ..measure.gate_costs import gate_costs
 from .common import (
     MANY,
     SEEDS,
@@ -39,23 +43,35 @@ from .inputs import import_from_here
 if TYPE_CHECKING:
     from dsn_models.training.recipe import Recipe
 
-_TARGET = re.compile(r"macs=(\d*\.?\d+)")
+_TARGET = re.compile(r"(macs|latency)=(\d*\.?\d+)")
+_TIMED = 8  # images that gates are timed on
 _COST = 80.0  # weight of the squared excess of MACs; so large that a hundredth too many is felt
 
 
-def _share(target: str) -> float:
-    """The number in ``macs=0.6``.
+def _share(target: str) -> tuple[str, float]:
+    """The word and the number in ``macs=0.6``.
 
     Raises:
         UserError: it is another word or no number in (0, 1].
     """
     match = _TARGET.fullmatch(target.strip())
-    share = float(match[1]) if match else 0.0
-    if not 0 < share <= 1:
+    share = float(match[2]) if match else 0.0
+    if match is None or not 0 < share <= 1:
         raise UserError(
-            f"target is {target!r}; expected macs=S with S in (0, 1], a share of the MACs, such as macs=0.6"
+            f"target is {target!r}; expected macs=S or latency=S with S in (0, 1], a share of the MACs or of the time, "
+            "such as macs=0.6"
         )
-    return share
+    return match[1], share
+
+
+def _costs(gated: Any, images: torch.Tensor, file: Path | None, measured: bool) -> GateMacs:
+    """What the gates decide on: MACs or, if there is a file for them, milliseconds, which it holds if ``measured``."""
+    if file is None:
+        return gated.gate_macs
+    if not measured and is_first():
+        fast = dsn_kernels.accelerate(gated.eval(), example=images[:1])
+        write_json({**gate_costs(gated, fast, images), **machine.facts()}, str(file))
+    return read_gate_costs(file, gated.gate_counts)
 
 
 def _data_options(kind: str, image_size: int | None, mean: str | None, std: str | None) -> dict[str, Any]:
@@ -63,10 +79,10 @@ def _data_options(kind: str, image_size: int | None, mean: str | None, std: str 
     given = given_normalisation(mean, std)
     if given is not None:
         options |= {"mean": [*given.mean], "std": [*given.std]}
-    if kind == "folder":
+    if kind in SIZED:
         options["image_size"] = image_size or 224
     elif image_size is not None:
-        raise UserError(f"--image-size is for folders of images; {kind} data has a size of its own, leave it out")
+        raise UserError(f"--image-size is for images in files; {kind} data has a size of its own, leave it out")
     return options
 
 
@@ -104,7 +120,11 @@ def gate(
     ],
     out: Annotated[Path, typer.Option(help="The checkpoint to write; an interrupted run's state lies beside it.")],
     target: Annotated[
-        str, typer.Option(metavar="macs=SHARE", help="Mean MACs of an image, of the network's.")
+        str,
+        typer.Option(
+            metavar="macs=SHARE|latency=SHARE",
+            help="Mean MACs of an image, of the network's; or time, by what each unit takes on this machine.",
+        ),
     ] = "macs=0.6",
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of that function; may be repeated.")
@@ -146,7 +166,9 @@ def gate(
     check_writable(out)
     if out.suffix != ".safetensors":
         raise UserError(f"--out is {out}; expected a name that ends in .safetensors")
-    share = _share(target)
+    word, share = _share(target)
+    costs_file = out.with_suffix(".costs.json") if word == "latency" else None
+    check_writable(None if costs_file is None else str(costs_file), weights=False)
     if not data.is_dir():
         raise UserError(f"data folder is {data}; expected an existing folder that holds images")
     chosen = kind or told_kind(data)
@@ -166,6 +188,7 @@ def gate(
             "noise": 1.0,
             "cost": _COST,
             "target": share,
+            "costs": None if costs_file is None else str(costs_file),
             "distillation": distillation,
             "teacher": str(weights) if distillation else None,
         },
@@ -176,14 +199,16 @@ def gate(
     put_weights(network, read_released(weights)[0], arch, str(weights))
 
     def make(train_set: CoarseFineDataset) -> torch.nn.Module:
-        example = train_set.batch(torch.arange(min(1, len(train_set))))[0]
+        images = train_set.batch(torch.arange(min(_TIMED, len(train_set))))[0]
+        example = images[:1]
         chosen_units = "auto" if recipe.gating.units == ("auto",) else recipe.gating.units
         gated, report = gate_constructed(network, arch, options, example, chosen_units, recipe.gating.kind)
         _check_fits(gated.config.classes, train_set, task)
-        least = gated.gate_macs.fixed / gated.gate_macs.dense
+        costs = _costs(gated, images, costs_file, resume and out.with_suffix(".state").exists())
+        least, of = costs.fixed / costs.dense, "MACs are" if costs_file is None else "time is"
         if share <= least:
             raise UserError(
-                f"target is {target}, but {least:.3f} of the MACs are left with every unit skipped; "
+                f"target is {target}, but {least:.3f} of the {of} left with every unit skipped; "
                 "choose a larger one, or more --units"
             )
         if is_first():

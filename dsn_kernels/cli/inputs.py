@@ -12,7 +12,7 @@ from torch import nn
 
 import dsn_models
 from dsn_models import UserError, checkpoints
-from dsn_models.data import CoarseFineDataset, open_dataset
+from dsn_models.data import SIZED, CoarseFineDataset, open_dataset
 
 from ..measure.bench import Images
 from ..measure.records import Labelled, read, tasks_of
@@ -52,15 +52,20 @@ def import_from_here() -> None:
 
 
 def open_test_data(
-    model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None, images: int | None
+    model: Any,
+    metadata: dict[str, Any],
+    kind: str | None,
+    data: Path | None,
+    images: int | None,
+    resize: int | str | None = None,
 ) -> CoarseFineDataset:
     """The test part of the data that a checkpoint was trained on, or of another ``kind``, for ``model``.
 
     Images are normalised, and classes numbered, as those that the network was trained on. What the data has to say of
-    itself goes to stderr, a line each.
+    itself goes to stderr, a line each. ``resize``: of images in files, in place of what the checkpoint says.
 
     Raises:
-        UserError: no kind is given or known, or the data cannot be read.
+        UserError: no kind is given or known, the data cannot be read, or its images are not of a size to choose.
     """
     from dsn_models.training.recipe import DataSection  # here, because --help needs no recipe and no pydantic
 
@@ -78,8 +83,11 @@ def open_test_data(
     if images is not None:
         options["images"] = images
     kind = kind or section["kind"]
-    if kind == "folder":
+    if kind in SIZED:
         options.setdefault("image_size", model.config.image_size)
+        options |= {} if resize is None else {"resize": resize}
+    elif resize is not None:
+        raise UserError(f"--resize is for images in files; {kind} data has a size of its own, leave it out")
     dataset = open_dataset(kind, data, False, like=_trained_on(metadata), **options)
     for note in dataset.notes:
         console(stderr=True).print(f"note: {note}", soft_wrap=True, markup=False)

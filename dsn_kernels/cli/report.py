@@ -93,6 +93,9 @@ def report(
     sweep_steps: Annotated[
         int, typer.Option(min=0, max=100, help="Thresholds per branch of the sweep; 0 for none.")
     ] = 3,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Also under other gates than its own.")
+    ] = True,
     seconds: SecondsOption = 1.0,
     against: Annotated[
         str, typer.Option(help=f"Dense baselines beside eager PyTorch, of {', '.join(BASELINES)}; none if not given.")
@@ -109,6 +112,7 @@ def report(
     test = read_test_data(model, metadata, kind, data, task, images)
     with steps_shown() as show:
         options: dict[str, Any] = {"sweep_steps": sweep_steps, "seconds": seconds, "against": split(against)}
+        options["controls"] = controls
         made = measure(model, Path(checkpoint).stem, test, **options, on_step=show)
     write_report(made, out, json, pictures)
     if open_:

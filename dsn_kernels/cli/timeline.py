@@ -16,6 +16,7 @@ from dsn_models.checkpoints import write_atomically
 
 from ..measure import machine
 from ..measure.bench import noise
+from ..measure.gate_costs import gate_costs
 from ..measure.gates import GateSetting
 from ..measure.networks import gate_counts
 from ..measure.timeline import Timeline
@@ -86,6 +87,9 @@ def timeline(
     picture_file: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE", help="Samples by layers: .svg, .png or .pdf.")
     ] = None,
+    costs_file: Annotated[
+        Path | None, typer.Option("--costs", metavar="FILE", help="Milliseconds of each gate, for policy.costs; JSON.")
+    ] = None,
     runs: Annotated[int, typer.Option(min=1, max=MANY, help="Calls; times are medians over them.")] = 5,
     top: Annotated[int, typer.Option(min=1, max=MANY, help="Steps in the table.")] = 30,
     by_kind: Annotated[bool, typer.Option("--kinds", help="Steps that do alike in one row.")] = False,
@@ -100,7 +104,7 @@ def timeline(
     json: JsonOption = None,
 ) -> None:
     """Which layer ran for which sample, when, on which thread, and what it cost: table, picture, trace."""
-    for file in (json, trace_file, picture_file):
+    for file in (json, trace_file, picture_file, costs_file):
         check_writable(file)
     if picture_file is not None:
         check_picture(picture_file.suffix.removeprefix("."))
@@ -114,7 +118,11 @@ def timeline(
         raise UserError(f"gates trained: {model} has random weights; expected a checkpoint")
     forced = setting.draw(network.config, counts, batch, torch.Generator().manual_seed(seed))
     images = (test_images(network, metadata, kind, data) or noise(network.config, seed))(batch, 0)
-    found = measure(dsn_kernels.accelerate(network), images, forced, runs=runs)
+    fast = dsn_kernels.accelerate(network)
+    if costs_file is not None:
+        costs = gate_costs(network, fast, images, runs)
+        write_json({"model": model, **costs, "threads": torch.get_num_threads(), **machine.facts()}, str(costs_file))
+    found = measure(fast, images, forced, runs=runs)
     if trace_file is not None:
         write_json(trace(found), str(trace_file))
     if picture_file is not None:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_models import UserError
 from dsn_models.data import CoarseFineDataset
-from dsn_models.data.base import Clusters
+from dsn_models.data.base import Batch, Clusters
 from dsn_models.dual_skipping import BRANCHES
 
 from .networks import as_outputs, gate_counts, open_gates
@@ -34,6 +34,25 @@ class Labelled(NamedTuple):
     def part(self, indices: Tensor) -> Labelled:
         labels = {name: labels[indices] for name, labels in self.labels.items()}
         return Labelled(self.images[indices], labels, self.names, part_of(self.clusters, indices))
+
+
+class LabelledDataset(CoarseFineDataset):
+    """Images in memory as a data set; a task without labels has none but 0."""
+
+    def __init__(self, data: Labelled) -> None:
+        self.data = data
+        zeros = torch.zeros(len(data.images), dtype=torch.int64)
+        self.coarse, self.fine = (data.labels.get(task, zeros) for task in BRANCHES)
+
+    @property
+    def clusters(self) -> Clusters | None:
+        return self.data.clusters
+
+    def __len__(self) -> int:
+        return len(self.data.images)
+
+    def batch(self, indices: Tensor) -> Batch:
+        return self.data.images[indices], self.coarse[indices], self.fine[indices]
 
 
 def part_of(clusters: Clusters | None, indices: Tensor) -> Clusters | None:

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 import dsn_kernels
 from dsn_models import UserError
+from dsn_models.controls import LEAST_IMAGES, told
+from dsn_models.controls import controls as measure_controls
 from dsn_models.lettering import shortened
 from dsn_models.statistics import embed_gates, gate_kinds, principal_gates
 
 from ..measure.baselines import check_known
 from ..measure.networks import gate_counts
-from ..measure.records import Labelled, Record, class_names, record
+from ..measure.records import Labelled, LabelledDataset, Record, class_names, record
 from ..tuning.sweep import sweep
 from ..tuning.sweeper import SweepSettings
 from .compare import compare
@@ -40,9 +42,9 @@ from .plots import SWEEP_MEASURES, sweep_panel
 _EMBEDDED = 500  # images whose gates are embedded in the plane; t-SNE takes seconds for them
 _SWEPT = 1000
 _SECTIONS = {
-    "summary": "Summary", "cost": "Latency and MACs", "sweep": "Other thresholds", "layers": "Layers",
-    "gates": "Gates", "classes": "By class", "images": "Images", "features": "Feature maps",
-    "environment": "Environment",
+    "summary": "Summary", "controls": "For whom the gates open", "cost": "Latency and MACs",
+    "sweep": "Other thresholds", "layers": "Layers", "gates": "Gates", "classes": "By class", "images": "Images",
+    "features": "Feature maps", "environment": "Environment",
 }  # fmt: skip
 
 
@@ -60,6 +62,7 @@ def report(
     data: Labelled,
     *,
     sweep_steps: int = 3,
+    controls: bool = True,
     batches: Sequence[int] = (1, 8, 64),
     seconds: float = 1.0,
     against: Sequence[str] = (),
@@ -73,6 +76,7 @@ def report(
         name: what the report calls it.
         data: images and labels.
         sweep_steps: thresholds per branch of the sweep, on at most 1,000 of the images; 0 for no sweep.
+        controls: also under other gates than its own (:mod:`dsn_models.controls`), where there are images enough.
         batches: sizes to time; those of more images than there are are left out.
         seconds: of timing per contestant and batch size.
         against: baselines to time beside the dense network in eager PyTorch, of ``baselines.BASELINES``.
@@ -102,6 +106,9 @@ def report(
     if sweep_steps > 0 and len(data.images) > 3:
         some = data.part(torch.linspace(0, len(data.images) - 1, min(2 * _SWEPT, len(data.images))).long())
         document["sweep"] = sweep(model, name, some, SweepSettings(steps=sweep_steps, seconds=0.2), on_step=on_step)
+    if controls and len(data.images) >= LEAST_IMAGES:
+        task = "both" if len(data.labels) > 1 else next(iter(data.labels))
+        document["controls"] = measure_controls(model, LabelledDataset(data), task=task, network=fast, on_step=on_step)
     groups = _groups(kept, cards)
     sections: dict[str, list[Drawing]] = {}
     for section, drawing in _drawings(model, data, kept, document, groups):
@@ -111,7 +118,8 @@ def report(
     page = template("report.html.j2").render(
         d=document,
         baselines=[name for name in against if name not in missing],
-        sections=[(key, title) for key, title in _SECTIONS.items() if key in sections or key not in _DRAWN],
+        controls=told(document["controls"]) if "controls" in document else None,
+        sections=[(key, title) for key, title in _SECTIONS.items() if _shown_section(key, document, sections)],
         figures={key: [(drawing.svg(), drawing.caption) for drawing in drawn] for key, drawn in sections.items()},
         galleries=_galleries(model, data, kept, groups),
     )
@@ -119,6 +127,10 @@ def report(
 
 
 _DRAWN = ("sweep", "features")  # sections that are left out where there is nothing to draw
+
+
+def _shown_section(key: str, document: Mapping[str, Any], drawn: Mapping[str, Any]) -> bool:
+    return "controls" in document if key == "controls" else key in drawn or key not in _DRAWN
 
 
 def _groups(kept: Record, cards: int) -> dict[str, Tensor]:

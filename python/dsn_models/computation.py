@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -154,10 +157,64 @@ def gate_macs(model: nn.Module) -> GateMacs:
     return GateMacs(fixed, gates, count_macs(cast(Any, model).dense_equivalent(), model.config))
 
 
+def used_parameters(model: DualSkippingNetwork, ran: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Parameters of each branch that an image uses on average: all but those of the layers that it skips.
+
+    Dual Skipping Networks, table 2: "averagely used parameters", of 1.06 M in each branch of Concat-40 0.9 M and 0.7 M.
+    The stem, which both branches share, and the gates, which decide for every image, are counted in each.
+
+    Args:
+        model: of two branches.
+        ran: by branch, the fraction of images that ran each layer, [L], as ``training.evaluate`` tells it.
+    """
+    stem = _count(model.stem)
+    used = {}
+    for name in BRANCHES:
+        branch = getattr(model, name)
+        layers = [layer for block in branch.blocks for layer in block.layers]
+        skipped = sum((1 - share) * _count(layer) for layer, share in zip(layers, ran[name], strict=True))
+        used[name] = stem + _count(branch) - skipped
+    return used
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def read_gate_costs(path: str | Path, counts: Mapping[str, int]) -> GateMacs:
+    """What each gate saves as it was measured, milliseconds in the place of MACs: a file of ``dsn timeline --costs``.
+
+    Args:
+        path: JSON with ``fixed`` and, by the gates' name, a number for each gate under ``gates``.
+        counts: of the model's gates, by name.
+
+    Raises:
+        UserError: it cannot be read, is no such file, or is of a network with other gates.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        fixed = float(content["fixed"])
+        gates = {str(name): [float(value) for value in values] for name, values in content["gates"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} holds no costs of gates ({error!r}); make it with dsn timeline CKPT --costs"
+        ) from error
+    given = {name: len(values) for name, values in gates.items()}
+    if given != dict(counts):
+        raise UserError(f"{path} has the costs of {given} gates; the model has {dict(counts)}")
+    if not all(math.isfinite(value) and value >= 0 for value in (fixed, *(v for row in gates.values() for v in row))):
+        raise UserError(f"{path} holds a cost that is negative or not finite; measure it again")
+    costs = {name: torch.tensor(values, dtype=torch.float64) for name, values in gates.items()}
+    dense = fixed + sum(values.sum().item() for values in costs.values())
+    if dense <= 0:
+        raise UserError(f"{path} says that the network costs nothing; measure it again")
+    return GateMacs(fixed, costs, dense)
+
+
 @torch.no_grad()
 def _macs_by_module(model: nn.Module) -> dict[str, int]:
     """MACs of each convolution and linear layer by its path, for one image, on the meta device."""
-    network: Any = copy.deepcopy(model).eval().to("meta")
+    network: Any = copy.deepcopy(model).eval().to("meta", torch.float32)
     counts: dict[str, int] = {}
 
     def count(path: str, module: Any):

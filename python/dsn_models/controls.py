@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,14 @@ from .errors import UserError
 from .intervals import mean_interval, share_interval
 from .statistics import mutual_information, rank_correlation
 
-CONTROLS = ("own", "another", "random", "static", "open")
+CONTROLS = {
+    "own": "its own",
+    "another": "another image's",
+    "random": "random, at their rates",
+    "static": "one pattern for all",
+    "open": "all open",
+}
+LEAST_IMAGES = 8
 _LOSS_BINS = 10
 _FREQUENT = 10  # of its own patterns that a static one may begin with
 
@@ -126,8 +133,8 @@ def controls(
     """
     if not getattr(model, "gate_counts", None):
         raise UserError(f"controls compare gates; the model is a {type(model).__name__}, which has none")
-    if len(dataset) < 8:
-        raise UserError(f"the data set has {len(dataset)} images; controls need eight or more")
+    if len(dataset) < LEAST_IMAGES:
+        raise UserError(f"the data set has {len(dataset)} images; controls need {LEAST_IMAGES} or more")
     bench = _Bench(model if network is None else network, dataset, BRANCHES if task == "both" else (task,), batch)
     macs, generator = gate_macs(model), torch.Generator().manual_seed(seed)
     order = torch.randperm(len(dataset), generator=generator)
@@ -251,3 +258,54 @@ def _information(own: _Pass, name: str) -> dict[str, Any]:
         about = {"class": labels.numpy(), "loss": ranks * _LOSS_BINS // len(ranks)}
         result[task] = {key: [mutual_information(g, x) for g in gates.T] for key, x in about.items()}
     return result
+
+
+class ControlTable(NamedTuple):
+    """Words of a table for people: its title, its columns and its rows, the first ``left`` columns being names."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    left: int
+
+
+def told(found: dict[str, Any]) -> tuple[list[ControlTable], list[str]]:
+    """What :func:`controls` found, for people: accuracy under each control, what the gates depend on, and for each task
+    a line on whether harder images run more."""
+    tasks = [name for name in BRANCHES if name in found["under"]["own"]]
+    rows = []
+    for control, words in CONTROLS.items():
+        under, cells = found["under"][control], []
+        for task in tasks:
+            cells.append(_range(under[task], "accuracy", "low", "high"))
+            cells.append("-" if control == "own" else _range(under[task], "gain", "gain_low", "gain_high"))
+        rows.append((words, f"{100 * under['macs']:.1f} %", *cells))
+    accuracy = ControlTable(
+        f"the same {found['images']} test images under other gates; in %, with 95 % intervals",
+        ("gates", "MACs", *(f"{task}{what}" for task in tasks for what in ("", ": own gain"))),
+        rows,
+        left=1,
+    )
+    rows = []
+    for name, gates in found["gates"].items():
+        between = sum(0.05 <= rate <= 0.95 for rate in gates["open"])
+        for task in tasks if name not in tasks else (name,):
+            bits = (f"{sum(gates[task][key]) / len(gates['open']):.3f}" for key in ("class", "loss"))
+            rows.append((name, task, f"{between} of {len(gates['open'])}", *bits))
+    depends = ControlTable(
+        "what the gates depend on: mutual information in bits, mean over the gates",
+        ("gates", "task", "open for 5 to 95 % of the images", "with the class", "with the loss"),
+        rows,
+        left=2,
+    )
+    lines = []
+    for task, hard in found["difficulty"].items():
+        words = "all images take as many MACs"
+        if hard["correlation"] is not None:
+            words = "{correlation:+.2f} ({low:+.2f} to {high:+.2f})".format(**hard)
+        lines.append(f"{task}: rank correlation of an image's MACs with its loss: {words}")
+    return [accuracy, depends], lines
+
+
+def _range(found: dict[str, Any], value: str, low: str, high: str) -> str:
+    return f"{100 * found[value]:.1f} ({100 * found[low]:.1f} to {100 * found[high]:.1f})"

@@ -35,6 +35,7 @@ class DualSkippingConfig:
         compression: a transition keeps floor(compression x channels). Concat merge only.
         merge: ``"concat"`` (DenseNet) or ``"add"`` (pre-activation residual units).
         gate: ``"hard"`` or ``"soft"``.
+        gate_norm: gates normalise what they read; see :class:`.gates.PooledGate`. Not the paper's.
         guide: the coarse branch's last features join the input of the fine branch's last transition.
         classes: of the coarse and of the fine task.
         in_channels, image_size: images are [B, in_channels, image_size, image_size].
@@ -60,6 +61,7 @@ class DualSkippingConfig:
     stem: StemKind = "conv3x3"
     thresholds: tuple[float, float] = (0.5, 0.5)
     stage_widths: tuple[int, ...] = ()
+    gate_norm: bool = False
 
     def __post_init__(self) -> None:
         for field, allowed in (("merge", Merge), ("gate", GateKind), ("stem", StemKind)):
@@ -105,11 +107,19 @@ class SkipDenseBlock(nn.Module):
     unless ``set_compute(model, "selected")`` leaves that to :func:`.selection.run_gated`.
     """
 
-    def __init__(self, in_channels: int, layers: list[nn.Module], growth_rate: int, merge: Merge, gate: GateKind):
+    def __init__(
+        self,
+        in_channels: int,
+        layers: list[nn.Module],
+        growth_rate: int,
+        merge: Merge,
+        gate: GateKind,
+        gate_norm: bool = False,
+    ) -> None:
         super().__init__()
         step = growth_rate if merge == "concat" else 0
         self.layers = nn.ModuleList(layers)
-        self.gates = nn.ModuleList(PooledGate(in_channels + i * step, gate) for i in range(len(layers)))
+        self.gates = nn.ModuleList(PooledGate(in_channels + i * step, gate, gate_norm) for i in range(len(layers)))
         self.merge = merge
         self.compute: Compute = "masked"
 
@@ -154,7 +164,8 @@ def _make_block(config: DualSkippingConfig, index: int, channels: int) -> tuple[
     else:
         layers = [PreActivationUnit(channels, channels) for _ in range(count)]
         out_channels = channels
-    return SkipDenseBlock(channels, layers, config.growth_rate, config.merge, config.gate), out_channels
+    block = SkipDenseBlock(channels, layers, config.growth_rate, config.merge, config.gate, config.gate_norm)
+    return block, out_channels
 
 
 class Branch(nn.Module):
@@ -269,6 +280,21 @@ class DualSkippingNetwork(Described, nn.Module):
         self.last_gates = {"coarse": coarse_taken, "fine": fine_taken}
         self.last_scores = {"coarse": coarse_scores, "fine": fine_scores}
         return coarse, fine
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the gates."""
+        gates = (module for module in self.modules() if isinstance(module, PooledGate))
+        return [parameter for gate in gates for parameter in gate.parameters()]
+
+    @torch.no_grad()
+    def hold_gates(self, pattern: Mapping[str, Tensor]) -> None:
+        """Sets every gate to be open, or shut, whatever its input: ``pattern`` [1, L] of 0 and 1 by branch."""
+        for name in BRANCHES:
+            gates = [module for module in getattr(self, name).modules() if isinstance(module, PooledGate)]
+            for gate, opened in zip(gates, pattern[name][0].tolist(), strict=True):
+                nn.init.zeros_(gate.linear.weight)
+                far = 0.5 if gate.kind == "hard" else 20.0
+                nn.init.constant_(gate.linear.bias, far if opened else -far)
 
     def dense_equivalent(self) -> DenseDual:
         """The same weights without gates: every layer runs. Shares this network's parameters."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast, get_args
@@ -311,6 +312,17 @@ class GatedNetwork(nn.Module):
         for linear in self.last_linears():
             nn.init.zeros_(linear.weight)
             nn.init.constant_(linear.bias, math.log(score / (1 - score)))
+
+    def hold_gates(self, pattern: Mapping[str, Tensor]) -> None:
+        """Thresholds by which every gate is open, or shut, whatever its score: ``{name: [1, L]}`` of 0 and 1.
+
+        Raises:
+            UserError: the network does not know its constructor, which is what numbers the gates.
+        """
+        if self._config is None:
+            raise UserError("the network was gated without its constructor; gates are held in one of dsn gate")
+        limits = tuple(0.0 if opened else 1.0 for opened in pattern[self.name][0].tolist())
+        self.config = dataclasses.replace(self._config, layer_thresholds=limits)
 
     def gate_parameters(self) -> list[nn.Parameter]:
         """The parameters of the gates."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .distributed import own_rows, world_size
 from .errors import UserError
@@ -40,6 +41,8 @@ class PooledGate(nn.Module):
     Args:
         channels: channels of the layer's input.
         kind: ``"hard"`` or ``"soft"``.
+        normalised: p is normalised by a batch norm without weights first. Our option: the channels of a concatenation
+            differ in size by much, and a linear map of them learns as fast as its largest allows.
 
     Raises:
         UserError: ``kind`` is neither.
@@ -51,11 +54,12 @@ class PooledGate(nn.Module):
     #: Scale of the noise that such a decision is taken with; see :func:`noisy`.
     noise: float = 0.0
 
-    def __init__(self, channels: int, kind: GateKind = "hard") -> None:
+    def __init__(self, channels: int, kind: GateKind = "hard", normalised: bool = False) -> None:
         super().__init__()
         if kind not in get_args(GateKind):
             raise UserError(f"gate kind is {kind!r}; expected 'hard' or 'soft'")
         self.kind: GateKind = kind
+        self.norm = nn.BatchNorm1d(channels, affine=False) if normalised else None
         self.linear = nn.Linear(channels, 1)
         self.register_buffer("slope", torch.tensor(1.0))
 
@@ -66,6 +70,11 @@ class PooledGate(nn.Module):
 
     def logit(self, pooled: Tensor) -> Tensor:  # [B, C] -> [B]
         """z = w . p + b. ``pooled`` [B, C] floating point; returns [B]."""
+        norm = self.norm
+        if norm is not None and self.training and self.learns:
+            pooled = norm(pooled)
+        elif norm is not None:  # a frozen gate decides as in inference
+            pooled = F.batch_norm(pooled, norm.running_mean, norm.running_var, eps=norm.eps)
         return self.linear(pooled).squeeze(1)
 
     def score(self, pooled: Tensor) -> Tensor:  # [B, C] -> [B]
@@ -149,16 +158,23 @@ class SemHash(nn.Module):
     - ``train()``: with noise e ~ N(0, 1), half of the samples, drawn anew each time, use
       ``g_alpha = saturating_sigmoid(s + e)``, the others ``g_beta = 1(s + e > 0)`` with g_alpha's gradient.
 
+    ``noise`` scales e; with ``binary`` all samples use g_beta. Both are our options.
+
     ``forward``: scores [B, c] floating point to gates [B, c] in [0, 1] of the same dtype.
     """
+
+    noise: float = 1.0
+    binary: bool = False
 
     def forward(self, scores: Tensor) -> Tensor:  # [B, c] -> [B, c]
         if not self.training:
             return (scores > 0).to(scores.dtype)
         batch = len(scores) * world_size()
-        noisy = scores + own_rows(torch.randn(batch, scores.shape[1], dtype=scores.dtype, device=scores.device))
+        draw = own_rows(torch.randn(batch, scores.shape[1], dtype=scores.dtype, device=scores.device))
+        noisy = scores + self.noise * draw
         alpha = saturating_sigmoid(noisy)
-        binary = own_rows(torch.randperm(batch, device=scores.device) < batch // 2)
+        of_samples = batch if self.binary else batch // 2
+        binary = own_rows(torch.randperm(batch, device=scores.device) < of_samples)
         return torch.where(binary[:, None], straight_through((noisy > 0).to(alpha.dtype), alpha), alpha)
 
 

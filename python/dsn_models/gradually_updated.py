@@ -25,8 +25,9 @@ class UpdateUnit(nn.Module):
     """G: what is added to a segment of o channels, computed from all N. Section 5.1, "Bottleneck Update Units".
 
     1x1(N to Ko)-BN-ReLU-3x3(Ko)-BN-ReLU-1x1(Ko to o)-BN, no ReLU after. With ``shortcut``, 1x1(N to o)-BN of the input
-    is added; the parameter counts of the paper's CIFAR models require it, no table shows it. Further units (M > 1) read
-    o channels and add their input, as bottlenecks of residual networks do: our reading of "stacking up".
+    is added; the parameter counts of the paper's CIFAR models require it and the authors' released code (GunnLayer.lua
+    of joe-siyuan-qiao/GUNN) has it, no table shows it. Further units (M > 1) read o channels and add their input, as
+    bottlenecks of residual networks do: our reading of "stacking up".
 
     [B, N, H, W] to [B, o, H, W].
     """
@@ -63,7 +64,8 @@ class GradualLayer(nn.Module):
     """Updates N channels segment by segment. Equation 4 of the paper, with the residual form of equation 5.
 
     For each segment c_i in order: ``x[c_i] = G_i(x) + x[c_i]``, where G_i reads all channels as they are then. With
-    ``order="simultaneous"`` every G_i reads the channels as they came (SUNN). [B, N, H, W] to the same shape.
+    ``order="simultaneous"`` every G_i reads the channels as they came (SUNN). Without ``residual``, ``x[c_i] = G_i(x)``
+    (NoRes, table 5). [B, N, H, W] to the same shape.
 
     Args:
         sizes: channels of each segment; they lie one after another and sum to N.
@@ -72,14 +74,22 @@ class GradualLayer(nn.Module):
         recompute: train by Algorithm 1 of the paper: the forward pass keeps the layer's input and output, the backward
             pass computes each segment anew. Else autograd keeps all that each segment computed and a copy of all
             channels per segment. Gradual order only.
+        residual: add a segment to what takes its place.
     """
 
     def __init__(
-        self, sizes: Sequence[int], expansion: int, units: int, shortcut: bool, order: Order, recompute: bool
+        self,
+        sizes: Sequence[int],
+        expansion: int,
+        units: int,
+        shortcut: bool,
+        order: Order,
+        recompute: bool,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         channels = sum(sizes)
-        self.sizes, self.order, self.recompute = tuple(sizes), order, recompute
+        self.sizes, self.order, self.recompute, self.residual = tuple(sizes), order, recompute, residual
         self.units = nn.ModuleList(UpdateUnit(channels, size, expansion, units, shortcut) for size in sizes)
 
     def segments(self) -> Iterator[tuple[slice, nn.Module]]:
@@ -91,18 +101,24 @@ class GradualLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.order == "simultaneous":
-            return x + torch.cat([unit(x) for unit in self.units], 1)
+            updates = torch.cat([unit(x) for unit in self.units], 1)
+            return x + updates if self.residual else updates
         if not torch.is_grad_enabled():
-            y = x.clone()
-            for channels, unit in self.segments():
-                y[:, channels] += unit(y)
-            return y
+            return self.updated(x)
         if self.recompute:
             return _Recompute.apply(x, self, *self.parameters())
         for channels, unit in self.segments():
             before, own, after = x[:, : channels.start], x[:, channels], x[:, channels.stop :]
-            x = torch.cat([before, own + unit(x), after], 1)
+            x = torch.cat([before, own + unit(x) if self.residual else unit(x), after], 1)
         return x
+
+    def updated(self, x: Tensor) -> Tensor:
+        """``x`` with its segments updated one after another; without gradients."""
+        y = x.clone()
+        for channels, unit in self.segments():
+            update = unit(y)
+            y[:, channels] = y[:, channels] + update if self.residual else update
+        return y
 
 
 @contextmanager
@@ -127,9 +143,7 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, layer: GradualLayer, *parameters: Tensor) -> Tensor:
-        y = x.clone()
-        for channels, unit in layer.segments():
-            y[:, channels] += unit(y)
+        y = layer.updated(x)
         ctx.layer = layer
         ctx.training = layer.training
         ctx.save_for_backward(x, y)
@@ -150,6 +164,8 @@ class _Recompute(torch.autograd.Function):
             with torch.enable_grad(), _running_statistics_kept(unit):
                 update = unit(source)
             found = torch.autograd.grad(update, [source, *learned], grad[:, channels])
+            if not layer.residual:
+                grad[:, channels] = 0
             grad += found[0]
             gradients |= dict(zip(map(id, learned), found[1:], strict=True))
         return grad, None, *(gradients.get(id(p)) for p in layer.parameters())
@@ -171,6 +187,8 @@ class GraduallyUpdatedConfig:
         stem: "conv3x3" (CIFAR) or "imagenet"; it decides where transitions pool and whether a 1x1 precedes the head.
         in_channels, image_size: images are [B, in_channels, image_size, image_size].
         recompute: train gradual layers in the memory of one segment.
+        residual: a segment is added to its update; False is the paper's NoRes, whose update units keep their shortcut,
+            as its parameter count in table 5 requires.
 
     Raises:
         UserError: a field has a value outside the above.
@@ -188,6 +206,7 @@ class GraduallyUpdatedConfig:
     in_channels: int = 3
     image_size: int = 32
     recompute: bool = True
+    residual: bool = True
 
     def __post_init__(self) -> None:
         nested = tuple(tuple(s) if isinstance(s, (list, tuple)) else s for s in self.segments)
@@ -224,8 +243,8 @@ class GraduallyUpdatedNetwork(Described, nn.Module):
 
     CIFAR: 3x3(64)-BN-ReLU, 1x1-BN-ReLU to the first width; transitions are 1x1-BN-ReLU-average pool; another
     1x1-BN-ReLU before global pooling and the linear classifier. ImageNet: 7x7/2(64)-BN-ReLU-max-pool, 1x1-BN-ReLU;
-    transitions pool first; no 1x1 before the head. ``forward``: images [B, in_channels, image_size, image_size] to
-    logits [B, classes].
+    transitions pool first, as in the authors' released gunn-18.lua, not as in table 2; no 1x1 before the head.
+    ``forward``: images [B, in_channels, image_size, image_size] to logits [B, classes].
 
     Raises:
         UserError: the images do not fit.
@@ -245,11 +264,8 @@ class GraduallyUpdatedNetwork(Described, nn.Module):
                 convolution = _conv1x1(config.widths[i - 1], width)
                 convolution.insert(0 if imagenet else len(convolution), nn.AvgPool2d(2))
                 self.transitions.append(nn.Sequential(*convolution))
-            self.layers.append(
-                GradualLayer(
-                    config.sizes(i), config.expansion, config.units, config.shortcut, config.order, config.recompute
-                )
-            )
+            how = (config.expansion, config.units, config.shortcut, config.order, config.recompute, config.residual)
+            self.layers.append(GradualLayer(config.sizes(i), *how))
         width = config.widths[-1]
         self.last = nn.Sequential() if imagenet else nn.Sequential(*_conv1x1(width, width))
         self.classifier = nn.Linear(width, config.classes)

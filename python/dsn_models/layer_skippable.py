@@ -1,7 +1,7 @@
 """Layer-Skippable Inference Network (Jiang et al., IEEE Transactions on Image Processing, 2020).
 
-A dual skipping network with three additions. Its abstract names them and no public source defines them: **the forms
-here are our reading.** Each can be switched off, which leaves a dual skipping network.
+A dual skipping network with three additions. Its abstract names them, and a repository with code that we could not
+obtain: **the forms here are our reading.** Each can be switched off, which leaves a dual skipping network.
 
 - *top-down feedback*: the coarse branch helps the fine one. Read as the guide of dual skipping networks
   (``config.guide``).

@@ -269,6 +269,11 @@ class SkipNet(Described, nn.Module):
         modules = [*list(self.gates)[:-1], *([self.control] if self.config.gate == "rnn" else [])]
         return [parameter for module in modules for parameter in module.parameters()]
 
+    def hold_gates(self, pattern: Mapping[str, Tensor]) -> None:
+        """Thresholds by which every gate is open, or shut, whatever its score: ``{"units": [1, L]}`` of 0 and 1."""
+        limits = tuple(0.0 if opened else 1.0 for opened in pattern[UNITS][0].tolist())
+        self.config = dataclasses.replace(self.config, layer_thresholds=limits)
+
     def last_linears(self) -> list[nn.Linear]:
         """The layers whose last output, less the others, is the logit of a score."""
         if self.config.gate == "rnn":

@@ -39,6 +39,7 @@ def cases():
         (["timeline", "CKPT", "--batch", "0"], "'--batch'"),
         (["timeline", "CKPT", "--picture", "layers.gif"], "picture is '.gif'"),
         (["timeline", "CKPT", "--trace", "absent/trace.json"], "no folder"),
+        (["timeline", "CKPT", "--costs", "absent/costs.json"], "no folder"),
         (["timeline", "CKPT", "--pin", "9999"], "which this process may use"),
         (["info", "--json", "."], "is a folder or a device"),
         (["info", "--json", "/dev/null"], "is a folder or a device"),

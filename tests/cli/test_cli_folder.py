@@ -54,6 +54,24 @@ def trained(dsn, tmp_path):
     return json.loads(out)
 
 
+def test_images_are_resized_before_the_centre_is_cut_out(dsn, trained, tmp_path):
+    """Pictures whose middle is another colour than the rest: the larger they become, the more of the middle is seen."""
+    for name, middle in (("green", "red"), ("red", "green")):
+        for i in range(4):
+            image = Image.new("RGB", (24, 24), COLOURS[name])
+            image.paste(COLOURS[middle], (8, 8, 16, 16))
+            image.save(tmp_path / "data" / "test" / name / f"{i}.png")
+    found = []
+    for words in ((), ("--resize", "24"), ("--resize", "square")):
+        status, out, err = dsn("eval", trained["checkpoint"], "--data", "data", *words, "--json", "-")
+        assert status == 0, err
+        found.append(json.loads(out)["fine"]["accuracy"])
+    assert found == [1.0, 0.0, 1.0]
+    for word in ("4", "-3", "large"):
+        status, out, err = dsn("eval", trained["checkpoint"], "--data", "data", "--resize", word)
+        assert (status, out, err.count("\n")) == (2, "", 1) and "expected 'square', or 8 pixels or more" in err
+
+
 def test_a_test_part_without_one_class(dsn, trained, tmp_path):
     assert trained["test"]["fine"]["accuracy"] == 1.0
     kept = {"classes": {"fine": ["blue", "green", "red"]}, "mean": [0.5] * 3, "std": [0.25] * 3}

@@ -68,6 +68,22 @@ def from_folder(gated_file, monkeypatch):
 
 
 @pytest.mark.long
+def test_a_network_learns_to_skip_within_a_share_of_its_time(own, dsn):
+    arguments = ["--arch", ARCH, "--option", "classes=3", "--data", "data", *OPTIONS, "--target", "latency=0.9"]
+    status, _, error = dsn("gate", "weights.pth", *arguments, "--out", "gated.safetensors")
+    assert status == 0, error
+    costs = json.loads((own / "gated.costs.json").read_text())
+    assert len(costs["gates"]["units"]) == 3 and costs["unit"] == "ms"
+    facts = checkpoints.read_metadata("gated.safetensors")
+    assert facts["recipe"]["policy"]["costs"] == "gated.costs.json"
+    assert 0 < facts["history"][-1]["latency"] <= 1
+    status, out, error = dsn(
+        "gate", "weights.pth", *arguments, "--target", "latency=0.001", "--out", "again.safetensors"
+    )
+    assert (status, out) == (2, "") and "of the time is left with every unit skipped" in error
+
+
+@pytest.mark.long
 def test_a_network_learns_to_skip(own, dsn):
     arguments = ["--arch", ARCH, "--option", "classes=3", "--data", "data", "--out", "gated.safetensors"]
     status, out, error = dsn("gate", "weights.pth", *arguments, *OPTIONS, "--epochs", 5, "--distillation", 0.1)
@@ -123,9 +139,9 @@ def test_an_interrupted_run_goes_on_within_its_epoch(own, dsn, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("eval", ["--data", "data"]),
+        ("eval", ["--data", "data", "--controls"]),
         ("bench", ["--batch", "2", "--gates", "trained,random:0.5", "--against", "eager", "--seconds", "0.05"]),
-        ("timeline", ["--batch", "2", "--runs", "1"]),
+        ("timeline", ["--batch", "2", "--runs", "1", "--costs", "costs.json"]),
         ("sweep", ["--data", "data", "--steps", "2", "--seconds", "0.05"]),
         pytest.param("report", ["--data", "data", "--seconds", "0.05", "--sweep-steps", "0"], marks=pytest.mark.long),
     ],
@@ -151,6 +167,20 @@ def test_another_constructor_is_not_enough(from_folder, dsn):
     status, out, error = dsn("eval", "gated.safetensors", "--arch", "os:system", "--data", "data")
     assert (status, out) == (2, "")
     assert "--arch names os:system, nothing was imported" in error
+
+
+def test_its_gates_can_be_held_at_a_pattern(from_folder):
+    sys.path.append(str(from_folder.parent))
+    model = dsn_models.load(from_folder, ARCH)
+    pattern = torch.tensor([[1, 0, 0, 1]], dtype=torch.uint8)
+    model.hold_gates({"units": pattern})
+    dsn_models.save(model, "held.safetensors")
+    again = dsn_models.load("held.safetensors", ARCH)
+    again(torch.rand(5, 3, 16, 16))
+    assert torch.equal(again.last_gates["units"], pattern.expand(5, -1))
+    bare, _ = dsn_models.gate(own_network(), torch.rand(2, 3, 16, 16))
+    with pytest.raises(dsn_models.UserError, match="the network was gated without its constructor"):
+        bare.hold_gates({"units": pattern})
 
 
 def test_a_threshold_for_each_unit_is_kept(from_folder, dsn):

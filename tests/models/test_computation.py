@@ -5,9 +5,30 @@ import torch
 
 import dsn_models
 from dsn_models import UserError
-from dsn_models.computation import computation, gate_macs, unit_macs
+from dsn_models.computation import computation, gate_macs, unit_macs, used_parameters
 from dsn_models.macs import count_macs
 from tests.networks import make_small
+
+
+@pytest.mark.parametrize("name", ["dsn-navon", "add-166"])
+def test_parameters_that_an_image_uses(name):
+    """With all gates open all of a branch and the stem; a layer that half of the images skip costs half of it less."""
+    model = make_small(name)
+    ones = {branch: [1.0] * count for branch, count in model.gate_counts.items()}
+    whole = used_parameters(model, ones)
+    stem = sum(p.numel() for p in model.stem.parameters())
+    assert sum(whole.values()) == sum(p.numel() for p in model.parameters()) + stem
+    half = {**ones, "fine": [0.5, *ones["fine"][1:]]}
+    layer = sum(p.numel() for p in model.fine.blocks[0].layers[0].parameters())
+    assert used_parameters(model, half) == {"coarse": whole["coarse"], "fine": whole["fine"] - layer / 2}
+
+
+def test_the_papers_used_parameters_are_near():
+    """Table 2 at the skip ratios of table 5: 0.7 M and 0.6 M of Concat-BC-100."""
+    model = dsn_models.create("concat-bc-100")
+    ran = {"coarse": [1 - 0.297] * 48, "fine": [1 - 0.153] * 48}
+    used = used_parameters(model, ran)
+    assert used["fine"] == pytest.approx(0.7e6, abs=0.06e6) and used["coarse"] == pytest.approx(0.6e6, abs=0.06e6)
 
 
 def test_of_dual_skipping_by_hand():

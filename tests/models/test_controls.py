@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import dsn_models
 from dsn_models import UserError, controls
 from dsn_models.computation import GateMacs
 from dsn_models.data import CoarseFineDataset, navon
@@ -133,10 +134,56 @@ def test_every_family(name):
     assert found["under"]["static"]["macs"] <= found["under"]["open"]["macs"]
 
 
+class TwoTasks(nn.Module):
+    """A coarse and a fine head on two residual units: a network of a user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, 2, 1)
+        self.units = nn.Sequential(*(Unit() for _ in range(2)))
+        self.coarse, self.fine = nn.Linear(8, 10), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.units(self.stem(x)).mean((2, 3))
+        return self.coarse(x), self.fine(x)
+
+
+class Unit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+
+    def forward(self, x):
+        return torch.relu(x + self.body(x))
+
+
+@pytest.mark.parametrize("task", ["both", "fine"])
+def test_a_users_network(task):
+    torch.manual_seed(0)
+    network = TwoTasks()
+    if task == "fine":
+        network = nn.Sequential(network.stem, *network.units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), network.fine)
+    data = navon.from_sklearn(False, 80, canvas=16, glyph=4)
+    images = data.batch(torch.arange(80))[0]
+    gated, _ = dsn_models.gate(network.eval(), images)
+    with torch.no_grad():  # each gate is open for about half of the images
+        for unit in gated.gated():
+            unit.gate.weight.normal_(0, 4)
+        for i, unit in enumerate(gated.gated()):
+            gated(images)
+            unit.gate.bias -= gated.last_scores["units"][:, i].logit().median()
+    found = controls.controls(gated.eval(), data, task=task, search_steps=3)
+    tasks = ("coarse", "fine") if task == "both" else ("fine",)
+    assert set(found["difficulty"]) == set(tasks) and set(found["gates"]) == {"units"}
+    assert found["under"]["open"]["macs"] > found["under"]["own"]["macs"] >= found["under"]["static"]["macs"]
+    tables, lines = controls.told(found)
+    assert len(tables[0].rows[0]) == 2 + 2 * len(tasks) and len(tables[1].rows) == len(lines) == len(tasks)
+
+
 def test_what_has_no_gates_or_no_images_is_refused(costs):
     with pytest.raises(UserError, match="controls compare gates; the model is a ResNet, which has none"):
         controls.controls(make_small("resnet-164"), OneHot(20), task="fine")
-    with pytest.raises(UserError, match="the data set has 7 images; controls need eight or more"):
+    with pytest.raises(UserError, match="the data set has 7 images; controls need 8 or more"):
         judge(lambda pixels, noise: pixels > 0, images=7)
 
 

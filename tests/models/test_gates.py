@@ -51,6 +51,21 @@ def test_soft_gradient_by_finite_differences():
     assert torch.autograd.gradcheck(make("soft"), (pooled,))
 
 
+def test_a_gate_that_normalises():
+    """In training by the batch, in inference, or frozen, by what it saw; its scale is then no matter of the input's."""
+    gate = PooledGate(5, "soft", normalised=True).double()
+    pooled = torch.randn(64, 5, dtype=torch.float64) * torch.tensor([0.01, 1, 1, 10, 100]) + 3
+    z = gate.linear((pooled - pooled.mean(0)) / (pooled.var(0, correction=0) + gate.norm.eps).sqrt()).squeeze(1)
+    for _ in range(200):
+        torch.testing.assert_close(gate.logit(pooled), z)
+    gate.requires_grad_(False)
+    frozen = gate.logit(pooled)
+    assert not torch.equal(frozen, z)
+    torch.testing.assert_close(gate.eval().logit(pooled), frozen)
+    torch.testing.assert_close(frozen, z, atol=0.05, rtol=0.05)  # of the unbiased variance
+    torch.testing.assert_close(gate.logit(pooled[:1]), frozen[:1])
+
+
 def test_errors():
     with pytest.raises(UserError, match="gate kind is 'firm'; expected 'hard' or 'soft'"):
         PooledGate(3, "firm")

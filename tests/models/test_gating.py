@@ -308,7 +308,7 @@ def test_the_trainers_policy_takes_it():
     assert facts["macs"] == pytest.approx(gated.cost().item())
     # Every gate's MACs count: pushing a score up costs more.
     assert all(linear.bias.grad.item() > 0 for linear in gated.last_linears())
-    shut = policy.left_out(gated, make_images())
+    shut = policy.ungated(gated, make_images())
     assert {name: draws.shape for name, draws in shut.items()} == {"units": (5, 3)}
 
 

@@ -11,21 +11,22 @@ from dsn_models.gradually_updated import GradualLayer
 from tests.networks import make_images, make_small
 
 
-def make_layer(order="gradual", recompute=True, sizes=(1, 2, 3), units=2, dtype=torch.float64):
+def make_layer(order="gradual", recompute=True, sizes=(1, 2, 3), units=2, dtype=torch.float64, residual=True):
     torch.manual_seed(0)
-    return GradualLayer(sizes, 2, units, True, order, recompute).to(dtype)
+    return GradualLayer(sizes, 2, units, True, order, recompute, residual).to(dtype)
 
 
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_gradual_layer_by_hand(training):
-    layer = make_layer().train(training)
+def test_a_gradual_layer_by_hand(training, residual):
+    layer = make_layer(residual=residual).train(training)
     x = torch.randn(2, 6, 4, 4, dtype=torch.float64)
     expected = [x[:, i] for i in range(6)]
     first = 0
     for unit in layer.units:
         update = unit(torch.stack(expected, 1))
         for i in range(update.shape[1]):
-            expected[first + i] = expected[first + i] + update[:, i]
+            expected[first + i] = expected[first + i] * residual + update[:, i]
         first += update.shape[1]
     expected = torch.stack(expected, 1)
     torch.testing.assert_close(layer(x), expected)
@@ -37,6 +38,8 @@ def test_a_simultaneous_layer_reads_the_old_values():
     layer = make_layer("simultaneous")
     x = torch.randn(2, 6, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(layer(x), x + torch.cat([unit(x) for unit in layer.units], 1))
+    alone = make_layer("simultaneous", residual=False)
+    torch.testing.assert_close(alone(x) + x, layer(x))
     gradual = make_layer("gradual")
     gradual.load_state_dict(layer.state_dict())
     assert not torch.allclose(layer.eval()(x), gradual.eval()(x))
@@ -55,12 +58,14 @@ def test_gradual_with_one_segment_is_simultaneous(recompute):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_recomputing_gives_autograds_gradients_and_counts_a_batch_once(training):
+def test_recomputing_gives_autograds_gradients_and_counts_a_batch_once(training, residual):
     x, weight = torch.randn(2, 3, 6, 4, 4, dtype=torch.float64)
     results = []
     for recompute in (True, False):
-        layer, source = make_layer(recompute=recompute).train(training), x.clone().requires_grad_()
+        layer = make_layer(recompute=recompute, residual=residual).train(training)
+        source = x.clone().requires_grad_()
         y = layer(source)
         (y * weight).sum().backward()
         results.append([y, source.grad, *(p.grad for p in layer.parameters()), *layer.buffers()])

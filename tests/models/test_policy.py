@@ -1,10 +1,11 @@
 """The options of ``[policy]``: each term on gates whose right answer is known, and trainings that use them."""
 
+import json
 import math
 
 import pytest
 import torch
-from small_recipes import DSN, LSN, SKIPNET
+from small_recipes import DSN, GATERNET, GUNN, LSN, SKIPNET
 from torch.distributions import Beta
 
 import dsn_models
@@ -122,6 +123,80 @@ def test_the_cost_is_in_macs_and_its_target_falls(tmp_path):
     torch.testing.assert_close(gradient / gradient[0], macs.gates["fine"] / macs.gates["fine"][0], rtol=1e-4, atol=0)
 
 
+def test_a_target_per_image_leaves_no_image_above_it(tmp_path):
+    """Of two images, one above the target and one below it by as much, the batch pays nothing and the image does."""
+    losses = {}
+    for per in ("batch", "image"):
+        policy = f'[policy]\ncost = 10.0\ntarget = 0.5\ntarget_end = 0.1\nper = "{per}"\n'
+        settings = recipe(DSN, policy, tmp_path)
+        terms = Policy(settings, dsn_models.create(settings.model, **settings.options))
+        macs = terms.macs
+        share = (0.5 * macs.dense - macs.fixed) / sum(m.sum().item() for m in macs.gates.values())
+        gates = {n: torch.tensor([[share - 0.1], [share + 0.1]]).expand(-1, len(m)) for n, m in macs.gates.items()}
+        losses[per] = terms.loss(gates, gates, {}, torch.zeros(2, 1, 16, 16), 1.0)[0].item()
+        over = 0.1 * sum(m.sum().item() for m in macs.gates.values()) / macs.dense
+    assert losses == {"batch": pytest.approx(0, abs=1e-6), "image": pytest.approx(10 * over**2 / 2, rel=1e-3)}
+
+
+def costs_file(tmp_path, **changes):
+    content = {"fixed": 2.0, "gates": {"coarse": [1.0, 2.0, 3.0], "fine": [0.0, 1.0, 1.0]}, **changes}
+    (tmp_path / "costs.json").write_text(json.dumps(content))
+    return tmp_path / "costs.json"
+
+
+def test_measured_costs_stand_for_macs(tmp_path):
+    policy = f'[policy]\ncost = 1.0\ntarget = 0.2\ntarget_end = 0.1\ncosts = "{costs_file(tmp_path)}"\n'
+    settings = recipe(DSN, policy, tmp_path)
+    model = dsn_models.create(settings.model, **settings.options)
+    gates = {name: torch.ones(4, 3, requires_grad=True) for name in ("coarse", "fine")}
+    loss, facts = Policy(settings, model).loss(gates, gates, {}, torch.zeros(4, 1, 16, 16), 1.0)
+    assert loss.item() == pytest.approx(0.64) and facts["latency"] == pytest.approx(1)
+    assert facts["macs"] == pytest.approx(1, abs=0.01)
+    loss.backward()
+    torch.testing.assert_close(gates["coarse"].grad[0] / gates["coarse"].grad[0, 0], torch.tensor([1.0, 2.0, 3.0]))
+    assert gates["fine"].grad[0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gates": {"coarse": [1.0, 2.0]}}, "has the costs of {'coarse': 2} gates; the model has"),
+        ({"gates": {"coarse": [1.0, 2.0, -1.0], "fine": [1.0] * 3}}, "a cost that is negative or not finite"),
+        ({"gates": [1.0]}, "holds no costs of gates"),
+        ({"fixed": 0, "gates": {"coarse": [0.0] * 3, "fine": [0.0] * 3}}, "says that the network costs nothing"),
+    ],
+)
+def test_costs_that_do_not_fit(changes, said, tmp_path):
+    settings = recipe(DSN, f'[policy]\ncosts = "{costs_file(tmp_path, **changes)}"\n', tmp_path)
+    with pytest.raises(UserError, match=said):
+        Policy(settings, dsn_models.create(settings.model, **settings.options))
+
+
+def test_costs_that_are_not_there(tmp_path):
+    settings = recipe(DSN, '[policy]\ncosts = "absent.json"\n', tmp_path)
+    with pytest.raises(UserError, match="absent.json holds no costs of gates"):
+        Policy(settings, dsn_models.create(settings.model, **settings.options))
+
+
+@pytest.mark.parametrize("text", [DSN, LSN, SKIPNET, GATERNET])
+def test_gates_at_a_rate_of_their_own(text, tmp_path):
+    settings = recipe(text, "[policy]\ngate_lr = 3.0\n", tmp_path)
+    model = dsn_models.create(settings.model, **settings.options)
+    groups = make_objective(settings, model).parameter_groups(model)
+    fast = [p for group in groups if group.get("lr_factor") == 3 for p in group["params"]]
+    assert {id(p) for p in fast} == {id(p) for p in model.gate_parameters()} and fast
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_a_gaternet_keeps_its_own_noise_unless_it_is_given_one(tmp_path):
+    for policy, scale, binary in (("cost = 1.0", 1.0, False), ("noise = 2.0\nbinary = true", 1.0, True)):
+        settings = recipe(GATERNET, f"[policy]\n{policy}\nnoise_end = 1.0\n", tmp_path)
+        model = dsn_models.create(settings.model, **settings.options)
+        Policy(settings, model).begin_step(model, 0.5)
+        assert (model.gate.noise, model.gate.binary) == (scale, binary)
+    assert set(model.gate.train()(torch.randn(6, 9)).unique().tolist()) <= {0.0, 1.0}
+
+
 def test_noise_ends(tmp_path):
     settings = recipe(DSN, "[policy]\nnoise = 2.0\nnoise_end = 0.5\nbinary = true\n", tmp_path)
     model = dsn_models.create(settings.model, **settings.options)
@@ -131,6 +206,7 @@ def test_noise_ends(tmp_path):
         assert gate.noise == pytest.approx(scale) and gate.binary
 
 
+PHASES = "epochs = 3\nungated_epochs = 1\nsettled_epochs = 1"
 ALL = """
 [policy]
 noise = 1.0
@@ -150,13 +226,15 @@ teacher = "{teacher}"
 @pytest.mark.parametrize(
     ("text", "extra"),
     [
-        (DSN, "binary = true\n"),
+        (DSN.replace("[options]", "[options]\ngate_norm = true"), "binary = true\n"),
         (LSN, "binary = true\n"),
-        (SKIPNET.replace("[options]", '[options]\nshortcut = "pad"'), ""),
+        (SKIPNET.replace("[options]", '[options]\nshortcut = "pad"').replace("iterations = 4", PHASES), ""),
+        (GATERNET.replace("epochs = 2", "epochs = 3\nungated_epochs = 1"), "gate_lr = 2.0\nper = 'image'\n"),
     ],
 )
 def test_a_training_with_all_of_it(text, extra, tmp_path):
-    text = text.replace("[train]", '[train]\ncompute = "selected"')
+    if "gaternet" not in text:
+        text = text.replace("[train]", '[train]\ncompute = "selected"')
     plain = recipe(text, "", tmp_path)
     torch.manual_seed(1)
     teacher = dsn_models.save(dsn_models.create(plain.model, **plain.options), tmp_path / "teacher.safetensors")
@@ -197,14 +275,15 @@ def test_ranking_is_of_macs_and_wants_more_for_what_is_harder(tmp_path):
     assert gates["fine"].grad[0, 0] > 0 > gates["fine"].grad[1, 1]
 
 
-def test_layers_are_left_out_at_random_before_the_gates_join(tmp_path):
-    settings = recipe(DSN, "[policy]\ndepth = 0.5\n", tmp_path)
+@pytest.mark.parametrize("text", [DSN, SKIPNET, GATERNET])
+def test_layers_are_left_out_at_random_before_the_gates_join(text, tmp_path):
+    settings = recipe(text, "[policy]\ndepth = 0.5\n", tmp_path)
     torch.manual_seed(0)
     model = dsn_models.create(settings.model, **settings.options).train()
     labels = {name: torch.zeros(64, dtype=torch.int64) for name in ("coarse", "fine")}
     objective = make_objective(settings, model)
     objective.loss(model, torch.rand(64, 1, 16, 16), labels, "ungated")
-    assert 0.3 < model.last_gates["fine"].float().mean() < 0.7
+    assert all(0.3 < gates.float().mean() < 0.7 for gates in model.last_gates.values())
 
 
 @pytest.mark.parametrize(
@@ -212,12 +291,74 @@ def test_layers_are_left_out_at_random_before_the_gates_join(tmp_path):
     [
         ("distillation = 1.0", "distillation and teacher belong together"),
         ("target = 0.5", "a target below 1 needs a weight, cost"),
+        ("per = 'image'", "per needs a weight, cost"),
+        ("pattern = 'a.json'\nnoise = 1.0", "pattern holds the gates, which then learn nothing"),
         ("penalty = 1.0", "unknown key 'policy.penalty'"),
     ],
 )
 def test_options_that_do_not_fit(policy, said, tmp_path):
     with pytest.raises(UserError, match=said):
         recipe(DSN, f"[policy]\n{policy}\n", tmp_path)
+
+
+PATTERNS = [
+    (DSN, {"coarse": [1, 0, 1], "fine": [0, 1, 1]}),
+    (LSN.replace("[options]", '[options]\ngate = "soft"'), {"coarse": [1, 0, 1], "fine": [0, 1, 1]}),
+    (SKIPNET.replace("iterations = 4", "epochs = 2\nungated_epochs = 1"), {"units": [1, 0, 0, 1, 1]}),
+    (GATERNET, {"filters": [1, 0] * 56}),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("text", "pattern"), PATTERNS)
+@pytest.mark.parametrize("form", ["eval", "plain"])
+def test_gates_held_at_one_pattern_for_all_images(text, pattern, form, tmp_path):
+    content = {"images": 3, "controls": {"static_pattern": pattern}} if form == "eval" else pattern
+    (tmp_path / "pattern.json").write_text(json.dumps(content))
+    path = train(recipe(text, f'[policy]\npattern = "{tmp_path / "pattern.json"}"\n', tmp_path), None, tmp_path / "out")
+    model = dsn_models.load(path)
+    images = torch.rand(5, 1, 16, 16)
+    model(images)
+    assert {name: gates.tolist() for name, gates in model.last_gates.items()} == {
+        n: [p] * 5 for n, p in pattern.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"coarse": [1, 0], "fine": [1, 1, 1]}', "has a pattern of {'coarse': 2, 'fine': 3} gates; expected 0 or 1"),
+        ('{"coarse": [1, 0, 2], "fine": [1, 1, 1]}', "expected 0 or 1 for each"),
+        ("[1, 0]", "holds no pattern of gates"),
+        ("{", "holds no pattern of gates"),
+        (None, "holds no pattern of gates"),
+    ],
+)
+def test_a_pattern_that_does_not_fit(content, said, tmp_path):
+    if content is not None:
+        (tmp_path / "pattern.json").write_text(content)
+    settings = recipe(DSN, f'[policy]\npattern = "{tmp_path / "pattern.json"}"\n', tmp_path)
+    with pytest.raises(UserError, match=said):
+        Policy(settings, dsn_models.create(settings.model, **settings.options))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("ungated_epochs", 1), ("settled_epochs", 1), ("gated_lr", 0.1), ("settled_lr", 0.1)]
+)
+def test_a_phase_of_another_family_is_refused(key, value, tmp_path):
+    text = GUNN.replace("iterations = 6", f"epochs = 3\n{key} = {value}").replace(
+        "milestones = [4]", "milestones = [1]"
+    )
+    settings = recipe(text, "", tmp_path)
+    with pytest.raises(UserError, match=f"train.{key} is not for gunn-15, which has one phase"):
+        make_objective(settings, dsn_models.create(settings.model, **settings.options))
+
+
+def test_reinforcement_takes_no_policy(tmp_path):
+    settings = recipe(SKIPNET, '[skipping]\nstage = "reinforce"\n[policy]\ncost = 1.0\n', tmp_path)
+    settings = settings.model_copy(update={"init": "some.safetensors"})
+    with pytest.raises(UserError, match=r"\[policy\] is for stage 'supervised'"):
+        make_objective(settings, dsn_models.create(settings.model, **settings.options)).initialise(None)
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path):

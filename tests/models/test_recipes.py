@@ -23,6 +23,7 @@ LIKE = {
     "resnet-20": "gaternet-resnet-20",
     "resnet-32": "skipnet-38-rnn",
     "skipnet-32-rnn": "skipnet-38-rnn",
+    "skipnet-110-rnn": "skipnet-38-rnn",
     "skipnet-101-rnn-imagenet": "skipnet-38-rnn",
     "gaternet-resnet-34": "gaternet-resnet-20",
 }
@@ -48,6 +49,7 @@ def two_steps_of_each_phase(section):
         phases = (section.ungated_epochs, section.length - joined, section.settled_epochs)
         ungated, gated, settled = (min(length, 1) for length in phases)
         shorter = {"epochs": ungated + gated + settled, "ungated_epochs": ungated, "settled_epochs": settled}
+    shorter["warmup"] = min(section.warmup, 1)
     if section.milestones:
         shorter["milestones"] = (1,)
     return section.model_copy(update={**shorter, "batch": BATCH})
@@ -111,7 +113,10 @@ def test_a_recipe_knows_its_data(name):
             open_dataset(recipe.data.kind, None, True, recipe.data.train_images, **recipe.data.options)
     configs = {config.name: config for family in zoo.FAMILIES.values() for config, _ in family.zoo}
     classes = recipe.options.get("classes", configs[recipe.model].classes)
-    wanted = {"cifar-10": (2, 10), "cifar-10-jpeg": (2, 10), "cifar-100": (20, 100)}.get(recipe.data.kind, (10, 10))
+    wanted = {
+        "cifar-10": (2, 10), "cifar-10-jpeg": (2, 10), "cifar-100": (20, 100),
+        "cub-200-2011": (39, 200), "stanford-cars": (7, 196),
+    }.get(recipe.data.kind, (10, 10))  # fmt: skip
     if recipe.data.kind != "folder":
         expected = {"both": wanted, "coarse": wanted[0], "fine": wanted[1]}[recipe.task]
         assert (tuple(classes) if recipe.task == "both" else classes) == expected

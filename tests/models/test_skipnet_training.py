@@ -35,7 +35,7 @@ def test_backbone_then_supervised_then_reinforced(tmp_path):
     reinforced = make_recipe("hrl", init=str(first), skipping={"stage": "reinforce"}, lr=1e-4)
     second = train(reinforced, None, tmp_path, progress=False)
     results = checkpoints.read_metadata(second)["test"]["fine"]
-    assert set(results) == {"accuracy", "skipped", "ran", "units", "macs", "macs_saved"}
+    assert set(results) == {"accuracy", "top5", "skipped", "ran", "units", "macs", "macs_saved"}
     assert results["units"] == pytest.approx((1 + sum(results["ran"])) / 6)
     assert 0 <= results["skipped"] <= 1 and len(results["ran"]) == 5
     before, after = dsn_models.load(first).state_dict(), dsn_models.load(second).state_dict()

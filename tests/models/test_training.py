@@ -10,10 +10,10 @@ from small_recipes import DSN as TINY
 import dsn_models
 from dsn_models import UserError
 from dsn_models.checkpoints import read_metadata
-from dsn_models.data import navon
-from dsn_models.training import Recipe, evaluate, load_recipe, recipe_names, schedule, train
+from dsn_models.data import CoarseFineDataset, navon
+from dsn_models.training import Recipe, evaluate, load_recipe, loop, recipe_names, schedule, train
 from dsn_models.training.losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
-from dsn_models.training.objectives import make_objective
+from dsn_models.training.objectives import Phase, make_objective
 from tests.networks import make_images, make_small
 
 
@@ -130,6 +130,7 @@ def test_settled_gates_keep_their_weights_and_decide_as_in_inference(recipe, tmp
 @pytest.mark.parametrize("task", ["coarse", "fine"])
 def test_a_baseline_trains(recipe, tmp_path, task):
     text = TINY.replace('"dsn-navon"', f'"lenet"\ntask = "{task}"').replace("block_layers = [1, 1, 1]", "")
+    text = text.replace("ungated_epochs = 1\n", "")
     recipe.write_text(text.split("[gates]")[0])
     facts = read_metadata(run(recipe, tmp_path))
     assert set(facts["test"]) == {"images", task}
@@ -206,6 +207,76 @@ def test_learning_rate_is_a_cosine_in_each_phase():
     for length, lr in ((12, 0.1), (12, 0.05), (8, 0.01)):
         expected += [lr / 2 * (1 + math.cos(math.pi * i / length)) for i in range(length)]
     assert rates(section) == pytest.approx(expected)
+
+
+def test_learning_rate_warms_up():
+    section = {"epochs": 4, "ungated_epochs": 2, "settled_epochs": 0, "lr": 1.0, "gated_lr": 0.5, "warmup": 3}
+    cosine = [(1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
+    later = [0.5 * value for value in cosine]
+    assert rates(section) == pytest.approx([1 / 3, 2 / 3, 1.0, *cosine[3:], *later])
+    assert rates({**section, "warmup_lr": 0.01}) == pytest.approx([0.01] * 3 + cosine[3:] + later)
+
+
+def test_a_phase_goes_on_at_the_rate_where_it_stopped():
+    recipe = load_recipe("sb-mnist")
+    span = schedule.Span(Phase("gated", 10, 0.3), 20, 30)
+    for section in ({}, {"schedule": "step", "milestones": (5,), "epochs": None, "iterations": 10}):
+        train_section = recipe.train.model_copy(update=section)
+        found = []
+        for done in range(10):
+            optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+            schedule.make_scheduler(optimiser, train_section, span, 1, done)
+            found.append(optimiser.param_groups[0]["lr"])
+        optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        scheduler = schedule.make_scheduler(optimiser, train_section, span, 1)
+        for lr in found:
+            assert optimiser.param_groups[0]["lr"] == pytest.approx(lr)
+            optimiser.step()
+            scheduler.step()
+
+
+def test_a_warm_up_longer_than_its_phase_is_refused(recipe, tmp_path):
+    recipe.write_text(TINY.replace("batch = 8", "batch = 8\nwarmup = 5"))
+    with pytest.raises(UserError, match="train.warmup is 5 steps; its first phase has 4"):
+        run(recipe, tmp_path)
+
+
+def test_curves_and_gates_that_never_skip(recipe, tmp_path, capsys):
+    text = TINY.replace("batch = 8", "batch = 8\ncurve = true").replace("sparsity = 1.0", "sparsity = 0.0")
+    recipe.write_text(
+        text.replace("slope_step = 2.0", "slope_step = 0.0\nauxiliary = 0.0").replace("lr = 0.05", "lr = 1e-6")
+    )
+    facts = read_metadata(train(recipe, None, tmp_path / "out"))
+    assert len(facts["history"]) == 3 and facts["tested_on"] == "test"
+    last = facts["history"][-1]
+    assert last["test/fine/accuracy"] == facts["test"]["fine"]["accuracy"] and "fine/loss" in last
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: coarse and fine skipped nothing in any step" in said
+
+
+def test_who_never_skipped():
+    history = [{"coarse/loss": 1.0}, {"coarse/skipped": 0.0, "fine/skipped": 0.0}, {"coarse/skipped": 0.1}]
+    assert loop.never_skipped(history) == ["fine"] and loop.never_skipped(history[:1]) == []
+
+
+def test_top_five():
+    """Logits that rank the classes from the image's own on: the label lies among the five likeliest or does not."""
+
+    class Ranked(torch.nn.Module):
+        def forward(self, images):
+            return -((torch.arange(10) - images[:, 0, 0, :1]) % 10)
+
+    class Pairs(CoarseFineDataset):
+        coarse_classes = fine_classes = 10
+
+        def __len__(self):
+            return 100
+
+        def batch(self, indices):
+            return (indices // 10).view(-1, 1, 1, 1).float(), indices % 10, indices % 10
+
+    found = evaluate(Ranked(), Pairs(), task="fine", batch=7)
+    assert found["fine"] == {"accuracy": pytest.approx(0.1), "top5": pytest.approx(0.5)}
 
 
 def test_learning_rate_falls_in_steps():

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from pages import Reader, in_a_browser
 
 import dsn_kernels
@@ -17,6 +18,7 @@ from dsn_kernels.report.figures import classes_figure, embedding_figure
 from dsn_kernels.report.plots import PRINT
 from dsn_kernels.report.report import report
 from dsn_models import UserError
+from dsn_models.controls import CONTROLS, controls, told
 from dsn_models.data import open_dataset
 
 
@@ -101,8 +103,8 @@ def test_page_is_one_sound_file(made):
     assert "tiny &lt;b&gt;" in page and "tiny <b>" not in page
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page and "<script" not in page
     assert not re.search(r"#0[1-5]0[1-5]0[1-5]\b", page)  # every colour of a figure is the page's
-    sections = {"summary", "cost", "sweep", "layers", "gates", "classes", "images", "features", "environment"}
-    assert sections <= reader.ids
+    sections = {"summary", "controls", "cost", "sweep", "layers", "gates", "classes", "images", "features"}
+    assert sections | {"environment"} <= reader.ids
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -125,6 +127,25 @@ def test_a_baseline_that_cannot_be_had_is_a_note(model, data, monkeypatch):
     made = report(model, "tiny", data, **options)
     assert made.document["notes"] == ["Not timed: openvino, not installed: pip install openvino."]
     assert "dense, openvino" not in made.page
+
+
+@pytest.mark.long
+def test_the_page_says_for_whom_the_gates_open(made, model, data):
+    """The table is that of ``dsn eval --controls``: the same function, of the same images."""
+    options = {"task": "both", "network": dsn_kernels.accelerate(model)}
+    found = controls(model, open_dataset("navon-sklearn", None, False, 40, canvas=16, glyph=4), **options)
+    assert made.document["controls"] == found
+    tables, lines = told(found)
+    assert [row[0] for row in tables[0].rows] == list(CONTROLS.values())
+    for text in (*(cell for table in tables for row in table.rows for cell in row), *lines):
+        assert str(escape(text)) in made.page
+
+
+def test_controls_are_left_out_where_none_are_wanted_or_images_are_few(model, data):
+    options = {"sweep_steps": 0, "batches": (1,), "seconds": 0.0, "cards": 1}
+    for some, wanted in ((data, False), (data.part(torch.arange(7)), True)):
+        made = report(model, "tiny", some, controls=wanted, **options)
+        assert "controls" not in made.document and 'href="#controls"' not in made.page
 
 
 def test_figures_are_files_too(made):

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from . import cifar, cifar_jpeg, folder, idx, navon
+from . import cars, cifar, cifar_jpeg, cub, folder, idx, navon, svhn
 from .base import CoarseFineDataset
+from .held_out import held_out
 
 _NORMALISATION = ("mean", "std")
 _NAVON = ("canvas", "glyph", "shade", "distortions", "fresh", "seed", "split_seed", *_NORMALISATION)
+_FILES = ("image_size", "augment", "resize", "seed", *_NORMALISATION)
 _OPTIONS = {
     "navon-idx": _NAVON,
     "navon-sklearn": _NAVON,
     "cifar-10": ("seed", *_NORMALISATION),
     "cifar-100": ("seed", *_NORMALISATION),
     "cifar-10-jpeg": ("seed", *_NORMALISATION),
-    "folder": ("image_size", "augment", "seed", *_NORMALISATION),
+    "svhn": ("extra", *_NORMALISATION),
+    "cub-200-2011": _FILES,
+    "stanford-cars": _FILES,
+    "folder": _FILES,
 }
 KINDS = tuple(_OPTIONS)
 _COUNTED = ("navon-idx", "navon-sklearn", "cifar-10-jpeg")  # of which any number of images may be asked for
@@ -28,10 +34,26 @@ _TELLING = {
     "cifar-10-jpeg": ("cifar10-jpeg-train.npz", "cifar10-jpeg-test.npz"),
     "cifar-10": ("cifar-10-batches-py", "cifar-10-batches-bin"),
     "cifar-100": ("cifar-100-python", "cifar-100-binary"),
+    "svhn": ("train_32x32.mat", "test_32x32.mat"),
+    "cub-200-2011": (cub.FOLDER, "train_test_split.txt"),
+    "stanford-cars": ("cars_train", "cars_test", "car_ims"),
     "folder": ("train", "test"),
 }
+_READERS: dict[str, Callable[..., CoarseFineDataset]] = {
+    "cifar-10": partial(cifar.CIFAR, classes=10),
+    "cifar-100": partial(cifar.CIFAR, classes=100),
+    "svhn": svhn.SVHN,
+    "cub-200-2011": cub.CUB200,
+    "stanford-cars": cars.StanfordCars,
+}
+#: Kinds whose images are cut to a size of the user's choice.
+SIZED = ("cub-200-2011", "stanford-cars", "folder")
 
-__all__ = ["KINDS", "CoarseFineDataset", "cifar", "cifar_jpeg", "folder", "idx", "navon", "open_dataset", "told_kind"]
+
+__all__ = [
+    "KINDS", "SIZED", "CoarseFineDataset", "cars", "cifar", "cifar_jpeg", "cub", "folder", "idx", "navon",
+    "open_dataset", "svhn", "told_kind",
+]  # fmt: skip
 
 
 def told_kind(path: str | Path) -> str | None:
@@ -47,6 +69,7 @@ def open_dataset(
     images: int | None = None,
     *,
     like: Mapping[str, Any] | None = None,
+    validation: int = 0,
     **options: Any,
 ) -> CoarseFineDataset:
     """The data set of a kind.
@@ -60,12 +83,17 @@ def open_dataset(
         like: the ``description()`` of the data that a network was trained on, as its checkpoint keeps it. Images are
             then normalised as those were, unless ``options`` say how, and classes numbered as those were, by name.
             Without it the classes of a ``"folder"`` are those of its training part.
+        validation: so many images of the training part, drawn at random, are held out: it is without them, and they,
+            as they are without augmentation, are the test part. The published test images are then not read.
         options: of the data set's class.
 
     Raises:
         UserError: the kind is unknown or has no number of images to choose, a path is missing, the files are damaged,
-            or a class is none that ``like`` has.
+            a class is none that ``like`` has, or ``validation`` is of images that are made or leaves none.
     """
+    if validation:
+        training = open_dataset(kind, path, True, images, like=like, **options)
+        return held_out(training, validation, train)
     if kind not in KINDS:
         raise UserError(f"unknown data kind {kind!r}; expected one of {', '.join(KINDS)}")
     for key in options:
@@ -89,7 +117,7 @@ def open_dataset(
     if kind == "cifar-10-jpeg":
         dataset = cifar_jpeg.CIFAR10Jpeg(path, train, images, **options)
     else:
-        dataset = cifar.CIFAR(path, train, 10 if kind == "cifar-10" else 100, **options)
+        dataset = _READERS[kind](path, train, **options)
     for task, own in dataset.class_names.items():
         wanted = [folder.same_name(name) for name in classes.get(task, own)]
         if wanted != [*own]:

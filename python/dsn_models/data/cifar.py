@@ -158,6 +158,9 @@ class CIFAR(CoarseFineDataset):
             self.class_names = CIFAR10_NAMES
         self.augment = RandomFlipCrop(len(images), 32, 4, seed) if train else None
 
+    def unaugmented(self) -> None:
+        self.augment = None
+
     def set_epoch(self, epoch: int) -> None:
         if self.augment is not None:
             self.augment.set_epoch(epoch)

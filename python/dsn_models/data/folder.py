@@ -6,23 +6,16 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 from unicodedata import normalize
 
-import numpy as np
 import torch
-from PIL import ImageOps
-from torch import Tensor
 
 from ..errors import UserError
 from ..lettering import shortened
-from .augmentation import RandomFlipCrop, RandomScaleCrop
-from .base import Batch, CoarseFineDataset
-from .images import SUFFIXES, read_image
+from .images import SUFFIXES
+from .listed import ListedImages
 
-Augment = Literal["shift", "scale", "scale-colour"]
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as its pre-trained weights expect
 _NAMED = 5  # classes that a note names before it counts
 
 
@@ -106,28 +99,22 @@ def scan(root: str | Path) -> tuple[dict[str, list[Path]], list[str]]:
     return dict(sorted(images.items())), [f"{root}: skipped {', '.join(parts)}"] if parts else []
 
 
-class ImageFolder(CoarseFineDataset):
-    """Images of ``root/CLASS/*``, float32 [3, image_size, image_size], normalised by channel, as ImageNet if not said.
-
-    :func:`dsn_models.data.images.read_image` reads them. The shorter side is resized to ``image_size``, then the centre
-    is cut out. Training images are mirrored at random; ``augment`` says whether they are shifted by an eighth of their
-    size (``"shift"``) or cut out at a random scale instead (``"scale"``), their colours changing too
-    (``"scale-colour"``).
+class ImageFolder(ListedImages):
+    """Images of ``root/CLASS/*``, read, cut and augmented as those of :class:`.listed.ListedImages`.
 
     Args:
         root: one sub-folder per fine class; see :func:`scan`.
         coarse_map: fine class name to coarse class name, or the JSON file that holds it.
         image_size: pixels.
         train: augment.
-        augment: how.
-        mean, std: normalisation by channel, of pixels in [0, 1].
         classes: by task, the names of the classes in the order in which they are numbered, such as a checkpoint's. A
             class of them without images is a note. Where not given, the classes are those that are here, in the order
             of their names.
+        options: ``augment``, ``resize``, ``mean``, ``std`` and ``seed`` of :class:`.listed.ListedImages`.
 
     Raises:
-        UserError: ``augment`` is none of these or kornia, which does it, is not installed, there is no image, a class
-            is missing from the map or is none of ``classes``, or (on reading) an image is damaged.
+        UserError: there is no image, a class is missing from the map or is none of ``classes``, or
+            :class:`.listed.ListedImages` refuses.
     """
 
     def __init__(
@@ -137,16 +124,10 @@ class ImageFolder(CoarseFineDataset):
         image_size: int,
         train: bool,
         *,
-        augment: Augment = "shift",
-        seed: int = 0,
-        mean: Sequence[float] = _MEAN,
-        std: Sequence[float] = _STD,
         classes: Mapping[str, Sequence[str]] | None = None,
+        **options: Any,
     ) -> None:
-        if augment not in get_args(Augment):
-            raise UserError(f"augment is {augment!r}; expected one of {', '.join(get_args(Augment))}")
         root = Path(root)
-        self._normalise(mean, std, 3)
         if isinstance(coarse_map, Mapping):
             coarse_map = _normalised(coarse_map, "the coarse-label map")
         else:
@@ -169,41 +150,9 @@ class ImageFolder(CoarseFineDataset):
         self.class_names = {"coarse": coarse, "fine": fine}
         self.coarse_classes, self.fine_classes = len(coarse), len(fine)
         # A class that the map leaves out has no coarse class, and no image here that asks for one.
-        self.coarse_of = torch.tensor(
-            [coarse.index(coarse_map[n]) if coarse_map.get(n) in coarse else -1 for n in fine]
-        )
-        self.files = [(path, fine.index(name)) for name, paths in images.items() for path in paths]
-        self.files.sort(key=lambda file: file[1])
-        self.image_size = image_size
-        shifted, scaled = train and augment == "shift", train and augment != "shift"
-        self.shift = RandomFlipCrop(len(self.files), image_size, image_size // 8, seed) if shifted else None
-        self.scale = RandomScaleCrop(image_size, augment == "scale-colour", seed) if scaled else None
-
-    def set_epoch(self, epoch: int) -> None:
-        for augment in (self.shift, self.scale):
-            if augment is not None:
-                augment.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def _read(self, path: Path, index: int) -> Tensor:
-        image = read_image(path)
-        if self.scale is None:
-            image = ImageOps.fit(image, (self.image_size, self.image_size))
-        pixels = torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1) / 255
-        return pixels if self.scale is None else self.scale(pixels, index)
-
-    def batch(self, indices: Tensor) -> Batch:
-        chosen = [self.files[i] for i in indices.tolist()]
-        images = torch.empty(len(chosen), 3, self.image_size, self.image_size)
-        for i, (index, (path, _)) in enumerate(zip(indices.tolist(), chosen, strict=True)):
-            images[i] = self._read(path, index)
-        images = (images - self.mean) / self.std
-        if self.shift is not None:
-            images = self.shift(images, indices)
-        fine = torch.tensor([label for _, label in chosen], dtype=torch.int64)
-        return images, self.coarse_of[fine], fine
+        coarse_of = torch.tensor([coarse.index(coarse_map[n]) if coarse_map.get(n) in coarse else -1 for n in fine])
+        files = [(path, fine.index(name)) for name, paths in images.items() for path in paths]
+        super().__init__(sorted(files, key=lambda file: file[1]), coarse_of, image_size, train, **options)
 
 
 def _refuse_unknown(found: Iterable[str], known: Sequence[str], task: str, root: Path) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..computation import used_parameters
 from ..data import CoarseFineDataset
-from ..dual_skipping import BRANCHES, Thresholds
+from ..dual_skipping import BRANCHES, DualSkippingNetwork, Thresholds
+
+_TOP = 5
 
 
 @torch.no_grad()
@@ -35,10 +38,12 @@ def evaluate(
 
     Returns:
         ``{"images": n, "coarse": {...}, "fine": {...}}`` with ``accuracy`` and, for gated networks, ``skipped`` (mean
-        fraction of the branch's layers) and ``ran`` (per layer, the fraction of images that ran it), all in [0, 1].
+        fraction of the branch's layers) and ``ran`` (per layer, the fraction of images that ran it), all in [0, 1]; of
+        a task of more than five classes also ``top5``, how often the label is among the five largest logits; of a dual
+        skipping network that is not accelerated, ``parameters``, how many an image uses on average.
     """
     tasks = BRANCHES if task == "both" else (task,)
-    correct = dict.fromkeys(tasks, 0)
+    correct, among_five = dict.fromkeys(tasks, 0), dict[str, int]()
     ran: dict[str, torch.Tensor] = {}
     device = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device
     for indices in torch.arange(len(dataset)).split(batch):
@@ -50,6 +55,9 @@ def evaluate(
         outputs = model(images.to(device), **options)
         for name, logits in zip(tasks, outputs if task == "both" else (outputs,), strict=True):
             correct[name] += int((logits.argmax(1).cpu() == labels[name]).sum())
+            if logits.shape[1] > _TOP:
+                hits = logits.topk(_TOP, 1).indices.cpu() == labels[name][:, None]
+                among_five[name] = among_five.get(name, 0) + int(hits.sum())
         gates: dict[str, torch.Tensor] = getattr(model, "last_gates", {})
         for name, taken in zip(tasks, gates.values(), strict=False):
             ran[name] = ran.get(name, 0) + taken.sum(0, dtype=torch.int64).cpu()
@@ -57,9 +65,14 @@ def evaluate(
     result: dict[str, Any] = {"images": count}
     for name in tasks:
         result[name] = {"accuracy": correct[name] / max(count, 1)}
+        if name in among_five:
+            result[name]["top5"] = among_five[name] / max(count, 1)
         if name in ran:
             fractions = ran[name].double() / max(count, 1)
             result[name] |= {"skipped": 1 - fractions.mean().item(), "ran": fractions.tolist()}
+    if isinstance(model, DualSkippingNetwork):
+        for name, used in used_parameters(model, {name: result[name]["ran"] for name in BRANCHES}).items():
+            result[name]["parameters"] = used
     return result
 
 

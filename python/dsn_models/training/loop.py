@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import distributed, zoo
 from ..checkpoints import check, save
 from ..data import CoarseFineDataset, open_dataset
+from ..dual_skipping import BRANCHES
 from ..errors import UserError
 from ..selection import set_compute
 from .interruption import BetweenSteps, Interrupted
@@ -95,6 +96,11 @@ class _Run:
         self.optimiser = make_optimiser(self.model, self.objective)
         self.steps_per_epoch = max(len(train_set) // recipe.train.batch, 1)
         self.spans = spans(self.objective, self.steps_per_epoch)
+        if recipe.train.warmup > self.spans[0].last:
+            raise UserError(
+                f"recipe {recipe.name}: train.warmup is {recipe.train.warmup} steps; its first phase has "
+                f"{self.spans[0].last}"
+            )
         self.state = RunState()
 
     @property
@@ -104,6 +110,13 @@ class _Run:
     def span(self) -> Span:
         """The phase that the next step belongs to."""
         return next(span for span in self.spans if self.state.step < span.last)
+
+    def test(self, dataset: CoarseFineDataset) -> None:
+        """Adds the accuracies on ``dataset`` to what the last epoch measured, as ``test/TASK/accuracy``."""
+        self.model.eval()
+        results = self.objective.evaluate(self.model, dataset)
+        found = {f"test/{task}/accuracy": results[task]["accuracy"] for task in BRANCHES if task in results}
+        self.state.history[-1].update(found)
 
     def _batch(self, order: Tensor, i: int) -> tuple[Tensor, dict[str, Tensor]]:
         """This process's rows of the i-th batch."""
@@ -124,13 +137,8 @@ class _Run:
         dataset.set_epoch(state.epoch)
         if state.step == span.first:
             self.objective.begin_phase(self.model, dataset, span.phase.name)
-            state.schedule = None
         self.objective.begin_epoch(self.model, dataset, span.phase.name, state.epoch)
-        scheduler = make_scheduler(self.optimiser, recipe.train, span, self.steps_per_epoch)
-        if state.schedule is not None:
-            scheduler.load_state_dict(state.schedule)
-            for group, lr in zip(self.optimiser.param_groups, scheduler.get_last_lr(), strict=True):
-                group["lr"] = lr
+        scheduler = make_scheduler(self.optimiser, recipe.train, span, self.steps_per_epoch, state.step - span.first)
         self.model.train()
         step: nn.Module = _Step(self.model, self.objective)
         if distributed.world_size() > 1:  # anew each epoch, since an objective may freeze parameters
@@ -160,11 +168,10 @@ class _Run:
                 totals[key] = totals.get(key, 0.0) + value / steps
             bar.update(task, advance=1, loss=loss.item())
             if interruption.asked and i + 1 < steps:
-                state.schedule, state.position, state.totals = scheduler.state_dict(), i + 1, totals
+                state.position, state.totals = i + 1, totals
                 state.seconds += time.monotonic() - started
                 raise Interrupted
         bar.remove_task(task)
-        state.schedule = scheduler.state_dict()
         state.epoch += 1
         state.seconds += time.monotonic() - started
         totals = distributed.average(totals)
@@ -238,9 +245,11 @@ def _train(
     network: MakeNetwork | None,
 ) -> Path:
     part = recipe.data
-    train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **part.options)
+    held: dict[str, Any] = {} if part.validation is None else {"validation": part.validation}
+    train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **held, **part.options)
     learned = train_set.description(recipe.task)
-    test_set = open_dataset(part.kind, data, False, **_images(part.test_images), like=learned, **part.options)
+    images = _images(part.train_images if held else part.test_images)  # of which the held out ones are a part
+    test_set = open_dataset(part.kind, data, False, **images, **held, like=learned, **part.options)
     run = _Run(recipe, train_set, device, network)
     state_path = out / f"{recipe.name}.state"
     if resume and state_path.is_file():
@@ -272,6 +281,8 @@ def _train(
                 raise
             check(run.model)
             state = run.state
+            if recipe.train.curve:
+                run.test(test_set)
             if writer is not None:
                 for key, value in totals.items():
                     writer.add_scalar(key, value, state.epoch - 1)
@@ -286,6 +297,15 @@ def _train(
         run.model.eval()
         results = run.objective.evaluate(run.model, test_set)
         console.print_json(data=results)
+        idle = never_skipped(run.state.history)
+        if idle:
+            told = "policy.cost, gates.sparsity, skipping.penalty and gater.sparsity make gates shut"
+            console.print(
+                f"warning: {' and '.join(idle)} skipped nothing in any step; {told}",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
         facts: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json"),
             "data": learned,
@@ -293,11 +313,28 @@ def _train(
             "seconds": round(run.state.seconds, 1),
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
+            "history": run.state.history,
+            "tested_on": "validation" if held else "test",
             "test": results,
         }
         save(run.model, checkpoint, **facts)
     distributed.wait_for_all()
     return checkpoint
+
+
+def never_skipped(history: list[dict[str, float]]) -> list[str]:
+    """The names of the gates that were open for every image of every step in which gates decided.
+
+    Args:
+        history: by epoch, the means of what objectives measure; ``NAME/skipped`` is told where gates decide.
+    """
+    told: dict[str, float] = {}
+    for facts in history:
+        for key, value in facts.items():
+            name, _, what = key.rpartition("/")
+            if what == "skipped":
+                told[name] = max(told.get(name, 0.0), value)
+    return [name for name, most in told.items() if most == 0]
 
 
 def _images(count: int | None) -> dict[str, Any]:

@@ -28,11 +28,15 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """What to train on; see ``dsn_models.data.open_dataset``."""
+    """What to train on; see ``dsn_models.data.open_dataset``.
+
+    validation: so many training images are held out, and the run is tested on them, not on the test images.
+    """
 
     kind: str
     train_images: int | None = Field(None, ge=1)
     test_images: int | None = Field(None, ge=1)
+    validation: int | None = Field(None, ge=1)
     options: dict[str, Any] = {}
 
 
@@ -43,8 +47,13 @@ class OptimiserSection(Section):
     the same. Within each phase the rate falls along a cosine to 0 (``schedule = "cosine"``), or is multiplied by
     ``gamma`` at each milestone, counted from the start of the phase (``"step"``).
 
-    The phases of dual skipping networks: ``ungated_epochs`` run every layer; then the gates learn; in the last
+    The phases of gated networks: ``ungated_epochs`` run every layer, unit or filter; then the gates learn; in the last
     ``settled_epochs`` they are frozen and decide as in inference, and the other weights adapt to that.
+
+    ``warmup``: in so many first steps the rate is ``warmup_lr`` (SkipNet-110 and 152: 400 steps at 0.01), or rises
+    evenly to ``lr`` if that is not given. The schedule goes on meanwhile.
+
+    ``curve``: after each epoch the network is tested, for training curves; facts of the checkpoint keep what was found.
 
     ``compute``: layers and units are computed for all images and masked, as in the papers ("masked"), or for the images
     that run them ("selected"); see ``dsn_models.selection``.
@@ -61,11 +70,14 @@ class OptimiserSection(Section):
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = Field(0.1, gt=0, lt=1)
+    warmup: int = Field(0, ge=0)
+    warmup_lr: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(1e-4, ge=0)
     decay: Literal["weights", "all"] = "weights"
     clip: float = Field(1.0, ge=0)
+    curve: bool = False
     compute: Compute = "masked"
 
     @property
@@ -86,6 +98,8 @@ class OptimiserSection(Section):
             raise ValueError("milestones belong to schedule 'step', which needs at least one")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
             raise ValueError(f"milestones are {list(self.milestones)}; expected rising positive numbers")
+        if self.warmup_lr is not None and not self.warmup:
+            raise ValueError("warmup_lr needs a number of steps, warmup")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         return self
@@ -180,26 +194,36 @@ class GatingSection(Section):
 class PolicySection(Section):
     """What makes the gates of layers and units learn for whom to open. See ``dsn_models.training.policy``; all off.
 
-    binary: gates of dual skipping networks decide 0 or 1 in the gated phase too, as those of a SkipNet do anyway.
-    noise: scale of the noise on decisions at the start of the gated phase; 1 draws each with its probability.
+    binary: gates of dual skipping networks decide 0 or 1 in the gated phase too, as those of a SkipNet do anyway, and
+        those of a GaterNet for all images, not for half of them.
+    noise: scale of the noise on decisions at the start of the gated phase; 1 draws each with its probability. Of a
+        GaterNet, whose noise is of scale 1 without this option, of that.
     noise_end: fraction of the phase after which there is none.
     cost: weight of ``max(0, MACs - target)^2``, MACs as a fraction of those of the network without gates.
-    target: what the batch's mean MACs are to fall to.
+    costs: a file of ``dsn timeline --costs``: milliseconds of each gate, which then stand for MACs in all terms.
+    target: what the batch's mean MACs, or each image's, are to fall to.
+    per: whose MACs: "batch", the mean, so that images may differ; or "image", each one's, the mean of the squares.
     target_end: fraction of the phase over which the target falls from 1.
     information: weight of what a gate tells of the image, which is maximised.
     shaping: weight of the distance between a gate's scores over a batch and a distribution with both ends.
     ranking: weight of the loss on harder images that run fewer MACs than easier ones.
     margin: how many more, as a fraction of what the task's gates decide on, a harder image is to run.
-    depth: rate at which layers are left out at random in the ungated phase of dual skipping networks.
+    depth: rate at which layers, units or filters are left out at random in the ungated phase.
+    gate_lr: learning rate of the gates, as a multiple of that of the other weights.
     distillation: weight of the divergence from the teacher's answers.
     temperature: that both answers are softened by.
     teacher: a checkpoint; it runs without gates.
+    pattern: a file of ``dsn eval --controls --json``, or of 0 and 1 by the gates' name: in place of learning, the gates
+        are held at its static pattern, the same for all images, and the other weights adapt to that. What a network
+        whose gates decide by image is to be compared with.
     """
 
     binary: bool = False
     noise: float = Field(0.0, ge=0)
     noise_end: float = Field(0.8, gt=0, le=1)
     cost: float = Field(0.0, ge=0)
+    costs: str | None = None
+    per: Literal["batch", "image"] = "batch"
     target: float = Field(1.0, gt=0, le=1)
     target_end: float = Field(0.4, gt=0, le=1)
     information: float = Field(0.0, ge=0)
@@ -207,16 +231,22 @@ class PolicySection(Section):
     ranking: float = Field(0.0, ge=0)
     margin: float = Field(0.05, ge=0)
     depth: float = Field(0.0, ge=0, lt=1)
+    gate_lr: float | None = Field(None, gt=0)
     distillation: float = Field(0.0, ge=0)
     temperature: float = Field(2.0, gt=0)
     teacher: str | None = None
+    pattern: str | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> PolicySection:
+        if self.pattern is not None and self != PolicySection.model_construct(pattern=self.pattern):
+            raise ValueError("pattern holds the gates, which then learn nothing; leave the other options out")
         if bool(self.distillation) != (self.teacher is not None):
             raise ValueError("distillation and teacher belong together")
-        if self.target < 1 and not self.cost:
-            raise ValueError("a target below 1 needs a weight, cost")
+        for key in ("target", "per", "target_end"):
+            if getattr(self, key) != PolicySection.model_fields[key].default and not self.cost:
+                below = "a target below 1" if key == "target" else key
+                raise ValueError(f"{below} needs a weight, cost")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import nn, optim
@@ -36,13 +37,22 @@ def make_optimiser(model: nn.Module, objective: Objective) -> optim.SGD:
 
 
 def make_scheduler(
-    optimiser: optim.Optimizer, section: OptimiserSection, span: Span, steps_per_epoch: int
-) -> optim.lr_scheduler.LRScheduler:
-    """The schedule of one phase, from its first step; sets the optimiser's learning rates to the phase's, each times
-    its group's ``lr_factor``."""
+    optimiser: optim.Optimizer, section: OptimiserSection, span: Span, steps_per_epoch: int, done: int = 0
+) -> optim.lr_scheduler.LambdaLR:
+    """The schedule of one phase, of which ``done`` steps are done; sets the optimiser's learning rates to what they are
+    then, each times its group's ``lr_factor``."""
     for group in optimiser.param_groups:
         group["lr"] = group["initial_lr"] = span.phase.lr * group.get("lr_factor", 1.0)
-    if section.schedule == "cosine":
-        return optim.lr_scheduler.CosineAnnealingLR(optimiser, span.last - span.first)
     unit = steps_per_epoch if section.epochs else 1
-    return optim.lr_scheduler.MultiStepLR(optimiser, [unit * m for m in section.milestones], section.gamma)
+
+    def factor(step: int) -> float:
+        """Of the phase's learning rate, ``step`` counted from its start."""
+        if span.first + step < section.warmup:
+            if section.warmup_lr is not None:
+                return section.warmup_lr / span.phase.lr
+            return (span.first + step + 1) / section.warmup
+        if section.schedule == "cosine":
+            return (1 + math.cos(math.pi * step / (span.last - span.first))) / 2
+        return section.gamma ** sum(step >= unit * milestone for milestone in section.milestones)
+
+    return optim.lr_scheduler.LambdaLR(optimiser, factor, done - 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ class RunState:
         epoch, step: finished epochs and optimiser steps.
         seconds: of training.
         history: what was measured, per epoch.
-        schedule: the state of the phase's learning-rate scheduler; None before a phase begins.
         position: steps of the epoch in which the run was interrupted, if it is to go on within that.
         totals: what they measured.
     """
@@ -33,13 +31,12 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-    schedule: dict[str, Any] | None = None
     position: int = 0
     totals: dict[str, float] = field(default_factory=dict)
 
 
 def save_state(path: Path, recipe: Recipe, model: nn.Module, optimiser: torch.optim.Optimizer, state: RunState) -> None:
-    """Writes model, optimiser, schedule, random state and progress, atomically."""
+    """Writes model, optimiser, random state and progress, atomically."""
     buffer = io.BytesIO()
     torch.save(
         {
@@ -61,8 +58,8 @@ def restore_state(path: Path, recipe: Recipe, model: nn.Module, optimiser: torch
         UserError: the file is damaged, or belongs to another recipe.
     """
     try:
-        with torch.serialization.safe_globals([Counter]):  # MultiStepLR keeps its milestones in one
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content["progress"].pop("schedule", None)  # earlier versions kept what follows from the step
         saved = Recipe.model_validate_json(content["recipe"])
         state = RunState(**content["progress"])
     except Exception as error:  # of damaged bytes torch's unpickler may raise anything

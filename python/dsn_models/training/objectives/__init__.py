@@ -12,8 +12,8 @@ from torch import nn
 
 from ... import zoo
 from ...errors import UserError
-from ..recipe import FAMILY_TABLES, Recipe
-from .base import Objective, Phase
+from ..recipe import FAMILY_TABLES, OptimiserSection, Recipe
+from .base import GATED_PHASES, Objective, Phase
 from .constructed import ConstructedObjective
 from .dual_skipping import DualSkippingObjective
 from .gaternet import GaterNetObjective
@@ -37,7 +37,7 @@ def make_objective(recipe: Recipe, model: nn.Module) -> Objective:
     """The objective of a recipe's model.
 
     Raises:
-        UserError: the recipe has a table that is for another family.
+        UserError: the recipe has a table, or a key of a phase, that is for another family.
     """
     kind = OBJECTIVES.get(zoo.family_of(model), SingleTaskObjective)
     for table in FAMILY_TABLES:
@@ -45,4 +45,8 @@ def make_objective(recipe: Recipe, model: nn.Module) -> Objective:
         if table not in kind.tables and getattr(recipe, table) != default:
             takes = f"takes {', '.join(f'[{name}]' for name in kind.tables)}" if kind.tables else "takes none"
             raise UserError(f"recipe {recipe.name}: table [{table}] is not for {recipe.model}, which {takes}")
+    for key in GATED_PHASES:
+        if key not in kind.phase_keys and getattr(recipe.train, key) != OptimiserSection.model_fields[key].default:
+            takes = f"takes {', '.join(kind.phase_keys)}" if kind.phase_keys else "has one phase"
+            raise UserError(f"recipe {recipe.name}: train.{key} is not for {recipe.model}, which {takes}")
     return kind(recipe)

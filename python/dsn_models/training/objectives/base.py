@@ -48,6 +48,10 @@ class Objective(ABC):
     tables: ClassVar[tuple[str, ...]] = ()
     #: Whether ``begin_epoch`` changes nothing, so that an interrupted run may go on within an epoch.
     resumes_within_epochs: ClassVar[bool] = False
+    #: What of ``[train]`` says how long phases are and how fast they learn, beyond length and rate of the whole.
+    phase_keys: ClassVar[tuple[str, ...]] = ()
+    #: Learning rate of the gates, as a multiple of that of the other weights, where the recipe gives none.
+    gate_lr: ClassVar[float] = 1.0
     #: The fraction of the current phase's steps that are done; the loop sets it before each step.
     progress: float = 0.0
 
@@ -141,15 +145,59 @@ class Objective(ABC):
         copy_weights(model, weights, f"init {self.recipe.init} ({start.config.name})")
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """SGD's groups: the recipe's weight decay for weights, and for biases and norms where it says "all"."""
+        """SGD's groups: the recipe's weight decay for weights, and for biases and norms where it says "all".
+
+        Where gates learn at another rate than the other weights, each group once more for them.
+        """
         section = self.recipe.train
         decayed = [p for p in model.parameters() if p.dim() > 1 or section.decay == "all"]
         others = [p for p in model.parameters() if not (p.dim() > 1 or section.decay == "all")]
-        return [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": section.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        factor = self.recipe.policy.gate_lr or self.gate_lr
+        if factor == 1:
+            return groups
+        network: Any = model
+        own = {id(parameter) for parameter in network.gate_parameters()}
+        split: list[dict[str, Any]] = []
+        for group in groups:
+            gates = [parameter for parameter in group["params"] if id(parameter) in own]
+            weights = [parameter for parameter in group["params"] if id(parameter) not in own]
+            split += [{**group, "params": weights}, {**group, "params": gates, "lr_factor": factor}]
+        return [group for group in split if group["params"]]
 
     def phases(self) -> list[Phase]:
         """The phases in order; their lengths sum to the recipe's. By default one."""
         return [Phase("train", self.recipe.train.length, self.recipe.train.lr)]
+
+    def gated_phases(self, learning: str = "gated") -> list[Phase]:
+        """Those of a gated network by the recipe's ``[train]``: "ungated", ``learning``, "settled"; none is empty.
+
+        Gates that are held at a pattern are settled from the beginning.
+        """
+        train = self.recipe.train
+        gated_lr = train.gated_lr or train.lr
+        settled = train.settled_epochs
+        if self.recipe.policy.pattern is not None:
+            settled = train.length - train.ungated_epochs
+        phases = [
+            Phase("ungated", train.ungated_epochs, train.lr),
+            Phase(learning, train.length - train.ungated_epochs - settled, gated_lr),
+            Phase("settled", settled, train.settled_lr or gated_lr),
+        ]
+        return [phase for phase in phases if phase.length]
+
+    def hold_gates(self, model: Any, phase: str) -> None:
+        """Before an epoch: holds the gates at the recipe's pattern, if it has one, in a phase in which they decide."""
+        pattern = self.policy(model).pattern
+        if pattern is not None and phase != "ungated":
+            model.hold_gates(pattern)
+
+    def first_gated_phase(self) -> str | None:
+        """The name of the first phase in which gates decide; None if there is none."""
+        return next((phase.name for phase in self.phases() if phase.name != "ungated"), None)
 
     def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:  # noqa: B027 (need not do anything)
         """Called once, before the first epoch of a phase."""
@@ -160,6 +208,10 @@ class Objective(ABC):
     def evaluate(self, model: nn.Module, dataset: CoarseFineDataset) -> dict[str, Any]:
         """The test results that a checkpoint keeps; ``model`` is in ``eval()``."""
         return evaluate(model, dataset, task=self.recipe.task)
+
+
+#: The ``phase_keys`` of a gated network.
+GATED_PHASES = ("ungated_epochs", "gated_lr", "settled_epochs", "settled_lr")
 
 
 @torch.no_grad()

@@ -10,21 +10,22 @@ from torch import Tensor, nn
 from ...data import CoarseFineDataset
 from ..evaluation import evaluate
 from ..policy import Policy
-from .base import Phase, accuracy
+from .base import GATED_PHASES, Phase, accuracy
 from .single_task import SingleTaskObjective
 
-_GATE_LR = 2.0  # times the learning rate of the trained weights, since gates begin with nothing
 _TRIED = 500  # training images that the network is tried on as it was given
 
 
 class ConstructedObjective(SingleTaskObjective):
-    """One phase in which gates and weights learn together, the gates from open.
+    """Gates and weights learn together, the gates from open; before that, and after it, phases as of a SkipNet.
 
     The network that was given, before any step, is the teacher of ``policy.distillation`` and is evaluated beside the
     result.
     """
 
     tables: ClassVar[tuple[str, ...]] = ("gating", "policy")
+    phase_keys: ClassVar[tuple[str, ...]] = GATED_PHASES
+    gate_lr: ClassVar[float] = 2.0  # since gates begin with nothing, and weights are trained
     resumes_within_epochs: ClassVar[bool] = True
 
     @torch.no_grad()
@@ -43,28 +44,26 @@ class ConstructedObjective(SingleTaskObjective):
         self._policy = Policy(self.recipe, model, teacher)
 
     def phases(self) -> list[Phase]:
-        return [Phase("gated", self.recipe.train.length, self.recipe.train.lr)]
+        return self.gated_phases()
 
-    def parameter_groups(self, model: Any) -> list[dict[str, Any]]:
-        """As of every family, each group once more for the gates, which learn at twice the rate."""
-        own = {id(parameter) for parameter in model.gate_parameters()}
-        groups: list[dict[str, Any]] = []
-        for group in super().parameter_groups(model):
-            gates = [parameter for parameter in group["params"] if id(parameter) in own]
-            weights = [parameter for parameter in group["params"] if id(parameter) not in own]
-            groups += [{**group, "params": weights}, {**group, "params": gates, "lr_factor": _GATE_LR}]
-        return [group for group in groups if group["params"]]
+    def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
+        model.learn_gates(phase == "gated")
+        self.hold_gates(model, phase)
 
     def loss(
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
     ) -> tuple[Tensor, dict[str, float]]:
         policy = self.policy(model)
+        if phase == "ungated":
+            return self.cross_entropy(model(images, forced_gates=policy.ungated(model, images)), labels)
         policy.begin_step(model, self.progress)
         logits = model(images)
         loss, facts = self.cross_entropy(logits, labels)
         served = {model.name: (logits, labels[self.recipe.task])}
-        terms, more = policy.loss(model.scores, model.gates, served, images, self.progress)
         facts[f"{model.name}/skipped"] = 1 - model.last_gates[model.name].float().mean().item()
+        if phase == "settled":
+            return loss, facts
+        terms, more = policy.loss(model.scores, model.gates, served, images, self.progress)
         return loss + terms, facts | more
 
     def evaluate(self, model: Any, dataset: CoarseFineDataset) -> dict[str, Any]:

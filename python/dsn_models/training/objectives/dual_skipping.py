@@ -14,9 +14,8 @@ from ...dual_skipping import BRANCHES
 from ...errors import UserError
 from ...gates import set_slope
 from ..calibration import calibrate, recentre
-from ..evaluation import all_open
 from ..losses import GateRecorder, auxiliary_loss, freeze_gates, open_gates, sparsity_loss
-from .base import Objective, Phase, accuracy
+from .base import GATED_PHASES, Objective, Phase, accuracy
 
 
 class DualSkippingObjective(Objective):
@@ -28,6 +27,7 @@ class DualSkippingObjective(Objective):
     """
 
     tables: ClassVar[tuple[str, ...]] = ("gates", "policy")
+    phase_keys: ClassVar[tuple[str, ...]] = GATED_PHASES
 
     def class_counts(self, model: Any) -> dict[str, int]:
         recipe = self.recipe
@@ -36,14 +36,7 @@ class DualSkippingObjective(Objective):
         return dict(zip(BRANCHES, model.config.classes, strict=True))
 
     def phases(self) -> list[Phase]:
-        train = self.recipe.train
-        gated_lr = train.gated_lr or train.lr
-        phases = [
-            Phase("ungated", train.ungated_epochs, train.lr),
-            Phase("gated", train.length - train.ungated_epochs - train.settled_epochs, gated_lr),
-            Phase("settled", train.settled_epochs, train.settled_lr or gated_lr),
-        ]
-        return [phase for phase in phases if phase.length]
+        return self.gated_phases()
 
     def initialise(self, model: Any) -> None:
         super().initialise(model)
@@ -54,7 +47,7 @@ class DualSkippingObjective(Objective):
 
     def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
         gates = self.recipe.gates
-        if phase == next((p.name for p in self.phases() if p.name != "ungated"), None):
+        if phase == self.first_gated_phase():
             if gates.begin == "open":
                 open_gates(model)
             elif gates.begin == "calibrated":
@@ -67,6 +60,7 @@ class DualSkippingObjective(Objective):
             if phase == "settled" and gates.recentre:
                 recentre(model, dataset, self._fractions())
             set_slope(model, gates.slope + gates.slope_step * (epoch - self.recipe.train.ungated_epochs))
+        self.hold_gates(model, phase)
 
     def loss(
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
@@ -76,10 +70,7 @@ class DualSkippingObjective(Objective):
             self.policy(model).begin_step(model, self.progress)
         scores: dict[str, Tensor] = {}
         taken: dict[str, Tensor] = {}
-        forced = None
-        if phase == "ungated":
-            depth = self.recipe.policy.depth
-            forced = self.policy(model).left_out(model, images) if depth else all_open(model, len(images))
+        forced = self.policy(model).ungated(model, images) if phase == "ungated" else None
         with GateRecorder(model) as recorder:
             outputs = model(images, forced_gates=forced)
         loss = torch.zeros((), device=images.device)

@@ -11,22 +11,25 @@ from ...data import CoarseFineDataset
 from ...errors import UserError
 from ...gaternet import FILTERS, GaterNet
 from ..calibration import calibrate
-from .base import Phase, copy_weights
+from .base import GATED_PHASES, Phase, copy_weights
 from .single_task import SingleTaskObjective
 
 
 class GaterNetObjective(SingleTaskObjective):
-    """Phases "joint" (backbone and gater learn) and "settled" (gater frozen, gates as in inference; our option).
+    """Phases "joint" (backbone and gater learn) and, as our options, "ungated" before it (every filter runs) and
+    "settled" after it (gater frozen, gates as in inference).
 
     The loss is ``cross-entropy + sparsity mean(|G|_1) / c``, G [B, c] SemHash's gates of the training forward pass, the
-    means over the batch. Gate dropout rises linearly with the epochs, from 0 in the first to ``dropout`` in the last.
+    means over the batch, and the terms of ``[policy]``, to which a filter's probability is sigmoid(g' - t). Gate
+    dropout rises linearly with the epochs, from 0 in the first to ``dropout`` in the last.
 
     The paper trains backbone and gater on the task beforehand. ``init``: a GaterNet of the recipe's configuration, or a
     trained backbone; ``gater.init``: a trained network like the gater. Without the latter, a backbone that has the
     gater's layers initialises those too; else the gater begins at random.
     """
 
-    tables = ("gater",)
+    tables = ("gater", "policy")
+    phase_keys = GATED_PHASES
 
     def check(self, model: nn.Module, dataset: CoarseFineDataset) -> None:
         super().check(model, dataset)
@@ -38,6 +41,7 @@ class GaterNetObjective(SingleTaskObjective):
         if self.recipe.gater.init is not None:
             source, weights = f"gater.init {self.recipe.gater.init}", load(self.recipe.gater.init).state_dict()
             copy_weights(model.gater.features, _like(model.gater.features, weights, source), source)
+        self.policy(model)  # a teacher that does not fit is refused before the first step
 
     def start_from(self, model: Any, start: Any) -> None:
         if isinstance(start, GaterNet):
@@ -51,12 +55,7 @@ class GaterNetObjective(SingleTaskObjective):
             copy_weights(model.gater.features, {name: weights[name] for name in features}, source)
 
     def phases(self) -> list[Phase]:
-        train = self.recipe.train
-        phases = [
-            Phase("joint", train.length - train.settled_epochs, train.lr),
-            Phase("settled", train.settled_epochs, train.settled_lr or train.lr),
-        ]
-        return [phase for phase in phases if phase.length]
+        return self.gated_phases("joint")
 
     def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
         if phase == "joint" and self.recipe.gater.begin == "calibrated":
@@ -64,21 +63,34 @@ class GaterNetObjective(SingleTaskObjective):
 
     def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
         model.gater.requires_grad_(phase == "joint")
+        self.hold_gates(model, phase)
         model.gate_dropout = self.recipe.gater.dropout * epoch / max(self.recipe.train.length - 1, 1)
 
     def loss(
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
     ) -> tuple[Tensor, dict[str, float]]:
-        gates: list[Tensor] = []
-        handle = model.gate.register_forward_hook(lambda module, args, output: gates.append(output))
+        if phase == "ungated":
+            forced = self.policy(model).ungated(model, images)
+            return self.cross_entropy(model(images, forced_gates=forced), labels)
+        if phase == "joint":
+            self.policy(model).begin_step(model, self.progress)
+        seen: list[tuple[Tensor, Tensor]] = []
+        handle = model.gate.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
         try:
-            loss, facts = self.cross_entropy(model(images), labels)
+            logits = model(images)
         finally:
             handle.remove()
+        loss, facts = self.cross_entropy(logits, labels)
         if phase == "joint":
-            loss = loss + self.recipe.gater.sparsity * gates[0].mean()
-            facts["gates/on"] = gates[0].mean().item()
-        facts["filters/off"] = 1 - model.last_gates[FILTERS].float().mean().item()
+            scores, gates = seen[0]
+            loss = loss + self.recipe.gater.sparsity * gates.mean()
+            served = {FILTERS: (logits, labels[self.recipe.task])}
+            terms, more = self.policy(model).loss(
+                {FILTERS: scores.sigmoid()}, {FILTERS: gates}, served, images, self.progress
+            )
+            loss, facts = loss + terms, facts | more
+            facts["gates/on"] = gates.mean().item()
+        facts["filters/skipped"] = 1 - model.last_gates[FILTERS].float().mean().item()
         return loss, facts
 
 

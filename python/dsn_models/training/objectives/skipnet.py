@@ -17,13 +17,13 @@ from ...errors import UserError
 from ...resnet import ResNet
 from ...skipnet import UNITS, Decide, SkipNet, resolve_thresholds
 from ..calibration import calibrate, recentre
-from .base import Phase
+from .base import GATED_PHASES, Phase
 from .single_task import SingleTaskObjective
 
 
 class SkipNetObjective(SingleTaskObjective):
-    """The stage that the recipe's ``[skipping]`` names, and, as our option, a phase "settled" after it, in which the
-    gates are frozen and the other weights adapt to their decisions.
+    """The stage that the recipe's ``[skipping]`` names and, as our options, phases before and after it: "ungated", in
+    which every unit runs, and "settled", in which the gates are frozen and the other weights adapt to them.
 
     - "supervised" (section 2.2): gates decide by their threshold, gradients pass straight through to their scores. The
       loss is the cross-entropy, and, as our options, ``penalty max(0, mean gate - target)`` and ``[policy]``'s terms.
@@ -36,10 +36,13 @@ class SkipNetObjective(SingleTaskObjective):
     """
 
     tables = ("skipping", "policy")
+    phase_keys = GATED_PHASES
 
     def initialise(self, model: Any) -> None:
         if self.recipe.skipping.stage == "reinforce" and self.recipe.init is None:
             raise UserError(f"recipe {self.recipe.name}: {_ORDER}; none is given")
+        if self.recipe.skipping.stage == "reinforce" and self.recipe.policy != type(self.recipe.policy)():
+            raise UserError(f"recipe {self.recipe.name}: [policy] is for stage 'supervised'; 'reinforce' has a reward")
         super().initialise(model)
         self.policy(model)  # a teacher that does not fit is refused before the first step
 
@@ -52,22 +55,17 @@ class SkipNetObjective(SingleTaskObjective):
             super().start_from(model, start)
 
     def phases(self) -> list[Phase]:
-        train = self.recipe.train
-        phases = [
-            Phase("gated", train.length - train.settled_epochs, train.lr),
-            Phase("settled", train.settled_epochs, train.settled_lr or train.lr),
-        ]
-        return [phase for phase in phases if phase.length]
+        return self.gated_phases()
 
     def begin_epoch(self, model: Any, dataset: CoarseFineDataset, phase: str, epoch: int) -> None:
         model.learn_gates(phase == "gated")
         if phase == "settled" and self.recipe.skipping.recentre:
             recentre(model, dataset, {UNITS: self.recipe.skipping.target})
+        self.hold_gates(model, phase)
 
     def begin_phase(self, model: Any, dataset: CoarseFineDataset, phase: str) -> None:
         section = self.recipe.skipping
-        first = self.phases()[0].name
-        if section.stage == "reinforce" or section.begin == "kept" or phase != first:
+        if section.stage == "reinforce" or section.begin == "kept" or phase != self.first_gated_phase():
             return
         model.open_gates()
         if section.begin == "calibrated":
@@ -76,6 +74,9 @@ class SkipNetObjective(SingleTaskObjective):
     def loss(
         self, model: Any, images: Tensor, labels: dict[str, Tensor], phase: str
     ) -> tuple[Tensor, dict[str, float]]:
+        if phase == "ungated":
+            forced = self.policy(model).ungated(model, images)
+            return self.cross_entropy(model(images, forced_gates=forced), labels)
         if phase == "settled" or self.recipe.skipping.stage == "supervised":
             loss, facts = self._supervised(model, images, labels, phase)
         else:
