@@ -11,7 +11,7 @@ from dsn_models.errors import UserError
 from .. import graph as g
 from .gating import Gating, decide_first, gate_of
 from .placing import Place, Places
-from .values import Program, Shape, Value
+from .values import Program, Shape, Unserved, Value
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,12 @@ class Emitted:
 
 
 def emit(program: Program) -> Emitted:
-    """The graph of a program."""
+    """The graph of a program.
+
+    Raises:
+        UserError: torch decides a gate within what another governs.
+        Unserved: a recurrent gate that cannot go on from the one before.
+    """
     decide_first(program)
     return _Emitter(program).run()
 
@@ -54,6 +59,7 @@ class _Emitter:
         self.gating = Gating(program)
         self.places = Places(program, self.graph)
         self.pooled: set[int] = set()  # maps whose pooled vector is known
+        self.stays_pooled = False  # where the last node does not run, that of its map is known
         self.vector_maps: dict[Value, int] = {}  # of vectors without a map of their own
         self.decided: set[int] = set()
         self.opens = {number: value for value, number in self.gating.first.items()}
@@ -127,7 +133,7 @@ class _Emitter:
             isinstance(last, g.Conv2d)
             and last.dst == map
             and last.out_channels == value.channels
-            and last.only_if == gate
+            and (last.only_if == gate or self.stays_pooled)
         ):
             self.graph.nodes[-1] = replace(last, pool=True)
         else:
@@ -158,6 +164,7 @@ class _Emitter:
 
     def _append(self, node: g.Node) -> None:
         self.graph.add(node)
+        self.stays_pooled = node.dst in self.pooled
         self.pooled.discard(node.dst)
 
     def _finished(self, value: Value, kind: Any, source: Place | None = None, **fields: Any) -> None:
@@ -251,6 +258,20 @@ class _Emitter:
 
     def _open(self, value: Value) -> None:
         pass
+
+    def _lstm(self, value: Value) -> None:
+        """A recurrent gate is decided where its step is: steps must follow one another."""
+        assert value.weight is not None and value.bias is not None and isinstance(value.cell, g.Recurrence)
+        (where,) = (user for gate in self.places.users[value] for user in self.places.users[gate] if user.op == "where")
+        outer, gate = self.gating.of(value), self.gating.first[where]
+        if outer != self.gating.of(where):
+            raise Unserved(value, "a gate governs what it opens and not its state")
+        fields: dict[str, Any] = {"follows": len(value.inputs) > 1, "recurrence": value.cell, "first_gate": gate}
+        self._decide(outer)
+        source = self._vector(value.source)
+        fields |= {"src": source, "in_channels": value.source.channels, "only_if": outer, "where": where.where}
+        self.graph.add(g.Gate(weight=value.weight, bias=value.bias, **fields))
+        self.decided.add(gate)
 
     def _cat(self, value: Value) -> None:
         map, offset = self.places.of[value]

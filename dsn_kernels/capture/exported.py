@@ -20,9 +20,10 @@ from torch.utils._pytree import TreeSpec, tree_leaves
 from dsn_models.errors import UserError
 
 from .emit import Emitted, emit
+from .recurrent import holds
 from .simplify import simplify
-from .translate import Foreign, gate_words, module_of, sample_shape, translate
-from .values import Program, Value
+from .translate import Foreign, Zeros, gate_words, module_of, sample_shape, translate
+from .values import Program, Unserved, Value
 
 _EXAMPLE = 3  # samples with which a network is exported: a number that it is unlikely to fix
 
@@ -184,7 +185,10 @@ def read(exported: ExportedProgram) -> Captured:
         sunk = {} if refused else reader.sink()
         refused = refused if refused or sunk else reader.small_plans()
         if not refused and not sunk:
-            return reader.captured()
+            try:
+                return reader.captured()
+            except Unserved as found:
+                refused = {reader.step_of(found.value): str(found)}
         foreign |= refused
         floors |= sunk
 
@@ -252,8 +256,12 @@ class _Reader:
             level = max([self.floors.get(node, 0), *(self.level[n] + self.level[n] % 2 for n in needed)])
             try:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._enter(n, level))
-                self.known[node] = translate(node, args, kwargs, self.batch)
-                self.level[node] = level
+                made = translate(node, args, kwargs, self.batch)
+                if isinstance(made, Zeros) and any(user.op == "output" for user in node.users):
+                    raise Foreign("it gives zeros")
+                self.known[node] = made
+                if not isinstance(made, Zeros):  # which are known everywhere
+                    self.level[node] = level
                 return
             except Foreign as reason:
                 self.reasons[node] = f"{module_of(node) or 'the model'}: {node.target}: {reason}"
@@ -333,7 +341,17 @@ class _Reader:
         small = [node for node in self.level if node in self.known and self.level[node] not in convolved]
         return dict.fromkeys(small, "there is no convolution beside it")
 
+    def step_of(self, value: Value) -> fx.Node:
+        """The node of an LSTM's step."""
+        return next(node for node, made in self.known.items() if holds(made, value))
+
     def captured(self) -> Captured:
+        """The sections.
+
+        Raises:
+            UserError: a gate would be lost.
+            Unserved: a step of an LSTM is no gate of a plan.
+        """
         sections: list[PlanSection | TorchSection] = []
         for level in sorted({*self.levels, *(n for n in self.level.values() if n >= 0)}):
             section = self._plan(level) if level % 2 == 0 else self._torch(level)
@@ -405,7 +423,7 @@ class _Reader:
                 if node in self.level:
                     takes.append(node.name)
                     copies[node] = graph.placeholder(node.name)
-                elif node in self.known:
+                elif isinstance(self.known.get(node), Tensor):
                     name = f"constant_{len(copies)}"
                     root.register_buffer(name, self.known[node])
                     copies[node] = graph.get_attr(name)

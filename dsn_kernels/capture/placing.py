@@ -47,7 +47,11 @@ class Places:
                 self._place(value)
 
     def is_map(self, value: Value) -> bool:
-        return value not in self.vectors and value not in self.logits and value.op not in ("open", "slice", "input")
+        return (
+            value not in self.vectors
+            and value not in self.logits
+            and value.op not in ("open", "lstm", "slice", "input")
+        )
 
     def place(self, value: Value) -> Place:
         """Of a value, or of the part of one."""
@@ -117,7 +121,7 @@ class Places:
     def _reads_vector(self, user: Value, value: Value, vectors: set[Value]) -> bool:
         if user.op == "scale":
             return user.inputs[0] is not value
-        return user.op == "open" or (user in vectors and user.op != "mean")
+        return user.op in ("open", "lstm") or (user in vectors and user.op != "mean")
 
     def _new(self, value: Value) -> Place:
         height, width = value.shape[1:] or (1, 1)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from dsn_models.errors import UserError
 
 from ..graph import KEEP_ZERO, Window
+from .recurrent import join_gates
 from .values import Program, Value
 
 # What an activation may follow within one instruction.
@@ -19,9 +20,14 @@ _LINEAR = ("conv", "depthwise", "linear")
 
 
 def simplify(program: Program) -> None:
-    """Folds and fuses what comes to the same in exact arithmetic; the order of values stays."""
+    """Folds and fuses what comes to the same in exact arithmetic; the order of values stays.
+
+    Raises:
+        UserError: a mask chooses from what no convolution made.
+        Unserved: an LSTM that decides no gate as SkipNet's does.
+    """
     for step in (_drop_views, _fold_affine, _name_activations, _choose_filters, _merge_parallel, _fuse_activations,
-                 _take_in_norms):  # fmt: skip
+                 join_gates, _take_in_norms):  # fmt: skip
         step(program)
         program.prune()
 

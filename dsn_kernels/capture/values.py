@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
+from typing import NamedTuple
 
 from torch import Tensor
 
-from ..graph import Window
+from ..graph import Recurrence, Window
 
 # Per sample: (channels, height, width), or (channels,) of a vector.
 Shape = tuple[int, ...]
+
+
+class Cell(NamedTuple):
+    """An LSTM's weights, float64, in torch's order of gates: of its input, of its state, and the sum of both biases."""
+
+    input: Tensor
+    hidden: Tensor
+    bias: Tensor
+
+
+class Unserved(Exception):
+    """A value that only seemed to have a kernel; its text is the reason."""
+
+    def __init__(self, value: Value, reason: str) -> None:
+        super().__init__(reason)
+        self.value = value
 
 
 @dataclass(eq=False, repr=False)
@@ -31,6 +48,7 @@ class Value:
         number: what else an operation needs: the first channel of a slice, the factor of an enlargement, the threshold
             of a gate.
         counts_padding: whether an average pool counts zeros around the map.
+        cell: of an LSTM; with the projection once it decides a gate.
     """
 
     op: str
@@ -45,6 +63,7 @@ class Value:
     before: tuple[Tensor, Tensor] | None = None
     number: float = 0
     counts_padding: bool = False
+    cell: Cell | Recurrence | None = None
 
     @property
     def channels(self) -> int:

@@ -102,8 +102,9 @@ class Checked:
         first = 0
         for plan in self.plans:
             for node in plan.graph.nodes:
-                if node.op == "decide" and node.only_if >= 0:
-                    for gate in range(node.first_gate, node.first_gate + node.in_channels):
+                if node.op in ("decide", "gate") and node.only_if >= 0:
+                    count = node.in_channels if node.op == "decide" else 1
+                    for gate in range(node.first_gate, node.first_gate + count):
                         self.outer[first + gate] = first + node.only_if
             first += len(plan.gates)
 
