@@ -112,7 +112,8 @@ class _Emitter:
             return
         self._decide(outer)
         fields: dict[str, Any] = {"only_if": outer, "where": value.where, "first_gate": gate}
-        self.graph.add(g.Decide(src=self._vector(opened.source), in_channels=opened.channels, **fields))
+        fields |= {"src_offset": opened.first, "in_channels": opened.channels}
+        self.graph.add(g.Decide(src=self._vector(opened.source), **fields))
 
     def _vector(self, value: Value) -> int:
         """The map whose pooled vector is a value's mean, or the value itself where that is one."""
@@ -256,6 +257,47 @@ class _Emitter:
     def _slice(self, value: Value) -> None:
         pass
 
+    def _widen(self, value: Value) -> None:
+        """Zeros around a map's channels, which may be those of every other pixel alone."""
+        source, stride = value.source, 1
+        if source.op == "max_pool" and source not in self.places.of:
+            window, source = source.window, source.source
+            stride = 1 if window is None else window.stride
+        fields: dict[str, Any] = {"out_offset": int(value.number), "out_channels": value.channels, "stride": stride}
+        self._whole(value, g.Subsample, source, **fields)
+
+    def _transition(self, value: Value) -> None:
+        assert value.weight is not None and value.before is not None
+        self._whole(value, g.Transition, value.source, norm=g.Affine(*value.before), weight=value.weight)
+
+    def _whole(self, value: Value, kind: Any, source: Value, **fields: Any) -> None:
+        """Adds a node that reads a map from its first channel on, and leaves all that its own holds."""
+        from_, to = self._alone(source), self.places.of[value]
+        between = Place(self.graph.map(*self._sizes(value))) if to.offset else to
+        where = {"where": value.where}
+        self._append(kind(src=from_.map, dst=between.map, in_channels=source.channels, **fields, **where))
+        if to.offset:
+            self._copy(value, between, to, **self._common(value))
+
+    def _dense_block(self, value: Value) -> None:
+        assert value.block is not None
+        x, map = value.source, self.places.of[value].map
+        if self.places.place(x) != (map, 0):
+            self._copy(x, self.places.place(x), Place(map), **self._common(x))
+        self._pool(x, map)
+        block, first = value.block, self.gating.first[value]
+        fields: dict[str, Any] = {"gate": block.gate, "merge": "concat", "first_gate": first, "where": value.where}
+        self._append(g.DenseBlock(dst=map, in_channels=x.channels, layers=block.layers, **fields))
+
+    def _update(self, value: Value) -> None:
+        base, part = value.inputs
+        map, _ = place = self.places.of[value]
+        if self.places.place(base) != place:
+            self._copy(base, self.places.place(base), place, **self._common(value))
+        if self.places.accumulated.get(part) is not value:
+            to = Place(map, place.offset + int(value.number))
+            self._copy(part, self.places.place(part), to, accumulate=True, **self._common(value))
+
     def _open(self, value: Value) -> None:
         pass
 
@@ -265,7 +307,7 @@ class _Emitter:
         (where,) = (user for gate in self.places.users[value] for user in self.places.users[gate] if user.op == "where")
         outer, gate = self.gating.of(value), self.gating.first[where]
         if outer != self.gating.of(where):
-            raise Unserved(value, "a gate governs what it opens and not its state")
+            raise Unserved([value], "a gate governs what it opens and not its state")
         fields: dict[str, Any] = {"follows": len(value.inputs) > 1, "recurrence": value.cell, "first_gate": gate}
         self._decide(outer)
         source = self._vector(value.source)

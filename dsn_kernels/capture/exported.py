@@ -20,10 +20,9 @@ from torch.utils._pytree import TreeSpec, tree_leaves
 from dsn_models.errors import UserError
 
 from .emit import Emitted, emit
-from .recurrent import holds
 from .simplify import simplify
-from .translate import Foreign, Zeros, gate_words, module_of, sample_shape, translate
-from .values import Program, Unserved, Value
+from .translate import Foreign, Step, Zeros, gate_words, module_of, sample_shape, translate
+from .values import Program, Unserved, Value, in_order
 
 _EXAMPLE = 3  # samples with which a network is exported: a number that it is unlikely to fix
 
@@ -188,7 +187,7 @@ def read(exported: ExportedProgram) -> Captured:
             try:
                 return reader.captured()
             except Unserved as found:
-                refused = {reader.step_of(found.value): str(found)}
+                refused = dict.fromkeys(reader.nodes_of(found.values), str(found))
         foreign |= refused
         floors |= sunk
 
@@ -228,6 +227,9 @@ class _Reader:
         self.outputs: list[fx.Node] = []
         constants = {**exported.state_dict, **exported.constants}
         kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+        for node in reversed(exported.graph.nodes):
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:  # would keep what nobody else reads
+                exported.graph.erase_node(node)
         exported.graph.eliminate_dead_code()
         for node in exported.graph.nodes:
             if node.op == "placeholder":
@@ -244,8 +246,10 @@ class _Reader:
     @property
     def batch(self) -> Any:
         size = self.inputs[0].meta["val"].shape[0] if self.inputs else 0
-        if isinstance(size, int):
-            raise UserError(f"the model runs on a batch of {size} alone; expected one of any size")
+        if isinstance(size, int) or size.node.expr.is_number:
+            raise UserError(
+                f"the model runs on a batch of {size} alone; expected one of any size: x.shape[0], not len(x)"
+            )
         return size
 
     def _read(self, node: fx.Node) -> None:
@@ -341,9 +345,13 @@ class _Reader:
         small = [node for node in self.level if node in self.known and self.level[node] not in convolved]
         return dict.fromkeys(small, "there is no convolution beside it")
 
-    def step_of(self, value: Value) -> fx.Node:
-        """The node of an LSTM's step."""
-        return next(node for node, made in self.known.items() if holds(made, value))
+    def nodes_of(self, values: Sequence[Value]) -> list[fx.Node]:
+        """The nodes that compute values."""
+        found: dict[Any, fx.Node] = {}
+        for node, made in self.known.items():
+            for value in made if isinstance(made, (tuple, list)) else [made]:
+                found.setdefault(value.value if isinstance(value, Step) else value, node)
+        return [found[value] for value in values]
 
     def captured(self) -> Captured:
         """The sections.
@@ -384,7 +392,7 @@ class _Reader:
         program.outputs = [value.source if value.op == "flatten" else value for value in values]
         program.shapes = [sample_shape(node.meta["val"], self.batch) for node in leaving]
         program.inputs = [value for value in at.entered.values() if value.op == "input"]
-        program.values = _in_order(program.outputs)
+        program.values = in_order(program.outputs)
         simplify(program)
         entered = {value: node for node, value in at.entered.items()}
         program.inputs = [value for value in program.inputs if value in program.values]
@@ -465,17 +473,3 @@ def _placeholders_first(graph: fx.Graph) -> None:
     for node in [node for node in graph.nodes if node.op == "placeholder" and node is not first]:
         first.append(node)
         first = node
-
-
-def _in_order(values: Sequence[Value]) -> list[Value]:
-    """What values are computed from, and they, each after what it reads."""
-    found: dict[Value, None] = {}
-    left = list(reversed(values))
-    while left:
-        value = left[-1]
-        missing = [read for read in value.inputs if read not in found]
-        if missing and value not in found:
-            left += reversed(missing)
-        else:
-            found.setdefault(left.pop())
-    return list(found)

@@ -8,11 +8,11 @@ from .values import Program, Value, ancestors
 class Gating:
     """The gates of a program, and by which of them each value is computed.
 
-    Each ``where`` has a gate of its own, and each convolution with a mask one for each filter; they are numbered in
-    order.
+    Each ``where`` has a gate of its own, each convolution with a mask one for each filter, and a block one for each
+    layer; they are numbered in order.
 
     Attributes:
-        first: the number of a ``where``'s gate, or of a convolution's first.
+        first: the number of a ``where``'s gate, or of the first of a convolution's or block's.
         names: of the gates, by what each belongs to: as many times as it has gates.
         thresholds: above which a score opens each.
         governed: what each ``where``'s gate governs.
@@ -23,6 +23,10 @@ class Gating:
         self.names: list[str] = []
         self.thresholds: list[float] = []
         for value in program.values:
+            if value.block is not None:
+                self.first[value] = len(self.names)
+                self.names += value.block.names
+                self.thresholds += value.block.thresholds
             gate = gate_of(value)
             if gate is not None:
                 count = 1 if value.op == "where" else value.channels

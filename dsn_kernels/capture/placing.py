@@ -7,6 +7,9 @@ from typing import NamedTuple
 from ..graph import KEEP_ZERO, Graph
 from .values import Program, Value
 
+# What needs a map of its own, or lies within another's.
+_WHOLE = ("slice", "where", "dense_block", "transition", "widen")
+
 
 class Place(NamedTuple):
     """Some channels of a map, from ``offset`` on."""
@@ -130,8 +133,10 @@ class Places:
     def _place(self, value: Value) -> None:
         if value not in self.of:
             self.of[value] = (self._joined_already(value) if value.op == "cat" else None) or self._new(value)
-        if value.op == "cat":
+        if value.op in ("cat", "dense_block"):
             self._join(value)
+        elif value.op == "update":
+            self._update(value)
         elif value.op == "add":
             self._add(value)
         elif value.op == "where":
@@ -172,7 +177,7 @@ class Places:
         map, offset = self.of[value]
         last, until = -1, self._ends(value)
         for part in value.inputs:
-            fresh = part not in self.of and part.op not in ("slice", "where") and self.is_map(part)
+            fresh = part not in self.of and part.op not in _WHOLE and self.is_map(part)
             begins = fresh and self.at[part] > last and self._filled(Place(map, offset), self.at[part])
             if begins and self._lasts(part, until) and value.inputs.count(part) == 1:
                 self.of[part], self.until[part] = Place(map, offset), until
@@ -202,6 +207,17 @@ class Places:
             return False  # filters that are off leave zero
         fits = term.op in ("conv", "upsample") or (term.op in ("affine", "scale") and not total.is_vector)
         return one_user and fits and term.activation == "none" and term not in self.of and self.is_map(term)
+
+    def _update(self, value: Value) -> None:
+        """What is added to a part of a map goes onto it as it is computed, if nobody reads later what was there."""
+        base, part = value.inputs
+        place = self.of[value]
+        if self._take(base, place, value, self.at[part], part):
+            if self._adds_itself(part, value):
+                self.accumulated[part] = value
+                self.of[part] = Place(place.map, place.offset + int(value.number))
+        elif self.of.get(base) == place:
+            self.of[value] = self._new(value)
 
     def _choose(self, value: Value) -> None:
         _, computed, otherwise = value.inputs

@@ -71,12 +71,6 @@ def _step(call: Call, x: Any, state: Sequence[Any], weights: Sequence[Any]) -> V
     return call.make("lstm", x, *before, cell=Cell(input, hidden, bias), shape=(_SIZE,))
 
 
-def holds(made: Any, value: Value) -> bool:
-    """Whether a node of an LSTM gave its step ``value``."""
-    first = made[0] if isinstance(made, tuple) and made else None
-    return first is value or (isinstance(first, Step) and first.value is value)
-
-
 def join_gates(program: Program) -> None:
     """Makes of each LSTM's step, the linear map in front of it, and the linear map and sigmoid behind it one value,
     which opens a gate.
@@ -88,7 +82,7 @@ def join_gates(program: Program) -> None:
     before: Value | None = None
     for step in [value for value in program.values if value.op == "lstm"]:
         if step.inputs[1:] != ([] if before is None else [before]):
-            raise Unserved(step, "it is one of several LSTMs, or of steps that do not follow one another")
+            raise Unserved([step], "it is one of several LSTMs, or of steps that do not follow one another")
         before = _join(step, users, program, before)
 
 
@@ -101,19 +95,19 @@ def _join(step: Value, users: dict[Value, list[Value]], program: Program, before
     gate = score and only_user(score)
     where = gate and only_user(gate)
     if where is None or where.op != "where" or where.inputs[0] is not gate:
-        raise Unserved(step, "its state decides anything but the gate of one where_open")
+        raise Unserved([step], "its state decides anything but the gate of one where_open")
     assert score is not None and gate is not None and isinstance(step.cell, Cell)
     if not _is_linear(score) or score.activation != "sigmoid" or gate.op != "open":
-        raise Unserved(step, "its gate is not the sigmoid of a linear map, compared with a number")
+        raise Unserved([step], "its gate is not the sigmoid of a linear map, compared with a number")
     if not _is_linear(embedding) or embedding.activation != "none" or users[embedding] != [step]:
-        raise Unserved(step, "it reads anything but a linear map of a pooled vector")
+        raise Unserved([step], "it reads anything but a linear map of a pooled vector")
     weight, bias = _weights(score)
     shared = Recurrence(*step.cell, projection=weight[0], projection_bias=bias)
     if before is not None:
         known = before.cell
         assert isinstance(known, Recurrence)
         if not all(map(torch.equal, known, shared)):
-            raise Unserved(step, "its weights are not those of the step before")
+            raise Unserved([step], "its weights are not those of the step before")
         shared = known  # packed once
     step.weight, step.bias = _weights(embedding)
     step.cell, step.inputs = shared, [embedding.source, *step.inputs[1:]]

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from dsn_models.errors import UserError
 
 from ..graph import KEEP_ZERO, Window
+from .blocks import join_layers, join_transitions
+from .gating import Gating
 from .recurrent import join_gates
-from .values import Program, Value
+from .values import Program, Unserved, Value, ancestors, in_order
 
 # What an activation may follow within one instruction.
 _ACTIVATED = ("conv", "depthwise", "linear", "affine", "scale", "add", "upsample")
@@ -26,8 +28,9 @@ def simplify(program: Program) -> None:
         UserError: a mask chooses from what no convolution made.
         Unserved: an LSTM that decides no gate as SkipNet's does.
     """
-    for step in (_drop_views, _fold_affine, _name_activations, _choose_filters, _merge_parallel, _fuse_activations,
-                 join_gates, _take_in_norms):  # fmt: skip
+    for step in (_drop_views, _serve_lines, _add_what_is_skipped, _pool_what_is_joined, _fold_affine, _name_activations,
+                 _choose_filters, _merge_parallel, _fuse_activations, join_gates, _take_in_norms, join_layers,
+                 join_transitions, _fill_zeros):  # fmt: skip
         step(program)
         program.prune()
 
@@ -37,6 +40,58 @@ def _drop_views(program: Program) -> None:
     for value in program.values:
         if value.op == "view":
             program.replace(value, value.source)
+
+
+def _serve_lines(program: Program) -> None:
+    """Every other row alone, or zeros around a map that no convolution reads, has no kernel."""
+    if found := [value for value in program.values if value.op in ("lines", "pad")]:
+        raise Unserved(found, "it takes a part, or pads, for no convolution")
+
+
+def _add_what_is_skipped(program: Program) -> None:
+    """x plus what a gate lets run, or zeros: the gate chooses between x and the sum, so that adding moves no data."""
+    users = program.users()
+    for total in program.values:
+        for x, skipped in (total.inputs, total.inputs[::-1]) if total.op == "add" else ():
+            zeros = skipped.op == "where" and skipped.inputs[2].op == "zeros" and x is not skipped
+            if total.op == "add" and zeros and _only_user(skipped, users, program):
+                gate, computed, _ = skipped.inputs
+                total.op, total.inputs = "where", [gate, skipped, x]
+                skipped.op, skipped.inputs = "add", [x, computed]
+                total.where, skipped.where = skipped.where, total.where
+    program.values = in_order(program.outputs)
+
+
+def _pool_what_is_joined(program: Program) -> None:
+    """Means of maps side by side are the mean of the maps side by side, if these are joined too."""
+    joins = [value for value in program.values if value.op == "cat"]
+    joined = {tuple(value.inputs): value for value in joins}
+    for value in joins:
+        means = all(part.op == "mean" for part in value.inputs)
+        whole = joined.get(tuple(part.source for part in value.inputs)) if means else None
+        if whole is not None:
+            value.op, value.inputs = "mean", [whole]
+    program.values = in_order(program.outputs)
+
+
+def _fill_zeros(program: Program) -> None:
+    """Zeros that stand where a gate is shut: 0 times a map of the same size that is always there."""
+    gating, at = Gating(program), {value: i for i, value in enumerate(program.values)}
+    for value in [value for value in program.values if value.op == "zeros"]:
+        (where,) = (user for user in program.values if value in user.inputs)
+        near = [
+            x
+            for x in ancestors(where.inputs[:2])
+            if x.shape[1:] == value.shape[1:] and x.channels >= value.channels and gating.of(x) == gating.of(where)
+        ]
+        near = [x for x in near if x.op not in ("open", "lstm", "zeros")]
+        if not near:
+            raise Unserved([where], "zeros stand for what it computes where its gate is shut, and no map has its size")
+        source = min(near, key=lambda x: at.get(x, len(at)))
+        part = Value("slice", [source], value.shape, value.where) if source.channels > value.channels else source
+        nothing = torch.zeros(value.channels, dtype=torch.float64)
+        value.op, value.inputs, value.weight, value.bias = "affine", [part], nothing, nothing
+    program.values = in_order(program.outputs)
 
 
 def _fold_affine(program: Program) -> None:
@@ -52,6 +107,7 @@ def _fold_affine(program: Program) -> None:
         made.weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
         made.bias = bias * scale + shift
         program.replace(value, value.source)
+        value.inputs = []  # it reads nothing any more
         users = program.users()
 
 

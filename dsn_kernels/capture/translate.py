@@ -122,12 +122,19 @@ def translate(node: fx.Node, args: Any, kwargs: Any, batch: Any) -> Any:
     function, call = _OPS.get(node.target), Call(node, batch)
     if function is None:
         raise Foreign("no kernel has this operation")
+    if function is _slice and _same_shape(node):
+        return args[0]
     if function in (_view, _identity, _converted, _select, _slice) and args:
         if isinstance(args[0], Zeros):
             return args[0]
         if isinstance(args[0], Step) or (isinstance(args[0], Value) and call.is_step):
             return _as_step(call, args[0])
     return function(call, *args, **kwargs)
+
+
+def _same_shape(node: fx.Node) -> bool:
+    given: Any = node.args[0]
+    return given.meta["val"].shape == node.meta["val"].shape
 
 
 def _as_step(call: Call, x: Any) -> Any:
@@ -214,9 +221,13 @@ def _convolve(
     x, weight = _value(x), _constant(weight, "weight")
     if weight.dim() != 4:
         raise Foreign(f"it is a convolution in {weight.dim() - 2} dimensions")
+    stride, one = _alike(stride, "stride"), x.op == "max_pool" and x.window is not None and x.window.taps == 1
+    if one and weight.shape[2:] == (1, 1) and not any(pad):  # it strides in its reader's place
+        assert x.window is not None
+        x, stride = x.source, stride * x.window.stride
     if x.op == "pad":
         x, pad, more = x.source, *_padded(x, pad, more)
-    stride, dilation = _alike(stride, "stride"), _alike(dilation, "dilation")
+    dilation = _alike(dilation, "dilation")
     window = Window(weight.shape[2], weight.shape[3], stride, *pad, dilation, *more)
     bias = weight.new_zeros(len(weight)) if bias is None else _constant(bias, "bias")
     op = "depthwise" if groups == x.channels == len(weight) and groups > 1 else "conv"
@@ -231,12 +242,17 @@ def _padded(x: Value, pad: tuple[int, int], more: tuple[int, int]) -> tuple[tupl
     return before, (more[0] + own.more_rows, more[1] + own.more_columns)
 
 
+_READ_PADDED = (_ATEN.conv2d.default, _ATEN.convolution.default, _ATEN.slice.Tensor)
+
+
 @translates("constant_pad_nd.default", "pad.default")
 def _pad(call: Call, x: Any, pad: Sequence[int], *others: Any) -> Value:
     x = _value(x)
     mode, value = (*others, 0)[:2] if others and isinstance(others[0], str) else ("constant", (*others, 0)[0])
+    if len(pad) == 6 and not any(pad[:4]) and min(pad) >= 0 and mode == "constant" and not float(value or 0):
+        return call.make("widen", x, number=int(pad[4]))
     left, right, top, bottom = (*map(int, pad), 0, 0)[:4]
-    convolved = all(user.target in (_ATEN.conv2d.default, _ATEN.convolution.default) for user in call.node.users)
+    convolved = all(user.target in _READ_PADDED for user in call.node.users)
     if mode != "constant" or float(value or 0) or len(pad) > 4 or not convolved:
         raise Foreign("it pads with something else than zeros for a convolution")
     return call.make("pad", x, window=Window(1, 1, 1, top, left, 1, bottom - top, right - left))
@@ -296,6 +312,8 @@ def _clamp(call: Call, x: Any, low: Any = None, high: Any = None) -> Value:
     if call.node.target == _ATEN.hardtanh.default:
         low, high = -1 if low is None else low, 1 if high is None else high
     kind = {(0.0, 6.0): "relu6", (0.0, None): "relu"}.get((low, None if high is None else float(high)))
+    if (low, high) == (0, 1):  # hardsigmoid(y) = clamp(y / 6 + 1 / 2, 0, 1)
+        return _activated(call, _affine(call, _value(x, (1, 3)), 6.0, -3.0), "hardsigmoid")
     if kind is None:
         raise Foreign(f"it clamps to {low} and {high}")
     return _activated(call, x, kind)
@@ -468,12 +486,19 @@ def _sum(call: Call, x: Any, dims: Any, keepdim: bool = False, **_: Any) -> Valu
 @translates("softmax.int", "_softmax.default")
 def _softmax(call: Call, x: Any, dim: int, *_: Any) -> Stack:
     """Of two branches of one linear map W: sigmoid of the difference of both halves of W, and of its negative."""
-    if not isinstance(x, Stack) or dim % 5 != 1 or len(x.parts) != 2:
+    if isinstance(x, Value) and x.shape == (2,) and dim % 2 == 1:
+        x = Stack([call.make("slice", x, number=i, shape=(1,)) for i in range(2)])
+    if not isinstance(x, Stack) or len(x.parts) != 2 or dim % call.dims != 1:
         raise Foreign("it is a softmax over anything but two branches")
     sources = {part.source for part in x.parts}
     if len(sources) != 1 or any(part.op != "slice" for part in x.parts):
         raise Foreign("it is a softmax of what no linear map gives")
     made = sources.pop()
+    if made.op == "linear" and made.weight is not None and made.bias is not None:
+        (first, second), (b, c) = made.weight.chunk(2), made.bias.chunk(2)
+        differences = ((first - second, b - c), (second - first, c - b))
+        fields = {"activation": "sigmoid", "shape": x.parts[0].shape}
+        return Stack([call.make("linear", made.source, weight=w, bias=b, **fields) for w, b in differences])
     if (
         made.op != "conv"
         or made.weight is None
@@ -508,25 +533,56 @@ def _split(call: Call, x: Any, sizes: Any, dim: int = 0) -> list[Value]:
 
 @translates("slice.Tensor")
 def _slice(call: Call, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
+    if isinstance(x, Value) and x.op == "open" and x.inputs and dim % 2 == 1 and step == 1:
+        first = x.first + max(int(start or 0), -x.channels) % x.channels
+        return call.make("open", x.source, number=x.number, first=first)
     x = _value(x, (1, 3))
     if call.shape == x.shape:
         return x
+    if dim % (len(x.shape) + 1) in (2, 3) and step > 1 and not start:
+        return _strided(call, x, dim % 4, step)
     if dim % (len(x.shape) + 1) != 1 or step != 1:
         raise Foreign(f"it takes a part along dimension {dim}")
     first = 0 if start is None else int(start)
     return call.make("slice", x, number=first + x.channels if first < 0 else first)
 
 
+def _strided(call: Call, x: Value, dim: int, step: int) -> Value:
+    """Every step-th row, or column: of both it is a pool of one pixel."""
+    if call.shape[dim - 1] != -(-x.shape[dim - 1] // step):
+        raise Foreign(f"it takes a part along dimension {dim}")
+    if x.op == "lines" and (x.number, x.first) == (step, 5 - dim):
+        return call.make("max_pool", x.source, window=Window(1, 1, step))
+    return call.make("lines", x, number=step, first=dim)
+
+
 @translates("slice_scatter.default")
-def _slice_scatter(call: Call, x: Any, part: Any, *_: Any) -> Value:
+def _slice_scatter(
+    call: Call, x: Any, part: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Value:
     x, part = _value(x, (1, 3)), _value(part, (1, 3))
-    if part.shape != x.shape:
-        raise Foreign("it overwrites a part of a map")
-    return part
+    if part.shape == x.shape:
+        return part
+    first = max(int(start or 0), -x.channels) % x.channels
+    if dim % (len(x.shape) + 1) != 1 or step != 1:
+        raise Foreign(f"it overwrites a part along dimension {dim}")
+    if part.op == "slice" and part.source is x and part.number == first:
+        return x  # as `x[:, a:b] += y` ends
+    if part.op == "add":
+        for own, update in (part.inputs, part.inputs[::-1]):
+            if own.op == "slice" and own.source is x and own.number == first:
+                return call.make("update", x, update, number=first)
+    behind = first + part.channels
+    parts = [
+        call.make("slice", x, number=n, shape=(m - n, *x.shape[1:])) for n, m in ((0, first), (behind, x.channels))
+    ]
+    return call.make("cat", *(p for p in (parts[0], part, parts[1]) if p.channels))
 
 
 @translates("select.int")
 def _select(call: Call, x: Any, dim: int, index: int) -> Value:
+    if isinstance(x, Stack) and dim % (call.dims + 1) == 1:
+        return x.parts[index]
     x = _value(x, (1,))
     if dim % 2 != 1:
         raise Foreign("it takes one sample")
@@ -584,6 +640,13 @@ def _identity(call: Call, x: Any, *_: Any, **__: Any) -> Any:
     return x
 
 
+@translates("copy.default")
+def _copied(call: Call, x: Any, source: Any, *_: Any) -> Value:
+    if _value(x, (1, 3)).shape != _value(source, (1, 3)).shape:
+        raise Foreign("it copies a tensor of another shape")
+    return source  # type: ignore[no-any-return]
+
+
 @translates("_to_copy.default", "to.dtype", "_assert_tensor_metadata.default", "type_as.default")
 def _converted(call: Call, x: Any, *_: Any, **__: Any) -> Any:
     gate = isinstance(x, Value) and x.op == "open"
@@ -601,6 +664,13 @@ def _gt(call: Call, x: Any, threshold: float) -> Value:
     if not 0 <= threshold <= 1:  # beyond which thresholds of a plan do not go
         x, threshold = _affine(call, x, 1.0, -threshold), 0
     return call.make("open", x, number=float(threshold), shape=(x.channels,))
+
+
+@translates("ne.Scalar")
+def _ne(call: Call, x: Any, number: float) -> Value:
+    if not isinstance(x, Value) or x.op != "open" or number != 0:
+        raise Foreign("it compares a map")
+    return x
 
 
 def _opened(gate: Any, count: int) -> None:
@@ -622,7 +692,10 @@ def gate_words() -> None:
 
     def where_open(call: Call, open: Any, computed: Any, otherwise: Any) -> Value:
         _opened(open, 1)
-        return call.make("where", open, _value(computed, (1, 3)), _value(otherwise, (1, 3)))
+        computed = _value(computed, (1, 3))
+        if isinstance(otherwise, Zeros):
+            otherwise = call.make("zeros", shape=computed.shape)
+        return call.make("where", open, computed, _value(otherwise, (1, 3)))
 
     def choose_filters(call: Call, x: Any, mask: Any) -> Value:
         _opened(mask, x.channels)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..graph import Recurrence, Window
+from ..graph import DenseLayer, Recurrence, Window
 
 # Per sample: (channels, height, width), or (channels,) of a vector.
 Shape = tuple[int, ...]
@@ -23,12 +23,21 @@ class Cell(NamedTuple):
     bias: Tensor
 
 
-class Unserved(Exception):
-    """A value that only seemed to have a kernel; its text is the reason."""
+class Block(NamedTuple):
+    """Gated dense layers that follow one another: their gates' kind, and names and thresholds of each."""
 
-    def __init__(self, value: Value, reason: str) -> None:
+    layers: tuple[DenseLayer, ...]
+    gate: str
+    names: tuple[str, ...]
+    thresholds: tuple[float, ...]
+
+
+class Unserved(Exception):
+    """Values that only seemed to have a kernel; its text is the reason."""
+
+    def __init__(self, values: list[Value], reason: str) -> None:
         super().__init__(reason)
-        self.value = value
+        self.values = values
 
 
 @dataclass(eq=False, repr=False)
@@ -47,8 +56,10 @@ class Value:
         before: scale and shift of a BN-ReLU of a convolution's input, float64.
         number: what else an operation needs: the first channel of a slice, the factor of an enlargement, the threshold
             of a gate.
+        first: of a gate, the first channel of the scores that open it.
         counts_padding: whether an average pool counts zeros around the map.
         cell: of an LSTM; with the projection once it decides a gate.
+        block: of dense layers.
     """
 
     op: str
@@ -62,8 +73,10 @@ class Value:
     groups: int = 1
     before: tuple[Tensor, Tensor] | None = None
     number: float = 0
+    first: int = 0
     counts_padding: bool = False
     cell: Cell | Recurrence | None = None
+    block: Block | None = None
 
     @property
     def channels(self) -> int:
@@ -79,7 +92,7 @@ class Value:
         """Whether some of its channels may hold no data where it lies: a mask chose the filters that leave them."""
         if self.op in ("slice", "cat", "max_pool", "avg_pool"):
             return any(read.may_lack for read in self.inputs)
-        return self.op == "conv" and len(self.inputs) > 1
+        return self.op == "dense_block" or (self.op == "conv" and len(self.inputs) > 1)
 
     @property
     def source(self) -> Value:
@@ -132,3 +145,17 @@ def ancestors(values: Iterable[Value], without: tuple[Value, int] | None = None)
         found.add(value)
         left += [read for i, read in enumerate(value.inputs) if without is None or without != (value, i)]
     return found
+
+
+def in_order(values: Sequence[Value]) -> list[Value]:
+    """What values are computed from, and they, each after what it reads."""
+    found: dict[Value, None] = {}
+    left = list(reversed(values))
+    while left:
+        value = left[-1]
+        missing = [read for read in value.inputs if read not in found]
+        if missing and value not in found:
+            left += reversed(missing)
+        else:
+            found.setdefault(left.pop())
+    return list(found)

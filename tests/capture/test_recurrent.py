@@ -226,7 +226,7 @@ def test_what_is_no_such_gate_is_computed_by_torch(name):
 
 
 def test_a_sequence_along_the_batch_is_refused():
-    with pytest.raises(UserError, match="a gate would be lost") as error:
+    with pytest.raises(UserError, match="on a batch of 3 alone") as error:
         Checked(make(goes_along_the_batch, kind="lstm"), make_images(6))
     assert "\n" not in str(error.value)
 
