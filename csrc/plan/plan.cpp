@@ -292,9 +292,11 @@ void Plan::find_streams(const char* op) {
     streams[stream].push_back(i);
   }
   for (int r : root) stream_of.push_back(number[r]);
-  for (int i = 0; i < static_cast<int>(code.size()); ++i)
-    check(code[i].guide < 0 || streams[stream_of[code[i].guide]].back() < i, op, ": instruction ", i,
-          " of the plan takes a guide that is not finished");
+  for (int i = 0; i < static_cast<int>(code.size()); ++i) {
+    const int64_t guide = code[i].guide;
+    check(guide < 0 || stream_of[guide] == stream_of[code[i].home()] || streams[stream_of[guide]].back() < i, op,
+          ": instruction ", i, " of the plan takes a guide that is not finished");
+  }
 }
 
 }  // namespace dsn

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..graph import Affine, DenseLayer, Window
 from .gating import Gating
 from .placing import is_point
-from .values import Block, Program, Value
+from .values import Block, Program, Unserved, Value
 
 _GATES = {"sigmoid": ("soft", 1.0), "hardsigmoid": ("hard", 6.0)}  # kinds, and the factor of the score's linear map
 
@@ -48,9 +48,9 @@ def join_layers(program: Program) -> None:
             last = found
             run.append(layers[last])
         names = tuple(layer.choice.where or layer.choice.op for layer in run)
-        thresholds = tuple(layer.choice.inputs[0].number for layer in run)
+        gates = tuple(layer.choice.inputs[0] for layer in run)
         last.op, last.inputs = "dense_block", [first.x]
-        last.block = Block(tuple(layer.made for layer in run), first.kind, names, thresholds)
+        last.block = Block(tuple(layer.made for layer in run), first.kind, names, gates)
 
 
 def _layer(value: Value, users: dict[Value, list[Value]], program: Program) -> _Layer | None:
@@ -116,13 +116,44 @@ def _first(last: Value) -> Value | None:
 
 def join_transitions(program: Program) -> None:
     """A BN-ReLU-1x1 convolution and the average pool of 2x2 behind it: the pool comes first, and the 1x1 costs a
-    quarter."""
+    quarter. What it reads may be a map and, behind its channels, a smaller one, enlarged bilinearly: a guide.
+
+    Raises:
+        Unserved: of maps that are enlarged so for anything else.
+    """
     users, gating = program.users(), Gating(program)
     for pool in program.values:
         if pool.op != "avg_pool" or pool.window != Window(2, 2, 2) or gating.of(pool) >= 0:
             continue
         conv = pool.source
         plain = conv.op == "conv" and conv.window == Window(1, 1) and conv.before is not None and _is_plain(conv)
-        if plain and conv.activation == "none" and users[conv] == [pool] and conv not in program.outputs:
-            if conv.bias is None or not conv.bias.any():
-                pool.op, pool.inputs, pool.weight, pool.before = "transition", conv.inputs, conv.weight, conv.before
+        alone = users[conv] == [pool] and conv not in program.outputs
+        if plain and alone and conv.activation == "none" and not (conv.bias is not None and conv.bias.any()):
+            pool.op, pool.inputs, pool.weight, pool.before = "transition", conv.inputs, conv.weight, conv.before
+            both = conv.source
+            guided = both.op == "cat" and len(both.inputs) == 2 and both.inputs[1].op == "bilinear"
+            if guided and users[both] == [conv] and both not in program.outputs:
+                x, guide = both.inputs
+                if guide.source.shape[1] <= x.shape[1] and guide.source.shape[2] <= x.shape[2]:
+                    pool.inputs = [x, guide.source]
+    program.prune()
+    if found := [value for value in program.values if value.op == "bilinear"]:
+        raise Unserved(found, "it enlarges a map bilinearly for no transition")
+
+
+def join_heads(program: Program) -> None:
+    """BN-ReLU, the mean and a linear map that leaves: over the channels that hold data alone."""
+    users, gating = program.users(), Gating(program)
+    for linear in program.outputs:
+        if linear.op != "linear" or users[linear] or linear.activation != "none" or gating.of(linear) >= 0:
+            continue
+        pooled = linear.source
+        norm = pooled.source if pooled.op == "mean" else pooled
+        if (
+            norm.op == "affine"
+            and norm.activation == "relu"
+            and [users[x] for x in (norm, pooled)] == [[pooled], [linear]]
+        ):
+            assert norm.weight is not None and norm.bias is not None
+            if norm not in program.outputs and pooled not in program.outputs:
+                linear.op, linear.inputs, linear.before = "head", [norm.source], (norm.weight, norm.bias)

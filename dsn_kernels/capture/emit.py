@@ -33,6 +33,7 @@ class Emitted:
         gates: of each of its gates, the module that it belongs to.
         thresholds: above which a score opens each.
         given: of the gates that are decided elsewhere: the first, how many, and what decides them.
+        left: of the gates that leave, the first of each of the program's.
     """
 
     graph: g.Graph
@@ -40,6 +41,7 @@ class Emitted:
     gates: list[str]
     thresholds: list[float]
     given: list[tuple[int, int, Value]]
+    left: list[int]
 
 
 def emit(program: Program) -> Emitted:
@@ -87,7 +89,8 @@ class _Emitter:
             left += prod(shape)
         opened = [(first, gate_of(value)) for value, first in self.gating.first.items()]
         given = [(first, gate.channels, gate) for first, gate in opened if gate is not None and not gate.inputs]
-        return Emitted(self.graph, outputs, self.gating.names, self.gating.thresholds, given)
+        gates = [self.gating.column(gate) for gate in self.program.gates]
+        return Emitted(self.graph, outputs, self.gating.names, self.gating.thresholds, given, gates)
 
     def _common(self, value: Value) -> dict[str, Any]:
         gate = self.gating.of(value)
@@ -207,6 +210,12 @@ class _Emitter:
             return
         weight, bias = value.weight, value.bias
         assert weight is not None
+        if value.op == "head":
+            assert value.before is not None and bias is not None
+            ends: dict[str, Any] = {"in_channels": value.source.channels, "out_offset": self.places.logits[value]}
+            ends |= {"src": self._alone(value.source).map, "where": value.where}
+            self.graph.add(g.Head(norm=g.Affine(*value.before), weight=weight, bias=bias, **ends))
+            return
         fields = {"bias": bias, "activation": value.activation, **self._common(value)}
         if value not in self.places.vectors and value not in self.places.logits:
             weight = weight.view(*weight.shape[:2], 1, 1)
@@ -251,7 +260,9 @@ class _Emitter:
         if source.map == to.map:
             source = Place(self.graph.map(*self._sizes(value.source)))
             self._copy(value.source, self.places.place(value.source), source, **self._common(value))
-        reads = {"src": source.map, "src_offset": source.offset, "in_channels": value.channels}
+        mask = self.gating.first.get(value, -1)
+        self._decide(mask)
+        reads = {"src": source.map, "src_offset": source.offset, "in_channels": value.channels, "out_mask": mask}
         self._append(kind(dst=to.map, out_offset=to.offset, **reads, **fields, **self._common(value)))
 
     def _slice(self, value: Value) -> None:
@@ -268,7 +279,9 @@ class _Emitter:
 
     def _transition(self, value: Value) -> None:
         assert value.weight is not None and value.before is not None
-        self._whole(value, g.Transition, value.source, norm=g.Affine(*value.before), weight=value.weight)
+        guide = self._alone(value.inputs[1]).map if len(value.inputs) > 1 else -1
+        fields: dict[str, Any] = {"norm": g.Affine(*value.before), "weight": value.weight, "guide": guide}
+        self._whole(value, g.Transition, value.source, **fields)
 
     def _whole(self, value: Value, kind: Any, source: Value, **fields: Any) -> None:
         """Adds a node that reads a map from its first channel on, and leaves all that its own holds."""
@@ -286,7 +299,7 @@ class _Emitter:
             self._copy(x, self.places.place(x), Place(map), **self._common(x))
         self._pool(x, map)
         block, first = value.block, self.gating.first[value]
-        fields: dict[str, Any] = {"gate": block.gate, "merge": "concat", "first_gate": first, "where": value.where}
+        fields: dict[str, Any] = {"gate": block.kind, "merge": "concat", "first_gate": first, "where": value.where}
         self._append(g.DenseBlock(dst=map, in_channels=x.channels, layers=block.layers, **fields))
 
     def _update(self, value: Value) -> None:

@@ -27,13 +27,24 @@ from .values import Program, Unserved, Value, in_order
 _EXAMPLE = 3  # samples with which a network is exported: a number that it is unlikely to fix
 
 
+class Decided(NamedTuple):
+    """Gates of a plan that leave as a tensor: its name, the first of them, one sample's shape, and its dtype."""
+
+    name: str
+    first: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class PlanSection(NamedTuple):
-    """A graph, and the names of the tensors that it takes, that open gates of it and that it gives."""
+    """A graph, the names of the tensors that it takes, that open gates of it and that it gives, and its gates that it
+    gives too."""
 
     emitted: Emitted
     takes: list[str]
     given: list[str]
     gives: list[str]
+    decided: list[Decided]
 
 
 class TorchSection(NamedTuple):
@@ -332,7 +343,7 @@ class _Reader:
         found = {}
         for node in self.known:
             given = self.known[node]
-            gate = isinstance(given, Value) and given.op == "open" and self._origin(node) is node
+            gate = isinstance(given, Value) and given.op == "open" and not given.inputs and self._origin(node) is node
             single = (isinstance(given, (Value, Tensor)) and not gate) or node not in self.level
             leaves = any(user in self.level and self.level[user] != self.level.get(node) for user in node.users)
             if not single and (leaves or node in self.outputs):
@@ -385,12 +396,17 @@ class _Reader:
 
     def _plan(self, level: int) -> PlanSection | None:
         at, leaving = self._at(level), [n for n in self._leaving(level) if isinstance(self.known[n], Value)]
+        gates = [node for node in leaving if self.known[node].op == "open"]
+        leaving = [node for node in leaving if node not in gates]
         if not leaving:
+            if gates:
+                raise Unserved([self.known[node] for node in gates], "torch reads a gate by which nothing runs")
             return None
         program = at.program
         values = [self.known[node] for node in leaving]
         program.outputs = [value.source if value.op == "flatten" else value for value in values]
         program.shapes = [sample_shape(node.meta["val"], self.batch) for node in leaving]
+        program.gates = [self.known[node] for node in gates]
         program.inputs = [value for value in at.entered.values() if value.op == "input"]
         program.values = in_order(program.outputs)
         simplify(program)
@@ -400,7 +416,11 @@ class _Reader:
         emitted = emit(program)
         self._refuse_lost_gates(level)
         given = [self._origin(entered[gate]).name for _, _, gate in emitted.given]
-        return PlanSection(emitted, takes, given, [node.name for node in leaving])
+        decided = [
+            Decided(node.name, first, tuple(node.meta["val"].shape[1:]), node.meta["val"].dtype)
+            for node, first in zip(gates, emitted.left, strict=True)
+        ]
+        return PlanSection(emitted, takes, given, [node.name for node in leaving], decided)
 
     def _refuse_lost_gates(self, level: int) -> None:
         """All that a gate governs must be in its own plan: elsewhere it would run whatever the gate says."""

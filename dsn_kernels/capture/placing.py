@@ -94,7 +94,8 @@ class Places:
             chosen = kept
         count = 0
         for value in self.program.outputs:
-            if value not in self.logits and (value in chosen or (value in vectors and value.op != "mean")):
+            linear = value.op == "head" or (value in vectors and value.op != "mean")
+            if value not in self.logits and (value in chosen or linear):
                 for leaving in (value, *(value.inputs[1:] if value in chosen else ())):
                     self.logits[leaving] = count
                 count += value.channels

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dsn_models.errors import UserError
 
 from ..graph import KEEP_ZERO, Window
-from .blocks import join_layers, join_transitions
+from .blocks import join_heads, join_layers, join_transitions
 from .gating import Gating
 from .recurrent import join_gates
 from .values import Program, Unserved, Value, ancestors, in_order
@@ -30,7 +30,7 @@ def simplify(program: Program) -> None:
     """
     for step in (_drop_views, _serve_lines, _add_what_is_skipped, _pool_what_is_joined, _fold_affine, _name_activations,
                  _choose_filters, _merge_parallel, _fuse_activations, join_gates, _take_in_norms, join_layers,
-                 join_transitions, _fill_zeros):  # fmt: skip
+                 join_transitions, join_heads, _fill_zeros):  # fmt: skip
         step(program)
         program.prune()
 
@@ -142,7 +142,9 @@ def _is(tensor: Tensor | None, number: float) -> bool:
 
 
 def _choose_filters(program: Program) -> None:
-    """A mask on what a convolution gives chooses its filters."""
+    """A mask on what a convolution gives chooses its filters; on what is joined, those of each that a convolution or
+    pool gives."""
+    _choose_what_is_joined(program)
     users = program.users()
     for value in program.values:
         if value.op != "choose":
@@ -150,6 +152,11 @@ def _choose_filters(program: Program) -> None:
         made, mask = value.inputs
         if made.op == "activation" and made.activation in KEEP_ZERO and _only_user(made, users, program):
             value.activation, made = made.activation, made.source
+        if made.op in ("max_pool", "avg_pool") and value.activation == "none" and len(made.inputs) == 1:
+            if _only_user(made, users, program):
+                value.op, value.inputs, value.window = made.op, [made.source, mask], made.window
+                value.counts_padding = made.counts_padding
+                continue
         if made.op != "conv" or made.groups != 1 or not _only_user(made, users, program):
             raise UserError(
                 f"{value.where or 'choose_filters'} chooses from a {made.op}, which is no convolution that it alone "
@@ -157,6 +164,25 @@ def _choose_filters(program: Program) -> None:
             )
         value.op, value.inputs = "conv", [made.source, mask]
         value.weight, value.bias, value.window = made.weight, made.bias, made.window
+
+
+def _choose_what_is_joined(program: Program) -> None:
+    users = program.users()
+    while joins := [value for value in program.values if value.op == "choose" and value.source.op == "cat"]:
+        for value in joins:
+            (made, mask), parts, first = value.inputs, list[Value](), 0
+            if not mask.inputs or not _only_user(made, users, program):
+                raise UserError(f"{value.where or 'choose_filters'}: {_WHOLE_MASK}")
+            for part in made.inputs:
+                own = replace(mask, shape=(part.channels,), first=mask.first + first, inputs=mask.inputs)
+                parts.append(Value("choose", [part, own], part.shape, value.where))
+                first += part.channels
+            value.op, value.inputs = "cat", parts
+        program.values = in_order(program.outputs)
+        users = program.users()
+
+
+_WHOLE_MASK = "what is joined is masked by what torch decides, or read unmasked too; expected a mask for each part"
 
 
 def _merge_parallel(program: Program) -> None:

@@ -598,6 +598,13 @@ def _upsample(call: Call, x: Any, *_: Any) -> Value:
     return call.make("upsample", x, number=factor)
 
 
+@translates("upsample_bilinear2d.vec", "upsample_bilinear2d.default")
+def _upsample_smoothly(call: Call, x: Any, size: Any, align_corners: bool, *_: Any) -> Value:
+    if align_corners:
+        raise Foreign("it aligns corners")
+    return call.make("bilinear", _value(x))
+
+
 @translates("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "squeeze.dim",
              "squeeze.dims", "squeeze.default", "unsqueeze.default")  # fmt: skip
 def _view(call: Call, x: Any, *_: Any) -> Any:

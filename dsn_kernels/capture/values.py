@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..graph import DenseLayer, Recurrence, Window
 
+# What a mask may choose channels of: it is their second input.
+MASKED = ("conv", "max_pool", "avg_pool")
 # Per sample: (channels, height, width), or (channels,) of a vector.
 Shape = tuple[int, ...]
 
@@ -24,12 +26,12 @@ class Cell(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Gated dense layers that follow one another: their gates' kind, and names and thresholds of each."""
+    """Gated dense layers that follow one another: their gates' kind, and name and gate of each."""
 
     layers: tuple[DenseLayer, ...]
-    gate: str
+    kind: str
     names: tuple[str, ...]
-    thresholds: tuple[float, ...]
+    gates: tuple[Value, ...]
 
 
 class Unserved(Exception):
@@ -90,9 +92,9 @@ class Value:
     @property
     def may_lack(self) -> bool:
         """Whether some of its channels may hold no data where it lies: a mask chose the filters that leave them."""
-        if self.op in ("slice", "cat", "max_pool", "avg_pool"):
-            return any(read.may_lack for read in self.inputs)
-        return self.op == "dense_block" or (self.op == "conv" and len(self.inputs) > 1)
+        if self.op == "dense_block" or (self.op in MASKED and len(self.inputs) > 1):
+            return True
+        return self.op in ("slice", "cat", "max_pool", "avg_pool") and any(read.may_lack for read in self.inputs)
 
     @property
     def source(self) -> Value:
@@ -107,12 +109,14 @@ class Program:
         inputs: tensors that enter.
         outputs: those that leave.
         shapes: of the outputs, one sample's.
+        gates: those that leave.
     """
 
     values: list[Value] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     shapes: list[Shape] = field(default_factory=list)
+    gates: list[Value] = field(default_factory=list)
 
     def users(self) -> dict[Value, list[Value]]:
         """The values that read each, in order; an output is not among its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -274,7 +275,7 @@ class _Plan(nn.Module):
 
     def __init__(self, section: PlanSection, target: Target, first: int) -> None:
         super().__init__()
-        self.takes, self.gives = section.takes, section.gives
+        self.takes, self.gives, self.decided = section.takes, section.gives, section.decided
         emitted = section.emitted
         self.dtype = target.map_dtype
         self.outputs, self.first, self.gates = emitted.outputs, first, len(emitted.gates)
@@ -307,6 +308,9 @@ class _Plan(nn.Module):
         out = out._replace(gates=out.gates[:, : self.gates], scores=out.scores[:, : self.gates])
         for name, output in zip(self.gives, self.outputs, strict=True):
             known[name] = self._output(out, output.shape, output.first, output.stored, batch)
+        for name, gate, shape, dtype in self.decided:
+            count = math.prod(shape)
+            known[name] = out.gates[:, gate : gate + count].to(dtype).reshape(batch, *shape)
         return out
 
     def _forced(self, known: dict[str, Tensor], forced: Tensor | None, own: slice, batch: int) -> Tensor | None:
@@ -328,10 +332,7 @@ class _Plan(nn.Module):
             count = shape[0] if shape else 1
             return out.logits[:, first : first + count].reshape(batch, *shape)
         values = out.map.flatten(1)
-        count = 1
-        for size in shape:
-            count *= size
-        return values[:, first : first + count].reshape(batch, *shape)
+        return values[:, first : first + math.prod(shape)].reshape(batch, *shape)
 
 
 class _Torch(nn.Module):
