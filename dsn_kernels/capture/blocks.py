@@ -5,12 +5,13 @@ In a block a layer that is shut is saved twice: by itself, and in all that would
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..graph import Affine, DenseLayer, Window
 from .gating import Gating
 from .placing import is_point
-from .values import Block, Program, Unserved, Value
+from .values import Block, Program, Unserved, Value, in_order
 
 _GATES = {"sigmoid": ("soft", 1.0), "hardsigmoid": ("hard", 6.0)}  # kinds, and the factor of the score's linear map
 
@@ -112,6 +113,21 @@ def _first(last: Value) -> Value | None:
     reduce = last.source
     narrow = reduce.op == "conv" and reduce.window == Window(1, 1) and reduce.before is not None
     return reduce if narrow and reduce.activation == "relu" else None
+
+
+def give_stems(program: Program) -> None:
+    """A plain 3x3 convolution of the image in front of blocks is one of each block's own: branches then share nothing,
+    so that threads may walk them side by side, and a GPU's kernels fill a block's state with it."""
+    users = program.users()
+    blocks = [value for value in program.values if value.op == "dense_block"]
+    for block in blocks:
+        conv = block.source
+        plain = conv.op == "conv" and conv.window == Window(3, 3, 1, 1, 1) and conv.before is None and _is_plain(conv)
+        whole = conv.activation == "none" and conv.bias is not None and not conv.bias.any()
+        readers = [user for user in users[conv] if user.op != "dense_block"]
+        if plain and whole and not readers and program.inputs == [conv.source] and conv not in program.outputs:
+            block.inputs = [replace(conv, op="stem")]
+    program.values = in_order(program.outputs)
 
 
 def join_transitions(program: Program) -> None:

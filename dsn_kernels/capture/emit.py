@@ -69,28 +69,33 @@ class _Emitter:
     def run(self) -> Emitted:
         entered = 0
         for value in self.program.inputs:
+            if all(user.op == "stem" for user in self.places.users[value]):
+                continue  # they read the image itself
             self.graph.add(g.Load(dst=self.places.of[value].map, in_channels=value.channels, src_offset=entered))
             entered += prod(value.shape)
-        for value in self.program.values:
-            if value.op == "input":
-                continue
-            if value not in self.places.vectors and value not in self.places.logits:
-                getattr(self, f"_{value.op}")(value)
-            else:
+        outputs, left, done = list[Output](), 0, set[Value]()
+        for value in [*self.program.inputs, *self.program.values]:
+            if value.op != "input" and (value in self.places.vectors or value in self.places.logits):
                 self._linear(value)
-        outputs, left = [], 0
-        for value, shape in zip(self.program.outputs, self.program.shapes, strict=True):
-            if value in self.places.logits:
-                outputs.append(Output(shape, self.places.logits[value]))
-                continue
-            map, _ = self._alone(value)
-            self.graph.add(g.Store(src=map, in_channels=value.channels, out_offset=left))
-            outputs.append(Output(shape, left, stored=True))
-            left += prod(shape)
+            elif value.op != "input":
+                getattr(self, f"_{value.op}")(value)
+            done.add(value)
+            while len(outputs) < len(self.program.outputs) and self.program.outputs[len(outputs)] in done:
+                outputs.append(self._left(self.program.outputs[len(outputs)], self.program.shapes[len(outputs)], left))
+                left += prod(outputs[-1].shape) if outputs[-1].stored else 0
         opened = [(first, gate_of(value)) for value, first in self.gating.first.items()]
         given = [(first, gate.channels, gate) for first, gate in opened if gate is not None and not gate.inputs]
         gates = [self.gating.column(gate) for gate in self.program.gates]
         return Emitted(self.graph, outputs, self.gating.names, self.gating.thresholds, given, gates)
+
+    def _left(self, value: Value, shape: Shape, left: int) -> Output:
+        """What leaves: a logit, or stored behind ``left`` values. It leaves as soon as it is there: what its stream
+        does is then over when another's guide asks for it."""
+        if value in self.places.logits:
+            return Output(shape, self.places.logits[value])
+        map, _ = self._alone(value)
+        self.graph.add(g.Store(src=map, in_channels=value.channels, out_offset=left))
+        return Output(shape, left, stored=True)
 
     def _common(self, value: Value) -> dict[str, Any]:
         gate = self.gating.of(value)
@@ -202,6 +207,12 @@ class _Emitter:
             fields["source"] = source
         self._finished(value, g.Conv2d, before=before, out_mask=mask, **fields)
 
+    def _stem(self, value: Value) -> None:
+        assert value.weight is not None
+        fields: dict[str, Any] = {"in_channels": value.source.channels, "where": value.where}
+        self._append(g.Stem(dst=self.places.of[value].map, weight=value.weight, **fields))
+        self.pooled.add(self.places.of[value].map)
+
     def _depthwise(self, value: Value) -> None:
         self._finished(value, g.Depthwise, weight=value.weight, bias=value.bias, window=value.window)
 
@@ -295,9 +306,11 @@ class _Emitter:
     def _dense_block(self, value: Value) -> None:
         assert value.block is not None
         x, map = value.source, self.places.of[value].map
-        if self.places.place(x) != (map, 0):
+        there = self.places.place(x) == (map, 0)
+        if not there:
             self._copy(x, self.places.place(x), Place(map), **self._common(x))
-        self._pool(x, map)
+        if not there or x.op not in ("stem", "transition"):  # which leave the pooled vector
+            self._pool(x, map)
         block, first = value.block, self.gating.first[value]
         fields: dict[str, Any] = {"gate": block.kind, "merge": "concat", "first_gate": first, "where": value.where}
         self._append(g.DenseBlock(dst=map, in_channels=x.channels, layers=block.layers, **fields))

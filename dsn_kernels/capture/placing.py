@@ -7,8 +7,9 @@ from typing import NamedTuple
 from ..graph import KEEP_ZERO, Graph
 from .values import Program, Value
 
-# What needs a map of its own, or lies within another's.
-_WHOLE = ("slice", "where", "dense_block", "transition", "widen")
+# What lies within another's map or needs one of its own; and what may be the first part of one.
+_WHOLE = ("slice", "where", "dense_block")
+_FIRST = ("stem", "transition", "widen")
 
 
 class Place(NamedTuple):
@@ -178,7 +179,8 @@ class Places:
         map, offset = self.of[value]
         last, until = -1, self._ends(value)
         for part in value.inputs:
-            fresh = part not in self.of and part.op not in _WHOLE and self.is_map(part)
+            fits = part.op not in _WHOLE and (offset == 0 or part.op not in _FIRST)
+            fresh = part not in self.of and fits and self.is_map(part)
             begins = fresh and self.at[part] > last and self._filled(Place(map, offset), self.at[part])
             if begins and self._lasts(part, until) and value.inputs.count(part) == 1:
                 self.of[part], self.until[part] = Place(map, offset), until

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dsn_models.errors import UserError
 
 from ..graph import KEEP_ZERO, Window
-from .blocks import join_heads, join_layers, join_transitions
+from .blocks import give_stems, join_heads, join_layers, join_transitions
 from .gating import Gating
 from .recurrent import join_gates
 from .values import Program, Unserved, Value, ancestors, in_order
@@ -30,7 +30,7 @@ def simplify(program: Program) -> None:
     """
     for step in (_drop_views, _serve_lines, _add_what_is_skipped, _pool_what_is_joined, _fold_affine, _name_activations,
                  _choose_filters, _merge_parallel, _fuse_activations, join_gates, _take_in_norms, join_layers,
-                 join_transitions, join_heads, _fill_zeros):  # fmt: skip
+                 give_stems, join_transitions, join_heads, _fill_zeros):  # fmt: skip
         step(program)
         program.prune()
 

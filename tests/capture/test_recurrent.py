@@ -5,11 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import dsn_kernels
 from dsn_models.errors import UserError
 from dsn_models.functional import where_open
 from tests.capture.capture_checks import Checked, make_images, settle
-from tests.checks import assert_as_exact_as_torch
 
 WIDTHS = (8, 8, 12, 12)
 
@@ -133,21 +131,6 @@ def test_a_recurrent_gate_runs_in_the_plan(name):
         macs[value] = checked.fast.last_macs
     units = 120 * 9 * 2 * 8 * 8 * 2 + 30 * 9 * (8 * 12 + 3 * 12 * 12)
     assert torch.equal(macs[1] - macs[0], torch.full((6,), units))
-
-
-@torch.no_grad()
-def check_on(place, batch):
-    """The same on another backend: the model's outputs, the CPU's gates and counts."""
-    model, x = make(cell, kind="cell"), make_images(6)[:batch]
-    fast = dsn_kernels.accelerate(model, example=x, backend=place.backend, verify=False)
-    on_cpu = dsn_kernels.accelerate(model, example=x, backend="cpu", verify=False)
-    actual, _ = fast(x.to(place.device)).cpu(), on_cpu(x)
-    same, exact = model(x), model.double()(x.double())
-    assert_as_exact_as_torch(actual, same, exact)
-    assert fast.kernel_share == 1 and list(fast.parts) == [""]
-    assert torch.equal(fast.last_macs.cpu(), on_cpu.last_macs)
-    for name, taken in on_cpu.last_gates.items():
-        assert torch.equal(fast.last_gates[name].cpu(), taken)
 
 
 def test_thresholds():
