@@ -236,12 +236,14 @@ class _Reader:
         self.levels: dict[int, _Level] = {}
         self.inputs: list[fx.Node] = []
         self.outputs: list[fx.Node] = []
+        self.governed: dict[fx.Node, set[fx.Node]] = {}  # by each where_open, once it was asked for
         constants = {**exported.state_dict, **exported.constants}
         kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
         for node in reversed(exported.graph.nodes):
             if node.target is torch.ops.aten._assert_tensor_metadata.default:  # would keep what nobody else reads
                 exported.graph.erase_node(node)
         exported.graph.eliminate_dead_code()
+        self.reads = {node: node.all_input_nodes for node in exported.graph.nodes}
         for node in exported.graph.nodes:
             if node.op == "placeholder":
                 if kinds[node.name].kind == InputKind.USER_INPUT:
@@ -280,9 +282,20 @@ class _Reader:
                 return
             except Foreign as reason:
                 self.reasons[node] = f"{module_of(node) or 'the model'}: {node.target}: {reason}"
+        needed = [n for n in self._torch_reads(node) if n in self.level]
         level = max([1, *(self.level[n] + 1 - self.level[n] % 2 for n in needed)])
         self.level[node] = level
         self._at(level).nodes.append(node)
+
+    def _torch_reads(self, node: fx.Node) -> list[fx.Node]:
+        """What torch needs for a node: zeros are made where they are read, like what gives their shape."""
+        found, left = [], list(node.all_input_nodes)
+        while left:
+            read = left.pop()
+            zeros = isinstance(self.known.get(read), Zeros)
+            left += read.all_input_nodes if zeros else ()
+            found += [] if zeros else [read]
+        return found
 
     def _at(self, level: int) -> _Level:
         return self.levels.setdefault(level, _Level())
@@ -315,18 +328,23 @@ class _Reader:
         return found
 
     def _governed(self, word: fx.Node) -> set[fx.Node]:
+        if word not in self.governed:
+            self.governed[word] = self._find_governed(word)
+        return self.governed[word]
+
+    def _find_governed(self, word: fx.Node) -> set[fx.Node]:
         needed, left = set[fx.Node](), list(self.outputs)
         while left:
             node = left.pop()
             if node not in needed:
                 needed.add(node)
-                left += [n for n in node.all_input_nodes if node is not word or n in (word.args[0], word.args[2])]
+                left += [n for n in self.reads[node] if node is not word or n in (word.args[0], word.args[2])]
         governed, left = set[fx.Node](), [n for n in word.args[1:2] if isinstance(n, fx.Node)]
         while left:
             node = left.pop()
             if node not in needed and node not in governed:
                 governed.add(node)
-                left += node.all_input_nodes
+                left += self.reads[node]
         return governed
 
     def _masked(self, word: fx.Node) -> set[fx.Node]:
@@ -389,7 +407,7 @@ class _Reader:
         own = [node for node, at in self.level.items() if at == level and self._origin(node) is node]
         passed: dict[fx.Node, set[int]] = {}
         for node in self.level:
-            for read in node.all_input_nodes:
+            for read in self._torch_reads(node) if self.level[node] % 2 else node.all_input_nodes:
                 passed.setdefault(self._origin(read), set()).add(self.level[node])
         wanted = {self._origin(node) for node in self.outputs}
         return [node for node in own if node in wanted or passed.get(node, {level}) != {level}]

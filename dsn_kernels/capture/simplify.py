@@ -37,9 +37,10 @@ def simplify(program: Program) -> None:
 
 def _drop_views(program: Program) -> None:
     """A vector is one, with or without the dimensions of a pixel; what leaves has its shape noted."""
+    users = program.users()
     for value in program.values:
         if value.op == "view":
-            program.replace(value, value.source)
+            program.replace(value, value.source, users)
 
 
 def _serve_lines(program: Program) -> None:
@@ -106,9 +107,7 @@ def _fold_affine(program: Program) -> None:
         weight, bias = _tensor(made.weight), _tensor(made.bias)
         made.weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
         made.bias = bias * scale + shift
-        program.replace(value, value.source)
-        value.inputs = []  # it reads nothing any more
-        users = program.users()
+        program.replace(value, made, users)
 
 
 def _only_user(value: Value, users: dict[Value, list[Value]], program: Program) -> bool:
@@ -239,8 +238,7 @@ def _fuse_activations(program: Program) -> None:
         fits = made.op in _ACTIVATED and (value.activation in KEEP_ZERO or not masked)
         if fits and made.activation == "none" and _only_user(made, users, program):
             made.activation = value.activation
-            program.replace(value, made)
-            users = program.users()
+            program.replace(value, made, users)
 
 
 def _take_in_norms(program: Program) -> None:
@@ -258,7 +256,9 @@ def _take_in_norms(program: Program) -> None:
         shift = _tensor(value.bias) if norm else torch.zeros_like(one)
         for reader in readers:
             reader.before, reader.inputs = (scale, shift), [value.source, *reader.inputs[1:]]
-        users = program.users()
+        others = (user for user in users[value.source] if user is not value)
+        users[value.source] = list(dict.fromkeys([*others, *readers]))
+        users[value], value.inputs = [], []
 
 
 def _takes_norm(reader: Value, value: Value) -> bool:

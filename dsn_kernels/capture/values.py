@@ -126,11 +126,17 @@ class Program:
                 found[read].append(value)
         return found
 
-    def replace(self, old: Value, new: Value) -> None:
-        """Puts ``new`` in the place of ``old`` wherever that is read."""
-        for value in self.values:
+    def replace(self, old: Value, new: Value, users: dict[Value, list[Value]]) -> None:
+        """Puts ``new`` in the place of ``old`` wherever that is read; ``users`` stays what :meth:`users` gives, but for
+        the order of the new one's, and ``old`` reads nothing any more."""
+        for value in users[old]:
             value.inputs = [new if read is old else read for read in value.inputs]
         self.outputs = [new if value is old else value for value in self.outputs]
+        users[new] = list(dict.fromkeys([*(user for user in users[new] if user is not old), *users.pop(old)]))
+        users[old] = []
+        for read in old.inputs:
+            users[read] = [user for user in users[read] if user is not old]
+        old.inputs = []
 
     def prune(self) -> None:
         """Leaves out what no output needs."""

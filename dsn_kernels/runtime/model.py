@@ -73,7 +73,10 @@ class CapturedModel(Fixed):
         self.target, self._structure = target, structure
         self._capture: Capture | None = capture
         self._columns = [gates or name for plan in first.plans for name in plan.emitted.gates]
-        self.layers: dict[str, int] = dict(Counter(self._columns))
+        self._of: dict[str, list[int]] = {}  # the columns of each name
+        for column, name in enumerate(self._columns):
+            self._of.setdefault(name, []).append(column)
+        self.layers: dict[str, int] = {name: len(columns) for name, columns in self._of.items()}
         limits = [limit for plan in first.plans for limit in plan.emitted.thresholds]
         self.register_buffer("thresholds", torch.tensor(limits, dtype=torch.float32), persistent=False)
         self.networks = nn.ModuleDict()
@@ -205,11 +208,8 @@ class CapturedModel(Fixed):
         limits = [check_threshold(thresholds[name]) if name in thresholds else limit for name, limit in own]
         return torch.tensor(limits, dtype=torch.float32, device=self.thresholds.device)
 
-    def _of(self, name: str) -> list[int]:
-        return [i for i, own in enumerate(self._columns) if own == name]
-
     def _split(self, joined: Tensor) -> dict[str, Tensor]:
-        return {name: joined[:, self._of(name)] for name in self.layers}
+        return {name: joined[:, self._of[name]] for name in self.layers}
 
     def _join(self, forced_gates: Mapping[str, Tensor], batch: int) -> Tensor:
         if not isinstance(forced_gates, Mapping) or set(forced_gates) != set(self.layers):
@@ -221,7 +221,7 @@ class CapturedModel(Fixed):
             if not isinstance(gates, Tensor) or gates.dtype != torch.uint8 or list(gates.shape) != [batch, count]:
                 found = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
                 raise UserError(f"forced_gates[{name!r}] is {found}; expected torch.uint8 {[batch, count]}")
-            joined[:, self._of(name)] = gates.to(joined.device)
+            joined[:, self._of[name]] = gates.to(joined.device)
         check_forced(joined)
         return joined
 

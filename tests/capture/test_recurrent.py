@@ -182,6 +182,7 @@ def goes_along_the_batch(n, i, x, state):
 
 OTHERS = {
     "wider": (cell, {"kind": "cell", "size": 12}),
+    "wider, from zeros": (cell_from_zeros, {"kind": "cell", "size": 12}),
     "a GRU": (lambda n, i, x, s: (lambda h: (n.score(h) > 0.5, h))(n.rnn(x, s)), {"kind": "gru"}),
     "two layers": (sequence, {"kind": "lstm", "num_layers": 2}),
     "both directions": (
