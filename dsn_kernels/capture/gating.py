@@ -72,11 +72,11 @@ def _by_number(values: list[Value]) -> list[Value]:
         gate = gate_of(value)
         if gate is not None and gate.inputs and value.op != "where":
             masked.setdefault(gate.source, []).append(value)
-    rank = {value: i for i, value in enumerate(values)}
+    rank = {value: float(i) for i, value in enumerate(values)}
     for together in masked.values():
         first = min(rank[value] for value in together)
         for i, value in enumerate(sorted(together, key=lambda v: v.inputs[1].first)):
-            rank[value] = first + (i + 1) / (len(together) + 1)  # type: ignore[assignment]
+            rank[value] = first + (i + 1) / (len(together) + 1)
     return sorted(values, key=lambda value: rank[value])
 
 

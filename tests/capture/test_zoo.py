@@ -27,7 +27,7 @@ CASES = {
     "gaternet-resnet-164": {},
     "gaternet-densenet-100-12": {},
     "gaternet-shake-shake-64d": {},
-    "gunn-15": {},
+    "gunn-15": {"widths": (8,), "segments": ((1, 3, 4),)},
     "sunn-15": {},
     "gunn-24": {},
     "resnet-164": {},
