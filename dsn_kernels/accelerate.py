@@ -97,7 +97,8 @@ def accelerate(
         makers = _makers(Target(backend, dtype, cuda_graph))
     verify = verify and device.type == ("cuda" if gpu else "cpu")
     family = capture.family_of(model)
-    if family is not None and family in makers and not _changes_parts_alone(model, family):
+    changed = family is not None and _changes_parts_alone(model, family, example)
+    if family is not None and family in makers and not changed:
         fast = makers[family](model).to(device)
         if verify:
             check_accelerated(model, fast, type(model).__name__, dtype, device)
@@ -106,7 +107,8 @@ def accelerate(
         raise UserError(f"cuda_graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
     if example is None:
         example = getattr(model, "example_images", None)
-    parts = any(capture.family_of(module) in makers for module in model.modules())
+    decides = changed and family is not None and _decides_as_a_whole(family)
+    parts = not decides and any(capture.family_of(module) in makers for module in model.modules())
     inputs = example if isinstance(example, tuple) else () if example is None else (example,)
     if inputs and all(isinstance(x, torch.Tensor) and x.dim() > 1 for x in inputs) and backend != "auto":
         try:
@@ -127,6 +129,11 @@ def accelerate(
                 if verify:
                     check_captured(model, whole, inputs, dtype, device)
                 return whole
+    if decides:
+        raise UserError(
+            f"the gates of the {type(model).__name__} would be lost; expected images as example, and on a GPU a "
+            "backend by name"
+        )
     return _swap_parts(model, makers, dtype, device, example, verify)
 
 
@@ -136,19 +143,26 @@ def _gates_name(model: Any, gates: int) -> str | None:
     return next(iter(counts)) if isinstance(counts, Mapping) and [*counts.values()] == [gates] else None
 
 
-def _changes_parts_alone(model: nn.Module, family: type[nn.Module]) -> bool:
+def _changes_parts_alone(model: nn.Module, family: type[nn.Module], example: Any) -> bool:
     """Whether a subclass of a network overrides what puts the parts together, so that only the parts are the family's.
 
     Raises:
-        UserError: the family decides its gates where it puts the parts together; the parts alone would skip nothing.
+        UserError: the family decides its gates where it puts the parts together; the parts alone would skip nothing,
+            and without an example the whole cannot be exported.
     """
     changed = capture.overrides(model, family)
-    if changed and capture.FAMILIES[family].limits and not capture.FAMILIES[family].parts_decide:
+    if changed and example is None and _decides_as_a_whole(family):
         raise UserError(
             f"model is a {type(model).__name__}, which overrides {', '.join(changed)} of {family.__name__}: its gates "
-            f"would be lost; accelerate a {family.__name__}, or run the model itself (backend='reference')"
+            f"would be lost; give an example of its images, accelerate a {family.__name__}, or run the model itself "
+            "(backend='reference')"
         )
     return bool(changed) and family in capture.networks()
+
+
+def _decides_as_a_whole(family: type[nn.Module]) -> bool:
+    """Whether a family decides its gates where it puts its parts together, which by themselves have none."""
+    return bool(capture.FAMILIES[family].limits) and not capture.FAMILIES[family].parts_decide
 
 
 def _swap_parts(

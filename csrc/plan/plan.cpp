@@ -1,7 +1,9 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <numeric>
 #include <set>
+#include <utility>
 
 #include "../common/check.h"
 
@@ -44,12 +46,16 @@ bool in_range(const Instruction& in) {
   return ok;
 }
 
+// One past the last gate that an instruction decides, 0 if it decides none.
+int64_t gates_of_own(const Instruction& in) {
+  const int64_t decided = in.op == Op::kGate ? 1 : in.op == Op::kDecide ? in.in_channels : in.layers;
+  return has(in.op, kOwnsGates) ? in.first_gate + decided : 0;
+}
+
 // One past the last gate that an instruction decides or reads.
 int64_t gates_of(const Instruction& in) {
-  const int64_t decided = in.op == Op::kGate ? 1 : in.op == Op::kDecide ? in.in_channels : in.layers;
-  const int64_t own = has(in.op, kOwnsGates) ? in.first_gate + decided : 0;
   const int64_t chosen = in.op == Op::kConv2d ? in.out_channels : in.in_channels;
-  return std::max({own, in.only_if + 1, in.out_mask < 0 ? 0 : in.out_mask + chosen,
+  return std::max({gates_of_own(in), in.only_if + 1, in.out_mask < 0 ? 0 : in.out_mask + chosen,
                    in.in_mask < 0 ? 0 : in.in_mask + in.in_channels});
 }
 
@@ -268,7 +274,17 @@ void Plan::find_streams(const char* op) {
   auto join = [&](int64_t a, int64_t b) {  // two buffers become one stream
     if (a >= 0 && b >= 0) std::replace(root.begin(), root.end(), int{root[a]}, int{root[b]});
   };
-  for (const Instruction& in : code) join(in.src, in.dst), join(in.factor, in.dst);
+  std::vector<int64_t> decides(static_cast<size_t>(gates), -1);  // where what decides a gate is at home
+  int64_t recurrent = -1;
+  for (const Instruction& in : code) {
+    join(in.src, in.dst), join(in.factor, in.dst);
+    if (in.only_if >= 0) join(decides[in.only_if], in.home());
+    if (in.out_mask >= 0) join(decides[in.out_mask], in.home());
+    if (in.op == Op::kGate || in.op == Op::kDecide)
+      std::fill(decides.begin() + in.first_gate, decides.begin() + gates_of_own(in), in.home());
+    if (in.op == Op::kGate && in.gate == GateKind::kRecurrent)  // it goes on from the one before
+      join(std::exchange(recurrent, in.home()), in.home());
+  }
   std::vector<int> number(root.size(), -1);
   for (int i = 0; i < static_cast<int>(code.size()); ++i) {
     int& stream = number[root[code[i].home()]];
@@ -276,9 +292,11 @@ void Plan::find_streams(const char* op) {
     streams[stream].push_back(i);
   }
   for (int r : root) stream_of.push_back(number[r]);
-  for (int i = 0; i < static_cast<int>(code.size()); ++i)
-    check(code[i].guide < 0 || streams[stream_of[code[i].guide]].back() < i, op, ": instruction ", i,
-          " of the plan takes a guide that is not finished");
+  for (int i = 0; i < static_cast<int>(code.size()); ++i) {
+    const int64_t guide = code[i].guide;
+    check(guide < 0 || stream_of[guide] == stream_of[code[i].home()] || streams[stream_of[guide]].back() < i, op,
+          ": instruction ", i, " of the plan takes a guide that is not finished");
+  }
 }
 
 }  // namespace dsn

@@ -57,8 +57,9 @@ struct Plan {
   int64_t logits = 0;           // outputs of all heads
   bool needs_masks = false;     // filters are chosen by gates that no instruction decides
   std::vector<int64_t> slices;  // of each instruction: those of its input that may be constants to its BN-ReLU
-  // Instructions that share a buffer are one stream, in the plan's order; only a guide leads from one stream to
-  // another, so that threads or CUDA streams may walk them side by side. Streams are counted as they begin.
+  // Instructions that share a buffer are one stream, in the plan's order, and so are a gate and what waits for it. Only
+  // a guide leads from one stream to another, so that threads or CUDA streams may walk them side by side. Streams are
+  // counted as they begin.
   std::vector<int> stream_of;             // of each buffer
   std::vector<std::vector<int>> streams;  // the instructions of each
 

@@ -11,7 +11,7 @@ from dsn_models.errors import UserError
 from .. import graph as g
 from .gating import Gating, decide_first, gate_of
 from .placing import Place, Places
-from .values import Program, Shape, Value
+from .values import Program, Shape, Unserved, Value
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Emitted:
         gates: of each of its gates, the module that it belongs to.
         thresholds: above which a score opens each.
         given: of the gates that are decided elsewhere: the first, how many, and what decides them.
+        left: of the gates that leave, the first of each of the program's.
     """
 
     graph: g.Graph
@@ -40,10 +41,16 @@ class Emitted:
     gates: list[str]
     thresholds: list[float]
     given: list[tuple[int, int, Value]]
+    left: list[int]
 
 
 def emit(program: Program) -> Emitted:
-    """The graph of a program."""
+    """The graph of a program.
+
+    Raises:
+        UserError: torch decides a gate within what another governs.
+        Unserved: a recurrent gate that cannot go on from the one before.
+    """
     decide_first(program)
     return _Emitter(program).run()
 
@@ -54,6 +61,7 @@ class _Emitter:
         self.gating = Gating(program)
         self.places = Places(program, self.graph)
         self.pooled: set[int] = set()  # maps whose pooled vector is known
+        self.stays_pooled = False  # where the last node does not run, that of its map is known
         self.vector_maps: dict[Value, int] = {}  # of vectors without a map of their own
         self.decided: set[int] = set()
         self.opens = {number: value for value, number in self.gating.first.items()}
@@ -61,27 +69,33 @@ class _Emitter:
     def run(self) -> Emitted:
         entered = 0
         for value in self.program.inputs:
+            if all(user.op == "stem" for user in self.places.users[value]):
+                continue  # they read the image itself
             self.graph.add(g.Load(dst=self.places.of[value].map, in_channels=value.channels, src_offset=entered))
             entered += prod(value.shape)
-        for value in self.program.values:
-            if value.op == "input":
-                continue
-            if value not in self.places.vectors and value not in self.places.logits:
-                getattr(self, f"_{value.op}")(value)
-            else:
+        outputs, left, done = list[Output](), 0, set[Value]()
+        for value in [*self.program.inputs, *self.program.values]:
+            if value.op != "input" and (value in self.places.vectors or value in self.places.logits):
                 self._linear(value)
-        outputs, left = [], 0
-        for value, shape in zip(self.program.outputs, self.program.shapes, strict=True):
-            if value in self.places.logits:
-                outputs.append(Output(shape, self.places.logits[value]))
-                continue
-            map, _ = self._alone(value)
-            self.graph.add(g.Store(src=map, in_channels=value.channels, out_offset=left))
-            outputs.append(Output(shape, left, stored=True))
-            left += prod(shape)
+            elif value.op != "input":
+                getattr(self, f"_{value.op}")(value)
+            done.add(value)
+            while len(outputs) < len(self.program.outputs) and self.program.outputs[len(outputs)] in done:
+                outputs.append(self._left(self.program.outputs[len(outputs)], self.program.shapes[len(outputs)], left))
+                left += prod(outputs[-1].shape) if outputs[-1].stored else 0
         opened = [(first, gate_of(value)) for value, first in self.gating.first.items()]
         given = [(first, gate.channels, gate) for first, gate in opened if gate is not None and not gate.inputs]
-        return Emitted(self.graph, outputs, self.gating.names, self.gating.thresholds, given)
+        gates = [self.gating.column(gate) for gate in self.program.gates]
+        return Emitted(self.graph, outputs, self.gating.names, self.gating.thresholds, given, gates)
+
+    def _left(self, value: Value, shape: Shape, left: int) -> Output:
+        """What leaves: a logit, or stored behind ``left`` values. It leaves as soon as it is there: what its stream
+        does is then over when another's guide asks for it."""
+        if value in self.places.logits:
+            return Output(shape, self.places.logits[value])
+        map, _ = self._alone(value)
+        self.graph.add(g.Store(src=map, in_channels=value.channels, out_offset=left))
+        return Output(shape, left, stored=True)
 
     def _common(self, value: Value) -> dict[str, Any]:
         gate = self.gating.of(value)
@@ -106,7 +120,8 @@ class _Emitter:
             return
         self._decide(outer)
         fields: dict[str, Any] = {"only_if": outer, "where": value.where, "first_gate": gate}
-        self.graph.add(g.Decide(src=self._vector(opened.source), in_channels=opened.channels, **fields))
+        fields |= {"src_offset": opened.first, "in_channels": opened.channels}
+        self.graph.add(g.Decide(src=self._vector(opened.source), **fields))
 
     def _vector(self, value: Value) -> int:
         """The map whose pooled vector is a value's mean, or the value itself where that is one."""
@@ -127,7 +142,7 @@ class _Emitter:
             isinstance(last, g.Conv2d)
             and last.dst == map
             and last.out_channels == value.channels
-            and last.only_if == gate
+            and (last.only_if == gate or self.stays_pooled)
         ):
             self.graph.nodes[-1] = replace(last, pool=True)
         else:
@@ -158,6 +173,7 @@ class _Emitter:
 
     def _append(self, node: g.Node) -> None:
         self.graph.add(node)
+        self.stays_pooled = node.dst in self.pooled
         self.pooled.discard(node.dst)
 
     def _finished(self, value: Value, kind: Any, source: Place | None = None, **fields: Any) -> None:
@@ -191,6 +207,12 @@ class _Emitter:
             fields["source"] = source
         self._finished(value, g.Conv2d, before=before, out_mask=mask, **fields)
 
+    def _stem(self, value: Value) -> None:
+        assert value.weight is not None
+        fields: dict[str, Any] = {"in_channels": value.source.channels, "where": value.where}
+        self._append(g.Stem(dst=self.places.of[value].map, weight=value.weight, **fields))
+        self.pooled.add(self.places.of[value].map)
+
     def _depthwise(self, value: Value) -> None:
         self._finished(value, g.Depthwise, weight=value.weight, bias=value.bias, window=value.window)
 
@@ -199,6 +221,12 @@ class _Emitter:
             return
         weight, bias = value.weight, value.bias
         assert weight is not None
+        if value.op == "head":
+            assert value.before is not None and bias is not None
+            ends: dict[str, Any] = {"in_channels": value.source.channels, "out_offset": self.places.logits[value]}
+            ends |= {"src": self._alone(value.source).map, "where": value.where}
+            self.graph.add(g.Head(norm=g.Affine(*value.before), weight=weight, bias=bias, **ends))
+            return
         fields = {"bias": bias, "activation": value.activation, **self._common(value)}
         if value not in self.places.vectors and value not in self.places.logits:
             weight = weight.view(*weight.shape[:2], 1, 1)
@@ -243,14 +271,75 @@ class _Emitter:
         if source.map == to.map:
             source = Place(self.graph.map(*self._sizes(value.source)))
             self._copy(value.source, self.places.place(value.source), source, **self._common(value))
-        reads = {"src": source.map, "src_offset": source.offset, "in_channels": value.channels}
+        mask = self.gating.first.get(value, -1)
+        self._decide(mask)
+        reads = {"src": source.map, "src_offset": source.offset, "in_channels": value.channels, "out_mask": mask}
         self._append(kind(dst=to.map, out_offset=to.offset, **reads, **fields, **self._common(value)))
 
     def _slice(self, value: Value) -> None:
         pass
 
+    def _widen(self, value: Value) -> None:
+        """Zeros around a map's channels, which may be those of every other pixel alone."""
+        source, stride = value.source, 1
+        if source.op == "max_pool" and source not in self.places.of:
+            window, source = source.window, source.source
+            stride = 1 if window is None else window.stride
+        fields: dict[str, Any] = {"out_offset": int(value.number), "out_channels": value.channels, "stride": stride}
+        self._whole(value, g.Subsample, source, **fields)
+
+    def _transition(self, value: Value) -> None:
+        assert value.weight is not None and value.before is not None
+        guide = self._alone(value.inputs[1]).map if len(value.inputs) > 1 else -1
+        fields: dict[str, Any] = {"norm": g.Affine(*value.before), "weight": value.weight, "guide": guide}
+        self._whole(value, g.Transition, value.source, **fields)
+
+    def _whole(self, value: Value, kind: Any, source: Value, **fields: Any) -> None:
+        """Adds a node that reads a map from its first channel on, and leaves all that its own holds."""
+        from_, to = self._alone(source), self.places.of[value]
+        between = Place(self.graph.map(*self._sizes(value))) if to.offset else to
+        where = {"where": value.where}
+        self._append(kind(src=from_.map, dst=between.map, in_channels=source.channels, **fields, **where))
+        if to.offset:
+            self._copy(value, between, to, **self._common(value))
+
+    def _dense_block(self, value: Value) -> None:
+        assert value.block is not None
+        x, map = value.source, self.places.of[value].map
+        there = self.places.place(x) == (map, 0)
+        if not there:
+            self._copy(x, self.places.place(x), Place(map), **self._common(x))
+        if not there or x.op not in ("stem", "transition"):  # which leave the pooled vector
+            self._pool(x, map)
+        block, first = value.block, self.gating.first[value]
+        fields: dict[str, Any] = {"gate": block.kind, "merge": "concat", "first_gate": first, "where": value.where}
+        self._append(g.DenseBlock(dst=map, in_channels=x.channels, layers=block.layers, **fields))
+
+    def _update(self, value: Value) -> None:
+        base, part = value.inputs
+        map, _ = place = self.places.of[value]
+        if self.places.place(base) != place:
+            self._copy(base, self.places.place(base), place, **self._common(value))
+        if self.places.accumulated.get(part) is not value:
+            to = Place(map, place.offset + int(value.number))
+            self._copy(part, self.places.place(part), to, accumulate=True, **self._common(value))
+
     def _open(self, value: Value) -> None:
         pass
+
+    def _lstm(self, value: Value) -> None:
+        """A recurrent gate is decided where its step is: steps must follow one another."""
+        assert value.weight is not None and value.bias is not None and isinstance(value.cell, g.Recurrence)
+        (where,) = (user for gate in self.places.users[value] for user in self.places.users[gate] if user.op == "where")
+        outer, gate = self.gating.of(value), self.gating.first[where]
+        if outer != self.gating.of(where):
+            raise Unserved([value], "a gate governs what it opens and not its state")
+        fields: dict[str, Any] = {"follows": len(value.inputs) > 1, "recurrence": value.cell, "first_gate": gate}
+        self._decide(outer)
+        source = self._vector(value.source)
+        fields |= {"src": source, "in_channels": value.source.channels, "only_if": outer, "where": where.where}
+        self.graph.add(g.Gate(weight=value.weight, bias=value.bias, **fields))
+        self.decided.add(gate)
 
     def _cat(self, value: Value) -> None:
         map, offset = self.places.of[value]

@@ -21,19 +21,30 @@ from dsn_models.errors import UserError
 
 from .emit import Emitted, emit
 from .simplify import simplify
-from .translate import Foreign, gate_words, module_of, sample_shape, translate
-from .values import Program, Value
+from .translate import Foreign, Step, Zeros, gate_words, module_of, sample_shape, translate
+from .values import Program, Unserved, Value, in_order
 
 _EXAMPLE = 3  # samples with which a network is exported: a number that it is unlikely to fix
 
 
+class Decided(NamedTuple):
+    """Gates of a plan that leave as a tensor: its name, the first of them, one sample's shape, and its dtype."""
+
+    name: str
+    first: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class PlanSection(NamedTuple):
-    """A graph, and the names of the tensors that it takes, that open gates of it and that it gives."""
+    """A graph, the names of the tensors that it takes, that open gates of it and that it gives, and its gates that it
+    gives too."""
 
     emitted: Emitted
     takes: list[str]
     given: list[str]
     gives: list[str]
+    decided: list[Decided]
 
 
 class TorchSection(NamedTuple):
@@ -184,7 +195,10 @@ def read(exported: ExportedProgram) -> Captured:
         sunk = {} if refused else reader.sink()
         refused = refused if refused or sunk else reader.small_plans()
         if not refused and not sunk:
-            return reader.captured()
+            try:
+                return reader.captured()
+            except Unserved as found:
+                refused = dict.fromkeys(reader.nodes_of(found.values), str(found))
         foreign |= refused
         floors |= sunk
 
@@ -222,9 +236,14 @@ class _Reader:
         self.levels: dict[int, _Level] = {}
         self.inputs: list[fx.Node] = []
         self.outputs: list[fx.Node] = []
+        self.governed: dict[fx.Node, set[fx.Node]] = {}  # by each where_open, once it was asked for
         constants = {**exported.state_dict, **exported.constants}
         kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+        for node in reversed(exported.graph.nodes):
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:  # would keep what nobody else reads
+                exported.graph.erase_node(node)
         exported.graph.eliminate_dead_code()
+        self.reads = {node: node.all_input_nodes for node in exported.graph.nodes}
         for node in exported.graph.nodes:
             if node.op == "placeholder":
                 if kinds[node.name].kind == InputKind.USER_INPUT:
@@ -240,8 +259,10 @@ class _Reader:
     @property
     def batch(self) -> Any:
         size = self.inputs[0].meta["val"].shape[0] if self.inputs else 0
-        if isinstance(size, int):
-            raise UserError(f"the model runs on a batch of {size} alone; expected one of any size")
+        if isinstance(size, int) or size.node.expr.is_number:
+            raise UserError(
+                f"the model runs on a batch of {size} alone; expected one of any size: x.shape[0], not len(x)"
+            )
         return size
 
     def _read(self, node: fx.Node) -> None:
@@ -252,14 +273,29 @@ class _Reader:
             level = max([self.floors.get(node, 0), *(self.level[n] + self.level[n] % 2 for n in needed)])
             try:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._enter(n, level))
-                self.known[node] = translate(node, args, kwargs, self.batch)
-                self.level[node] = level
+                made = translate(node, args, kwargs, self.batch)
+                if isinstance(made, Zeros) and any(user.op == "output" for user in node.users):
+                    raise Foreign("it gives zeros")
+                self.known[node] = made
+                if not isinstance(made, Zeros):  # which are known everywhere
+                    self.level[node] = level
                 return
             except Foreign as reason:
                 self.reasons[node] = f"{module_of(node) or 'the model'}: {node.target}: {reason}"
+        needed = [n for n in self._torch_reads(node) if n in self.level]
         level = max([1, *(self.level[n] + 1 - self.level[n] % 2 for n in needed)])
         self.level[node] = level
         self._at(level).nodes.append(node)
+
+    def _torch_reads(self, node: fx.Node) -> list[fx.Node]:
+        """What torch needs for a node: zeros are made where they are read, like what gives their shape."""
+        found, left = [], list(node.all_input_nodes)
+        while left:
+            read = left.pop()
+            zeros = isinstance(self.known.get(read), Zeros)
+            left += read.all_input_nodes if zeros else ()
+            found += [] if zeros else [read]
+        return found
 
     def _at(self, level: int) -> _Level:
         return self.levels.setdefault(level, _Level())
@@ -292,18 +328,23 @@ class _Reader:
         return found
 
     def _governed(self, word: fx.Node) -> set[fx.Node]:
+        if word not in self.governed:
+            self.governed[word] = self._find_governed(word)
+        return self.governed[word]
+
+    def _find_governed(self, word: fx.Node) -> set[fx.Node]:
         needed, left = set[fx.Node](), list(self.outputs)
         while left:
             node = left.pop()
             if node not in needed:
                 needed.add(node)
-                left += [n for n in node.all_input_nodes if node is not word or n in (word.args[0], word.args[2])]
+                left += [n for n in self.reads[node] if node is not word or n in (word.args[0], word.args[2])]
         governed, left = set[fx.Node](), [n for n in word.args[1:2] if isinstance(n, fx.Node)]
         while left:
             node = left.pop()
             if node not in needed and node not in governed:
                 governed.add(node)
-                left += node.all_input_nodes
+                left += self.reads[node]
         return governed
 
     def _masked(self, word: fx.Node) -> set[fx.Node]:
@@ -320,7 +361,7 @@ class _Reader:
         found = {}
         for node in self.known:
             given = self.known[node]
-            gate = isinstance(given, Value) and given.op == "open" and self._origin(node) is node
+            gate = isinstance(given, Value) and given.op == "open" and not given.inputs and self._origin(node) is node
             single = (isinstance(given, (Value, Tensor)) and not gate) or node not in self.level
             leaves = any(user in self.level and self.level[user] != self.level.get(node) for user in node.users)
             if not single and (leaves or node in self.outputs):
@@ -333,7 +374,21 @@ class _Reader:
         small = [node for node in self.level if node in self.known and self.level[node] not in convolved]
         return dict.fromkeys(small, "there is no convolution beside it")
 
+    def nodes_of(self, values: Sequence[Value]) -> list[fx.Node]:
+        """The nodes that compute values."""
+        found: dict[Any, fx.Node] = {}
+        for node, made in self.known.items():
+            for value in made if isinstance(made, (tuple, list)) else [made]:
+                found.setdefault(value.value if isinstance(value, Step) else value, node)
+        return [found[value] for value in values]
+
     def captured(self) -> Captured:
+        """The sections.
+
+        Raises:
+            UserError: a gate would be lost.
+            Unserved: a step of an LSTM is no gate of a plan.
+        """
         sections: list[PlanSection | TorchSection] = []
         for level in sorted({*self.levels, *(n for n in self.level.values() if n >= 0)}):
             section = self._plan(level) if level % 2 == 0 else self._torch(level)
@@ -352,21 +407,26 @@ class _Reader:
         own = [node for node, at in self.level.items() if at == level and self._origin(node) is node]
         passed: dict[fx.Node, set[int]] = {}
         for node in self.level:
-            for read in node.all_input_nodes:
+            for read in self._torch_reads(node) if self.level[node] % 2 else node.all_input_nodes:
                 passed.setdefault(self._origin(read), set()).add(self.level[node])
         wanted = {self._origin(node) for node in self.outputs}
         return [node for node in own if node in wanted or passed.get(node, {level}) != {level}]
 
     def _plan(self, level: int) -> PlanSection | None:
         at, leaving = self._at(level), [n for n in self._leaving(level) if isinstance(self.known[n], Value)]
+        gates = [node for node in leaving if self.known[node].op == "open"]
+        leaving = [node for node in leaving if node not in gates]
         if not leaving:
+            if gates:
+                raise Unserved([self.known[node] for node in gates], "torch reads a gate by which nothing runs")
             return None
         program = at.program
         values = [self.known[node] for node in leaving]
         program.outputs = [value.source if value.op == "flatten" else value for value in values]
         program.shapes = [sample_shape(node.meta["val"], self.batch) for node in leaving]
+        program.gates = [self.known[node] for node in gates]
         program.inputs = [value for value in at.entered.values() if value.op == "input"]
-        program.values = _in_order(program.outputs)
+        program.values = in_order(program.outputs)
         simplify(program)
         entered = {value: node for node, value in at.entered.items()}
         program.inputs = [value for value in program.inputs if value in program.values]
@@ -374,7 +434,11 @@ class _Reader:
         emitted = emit(program)
         self._refuse_lost_gates(level)
         given = [self._origin(entered[gate]).name for _, _, gate in emitted.given]
-        return PlanSection(emitted, takes, given, [node.name for node in leaving])
+        decided = [
+            Decided(node.name, first, tuple(node.meta["val"].shape[1:]), node.meta["val"].dtype)
+            for node, first in zip(gates, emitted.left, strict=True)
+        ]
+        return PlanSection(emitted, takes, given, [node.name for node in leaving], decided)
 
     def _refuse_lost_gates(self, level: int) -> None:
         """All that a gate governs must be in its own plan: elsewhere it would run whatever the gate says."""
@@ -405,7 +469,7 @@ class _Reader:
                 if node in self.level:
                     takes.append(node.name)
                     copies[node] = graph.placeholder(node.name)
-                elif node in self.known:
+                elif isinstance(self.known.get(node), Tensor):
                     name = f"constant_{len(copies)}"
                     root.register_buffer(name, self.known[node])
                     copies[node] = graph.get_attr(name)
@@ -447,17 +511,3 @@ def _placeholders_first(graph: fx.Graph) -> None:
     for node in [node for node in graph.nodes if node.op == "placeholder" and node is not first]:
         first.append(node)
         first = node
-
-
-def _in_order(values: Sequence[Value]) -> list[Value]:
-    """What values are computed from, and they, each after what it reads."""
-    found: dict[Value, None] = {}
-    left = list(reversed(values))
-    while left:
-        value = left[-1]
-        missing = [read for read in value.inputs if read not in found]
-        if missing and value not in found:
-            left += reversed(missing)
-        else:
-            found.setdefault(left.pop())
-    return list(found)

@@ -7,6 +7,10 @@ from typing import NamedTuple
 from ..graph import KEEP_ZERO, Graph
 from .values import Program, Value
 
+# What lies within another's map or needs one of its own; and what may be the first part of one.
+_WHOLE = ("slice", "where", "dense_block")
+_FIRST = ("stem", "transition", "widen")
+
 
 class Place(NamedTuple):
     """Some channels of a map, from ``offset`` on."""
@@ -47,7 +51,11 @@ class Places:
                 self._place(value)
 
     def is_map(self, value: Value) -> bool:
-        return value not in self.vectors and value not in self.logits and value.op not in ("open", "slice", "input")
+        return (
+            value not in self.vectors
+            and value not in self.logits
+            and value.op not in ("open", "lstm", "slice", "input")
+        )
 
     def place(self, value: Value) -> Place:
         """Of a value, or of the part of one."""
@@ -87,7 +95,8 @@ class Places:
             chosen = kept
         count = 0
         for value in self.program.outputs:
-            if value not in self.logits and (value in chosen or (value in vectors and value.op != "mean")):
+            linear = value.op == "head" or (value in vectors and value.op != "mean")
+            if value not in self.logits and (value in chosen or linear):
                 for leaving in (value, *(value.inputs[1:] if value in chosen else ())):
                     self.logits[leaving] = count
                 count += value.channels
@@ -117,7 +126,7 @@ class Places:
     def _reads_vector(self, user: Value, value: Value, vectors: set[Value]) -> bool:
         if user.op == "scale":
             return user.inputs[0] is not value
-        return user.op == "open" or (user in vectors and user.op != "mean")
+        return user.op in ("open", "lstm") or (user in vectors and user.op != "mean")
 
     def _new(self, value: Value) -> Place:
         height, width = value.shape[1:] or (1, 1)
@@ -126,8 +135,10 @@ class Places:
     def _place(self, value: Value) -> None:
         if value not in self.of:
             self.of[value] = (self._joined_already(value) if value.op == "cat" else None) or self._new(value)
-        if value.op == "cat":
+        if value.op in ("cat", "dense_block"):
             self._join(value)
+        elif value.op == "update":
+            self._update(value)
         elif value.op == "add":
             self._add(value)
         elif value.op == "where":
@@ -168,7 +179,8 @@ class Places:
         map, offset = self.of[value]
         last, until = -1, self._ends(value)
         for part in value.inputs:
-            fresh = part not in self.of and part.op not in ("slice", "where") and self.is_map(part)
+            fits = part.op not in _WHOLE and (offset == 0 or part.op not in _FIRST)
+            fresh = part not in self.of and fits and self.is_map(part)
             begins = fresh and self.at[part] > last and self._filled(Place(map, offset), self.at[part])
             if begins and self._lasts(part, until) and value.inputs.count(part) == 1:
                 self.of[part], self.until[part] = Place(map, offset), until
@@ -198,6 +210,17 @@ class Places:
             return False  # filters that are off leave zero
         fits = term.op in ("conv", "upsample") or (term.op in ("affine", "scale") and not total.is_vector)
         return one_user and fits and term.activation == "none" and term not in self.of and self.is_map(term)
+
+    def _update(self, value: Value) -> None:
+        """What is added to a part of a map goes onto it as it is computed, if nobody reads later what was there."""
+        base, part = value.inputs
+        place = self.of[value]
+        if self._take(base, place, value, self.at[part], part):
+            if self._adds_itself(part, value):
+                self.accumulated[part] = value
+                self.of[part] = Place(place.map, place.offset + int(value.number))
+        elif self.of.get(base) == place:
+            self.of[value] = self._new(value)
 
     def _choose(self, value: Value) -> None:
         _, computed, otherwise = value.inputs

@@ -17,11 +17,29 @@ class Foreign(Exception):
     """An operation that no kernel has; its text is the reason."""
 
 
+class Zeros:
+    """A tensor of zeros, whatever its shape."""
+
+
+class Stack:
+    """Maps of one shape, one beside another along a new dimension."""
+
+    def __init__(self, parts: list[Value]) -> None:
+        self.parts = parts
+
+
+class Step:
+    """A vector as the only one of a sequence, [1, B, C] or [B, 1, C]."""
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
+
+
 _OPS: dict[Any, Callable[..., Any]] = {}
 _ATEN: Any = torch.ops.aten
 
 
-def _translates(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def translates(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Enters a function as the translation of operators, named ``"conv2d"`` or ``"add.Tensor"``."""
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,6 +77,15 @@ class Call:
         return [sample_shape(value, self.batch) for value in self.node.meta["val"]]
 
     @property
+    def is_step(self) -> bool:
+        """Whether it gives a sequence of one vector for each sample."""
+        shape = getattr(self.node.meta["val"], "shape", ())
+        if len(shape) != 3:
+            return False
+        sizes = [getattr(getattr(n, "node", None), "expr", n) for n in shape[:2]]
+        return self.batch.node.expr in sizes and 1 in sizes
+
+    @property
     def where(self) -> str:
         return module_of(self.node)
 
@@ -92,10 +119,33 @@ def translate(node: fx.Node, args: Any, kwargs: Any, batch: Any) -> Any:
         if args[1] >= len(args[0]):
             raise Foreign("it gives the places of maxima")
         return args[0][args[1]]
-    function = _OPS.get(node.target)
+    function, call = _OPS.get(node.target), Call(node, batch)
     if function is None:
         raise Foreign("no kernel has this operation")
-    return function(Call(node, batch), *args, **kwargs)
+    if function is _slice and _same_shape(node):
+        return args[0]
+    if function in (_view, _identity, _converted, _select, _slice) and args:
+        if isinstance(args[0], Zeros):
+            return args[0]
+        if isinstance(args[0], Step) or (isinstance(args[0], Value) and call.is_step):
+            return _as_step(call, args[0])
+    return function(call, *args, **kwargs)
+
+
+def _same_shape(node: fx.Node) -> bool:
+    given: Any = node.args[0]
+    return given.meta["val"].shape == node.meta["val"].shape
+
+
+def _as_step(call: Call, x: Any) -> Any:
+    x = x.value if isinstance(x, Step) else _value(x, (1, 3))
+    if not x.is_vector:
+        raise Foreign("it makes a sequence of a map")
+    if call.is_step:
+        return Step(x)
+    if call.shape in ((x.channels,), (x.channels, 1, 1)):
+        return call.make("view", x)
+    raise Foreign("it takes a sequence apart")
 
 
 def _value(x: Any, dims: Sequence[int] = (3,)) -> Value:
@@ -128,7 +178,7 @@ def _alike(x: int | Sequence[int], what: str) -> int:
     return rows
 
 
-@_translates("conv2d.default", "convolution.default")
+@translates("conv2d.default", "convolution.default")
 def _conv2d(
     call: Call,
     x: Any,
@@ -150,7 +200,7 @@ def _conv2d(
     return _convolve(call, x, weight, bias, stride, _pair(padding), (0, 0), dilation, groups)
 
 
-@_translates("conv2d.padding")
+@translates("conv2d.padding")
 def _conv2d_padding(
     call: Call, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: str = "valid", dilation: Any = 1,
     groups: int = 1,
@@ -171,9 +221,13 @@ def _convolve(
     x, weight = _value(x), _constant(weight, "weight")
     if weight.dim() != 4:
         raise Foreign(f"it is a convolution in {weight.dim() - 2} dimensions")
+    stride, one = _alike(stride, "stride"), x.op == "max_pool" and x.window is not None and x.window.taps == 1
+    if one and weight.shape[2:] == (1, 1) and not any(pad):  # it strides in its reader's place
+        assert x.window is not None
+        x, stride = x.source, stride * x.window.stride
     if x.op == "pad":
         x, pad, more = x.source, *_padded(x, pad, more)
-    stride, dilation = _alike(stride, "stride"), _alike(dilation, "dilation")
+    dilation = _alike(dilation, "dilation")
     window = Window(weight.shape[2], weight.shape[3], stride, *pad, dilation, *more)
     bias = weight.new_zeros(len(weight)) if bias is None else _constant(bias, "bias")
     op = "depthwise" if groups == x.channels == len(weight) and groups > 1 else "conv"
@@ -188,18 +242,23 @@ def _padded(x: Value, pad: tuple[int, int], more: tuple[int, int]) -> tuple[tupl
     return before, (more[0] + own.more_rows, more[1] + own.more_columns)
 
 
-@_translates("constant_pad_nd.default", "pad.default")
+_READ_PADDED = (_ATEN.conv2d.default, _ATEN.convolution.default, _ATEN.slice.Tensor)
+
+
+@translates("constant_pad_nd.default", "pad.default")
 def _pad(call: Call, x: Any, pad: Sequence[int], *others: Any) -> Value:
     x = _value(x)
     mode, value = (*others, 0)[:2] if others and isinstance(others[0], str) else ("constant", (*others, 0)[0])
+    if len(pad) == 6 and not any(pad[:4]) and min(pad) >= 0 and mode == "constant" and not float(value or 0):
+        return call.make("widen", x, number=int(pad[4]))
     left, right, top, bottom = (*map(int, pad), 0, 0)[:4]
-    convolved = all(user.target in (_ATEN.conv2d.default, _ATEN.convolution.default) for user in call.node.users)
+    convolved = all(user.target in _READ_PADDED for user in call.node.users)
     if mode != "constant" or float(value or 0) or len(pad) > 4 or not convolved:
         raise Foreign("it pads with something else than zeros for a convolution")
     return call.make("pad", x, window=Window(1, 1, 1, top, left, 1, bottom - top, right - left))
 
 
-@_translates("_native_batch_norm_legit_no_training.default")
+@translates("_native_batch_norm_legit_no_training.default")
 def _norm(
     call: Call, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, eps: float
 ) -> tuple[Value, ...]:
@@ -214,7 +273,7 @@ def _norm(
     return (call.make("affine", x, weight=scale, bias=shift, shape=x.shape),)
 
 
-@_translates("batch_norm.default")
+@translates("batch_norm.default")
 def _batch_norm(
     call: Call, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float,
     *_: Any,
@@ -235,7 +294,7 @@ _ACTIVATIONS = {
 }
 
 
-@_translates(*(f"{name}.default" for name in ("relu", "relu6", "sigmoid", "hardsigmoid", "silu", "hardswish", "tanh")))
+@translates(*(f"{name}.default" for name in ("relu", "relu6", "sigmoid", "hardsigmoid", "silu", "hardswish", "tanh")))
 def _activation(call: Call, x: Any) -> Value:
     return _activated(call, x, _ACTIVATIONS[call.node.target])
 
@@ -248,17 +307,19 @@ def _activated(call: Call, x: Any, kind: str) -> Value:
     return call.make("activation", x, activation=kind, shape=x.shape)
 
 
-@_translates("hardtanh.default", "clamp.default", "clamp_min.default")
+@translates("hardtanh.default", "clamp.default", "clamp_min.default")
 def _clamp(call: Call, x: Any, low: Any = None, high: Any = None) -> Value:
     if call.node.target == _ATEN.hardtanh.default:
         low, high = -1 if low is None else low, 1 if high is None else high
     kind = {(0.0, 6.0): "relu6", (0.0, None): "relu"}.get((low, None if high is None else float(high)))
+    if (low, high) == (0, 1):  # hardsigmoid(y) = clamp(y / 6 + 1 / 2, 0, 1)
+        return _activated(call, _affine(call, _value(x, (1, 3)), 6.0, -3.0), "hardsigmoid")
     if kind is None:
         raise Foreign(f"it clamps to {low} and {high}")
     return _activated(call, x, kind)
 
 
-@_translates("add.Tensor", "add.Scalar", "add_.Tensor")
+@translates("add.Tensor", "add.Scalar", "add_.Tensor")
 def _add(call: Call, a: Any, b: Any, alpha: Any = 1) -> Value:
     if alpha != 1:
         raise Foreign(f"it adds {alpha} times a tensor")
@@ -271,21 +332,21 @@ def _add(call: Call, a: Any, b: Any, alpha: Any = 1) -> Value:
     return _affine(call, _value(a, (1, 3)), 1.0, b)
 
 
-@_translates("sub.Tensor", "sub.Scalar")
+@translates("sub.Tensor", "sub.Scalar")
 def _sub(call: Call, a: Any, b: Any, alpha: Any = 1) -> Value:
     if isinstance(b, Value) or not isinstance(a, Value) or alpha != 1:
         raise Foreign("it subtracts maps")
     return _affine(call, _value(a, (1, 3)), 1.0, -b)
 
 
-@_translates("div.Tensor", "div.Scalar")
+@translates("div.Tensor", "div.Scalar")
 def _div(call: Call, a: Any, b: Any) -> Value:
     if isinstance(b, Value) or not isinstance(a, Value):
         raise Foreign("it divides by a map")
     return _affine(call, _value(a, (1, 3)), 1 / b, 0.0)
 
 
-@_translates("mul.Tensor", "mul.Scalar")
+@translates("mul.Tensor", "mul.Scalar")
 def _mul(call: Call, a: Any, b: Any) -> Value:
     if not isinstance(a, Value):
         a, b = b, a
@@ -326,7 +387,7 @@ def _affine(call: Call, x: Value, scale: Any, shift: Any) -> Value:
     return call.make("affine", x, weight=by_channel(scale), bias=by_channel(shift), shape=x.shape)
 
 
-@_translates("max_pool2d.default", "max_pool2d_with_indices.default")
+@translates("max_pool2d.default", "max_pool2d_with_indices.default")
 def _max_pool(
     call: Call, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
 ) -> Any:
@@ -339,7 +400,7 @@ def _max_pool(
     return (pooled,) if several else pooled
 
 
-@_translates("avg_pool2d.default")
+@translates("avg_pool2d.default")
 def _avg_pool(
     call: Call, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False, counts: bool = True,
     divisor: Any = None,
@@ -353,12 +414,12 @@ def _avg_pool(
     return call.make("avg_pool", x, window=window, counts_padding=bool(counts))
 
 
-@_translates("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
+@translates("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
 def _adaptive_avg_pool(call: Call, x: Any, size: Any) -> Value:
     return _adaptive(call, _value(x), "avg_pool")
 
 
-@_translates("adaptive_max_pool2d.default")
+@translates("adaptive_max_pool2d.default")
 def _adaptive_max_pool(call: Call, x: Any, size: Any) -> tuple[Value, ...]:
     return (_adaptive(call, _value(x), "max_pool", call.shapes()[0]),)
 
@@ -376,7 +437,7 @@ def _adaptive(call: Call, x: Value, op: str, shape: Shape | None = None) -> Valu
     return call.make(op, x, window=Window(rows, columns, stride), shape=shape)
 
 
-@_translates("mean.dim")
+@translates("mean.dim")
 def _mean(call: Call, x: Any, dims: Any, keepdim: bool = False, **_: Any) -> Value:
     x = _value(x)
     if sorted(d % 4 for d in dims) != [2, 3]:
@@ -384,7 +445,7 @@ def _mean(call: Call, x: Any, dims: Any, keepdim: bool = False, **_: Any) -> Val
     return call.make("mean", x)
 
 
-@_translates("linear.default")
+@translates("linear.default")
 def _linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Value:
     weight = _constant(weight, "weight")
     bias = weight.new_zeros(len(weight)) if bias is None else _constant(bias, "bias")
@@ -397,7 +458,7 @@ def _linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Value:
     return call.make("linear", _value(x, (1,)), weight=weight, bias=bias)
 
 
-@_translates("cat.default")
+@translates("cat.default")
 def _cat(call: Call, tensors: Sequence[Any], dim: int = 0) -> Value:
     values = [_value(x, (1, 3)) for x in tensors]
     if dim % (len(values[0].shape) + 1) != 1:
@@ -405,21 +466,14 @@ def _cat(call: Call, tensors: Sequence[Any], dim: int = 0) -> Value:
     return call.make("cat", *values)
 
 
-class Stack:
-    """Maps of one shape, one beside another along a new dimension."""
-
-    def __init__(self, parts: list[Value]) -> None:
-        self.parts = parts
-
-
-@_translates("stack.default")
+@translates("stack.default")
 def _stack(call: Call, tensors: Sequence[Any], dim: int = 0) -> Stack:
     if dim % call.dims != 1:
         raise Foreign(f"it stacks along dimension {dim}")
     return Stack([_value(x) for x in tensors])
 
 
-@_translates("sum.dim_IntList")
+@translates("sum.dim_IntList")
 def _sum(call: Call, x: Any, dims: Any, keepdim: bool = False, **_: Any) -> Value:
     if not isinstance(x, Stack) or [d % 5 for d in dims] != [1] or keepdim:
         raise Foreign("it sums over a dimension")
@@ -429,15 +483,22 @@ def _sum(call: Call, x: Any, dims: Any, keepdim: bool = False, **_: Any) -> Valu
     return total
 
 
-@_translates("softmax.int", "_softmax.default")
+@translates("softmax.int", "_softmax.default")
 def _softmax(call: Call, x: Any, dim: int, *_: Any) -> Stack:
     """Of two branches of one linear map W: sigmoid of the difference of both halves of W, and of its negative."""
-    if not isinstance(x, Stack) or dim % 5 != 1 or len(x.parts) != 2:
+    if isinstance(x, Value) and x.shape == (2,) and dim % 2 == 1:
+        x = Stack([call.make("slice", x, number=i, shape=(1,)) for i in range(2)])
+    if not isinstance(x, Stack) or len(x.parts) != 2 or dim % call.dims != 1:
         raise Foreign("it is a softmax over anything but two branches")
     sources = {part.source for part in x.parts}
     if len(sources) != 1 or any(part.op != "slice" for part in x.parts):
         raise Foreign("it is a softmax of what no linear map gives")
     made = sources.pop()
+    if made.op == "linear" and made.weight is not None and made.bias is not None:
+        (first, second), (b, c) = made.weight.chunk(2), made.bias.chunk(2)
+        differences = ((first - second, b - c), (second - first, c - b))
+        fields = {"activation": "sigmoid", "shape": x.parts[0].shape}
+        return Stack([call.make("linear", made.source, weight=w, bias=b, **fields) for w, b in differences])
     if (
         made.op != "conv"
         or made.weight is None
@@ -458,7 +519,7 @@ def _softmax(call: Call, x: Any, dim: int, *_: Any) -> Stack:
     )
 
 
-@_translates("split.Tensor", "split_with_sizes.default", "chunk.default")
+@translates("split.Tensor", "split_with_sizes.default", "chunk.default")
 def _split(call: Call, x: Any, sizes: Any, dim: int = 0) -> list[Value]:
     x = _value(x, (1, 3))
     if dim % (len(x.shape) + 1) != 1:
@@ -470,34 +531,65 @@ def _split(call: Call, x: Any, sizes: Any, dim: int = 0) -> list[Value]:
     return parts
 
 
-@_translates("slice.Tensor")
+@translates("slice.Tensor")
 def _slice(call: Call, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
+    if isinstance(x, Value) and x.op == "open" and x.inputs and dim % 2 == 1 and step == 1:
+        first = x.first + max(int(start or 0), -x.channels) % x.channels
+        return call.make("open", x.source, number=x.number, first=first)
     x = _value(x, (1, 3))
     if call.shape == x.shape:
         return x
+    if dim % (len(x.shape) + 1) in (2, 3) and step > 1 and not start:
+        return _strided(call, x, dim % 4, step)
     if dim % (len(x.shape) + 1) != 1 or step != 1:
         raise Foreign(f"it takes a part along dimension {dim}")
     first = 0 if start is None else int(start)
     return call.make("slice", x, number=first + x.channels if first < 0 else first)
 
 
-@_translates("slice_scatter.default")
-def _slice_scatter(call: Call, x: Any, part: Any, *_: Any) -> Value:
+def _strided(call: Call, x: Value, dim: int, step: int) -> Value:
+    """Every step-th row, or column: of both it is a pool of one pixel."""
+    if call.shape[dim - 1] != -(-x.shape[dim - 1] // step):
+        raise Foreign(f"it takes a part along dimension {dim}")
+    if x.op == "lines" and (x.number, x.first) == (step, 5 - dim):
+        return call.make("max_pool", x.source, window=Window(1, 1, step))
+    return call.make("lines", x, number=step, first=dim)
+
+
+@translates("slice_scatter.default")
+def _slice_scatter(
+    call: Call, x: Any, part: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Value:
     x, part = _value(x, (1, 3)), _value(part, (1, 3))
-    if part.shape != x.shape:
-        raise Foreign("it overwrites a part of a map")
-    return part
+    if part.shape == x.shape:
+        return part
+    first = max(int(start or 0), -x.channels) % x.channels
+    if dim % (len(x.shape) + 1) != 1 or step != 1:
+        raise Foreign(f"it overwrites a part along dimension {dim}")
+    if part.op == "slice" and part.source is x and part.number == first:
+        return x  # as `x[:, a:b] += y` ends
+    if part.op == "add":
+        for own, update in (part.inputs, part.inputs[::-1]):
+            if own.op == "slice" and own.source is x and own.number == first:
+                return call.make("update", x, update, number=first)
+    behind = first + part.channels
+    parts = [
+        call.make("slice", x, number=n, shape=(m - n, *x.shape[1:])) for n, m in ((0, first), (behind, x.channels))
+    ]
+    return call.make("cat", *(p for p in (parts[0], part, parts[1]) if p.channels))
 
 
-@_translates("select.int")
+@translates("select.int")
 def _select(call: Call, x: Any, dim: int, index: int) -> Value:
+    if isinstance(x, Stack) and dim % (call.dims + 1) == 1:
+        return x.parts[index]
     x = _value(x, (1,))
     if dim % 2 != 1:
         raise Foreign("it takes one sample")
     return call.make("slice", x, number=index % x.channels) if x.channels > 1 else x
 
 
-@_translates("upsample_nearest2d.vec", "upsample_nearest2d.default")
+@translates("upsample_nearest2d.vec", "upsample_nearest2d.default")
 def _upsample(call: Call, x: Any, *_: Any) -> Value:
     x = _value(x)
     factor = call.shape[1] // x.shape[1]
@@ -506,7 +598,14 @@ def _upsample(call: Call, x: Any, *_: Any) -> Value:
     return call.make("upsample", x, number=factor)
 
 
-@_translates("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "squeeze.dim",
+@translates("upsample_bilinear2d.vec", "upsample_bilinear2d.default")
+def _upsample_smoothly(call: Call, x: Any, size: Any, align_corners: bool, *_: Any) -> Value:
+    if align_corners:
+        raise Foreign("it aligns corners")
+    return call.make("bilinear", _value(x))
+
+
+@translates("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "squeeze.dim",
              "squeeze.dims", "squeeze.default", "unsqueeze.default")  # fmt: skip
 def _view(call: Call, x: Any, *_: Any) -> Any:
     if isinstance(x, Value) and x.op == "open" and call.shape in ((x.channels,), (x.channels, 1, 1)):
@@ -524,19 +623,38 @@ def _view(call: Call, x: Any, *_: Any) -> Any:
     raise Foreign(f"it makes {list(call.shape)} of {list(x.shape)}")
 
 
-@_translates("dropout.default", "feature_dropout.default")
+@translates("dropout.default", "feature_dropout.default")
 def _dropout(call: Call, x: Any, p: float, train: bool) -> Any:
     if train and p > 0:
         raise Foreign("it drops values in evaluation too")
     return x
 
 
-@_translates("clone.default", "alias.default", "contiguous.default", "detach.default", "lift_fresh_copy.default")
+@translates("zeros.default", "zeros_like.default", "new_zeros.default")
+def _zeros(call: Call, *_: Any, **__: Any) -> Zeros:
+    return Zeros()
+
+
+@translates("expand.default", "repeat.default")
+def _repeated(call: Call, x: Any, *_: Any, **__: Any) -> Zeros:
+    if isinstance(x, Zeros) or (isinstance(x, Tensor) and not x.any()):
+        return Zeros()
+    raise Foreign("it repeats a tensor")
+
+
+@translates("clone.default", "alias.default", "contiguous.default", "detach.default", "lift_fresh_copy.default")
 def _identity(call: Call, x: Any, *_: Any, **__: Any) -> Any:
     return x
 
 
-@_translates("_to_copy.default", "to.dtype", "_assert_tensor_metadata.default", "type_as.default")
+@translates("copy.default")
+def _copied(call: Call, x: Any, source: Any, *_: Any) -> Value:
+    if _value(x, (1, 3)).shape != _value(source, (1, 3)).shape:
+        raise Foreign("it copies a tensor of another shape")
+    return source  # type: ignore[no-any-return]
+
+
+@translates("_to_copy.default", "to.dtype", "_assert_tensor_metadata.default", "type_as.default")
 def _converted(call: Call, x: Any, *_: Any, **__: Any) -> Any:
     gate = isinstance(x, Value) and x.op == "open"
     given: Any = call.node.args[0]
@@ -545,7 +663,7 @@ def _converted(call: Call, x: Any, *_: Any, **__: Any) -> Any:
     return x
 
 
-@_translates("gt.Scalar")
+@translates("gt.Scalar")
 def _gt(call: Call, x: Any, threshold: float) -> Value:
     x = _value(x, (1, 3))
     if not x.is_vector:
@@ -553,6 +671,13 @@ def _gt(call: Call, x: Any, threshold: float) -> Value:
     if not 0 <= threshold <= 1:  # beyond which thresholds of a plan do not go
         x, threshold = _affine(call, x, 1.0, -threshold), 0
     return call.make("open", x, number=float(threshold), shape=(x.channels,))
+
+
+@translates("ne.Scalar")
+def _ne(call: Call, x: Any, number: float) -> Value:
+    if not isinstance(x, Value) or x.op != "open" or number != 0:
+        raise Foreign("it compares a map")
+    return x
 
 
 def _opened(gate: Any, count: int) -> None:
@@ -574,7 +699,10 @@ def gate_words() -> None:
 
     def where_open(call: Call, open: Any, computed: Any, otherwise: Any) -> Value:
         _opened(open, 1)
-        return call.make("where", open, _value(computed, (1, 3)), _value(otherwise, (1, 3)))
+        computed = _value(computed, (1, 3))
+        if isinstance(otherwise, Zeros):
+            otherwise = call.make("zeros", shape=computed.shape)
+        return call.make("where", open, computed, _value(otherwise, (1, 3)))
 
     def choose_filters(call: Call, x: Any, mask: Any) -> Value:
         _opened(mask, x.channels)

@@ -68,6 +68,7 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
     begun: set[int] = set()  # maps of dense blocks that have run
     filled: dict[int, int] = {}  # channels that a map was filled with as a whole
     decided = {-1}  # gates by which instructions may run
+    chosen = {node.first_gate for node in graph.nodes if isinstance(node, Decide)}  # or by which filters may not
     for node, read in zip(graph.nodes, reads, strict=True):
 
         def serve(fits: bool, found: str, node: Node = node) -> None:
@@ -90,6 +91,7 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
             serve(not blocks & touched, "reads or writes the state of a dense block")
             if node.dst >= 0:
                 filled[node.dst] = graph.maps[node.dst].channels
+        serve(getattr(node, "out_mask", -1) not in chosen, "chooses filters by gates that the plan decides")
         if isinstance(node, Pool) and node.out_mask >= 0:
             serve(max(map(len, read.channels)) < 2, "puts a third mask on a channel")
         if isinstance(node, Conv2d) and (read.slices or max(node.out_mask, read.in_mask) >= 0):

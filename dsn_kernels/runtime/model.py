@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -72,7 +73,10 @@ class CapturedModel(Fixed):
         self.target, self._structure, self._shapes = target, structure, shapes
         self._capture: Capture | None = capture
         self._columns = [gates or name for plan in first.plans for name in plan.emitted.gates]
-        self.layers: dict[str, int] = dict(Counter(self._columns))
+        self._of: dict[str, list[int]] = {}  # the columns of each name
+        for column, name in enumerate(self._columns):
+            self._of.setdefault(name, []).append(column)
+        self.layers: dict[str, int] = {name: len(columns) for name, columns in self._of.items()}
         limits = [limit for plan in first.plans for limit in plan.emitted.thresholds]
         self.register_buffer("thresholds", torch.tensor(limits, dtype=torch.float32), persistent=False)
         self.networks = nn.ModuleDict()
@@ -202,11 +206,8 @@ class CapturedModel(Fixed):
         limits = [check_threshold(thresholds[name]) if name in thresholds else limit for name, limit in own]
         return torch.tensor(limits, dtype=torch.float32, device=self.thresholds.device)
 
-    def _of(self, name: str) -> list[int]:
-        return [i for i, own in enumerate(self._columns) if own == name]
-
     def _split(self, joined: Tensor) -> dict[str, Tensor]:
-        return {name: joined[:, self._of(name)] for name in self.layers}
+        return {name: joined[:, self._of[name]] for name in self.layers}
 
     def _join(self, forced_gates: Mapping[str, Tensor], batch: int) -> Tensor:
         if not isinstance(forced_gates, Mapping) or set(forced_gates) != set(self.layers):
@@ -218,7 +219,7 @@ class CapturedModel(Fixed):
             if not isinstance(gates, Tensor) or gates.dtype != torch.uint8 or list(gates.shape) != [batch, count]:
                 found = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
                 raise UserError(f"forced_gates[{name!r}] is {found}; expected torch.uint8 {[batch, count]}")
-            joined[:, self._of(name)] = gates.to(joined.device)
+            joined[:, self._of[name]] = gates.to(joined.device)
         check_forced(joined)
         return joined
 
@@ -272,7 +273,7 @@ class _Plan(nn.Module):
 
     def __init__(self, section: PlanSection, target: Target, first: int) -> None:
         super().__init__()
-        self.takes, self.gives = section.takes, section.gives
+        self.takes, self.gives, self.decided = section.takes, section.gives, section.decided
         emitted = section.emitted
         self.dtype = target.map_dtype
         self.outputs, self.first, self.gates = emitted.outputs, first, len(emitted.gates)
@@ -309,6 +310,9 @@ class _Plan(nn.Module):
             out = out._replace(gates=out.gates[:, : self.gates], scores=out.scores[:, : self.gates])
         for name, output in zip(self.gives, self.outputs, strict=True):
             known[name] = self._output(out, output.shape, output.first, output.stored, batch)
+        for name, gate, shape, dtype in self.decided:
+            count = math.prod(shape)
+            known[name] = out.gates[:, gate : gate + count].to(dtype).reshape(batch, *shape)
         return out
 
     def _forced(self, known: dict[str, Tensor], forced: Tensor | None, own: slice, batch: int) -> Tensor | None:
@@ -332,10 +336,7 @@ class _Plan(nn.Module):
             count = shape[0] if shape else 1
             return out.logits[:, first : first + count].reshape(batch, *shape)
         values = out.map.flatten(1)
-        count = 1
-        for size in shape:
-            count *= size
-        return values[:, first : first + count].reshape(batch, *shape)
+        return values[:, first : first + math.prod(shape)].reshape(batch, *shape)
 
 
 class _Torch(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from . import densenet, inception, resnet, shake_shake
 from .described import Described
 from .distributed import own_rows, world_size
 from .errors import UserError
+from .functional import choose_filters
 from .gates import ForcedGates, SemHash, check_keys, resolve_forced_gates
 
 Gated = Literal["last", "all"]
@@ -198,15 +200,19 @@ def find_gate_points(backbone: nn.Module, gated: Gated = "last") -> list[GatePoi
 
 @contextlib.contextmanager
 def _masked(backbone: nn.Module, points: list[GatePoint], mask: Tensor) -> Iterator[None]:
-    """While it is open, the outputs at the gate points are multiplied by their slices of ``mask`` [B, c].
+    """While it is open, the outputs at the gate points are multiplied by their slices of ``mask`` [B, c]. In evaluation
+    the gate word :func:`.functional.choose_filters` does that.
 
     The hooks live no longer than that: the backbone stays plain, and modules in it may be replaced or copied.
     """
+
+    def choose(part: Tensor, module: nn.Module, args: object, output: Tensor) -> Tensor:
+        return output * part[:, :, None, None] if backbone.training else choose_filters(output, part)
+
     with contextlib.ExitStack() as stack:
         for point in points:
-            part = mask[:, point.gates, None, None]
-            module = backbone.get_submodule(point.module)
-            handle = module.register_forward_hook(lambda _, args, output, part=part: output * part, prepend=True)
+            hook = functools.partial(choose, mask[:, point.gates])
+            handle = backbone.get_submodule(point.module).register_forward_hook(hook, prepend=True)
             stack.callback(handle.remove)
         yield
 
@@ -299,7 +305,7 @@ class GaterNet(Described, nn.Module):
         thresholds: float | Mapping[str, float] | None = None,
     ) -> Tensor:
         resnet.check_images(images, self.config.in_channels, self.config.image_size, self.gater.fc1.weight.dtype)
-        forced = resolve_forced_gates(forced_gates, len(images), self.gate_counts)[FILTERS]
+        forced = resolve_forced_gates(forced_gates, images.shape[0], self.gate_counts)[FILTERS]
         limit = resolve_threshold(thresholds, self.config)
         scores = self.gater(images)
         if forced is None:

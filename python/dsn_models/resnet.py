@@ -277,10 +277,10 @@ class ResNet(Described, nn.Module):
 
 
 def _imagenet(
-    depth: int, units: tuple[int, ...], unit: UnitKind, suffix: str = "", width: int = 64, **options: int
+    depth: int, units: tuple[int, ...], unit: UnitKind, suffix: str = "", width: int = 64, **options: Any
 ) -> tuple[ResNetConfig, str]:
     widths = tuple((1 if unit == "basic" else 4) * width * factor for factor in (1, 2, 4, 8))
-    name, sizes = f"resnet-{depth}{suffix}", {"image_size": 224, **options}
+    name, sizes = f"resnet-{depth}{suffix}", dict[str, Any](image_size=224, **options)
     return ResNetConfig(name, units, widths, width, unit, 1000, stem="imagenet", **sizes), "ImageNet"
 
 
@@ -290,7 +290,7 @@ def _cifar(
     return ResNetConfig(f"resnet-{6 * n + 2}{suffix}", (n, n, n), widths, widths[0], "basic", 10, **options), "CIFAR-10"
 
 
-def _preact(suffix: str, classes: int, widths: tuple[int, ...], **options: int) -> ResNetConfig:
+def _preact(suffix: str, classes: int, widths: tuple[int, ...], **options: Any) -> ResNetConfig:
     return ResNetConfig(f"resnet-164{suffix}", (18, 18, 18), widths, 16, "preact", classes, **options)
 
 

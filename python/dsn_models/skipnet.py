@@ -188,7 +188,7 @@ class SkipNet(Described, nn.Module):
         config = self.config
         dtype = next(self.parameters()).dtype
         check_images(images, config.in_channels, config.image_size, dtype)
-        forced = resolve_forced_gates(forced_gates, len(images), self.gate_counts)[UNITS]
+        forced = resolve_forced_gates(forced_gates, images.shape[0], self.gate_counts)[UNITS]
         decisions = [decide or self.decision(limit) for limit in resolve_thresholds(thresholds, config)]
         x = self.units[0](self.stem(images))
         state: tuple[Tensor, Tensor] | None = None

@@ -10,6 +10,7 @@ from graph_reference import run_graph
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+import dsn_kernels
 from dsn_kernels.capture.exported import export, read
 from dsn_kernels.capture.translate import module_of
 from dsn_kernels.graph import count_macs
@@ -102,8 +103,9 @@ class Checked:
         first = 0
         for plan in self.plans:
             for node in plan.graph.nodes:
-                if node.op == "decide" and node.only_if >= 0:
-                    for gate in range(node.first_gate, node.first_gate + node.in_channels):
+                if node.op in ("decide", "gate") and node.only_if >= 0:
+                    count = node.in_channels if node.op == "decide" else 1
+                    for gate in range(node.first_gate, node.first_gate + count):
                         self.outer[first + gate] = first + node.only_if
             first += len(plan.gates)
 
@@ -177,3 +179,31 @@ def check_capture(model, x):
     checked = Checked(model, x)
     checked.check(x)
     return checked
+
+
+class Hidden(torch.nn.Module):
+    """A network within a class that nobody knows: it is captured by export."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x)
+
+
+@torch.no_grad()
+def check_on(place, model, x):
+    """A captured network on another backend: the model's outputs, the CPU's gates and counts."""
+    hidden = Hidden(model)
+    fast, on_cpu = (
+        dsn_kernels.accelerate(hidden, example=x, backend=backend, verify=False) for backend in (place.backend, "cpu")
+    )
+    actual, _ = fast(x.to(place.device)), on_cpu(x)
+    same, exact = hidden(x), copy.deepcopy(hidden).double()(x.double())
+    for a, s, e in zip(*map(tree_leaves, (actual, same, exact)), strict=True):
+        assert_as_exact_as_torch(a.cpu(), s, e)
+    assert fast.kernel_share == 1 and list(fast.parts) == [""]
+    assert torch.equal(fast.last_macs.cpu(), on_cpu.last_macs)
+    for name, taken in on_cpu.last_gates.items():
+        assert torch.equal(fast.last_gates[name].cpu(), taken)

@@ -168,3 +168,37 @@ class DecidedByTorch(nn.Module):
 def test_a_gate_of_torch_within_another_is_refused():
     with pytest.raises(UserError, match="torch computes a part of what its gate governs; a gate would be lost"):
         dsn_kernels.accelerate(DecidedByTorch(), example=torch.zeros(1, 3, 8, 8), backend="cpu")
+
+
+@torch.no_grad()
+def test_gates_leave_as_tensors():
+    def told(n, x):
+        open = n.score(x) > 0
+        y = where_open(open, x + n.a(x), x)
+        return n.head(pooled(y)) * (1 + open.to(x.dtype)[:, None]), open, open.to(torch.uint8)
+
+    torch.manual_seed(0)
+    model, x = Scored(told).eval(), make_images(6)
+    scores = model.score(model.stem(x).relu()).sort().values
+    model.linear.bias -= scores[2:4].mean()
+    fast = dsn_kernels.accelerate(model, example=x, backend="cpu")
+    for actual, expected in zip(fast(x), model(x), strict=True):
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert 0 < fast(x)[1].sum() < 6
+    forced = torch.tensor([[1], [0], [1], [0], [0], [1]], dtype=torch.uint8)
+    logits, open, number = fast(x, forced_gates=dict.fromkeys(fast.layers, forced))
+    assert torch.equal(open, forced[:, 0] != 0) and torch.equal(number, forced[:, 0])
+
+
+def test_a_gate_that_leaves_from_within_another_is_refused():
+    """The model says whether it is open where the other is shut, too; a plan then does not ask it."""
+
+    def told(n, x):
+        inner = n.score(x) > 0.1
+        y = where_open(inner, n.a(x).relu(), x)
+        return where_open(n.score(x) > -0.1, x + n.b(y), x), inner
+
+    with pytest.raises(UserError, match="a gate that lies within what another governs") as refusal:
+        dsn_kernels.accelerate(Scored(told).eval(), example=make_images(6), backend="cpu")
+    assert "\n" not in str(refusal.value)

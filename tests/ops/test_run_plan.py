@@ -4,6 +4,7 @@ from references import make_head
 
 import dsn_kernels
 from dsn_kernels import _C
+from dsn_kernels import graph as g
 from dsn_kernels.capture.builder import GraphBuilder
 from dsn_kernels.lower import cpu
 from dsn_kernels.runtime import PlanRunner
@@ -104,3 +105,33 @@ def test_plan_of_load_and_head():
     torch.testing.assert_close(logits, module(x))
     assert gates.shape == scores.shape == (5, 0) and macs.tolist() == [6] * 5
     assert stored.shape == (5, 0, 1, 1) and spans.shape == (0,)
+
+
+def test_what_waits_for_a_gate_does_not_run_beside_what_decides_it():
+    """Two tensors enter. The gate is decided by the first, after a long way, and opens what reads the second alone."""
+    torch.manual_seed(0)
+    graph, side = g.Graph(), 32
+    first, other, second, last = (graph.map(16, side) for _ in range(4))
+    window, weight = g.Window(3, 3, 1, 1, 1), torch.randn(16, 16, 3, 3, dtype=torch.float64) / 12
+    conv = {"in_channels": 16, "window": window, "weight": weight, "bias": weight[:, 0, 0, 0]}
+    graph.add(g.Load(dst=first, in_channels=16))
+    graph.add(g.Load(dst=second, in_channels=16, src_offset=16 * side * side))
+    for _ in range(20):
+        graph.add(g.Conv2d(src=first, dst=other, activation="relu", **conv))
+        graph.add(g.Conv2d(src=other, dst=first, activation="relu", **conv))
+    graph.add(g.PoolSums(src=first, in_channels=16))
+    zero = torch.zeros(1, 16, dtype=torch.float64)
+    graph.add(g.Gate(src=first, in_channels=16, weight=zero, bias=zero[:, 0] + 1, first_gate=0))
+    graph.add(g.Pointwise(src=second, dst=last, in_channels=16))
+    graph.add(g.Conv2d(src=second, dst=last, only_if=0, **conv))
+    graph.add(g.Store(src=last, in_channels=16))
+    runner, x = PlanRunner(cpu.lower(graph)), torch.randn(1, 32 * side * side, 1, 1)
+    expected = torch.nn.functional.conv2d(x[:, 16 * side * side :].view(1, 16, side, side), weight.float(), padding=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(20):
+            out = runner(x, torch.tensor([0.5]))
+            torch.testing.assert_close(out.map, expected + conv["bias"].float().view(-1, 1, 1), rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)

@@ -41,7 +41,7 @@ class SkipNetObjective(SingleTaskObjective):
     def initialise(self, model: Any) -> None:
         if self.recipe.skipping.stage == "reinforce" and self.recipe.init is None:
             raise UserError(f"recipe {self.recipe.name}: {_ORDER}; none is given")
-        if self.recipe.skipping.stage == "reinforce" and self.recipe.policy != type(self.recipe.policy)():
+        if self.recipe.skipping.stage == "reinforce" and self.recipe.policy.model_dump(exclude_defaults=True):
             raise UserError(f"recipe {self.recipe.name}: [policy] is for stage 'supervised'; 'reinforce' has a reward")
         super().initialise(model)
         self.policy(model)  # a teacher that does not fit is refused before the first step
