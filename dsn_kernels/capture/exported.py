@@ -364,7 +364,7 @@ class _Reader:
         program = at.program
         values = [self.known[node] for node in leaving]
         program.outputs = [value.source if value.op == "flatten" else value for value in values]
-        program.shapes = [sample_shape(node.meta["val"], self.batch) for node in leaving]
+        program.shapes = [tuple(node.meta["val"].shape[1:]) for node in leaving]  # () of a number for each sample
         program.inputs = [value for value in at.entered.values() if value.op == "input"]
         program.values = _in_order(program.outputs)
         simplify(program)
