@@ -8,14 +8,14 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import TreeSpec, tree_leaves
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_models.errors import UserError
 
@@ -423,7 +423,7 @@ class _Reader:
         program = at.program
         values = [self.known[node] for node in leaving]
         program.outputs = [value.source if value.op == "flatten" else value for value in values]
-        program.shapes = [sample_shape(node.meta["val"], self.batch) for node in leaving]
+        program.shapes = [tuple(node.meta["val"].shape[1:]) for node in leaving]  # () of a number for each sample
         program.gates = [self.known[node] for node in gates]
         program.inputs = [value for value in at.entered.values() if value.op == "input"]
         program.values = in_order(program.outputs)
@@ -493,17 +493,18 @@ _LOST = "a gate would be lost: run the model itself (backend='reference'), or re
 
 
 def _macs(node: fx.Node) -> int:
-    """Multiply-accumulates of a sample in a linear map or convolution that torch computes."""
-    out = node.meta["val"]
-    weight = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(out, Tensor) or not isinstance(weight, fx.Node):
-        return 0
-    shape = weight.meta["val"].shape
-    name = getattr(node.target, "_opname", "")
-    inputs = {"linear": len(shape) > 1 and shape[1], "conv2d": prod(shape[1:]), "convolution": prod(shape[1:])}.get(
-        name, 0
-    )
-    return int(inputs) * prod(int(n) for n in out.shape[1:])
+    """Multiply-accumulates of a sample in an operation that torch computes, by torch's own counter."""
+
+    def plain(x: Any) -> Any:
+        """A tensor, or a size, as it was exported with, without memory."""
+        if isinstance(x, Tensor):
+            return torch.empty([plain(n) for n in x.shape], dtype=x.dtype, device="meta")
+        return x.node.hint if isinstance(x, torch.SymInt) else x
+
+    args, kwargs = tree_map(plain, fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"]))
+    with FlopCounterMode(display=False) as counter:
+        node.target(*args, **kwargs)  # type: ignore[operator]  # of a call_function
+    return counter.get_total_flops() // (2 * _EXAMPLE)
 
 
 def _placeholders_first(graph: fx.Graph) -> None:

@@ -343,7 +343,8 @@ def _sub(call: Call, a: Any, b: Any, alpha: Any = 1) -> Value:
 def _div(call: Call, a: Any, b: Any) -> Value:
     if isinstance(b, Value) or not isinstance(a, Value):
         raise Foreign("it divides by a map")
-    return _affine(call, _value(a, (1, 3)), 1 / b, 0.0)
+    scale = b.detach().double().reciprocal() if isinstance(b, Tensor) else 1 / b
+    return _affine(call, _value(a, (1, 3)), scale, 0.0)
 
 
 @translates("mul.Tensor", "mul.Scalar")
@@ -408,9 +409,9 @@ def _avg_pool(
     x = _value(x)
     if divisor is not None:
         raise Foreign("it divides by a number of its own")
-    window = Window(*_pair(kernel), _alike(stride or kernel, "stride"), *_pair(padding), ceil=ceil)
-    if call.shape[1:] == (1, 1) and window[:2] == x.shape[1:] and window[3:5] == (0, 0):
+    if call.shape[1:] == (1, 1) and _pair(kernel) == x.shape[1:] and _pair(padding) == (0, 0):
         return call.make("mean", x)
+    window = Window(*_pair(kernel), _alike(stride or kernel, "stride"), *_pair(padding), ceil=ceil)
     return call.make("avg_pool", x, window=window, counts_padding=bool(counts))
 
 
@@ -586,7 +587,7 @@ def _select(call: Call, x: Any, dim: int, index: int) -> Value:
     x = _value(x, (1,))
     if dim % 2 != 1:
         raise Foreign("it takes one sample")
-    return call.make("slice", x, number=index % x.channels) if x.channels > 1 else x
+    return call.make("slice", x, number=index % x.channels) if x.channels > 1 else call.make("view", x)
 
 
 @translates("upsample_nearest2d.vec", "upsample_nearest2d.default")
@@ -610,13 +611,14 @@ def _upsample_smoothly(call: Call, x: Any, size: Any, align_corners: bool, *_: A
 def _view(call: Call, x: Any, *_: Any) -> Any:
     if isinstance(x, Value) and x.op == "open" and call.shape in ((x.channels,), (x.channels, 1, 1)):
         return x
-    x = _value(x, (1, 3))
+    x = _value(x, (1, 2, 3))
     if len(call.shape) == 4 and x.is_vector and call.shape[2:] == (1, 1):
         count, part = call.shape[0], (call.shape[1], 1, 1)  # one for each of the branches of a stack
         return Stack([call.make("slice", x, number=i * part[0], shape=part) for i in range(count)])
-    if call.shape == x.shape:
+    given: Any = call.node.args[0]
+    if call.shape == x.shape and call.dims == given.meta["val"].dim():
         return x
-    if x.is_vector and call.shape in ((x.channels,), (x.channels, 1, 1)):
+    if x.is_vector and call.shape in ((x.channels,), (x.channels, 1), (x.channels, 1, 1)):
         return call.make("view", x)
     if len(x.shape) == 3 and len(call.shape) == 1:
         return call.make("flatten", x)

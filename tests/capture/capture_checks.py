@@ -50,6 +50,8 @@ def settle(model, seed=0):
                     (module.weight, 0.5, 1.5),
                     (module.bias, -0.3, 0.3),
                 ):
+                    if tensor is None:
+                        continue
                     tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
     return model.eval()
 
