@@ -42,7 +42,9 @@ def convert_command(
         str | None, typer.Option(metavar="M,M,M", help="What images are normalised by; if not given, what is known.")
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Likewise; given with --mean.")] = None,
-    to: Annotated[str | None, typer.Option(help="skipnet: from a checkpoint of ours to its authors' format.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="skipnet", help="From a checkpoint of ours to its authors' format.")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Convert released weights to a checkpoint; the file is read without running code from it."""

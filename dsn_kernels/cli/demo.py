@@ -59,7 +59,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
 def demo(
     report: Annotated[Path, typer.Option(help="HTML report to write.")] = Path("dsn-demo.html"),
     checkpoint: Annotated[Path, typer.Option(help="Another network trained on Navon digits.")] = CHECKPOINT,
-    images: Annotated[int, typer.Option(min=64, max=MANY, help="Test digits to classify.")] = 500,
+    images: Annotated[int, typer.Option("--images", "-n", min=64, max=MANY, help="Test images to use.")] = 500,
     seconds: SecondsOption = 1.0,
     pictures: PicturesOption = None,
     open_: OpenOption = False,

@@ -16,8 +16,10 @@ from dsn_models.dual_skipping import BRANCHES
 from .common import (
     MANY,
     ArchOption,
+    BatchOption,
     CheckpointArgument,
     DataOption,
+    ImagesOption,
     JsonOption,
     KindOption,
     TaskOption,
@@ -111,16 +113,18 @@ def evaluate(
     arch: ArchOption = None,
     data: DataOption = None,
     kind: KindOption = None,
-    backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
+    backend: Annotated[str, typer.Option(metavar="auto|cpu|reference", help="What computes.")] = "auto",
     task: TaskOption = None,
-    images: Annotated[int | None, typer.Option(min=1, max=MANY, help="Number of Navon images.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=MANY, help="Images at a time.")] = 250,
-    attack: Annotated[str | None, typer.Option(help="Also under attack, skipping on and off: fgsm or pgd.")] = None,
+    images: ImagesOption = None,
+    batch: BatchOption = 250,
+    attack: Annotated[
+        str | None, typer.Option(metavar="fgsm|pgd", help="Also under attack, skipping on and off.")
+    ] = None,
     epsilon: Annotated[
         float, typer.Option(min=0, max=1, callback=finite, help="Largest change of a pixel by the attack, of 1.")
     ] = 8 / 255,
-    steps: Annotated[int, typer.Option(min=1, max=MANY, help="Steps of pgd.")] = 10,
-    attacked_images: Annotated[int, typer.Option(min=1, max=MANY, help="How many test images are attacked.")] = 1000,
+    attack_steps: Annotated[int, typer.Option(min=1, max=MANY, help="Steps of pgd.")] = 10,
+    attack_images: Annotated[int, typer.Option(min=1, max=MANY, help="How many test images are attacked.")] = 1000,
     controls: Annotated[bool, typer.Option("--controls", help="Also under other gates than its own.")] = False,
     threads: ThreadsOption = None,
     json: JsonOption = None,
@@ -148,8 +152,8 @@ def evaluate(
     attacks: list[dict[str, Any]] = []
     if attack is not None:
         for gated in (True, False) if hasattr(model, "gate_counts") else (True,):
-            options: dict[str, Any] = {"images": attacked_images, "task": task, "gated": gated, "batch": batch}
-            attacks.append(attacked_accuracy(model, dataset, attack, epsilon=epsilon, steps=steps, **options))
+            options: dict[str, Any] = {"images": attack_images, "task": task, "gated": gated, "batch": batch}
+            attacks.append(attacked_accuracy(model, dataset, attack, epsilon=epsilon, steps=attack_steps, **options))
     start = time.perf_counter()
     results = measure(fast, dataset, task=task, batch=batch)
     seconds = time.perf_counter() - start

@@ -18,6 +18,7 @@ from dsn_models.data import CoarseFineDataset, told_kind
 from dsn_models.distributed import is_first
 
 from .common import (
+    BATCH,
     MANY,
     SEEDS,
     JsonOption,
@@ -96,13 +97,24 @@ def _results(facts: dict[str, Any], task: str) -> Table:
 def gate(
     weights: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="A state dict of torch.save or safetensors; no code of it runs."),
+        typer.Argument(metavar="CKPT", help="A state dict of torch.save or safetensors; no code of it runs."),
     ],
     arch: Annotated[str, typer.Option(metavar="PKG.MODULE:FUNCTION", help="The function that constructs the network.")],
     data: Annotated[
-        Path, typer.Option(help="Folder that holds the data: train/CLASS and test/CLASS, or CIFAR's files.")
+        Path,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="DIR",
+            help="Folder that holds the data: train/CLASS and test/CLASS, or CIFAR's files.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The checkpoint to write; an interrupted run's state lies beside it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="The checkpoint to write; an interrupted run's state lies beside it."
+        ),
+    ],
     target: Annotated[
         str, typer.Option(metavar="macs=SHARE", help="Mean MACs of an image, of the network's.")
     ] = "macs=0.6",
@@ -110,9 +122,12 @@ def gate(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of that function; may be repeated.")
     ] = None,
     units: Annotated[
-        str, typer.Option(help="What may be skipped: auto (residual units), or names and patterns with commas.")
+        str,
+        typer.Option(
+            metavar="NAME,NAME", help="What may be skipped: auto (residual units), or names and patterns with commas."
+        ),
     ] = "auto",
-    gate_kind: Annotated[str, typer.Option(help="pooled, mlp or recurrent.")] = "pooled",
+    gate_kind: Annotated[str, typer.Option(metavar="pooled|mlp|recurrent", help="What decides.")] = "pooled",
     kind: KindOption = None,
     task: Annotated[str, typer.Option(help="Whose classes the network tells: fine or coarse.")] = "fine",
     image_size: Annotated[
@@ -127,13 +142,13 @@ def gate(
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Likewise; given with --mean.")] = None,
     epochs: Annotated[int, typer.Option(min=1, max=MANY, help="Passes over the training images.")] = 8,
     lr: Annotated[float, typer.Option(callback=finite, help="Falls along a cosine; gates learn at twice that.")] = 0.05,
-    batch: Annotated[int, typer.Option(min=2, max=MANY, help="Images at a time.")] = 128,
+    batch: Annotated[int, typer.Option("--batch", "-b", min=2, max=MANY, help=BATCH)] = 128,
     distillation: Annotated[
         float, typer.Option(min=0, callback=finite, help="Weight of the answers of the network as it was given.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the order of images and of the gates' noise.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="What computes.")] = "cpu",
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:

@@ -12,7 +12,9 @@ from torch import nn
 
 import dsn_models
 from dsn_models import UserError, checkpoints
-from dsn_models.data import CoarseFineDataset, open_dataset
+from dsn_models.data import MADE, CoarseFineDataset, open_dataset
+from dsn_models.data.held_out import Part
+from dsn_models.errors import expected
 
 from ..measure.bench import Images
 from ..measure.records import Labelled, read, tasks_of
@@ -39,7 +41,7 @@ def load_model(
     if options:
         raise UserError(f"options are for models of the zoo; {source} is none, a checkpoint has its own")
     if not Path(source).exists():
-        raise UserError(f"no checkpoint at {source}; expected a file or one of {', '.join(dsn_models.names())}")
+        raise UserError(f"no checkpoint at {source}; {expected(source, dsn_models.names(), 'a file or ')}")
     import_from_here()
     return dsn_models.load(source, split(arch or "")), checkpoints.read_metadata(source)
 
@@ -56,8 +58,8 @@ def open_test_data(
 ) -> CoarseFineDataset:
     """The test part of the data that a checkpoint was trained on, or of another ``kind``, for ``model``.
 
-    Images are normalised, and classes numbered, as those that the network was trained on. What the data has to say of
-    itself goes to stderr, a line each.
+    ``images`` of them are taken, spread evenly, or made. Images are normalised, and classes numbered, as those that the
+    network was trained on. What the data has to say of itself goes to stderr, a line each.
 
     Raises:
         UserError: no kind is given or known, or the data cannot be read.
@@ -75,14 +77,16 @@ def open_test_data(
     options: dict[str, Any] = {}
     if section and kind in (None, section["kind"]):
         options = {**section["options"], "images": section["test_images"]}
-    if images is not None:
-        options["images"] = images
     kind = kind or section["kind"]
+    if images is not None and kind in MADE:
+        options["images"] = images
     if kind == "folder":
         options.setdefault("image_size", model.config.image_size)
     dataset = open_dataset(kind, data, False, like=_trained_on(metadata), **options)
     for note in dataset.notes:
         console(stderr=True).print(f"note: {note}", soft_wrap=True, markup=False)
+    if images is not None and images < len(dataset):
+        return Part(dataset, torch.arange(images) * len(dataset) // images)
     return dataset
 
 
@@ -127,7 +131,9 @@ def load_checkpoint(source: str, arch: str | None = None) -> tuple[nn.Module, di
         UserError: there is no such file, it is damaged, or its constructor is not among ``arch``.
     """
     if not Path(source).exists():
-        raise UserError(f"no checkpoint at {source}; expected a file written by dsn train")
+        near = sorted(str(path) for path in Path(source).parent.glob("*.safetensors"))
+        told = expected(source, near) if near else "expected a file written by dsn train or dsn gate"
+        raise UserError(f"no checkpoint at {source}; {told}")
     return load_model(source, arch=arch)
 
 

@@ -20,9 +20,12 @@ from ..tuning.sweep import sweep as measure
 from ..tuning.sweeper import SweepSettings
 from .common import (
     DAY,
+    IMAGES,
     MANY,
     SEEDS,
+    THRESHOLDS,
     ArchOption,
+    BatchOption,
     CheckpointArgument,
     DataOption,
     JsonOption,
@@ -95,11 +98,14 @@ def sweep(
     data: DataOption = None,
     kind: KindOption = None,
     task: TaskOption = None,
-    images: Annotated[int, typer.Option(min=4, max=MANY, help="Test images; half of them pick, half check.")] = 2000,
-    steps: Annotated[int, typer.Option(min=1, max=100, help="Thresholds per branch.")] = 7,
-    batch: Annotated[int, typer.Option(min=1, max=MANY, help="Of the latency.")] = 1,
+    images: Annotated[
+        int, typer.Option("--images", "-n", min=4, max=MANY, help=f"{IMAGES[:-1]}; half of them pick, half check.")
+    ] = 2000,
+    thresholds: Annotated[int, typer.Option(min=1, max=100, help=THRESHOLDS)] = 7,
+    batch: BatchOption = 1,
     budget: Annotated[
-        str | None, typer.Option(help="latency=2ms, macs=0.6 (of dense) or error=+0.5pt: picks thresholds.")
+        str | None,
+        typer.Option(metavar="BUDGET", help="latency=2ms, macs=0.6 (of dense) or error=+0.5pt: picks thresholds."),
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Search a threshold of each layer anyway.")] = False,
     out: Annotated[Path | None, typer.Option(help="Checkpoint for the picked thresholds; CKPT if not given.")] = None,
@@ -121,7 +127,9 @@ def sweep(
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint, arch)
     test = read_test_data(model, metadata, kind, data, task, images)
-    settings = SweepSettings(steps=steps, batch=batch, seconds=seconds, budget=wanted, per_layer=per_layer, seed=seed)
+    settings = SweepSettings(
+        steps=thresholds, batch=batch, seconds=seconds, budget=wanted, per_layer=per_layer, seed=seed
+    )
     with steps_shown() as show:
         document = measure(model, Path(checkpoint).stem, test, settings, on_step=show)
     if plot is not None:

@@ -26,7 +26,9 @@ from .common import (
     MANY,
     SEEDS,
     ArchOption,
+    BatchOption,
     JsonOption,
+    KindOption,
     PinOption,
     ThreadsOption,
     check_writable,
@@ -78,8 +80,8 @@ def kind_table(timeline: Timeline, title: str, top: int) -> Table:
 def timeline(
     model: Annotated[str, typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.")],
     arch: ArchOption = None,
-    batch: Annotated[int, typer.Option(min=1, max=MANY, help="Samples.")] = 8,
-    gates: Annotated[str, typer.Option(help="open, shut, trained, paper, random:P or equal:P.")] = "",
+    batch: BatchOption = 8,
+    gates: Annotated[str, typer.Option(metavar="GATES", help="open, shut, trained, paper, random:P or equal:P.")] = "",
     trace_file: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Trace for ui.perfetto.dev, JSON.")
     ] = None,
@@ -93,8 +95,10 @@ def timeline(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a zoo model's configuration; may be repeated.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of weights, images and random gates.")] = 0,
-    data: Annotated[Path | None, typer.Option(help="Folder of test images; noise if not given.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Of the data, as for dsn eval.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", metavar="DIR", help="Folder that holds the data; noise if not given.")
+    ] = None,
+    kind: KindOption = None,
     threads: ThreadsOption = None,
     pin: PinOption = None,
     json: JsonOption = None,

@@ -10,7 +10,17 @@ import typer
 from dsn_models import UserError, checkpoints
 from dsn_models.distributed import is_first
 
-from .common import SEEDS, JsonOption, ThreadsOption, check_writable, console, set_threads, write_json
+from .common import (
+    BATCH,
+    SEEDS,
+    DataOption,
+    JsonOption,
+    ThreadsOption,
+    check_writable,
+    console,
+    set_threads,
+    write_json,
+)
 from .evaluate import results_table
 
 if TYPE_CHECKING:
@@ -33,15 +43,17 @@ def _override(recipe: Recipe, **train_options: Any) -> Recipe:
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file (TOML) or the name of a shipped recipe.")],
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the recipe's data.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; runs/RECIPE if not given.")] = None,
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Output folder; runs/RECIPE if not given.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run in the output folder.")] = True,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     ungated_epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", "-b", help=f"{BATCH[:-1]}, instead of the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=SEEDS, help="Instead of the recipe's.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="What computes.")] = "cpu",
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import difflib
 import reprlib
 from collections.abc import Sequence
 from functools import cache
@@ -30,7 +29,7 @@ from . import (
     shake_shake,
     skipnet,
 )
-from .errors import UserError
+from .errors import UserError, expected
 
 Configuration = TypeVar("Configuration")
 
@@ -109,10 +108,7 @@ def names() -> builtins.list[str]:
 
 def _entry(name: str) -> _Entry:
     if name not in _ZOO:
-        near = difflib.get_close_matches(str(name), _ZOO, n=4, cutoff=0.5)
-        if near:
-            raise UserError(f"unknown model {name!r}; near it: {', '.join(near)} (dsn_models.zoo.list() prints all)")
-        raise UserError(f"unknown model {name!r}; expected one of {', '.join(_ZOO)}")
+        raise UserError(f"unknown model {name!r}; {expected(name, _ZOO)} (dsn_models.zoo.list() prints all)")
     return _ZOO[name]
 
 
@@ -156,7 +152,7 @@ def fields_of(config_type: type[Configuration], fields: dict[str, Any]) -> Confi
     known = [field.name for field in dataclasses.fields(cast(Any, config_type))]
     for key in fields:
         if key not in known:
-            raise UserError(f"unknown option {key!r}; expected one of {', '.join(known)}")
+            raise UserError(f"unknown option {key!r}; {expected(key, known)}")
     values = {key: _tuples(value) for key, value in fields.items()}
     _check_types(config_type, values)
     try:

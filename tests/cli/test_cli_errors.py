@@ -15,7 +15,7 @@ def cases():
         (["bench"], "bench needs NAME|CKPT"),
         (["info", "--colour"], "No such option: --colour"),
         (["bench", "CKPT", "--seed", "x"], "'--seed'"),
-        (["bench", "resnet-1001"], "no checkpoint at resnet-1001; expected a file or one of dsn-navon"),
+        (["bench", "resnet-1001"], "no checkpoint at resnet-1001; near it: resnet-101"),
         (["bench", "resnet-20", "--gates", "shut"], "gates is 'shut', but resnet-20 has no gates; expected open"),
         (["bench", "resnet-20", "--option", "depth"], "option is 'depth'; expected KEY=VALUE"),
         (["bench", "resnet-20", "--option", "depth=20"], "unknown option 'depth'; expected one of name,"),

@@ -126,8 +126,8 @@ def test_an_interrupted_run_goes_on_within_its_epoch(own, dsn, monkeypatch):
         ("eval", ["--data", "data"]),
         ("bench", ["--batch", "2", "--gates", "trained,random:0.5", "--against", "eager", "--seconds", "0.05"]),
         ("timeline", ["--batch", "2", "--runs", "1"]),
-        ("sweep", ["--data", "data", "--steps", "2", "--seconds", "0.05"]),
-        pytest.param("report", ["--data", "data", "--seconds", "0.05", "--sweep-steps", "0"], marks=pytest.mark.long),
+        ("sweep", ["--data", "data", "--thresholds", "2", "--seconds", "0.05"]),
+        pytest.param("report", ["--data", "data", "--seconds", "0.05", "--thresholds", "0"], marks=pytest.mark.long),
     ],
 )
 def test_commands_take_the_checkpoint(from_folder, dsn, command, options):

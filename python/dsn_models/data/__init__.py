@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, expected
 from . import cifar, cifar_jpeg, folder, idx, navon
 from .base import CoarseFineDataset
 
@@ -21,7 +21,9 @@ _OPTIONS = {
     "folder": ("image_size", "augment", "seed", *_NORMALISATION),
 }
 KINDS = tuple(_OPTIONS)
-_COUNTED = ("navon-idx", "navon-sklearn", "cifar-10-jpeg")  # of which any number of images may be asked for
+#: Kinds whose images are made, in any number.
+MADE = ("navon-idx", "navon-sklearn")
+_COUNTED = (*MADE, "cifar-10-jpeg")  # of which any number of images may be asked for
 
 # What a folder of a kind holds, some of it.
 _TELLING = {
@@ -31,7 +33,18 @@ _TELLING = {
     "folder": ("train", "test"),
 }
 
-__all__ = ["KINDS", "CoarseFineDataset", "cifar", "cifar_jpeg", "folder", "idx", "navon", "open_dataset", "told_kind"]
+__all__ = [
+    "KINDS",
+    "MADE",
+    "CoarseFineDataset",
+    "cifar",
+    "cifar_jpeg",
+    "folder",
+    "idx",
+    "navon",
+    "open_dataset",
+    "told_kind",
+]
 
 
 def told_kind(path: str | Path) -> str | None:
@@ -67,11 +80,10 @@ def open_dataset(
             or a class is none that ``like`` has.
     """
     if kind not in KINDS:
-        raise UserError(f"unknown data kind {kind!r}; expected one of {', '.join(KINDS)}")
+        raise UserError(f"unknown data kind {kind!r}; {expected(kind, KINDS)}")
     for key in options:
         if key not in _OPTIONS[kind]:
-            known = ", ".join(_OPTIONS[kind])
-            raise UserError(f"unknown option {key!r} of {kind} data; expected one of {known}")
+            raise UserError(f"unknown option {key!r} of {kind} data; {expected(key, _OPTIONS[kind])}")
     if images is not None and kind not in _COUNTED:
         raise UserError(f"{images} images of {kind} data were asked for; it is read whole, leave the number out")
     like = {} if like is None else like

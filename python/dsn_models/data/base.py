@@ -80,6 +80,14 @@ class CoarseFineDataset(Dataset, ABC):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random draws of an epoch; the same epoch gives the same images. By default there are none."""
 
+    def unaugmented(self) -> None:
+        """Gives the images from now on as they are, as those of a test.
+
+        Raises:
+            UserError: the images of a training are made, not read, so that none of them can be held out.
+        """
+        raise UserError("images of this kind are made, not read; none can be held out for validation")
+
     def description(self, task: str = "both") -> dict[str, Any]:
         """What a checkpoint keeps of the data it was trained on: see ``like`` of ``open_dataset``.
 

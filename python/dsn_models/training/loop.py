@@ -285,7 +285,6 @@ def _train(
     if first:
         run.model.eval()
         results = run.objective.evaluate(run.model, test_set)
-        console.print_json(data=results)
         facts: dict[str, Any] = {
             "recipe": recipe.model_dump(mode="json"),
             "data": learned,

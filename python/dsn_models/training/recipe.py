@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import UserError
+from ..errors import UserError, expected
 from ..gated import UnitGateKind
 from ..selection import Compute
 
@@ -264,7 +264,7 @@ def load_recipe(source: str | Path) -> Recipe:
     if not path.is_file():
         path = RECIPES / f"{source}.toml"
     if not path.is_file():
-        raise UserError(f"no recipe {str(source)!r}; expected a TOML file or one of {', '.join(recipe_names())}")
+        raise UserError(f"no recipe {str(source)!r}; {expected(source, recipe_names(), 'a TOML file or ')}")
     try:
         content = tomllib.loads(
             path.read_text(encoding="utf-8-sig")
