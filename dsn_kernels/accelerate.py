@@ -72,6 +72,12 @@ def accelerate(
     Raises:
         UserError: the kernels would not compute what the model does, nothing in it can be accelerated, a weight holds
             NaN or infinity or is not on the CPU, or dtype, backend, device, cuda_graph or example are not served.
+
+    >>> import torch, dsn_models, dsn_kernels
+    >>> fast = dsn_kernels.accelerate(dsn_models.create("dsn-navon", image_size=16))
+    >>> coarse, fine = fast(torch.rand(2, 1, 16, 16))
+    >>> coarse.shape, fast.last_gates["fine"].dtype
+    (torch.Size([2, 10]), torch.uint8)
     """
     if backend not in _BACKENDS and backend not in RUNNERS:
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -20,7 +21,7 @@ from ..measure.bench import WrongAnswer
 from . import bench, convert, demo, evaluate, gate, info, report, streams, sweep, timeline, train
 
 app = make_app()
-for _name, _function in {
+_FUNCTIONS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "train": train.train,
     "gate": gate.gate,
@@ -31,7 +32,8 @@ for _name, _function in {
     "report": report.report,
     "convert": convert.convert_command,
     "info": info.info,
-}.items():
+}
+for _name, _function in _FUNCTIONS.items():
     app.command(_name, short_help=COMMANDS[_name])(_function)
 
 WRONG, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +94,15 @@ def pick_lines(picked: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _beside(checkpoint: str, budget: str) -> Path:
+    """Beside a checkpoint, a name that tells the budget; with a number behind it where that is taken."""
+    told = re.sub(r"[^\w.+]+", "-", budget).strip("-")
+    stem = f"{Path(checkpoint).stem}-{told}"
+    stems = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+    names = (Path(checkpoint).with_name(f"{name}.safetensors") for name in stems)
+    return next(name for name in names if not name.exists())
+
+
 def sweep(
     checkpoint: CheckpointArgument,
     arch: ArchOption = None,
@@ -105,10 +116,19 @@ def sweep(
     batch: BatchOption = 1,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="BUDGET", help="latency=2ms, macs=0.6 (of dense) or error=+0.5pt: picks thresholds."),
+        typer.Option(
+            metavar="BUDGET",
+            help="latency=2ms, latency=0.8 (of its own), macs=60% (of dense) or error=+0.5pt.",
+        ),
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Search a threshold of each layer anyway.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Checkpoint for the picked thresholds; CKPT if not given.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Checkpoint for the picked thresholds; CKPT's name with the budget in it if not given."
+        ),
+    ] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Write the picked thresholds into CKPT itself.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Curves, as .svg, .png or .pdf.")] = None,
     seconds: Annotated[float, typer.Option(min=0, max=DAY, callback=finite, help="Of timing per point.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the split and the timing.")] = 0,
@@ -121,8 +141,10 @@ def sweep(
     if plot is not None:
         check_picture(plot.suffix.removeprefix("."))
     wanted = None if budget is None else Budget(budget)
-    if wanted is None and (per_layer or out is not None):
-        option = "--per-layer" if per_layer else "--out"
+    if out is not None and in_place:
+        raise UserError("--out and --in-place are two places for one checkpoint; give one")
+    if wanted is None and (per_layer or in_place or out is not None):
+        option = "--per-layer" if per_layer else "--in-place" if in_place else "--out"
         raise UserError(f"{option} is for picked thresholds; expected --budget with it")
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint, arch)
@@ -137,7 +159,7 @@ def sweep(
     picked = document.get("pick")
     if picked is not None:
         set_operating_point(model, picked["thresholds"], picked["layer_thresholds"])
-        target = out or Path(checkpoint)
+        target = out or (Path(checkpoint) if in_place else _beside(checkpoint, picked["budget"]))
         facts = {key: picked[key] for key in ("budget", "thresholds", "layer_thresholds")}
         dsn_models.save(model, target, **{**metadata, "operating_point": facts})
         document["checkpoint"] = str(target)

@@ -21,7 +21,7 @@ from ..measure.networks import gate_counts
 from ..measure.timeline import Timeline
 from ..measure.timeline import timeline as measure
 from ..report.plots import check_picture, picture
-from ..report.timeline_views import document, kinds, rows, timeline_figure, trace
+from ..report.timeline_views import COLUMNS, cells, document, kinds, timeline_figure, trace
 from .common import (
     MANY,
     SEEDS,
@@ -34,7 +34,6 @@ from .common import (
     check_writable,
     columned,
     console,
-    mega,
     parse_options,
     percent,
     set_threads,
@@ -45,22 +44,9 @@ from .inputs import load_model, test_images
 
 def table(timeline: Timeline, title: str, top: int) -> Table:
     """The ``top`` steps that took the most, in the network's order, and what the others took together."""
-    every = rows(timeline)
-    costly = sorted(every, key=lambda row: row["share"], reverse=True)[:top]
-    result = columned(title, ("step", "ran", "µs if run", "share", "MACs if run", "GFLOP/s"), ("step",))
-    for row in every:
-        if row in costly:
-            result.add_row(
-                row["name"],
-                percent(row["ran"]),
-                "-" if row["ms_if_run"] is None else f"{1e3 * row['ms_if_run']:.1f}",
-                percent(row["share"]),
-                "-" if row["macs_if_run"] is None else mega(row["macs_if_run"]),
-                "-" if row["gflops"] is None else f"{row['gflops']:.0f}",
-            )
-    if len(every) > len(costly):
-        rest = sum(row["share"] for row in every) - sum(row["share"] for row in costly)
-        result.add_row(f"{len(every) - len(costly)} others", "", "", percent(rest), "", "")
+    result = columned(title, COLUMNS, COLUMNS[:1])
+    for row in cells(timeline, top):
+        result.add_row(*row)
     return result
 
 

@@ -1,7 +1,7 @@
 """Reference models, data and training in plain PyTorch; imports no kernel."""
 
 from . import functional
-from .checkpoints import load, save
+from .checkpoints import load, read_metadata, save, with_classes
 from .errors import UserError
 from .gating import gate, gate_filters
 from .torchvision_weights import load_torchvision_densenet121
@@ -16,5 +16,7 @@ __all__ = [
     "load",
     "load_torchvision_densenet121",
     "names",
+    "read_metadata",
     "save",
+    "with_classes",
 ]

@@ -58,6 +58,11 @@ def save(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
 
     Raises:
         UserError: :func:`load` would refuse the file (see :func:`check`), or it cannot be written.
+
+    >>> import dsn_models
+    >>> path = dsn_models.save(dsn_models.create("lenet"), "lenet.safetensors", note="random weights")
+    >>> dsn_models.read_metadata(path)
+    {'note': 'random weights'}
     """
     path = Path(path)
     family, fields, tensors = _checked(model)
@@ -180,6 +185,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
     Raises:
         UserError: as :func:`load`.
+
+    >>> import dsn_models
+    >>> dsn_models.read_metadata(dsn_models.save(dsn_models.create("lenet"), "lenet.safetensors"))
+    {}
     """
     return _parsed(_read(path)[0], "metadata", path)
 
@@ -197,6 +206,11 @@ def load(path: str | Path, arch: str | Sequence[str] | None = None) -> nn.Module
     Raises:
         UserError: the file is missing, cut short, foreign, of another shape than its configuration, or its weights
             hold NaN or infinity; or its constructor is not in ``arch``, cannot be imported or fails.
+
+    >>> import dsn_models
+    >>> path = dsn_models.save(dsn_models.create("lenet"), "lenet.safetensors")
+    >>> dsn_models.load(path).config.name
+    'lenet'
     """
     header, tensors = _read(path)
     fields = _parsed(header, "config", path)
@@ -225,6 +239,11 @@ def with_classes(model: nn.Module, classes: int | tuple[int, int], seed: int = 0
 
     Raises:
         UserError: the model is none of ours, or has one task where ``classes`` are of two, or the other way round.
+
+    >>> import dsn_models
+    >>> network, fresh = dsn_models.with_classes(dsn_models.create("lenet"), 3)
+    >>> network.config.classes, len(fresh)
+    (3, 2)
     """
     family, config = family_of(model), cast(Any, model).config
     if isinstance(config.classes, tuple) != isinstance(classes, tuple):

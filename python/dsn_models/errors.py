@@ -7,7 +7,15 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave, told in one line: what was given, what was expected, what to do."""
+    """A mistake in what the user gave, told in one line: what was given, what was expected, what to do.
+
+    >>> import dsn_models
+    >>> try:
+    ...     dsn_models.create("concat-41")
+    ... except dsn_models.UserError as error:
+    ...     print(str(error).split(";")[0])
+    unknown model 'concat-41'
+    """
 
 
 def expected(given: object, known: Iterable[str], kind: str = "") -> str:
@@ -15,7 +23,7 @@ def expected(given: object, known: Iterable[str], kind: str = "") -> str:
 
     >>> expected("resnet-2O", ["resnet-20", "lenet"])
     'near it: resnet-20'
-    >>> expected("alexnet", ["resnet-20", "lenet"], "a file or ")
+    >>> expected("vgg", ["resnet-20", "lenet"], "a file or ")
     'expected a file or one of resnet-20, lenet'
     """
     known = list(known)

@@ -102,7 +102,12 @@ class Summary(NamedTuple):
 
 
 def names() -> builtins.list[str]:
-    """The names that :func:`create` knows."""
+    """The names that :func:`create` knows.
+
+    >>> import dsn_models
+    >>> "lenet" in dsn_models.names()
+    True
+    """
     return [*_ZOO]
 
 
@@ -211,6 +216,10 @@ def create(name: str, *, classes: int | tuple[int, int] | None = None, **overrid
 
     Raises:
         UserError: the name, an option or a value is unknown; an unknown name is answered with the near ones.
+
+    >>> import dsn_models
+    >>> dsn_models.create("concat-bc-100", classes=(20, 100)).gate_counts
+    {'coarse': 48, 'fine': 48}
     """
     entry = _entry(name)
     if classes is not None:

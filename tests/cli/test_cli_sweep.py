@@ -38,9 +38,16 @@ def test_budget_writes_the_operating_point(dsn, checkpoint, tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     facts = checkpoints.read_metadata("small.safetensors")
     assert facts["operating_point"]["budget"] == "macs=0.9" and facts["recipe"]["name"] == "tiny"
-    shutil.copy(checkpoint, tmp_path / "own.safetensors")
-    status, out, _ = dsn("sweep", "own.safetensors", *QUICK, *budget)
-    assert status == 0 and "operating point written to own.safetensors" in out and "on fresh images" in out
+    own = tmp_path / "own.safetensors"
+    shutil.copy(checkpoint, own)
+    before = own.read_bytes()
+    for name in ("own-macs-0.9.safetensors", "own-macs-0.9-2.safetensors"):  # nothing is overwritten unasked
+        status, out, _ = dsn("sweep", "own.safetensors", *QUICK, *budget)
+        assert status == 0 and f"operating point written to {name}" in out and "on fresh images" in out
+        assert checkpoints.read_metadata(name)["operating_point"] == facts["operating_point"]
+    assert own.read_bytes() == before
+    status, out, _ = dsn("sweep", "own.safetensors", *QUICK, *budget, "--in-place")
+    assert status == 0 and "operating point written to own.safetensors" in out
     assert checkpoints.read_metadata("own.safetensors")["operating_point"] == facts["operating_point"]
 
 
