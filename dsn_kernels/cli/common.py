@@ -27,6 +27,8 @@ MANY = 1_000_000
 DAY = 86_400.0  # seconds
 SEEDS = 2**32 - 1  # scikit-learn's largest
 
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
 # One meaning for an option, whichever command has it.
 BATCH = "Images at a time."
 THRESHOLDS = "Thresholds tried, of each task's gates."
@@ -135,8 +137,8 @@ def check_writable(target: str | Path | None, weights: bool = True) -> None:
     """Refuses a file that cannot be written, before the work whose result it is to hold.
 
     Raises:
-        UserError: the folder is missing or read-only, the path is no regular file, or it is named as a checkpoint
-            and is to hold no ``weights``.
+        UserError: the folder is read-only or cannot be made, the path is no regular file, or it is named as a
+            checkpoint and is to hold no ``weights``.
     """
     if target is None or target == "-":
         return
@@ -145,9 +147,9 @@ def check_writable(target: str | Path | None, weights: bool = True) -> None:
         raise UserError(f"{path} is named as a checkpoint and would hold none; choose another name")
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is a folder or a device; expected a file name, or - for stdout")
-    folder = path.absolute().parent
+    folder = next(parent for parent in path.absolute().parents if parent.exists())  # the others are made
     if not folder.is_dir():
-        raise UserError(f"cannot write {path}: no folder {folder}; make it or choose another place")
+        raise UserError(f"cannot write {path}: {folder} is a file; choose another place")
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write {path}: folder {folder} is read-only; choose another place")
 

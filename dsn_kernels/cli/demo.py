@@ -13,6 +13,7 @@ from dsn_models import UserError
 from ..measure.records import read, tasks_of
 from ..report.report import report as measure
 from .common import (
+    ASSETS,
     MANY,
     JsonOption,
     SecondsOption,
@@ -28,7 +29,7 @@ from .common import (
 from .inputs import load_model, open_test_data
 from .report import OpenOption, PicturesOption, check_targets, open_in_browser, write_report
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "dsn-navon-digits.safetensors"
+CHECKPOINT = ASSETS / "dsn-navon-digits.safetensors"
 _BRANCHES = {"coarse": "big digit", "fine": "small digit"}
 
 

@@ -39,7 +39,7 @@ class Budget:
             )
         if self.relative and self._number > 1:
             share = f"latency={self._number:g}ms, or a share in [0, 1]"
-            raise UserError(f"budget is {self.text!r}; expected {share}: a latency without ms is of its own")
+            raise UserError(f"budget is {self.text!r}; expected {share} of its own")
 
     @property
     def kind(self) -> str:

@@ -212,6 +212,7 @@ def create(name: str, *, classes: int | tuple[int, int] | None = None, **overrid
     Args:
         name: one of :func:`names`.
         classes: class count of a single task, (coarse, fine) of a two-branch network; the zoo's own if not given.
+            ``num_classes`` is another word for it.
         overrides: other fields of the configuration, such as ``image_size``, ``gate`` or ``block_layers``.
 
     Raises:
@@ -222,6 +223,10 @@ def create(name: str, *, classes: int | tuple[int, int] | None = None, **overrid
     {'coarse': 48, 'fine': 48}
     """
     entry = _entry(name)
+    other = overrides.pop("num_classes", None)
+    if classes is not None and other is not None:
+        raise UserError(f"classes is {classes!r} and num_classes {other!r}, which mean the same; give one")
+    classes = other if classes is None else classes
     if classes is not None:
         pair = isinstance(entry.config.classes, tuple)
         if pair != isinstance(classes, Sequence):

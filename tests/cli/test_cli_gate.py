@@ -195,7 +195,7 @@ CASES = [
     (["--mean", "0.5,0.5,0.5"], "--std is missing"),
     (["--task", "medium"], "task is 'medium'"),
     (["--lr", "0"], "train.lr is 0.0"),
-    (["--out", "absent/gated.safetensors"], "no folder"),
+    (["--out", "weights.pth/gated.safetensors"], "weights.pth is a file"),
     (["--out", "gated.pth"], "expected a name that ends in .safetensors"),
 ]
 

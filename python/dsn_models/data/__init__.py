@@ -60,6 +60,7 @@ def open_dataset(
     images: int | None = None,
     *,
     like: Mapping[str, Any] | None = None,
+    task: str = "both",
     **options: Any,
 ) -> CoarseFineDataset:
     """The data set of a kind.
@@ -67,12 +68,14 @@ def open_dataset(
     Args:
         kind: one of :data:`KINDS`.
         path: the folder that holds it; none is needed for ``"navon-sklearn"``. A ``"folder"`` holds ``train``, ``test``
-            and ``coarse.json``, the map from fine to coarse class names, without which each class is its own.
+            and, for two tasks, ``coarse.json``, the map from fine to coarse class names, without which each class is
+            its own.
         train: the training part, with its augmentation, else the test part.
         images: number of Navon images, or of images read from ``"cifar-10-jpeg"`` archives.
         like: the ``description()`` of the data that a network was trained on, as its checkpoint keeps it. Images are
             then normalised as those were, unless ``options`` say how, and classes numbered as those were, by name.
             Without it the classes of a ``"folder"`` are those of its training part.
+        task: "fine" alone needs no coarse classes, and a ``coarse.json`` is then not read.
         options: of the data set's class.
 
     Raises:
@@ -96,7 +99,9 @@ def open_dataset(
     if kind == "navon-idx":
         return navon.from_idx(path, train, images, **options)
     if kind == "folder":
-        return _open_folder(Path(path), train, classes, options)
+        if "image_size" not in options:
+            raise UserError("folder data needs image_size, in pixels, such as image_size=224")
+        return _open_folder(Path(path), train, classes, options, task)
     dataset: CoarseFineDataset
     if kind == "cifar-10-jpeg":
         dataset = cifar_jpeg.CIFAR10Jpeg(path, train, images, **options)
@@ -111,7 +116,9 @@ def open_dataset(
     return dataset
 
 
-def _open_folder(path: Path, train: bool, classes: dict[str, Any], options: dict[str, Any]) -> CoarseFineDataset:
+def _open_folder(
+    path: Path, train: bool, classes: dict[str, Any], options: dict[str, Any], task: str
+) -> CoarseFineDataset:
     note = None
     if not train and "fine" not in classes:
         classes["fine"] = list(folder.scan(path / "train")[0])
@@ -119,7 +126,7 @@ def _open_folder(path: Path, train: bool, classes: dict[str, Any], options: dict
             note = f"{path}: classes are numbered as test has them, since neither a checkpoint nor train names them"
     part = path / ("train" if train else "test")
     coarse: Any = path / "coarse.json"
-    if not coarse.exists():
+    if task == "fine" or not coarse.exists():
         coarse = {name: name for name in (*classes.get("fine", ()), *folder.scan(part)[0])}
     dataset = folder.ImageFolder(part, coarse, train=train, classes=classes, **options)
     if note is not None:

@@ -20,6 +20,7 @@ from ..checkpoints import check, save
 from ..data import CoarseFineDataset, open_dataset
 from ..errors import UserError
 from ..selection import set_compute
+from .fitting import data_options, model_options
 from .interruption import BetweenSteps, Interrupted
 from .objectives import Objective, make_objective
 from .recipe import Recipe, load_recipe
@@ -71,7 +72,7 @@ class _Run:
     ) -> None:
         self.recipe, self.train_set, self.device = recipe, train_set, device
         torch.manual_seed(recipe.seed)
-        made = zoo.create(recipe.model, **recipe.options) if make is None else make(train_set)
+        made = zoo.create(recipe.model, **model_options(recipe, train_set)) if make is None else make(train_set)
         self.model: nn.Module = made
         self.objective = make_objective(recipe, self.model)
         self.objective.check(self.model, train_set)
@@ -237,10 +238,11 @@ def _train(
     device: torch.device,
     network: MakeNetwork | None,
 ) -> Path:
-    part = recipe.data
-    train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **part.options)
+    part, options = recipe.data, data_options(recipe) if network is None else recipe.data.options
+    options = {**options, "task": recipe.task}
+    train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **options)
     learned = train_set.description(recipe.task)
-    test_set = open_dataset(part.kind, data, False, **_images(part.test_images), like=learned, **part.options)
+    test_set = open_dataset(part.kind, data, False, **_images(part.test_images), like=learned, **options)
     run = _Run(recipe, train_set, device, network)
     state_path = out / f"{recipe.name}.state"
     if resume and state_path.is_file():

@@ -273,12 +273,36 @@ def load_recipe(source: str | Path) -> Recipe:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"recipe {path} is no TOML: {error}") from error
+    return validated(content, f"recipe {path}")
+
+
+def validated(content: dict[str, Any], whose: str) -> Recipe:
+    """A recipe from its keys.
+
+    Raises:
+        UserError: a key is unknown, which is answered with the near ones, or missing, or its value does not fit.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "recipe"
-        what = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg'].lower()}, key"
-        raise UserError(
-            f"recipe {path}: {what} {key!r} (given {reprlib.repr(first['input'])}); see docs/training.md"
-        ) from error
+        given = reprlib.repr(first["input"])
+        if first["type"] != "extra_forbidden":
+            raise UserError(
+                f"{whose}: {first['msg'].lower()}, key {key!r} (given {given}); see docs/training.md"
+            ) from error
+        near = expected(key, _keys(Recipe))
+        raise UserError(f"{whose}: unknown key {key!r} (given {given}); {near}; see docs/training.md") from error
+
+
+def _keys(section: type[BaseModel], before: str = "") -> list[str]:
+    """The dotted keys of a recipe."""
+    found = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += _keys(kind, f"{before}{name}.")
+        else:
+            found.append(before + name)
+    return found
