@@ -33,31 +33,34 @@ from .common import (
     steps_shown,
     write_json,
 )
-from .inputs import check_classes, load_checkpoint, open_test_data, resolve_task
+from .inputs import load_checkpoint, open_test_data, resolve_task
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """Accuracy and layers skipped per branch, of what ``dsn_models.training.evaluate`` returns."""
-    table = columned(f"{results['images']} test images", ("branch", "accuracy", "layers skipped"), ("branch",))
-    for name in BRANCHES:
-        if name in results:
-            skipped = results[name].get("skipped")
-            table.add_row(name, percent(results[name]["accuracy"]), "-" if skipped is None else percent(skipped))
+    """Accuracy and layers skipped, of two tasks by task, of what ``dsn_models.training.evaluate`` returns."""
+    named = [name for name in BRANCHES if name in results]
+    first = ("task",) if len(named) > 1 else ()
+    table = columned(f"{results['images']} test images", (*first, "accuracy", "layers skipped"), first)
+    for name in named:
+        skipped = results[name].get("skipped")
+        cells = (percent(results[name]["accuracy"]), "-" if skipped is None else percent(skipped))
+        table.add_row(*(name for _ in first), *cells)
     return table
 
 
 def attack_table(results: list[dict[str, Any]]) -> Table:
-    """Accuracy before and under attack, per branch, of what ``robustness.attacked_accuracy`` returns."""
+    """Accuracy before and under attack, of two tasks by task, of what ``robustness.attacked_accuracy`` returns."""
     first = results[0]
     title = f"{first['attack']}, epsilon {first['epsilon']:g}, {first['images']} test images"
-    table = columned(title, ("branch", "skipping", "clean", "attacked", "layers skipped"), ("branch",))
+    named = [name for name in BRANCHES if name in first]
+    task = ("task",) if len(named) > 1 else ()
+    table = columned(title, (*task, "skipping", "clean", "attacked", "layers skipped"), task)
     for result in results:
-        for name in BRANCHES:
-            if name in result:
-                found = result[name]
-                skipped = "-" if "skipped" not in found else percent(found["skipped"])
-                row = (percent(found["clean"]), percent(found["accuracy"]), skipped)
-                table.add_row(name, "on" if result["gated"] else "off", *row)
+        for name in named:
+            found = result[name]
+            skipped = "-" if "skipped" not in found else percent(found["skipped"])
+            row = (percent(found["clean"]), percent(found["accuracy"]), skipped)
+            table.add_row(*(name for _ in task), "on" if result["gated"] else "off", *row)
     return table
 
 
@@ -129,7 +132,7 @@ def evaluate(
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Accuracy and skip ratio of each branch on a test set; under attack and under other gates, if asked for."""
+    """Accuracy and layers skipped on a test set; under attack and under other gates, if asked for."""
     # Here, because --help needs nothing of training.
     from dsn_models.training.evaluation import evaluate as measure
     from dsn_models.training.robustness import attacked_accuracy
@@ -137,9 +140,8 @@ def evaluate(
     check_writable(json, weights=False)
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint, arch)
-    task = resolve_task(model, metadata, task)
-    dataset = open_test_data(model, metadata, kind, data, images)
-    check_classes(model, dataset, task)
+    dataset = open_test_data(model, metadata, kind, data, images, task)
+    task = resolve_task(model, metadata, task, dataset)
     automatic = backend == "auto"
     try:
         backend = "cpu" if automatic else backend

@@ -237,4 +237,5 @@ def _check_fits(classes: int, data: CoarseFineDataset, task: str) -> None:
     if counts[task] != classes:
         other = [name for name, count in counts.items() if count == classes]
         todo = f"choose --task {other[0]}" if other else "choose other data, or give --option what sets the number"
-        raise UserError(f"the network tells {classes} classes apart, the data has {counts[task]} {task} ones; {todo}")
+        which = f"{task} ones" if other else "classes"
+        raise UserError(f"the network tells {classes} classes apart, the data has {counts[task]} {which}; {todo}")

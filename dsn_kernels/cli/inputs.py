@@ -54,7 +54,12 @@ def import_from_here() -> None:
 
 
 def open_test_data(
-    model: Any, metadata: dict[str, Any], kind: str | None, data: Path | None, images: int | None
+    model: Any,
+    metadata: dict[str, Any],
+    kind: str | None,
+    data: Path | None,
+    images: int | None,
+    task: str | None = None,
 ) -> CoarseFineDataset:
     """The test part of the data that a checkpoint was trained on, or of another ``kind``, for ``model``.
 
@@ -82,7 +87,8 @@ def open_test_data(
         options["images"] = images
     if kind == "folder":
         options.setdefault("image_size", model.config.image_size)
-    dataset = open_dataset(kind, data, False, like=_trained_on(metadata), **options)
+    one = "both" if isinstance(model.config.classes, tuple) else task or metadata.get("recipe", {}).get("task", "fine")
+    dataset = open_dataset(kind, data, False, like=_trained_on(metadata), task=one, **options)
     for note in dataset.notes:
         console(stderr=True).print(f"note: {note}", soft_wrap=True, markup=False)
     if images is not None and images < len(dataset):
@@ -137,32 +143,42 @@ def load_checkpoint(source: str, arch: str | None = None) -> tuple[nn.Module, di
     return load_model(source, arch=arch)
 
 
-def resolve_task(model: Any, metadata: dict[str, Any], task: str | None) -> str:
-    """ "both" of a network of two branches, else "coarse" or "fine": the one given, or trained on, or the coarse one.
+def resolve_task(model: Any, metadata: dict[str, Any], task: str | None, dataset: CoarseFineDataset) -> str:
+    """ "both" of a network of two branches, else "coarse" or "fine": the one given, or trained on, or the one of which
+    the data has as many classes as the network.
 
     Raises:
-        UserError: the model does not have that task.
+        UserError: the model does not have that task, or the data no task of as many classes.
     """
     tasks = tasks_of(model)
-    task = task or metadata.get("recipe", {}).get("task") or tasks[0]
-    if task not in tasks:
-        raise UserError(f"task is {task!r}; expected {' or '.join(tasks)} for this model")
-    return task
+    if task is not None and task not in tasks:
+        todo = "leave --task out, the network has two tasks" if tasks == ("both",) else f"expected {' or '.join(tasks)}"
+        raise UserError(f"task is {task!r}; {todo}")
+    has = {"coarse": dataset.coarse_classes, "fine": dataset.fine_classes}
+    if tasks == ("both",):
+        check_classes(dict(zip(has, model.config.classes, strict=True)), has)
+        return "both"
+    wanted = model.config.classes
+    known = task or metadata.get("recipe", {}).get("task")
+    if known not in has:  # neither given nor told by a recipe
+        known = next((name for name in ("fine", "coarse") if has[name] == wanted), "fine")
+    if has[known] != wanted:
+        other = [name for name in has if has[name] == wanted]
+        todo = f"choose --task {other[0]}" if other else "choose data of as many classes, as it was trained on"
+        which = f" {known}" if other else ""
+        raise UserError(f"the model has {wanted}{which} classes, the data {has[known]}; {todo}")
+    return str(known)
 
 
-def check_classes(model: Any, dataset: CoarseFineDataset, task: str) -> None:
-    """Refuses data of other classes than the model's.
+def check_classes(wanted: dict[str, int], has: dict[str, int]) -> None:
+    """Refuses data of other classes than those of a model of two tasks.
 
     Raises:
         UserError: the number of classes of a task differs.
     """
-    has = {"coarse": dataset.coarse_classes, "fine": dataset.fine_classes}
-    wanted = dict(zip(has, model.config.classes, strict=True)) if task == "both" else {task: model.config.classes}
     for name, count in wanted.items():
         if count != has[name]:
-            fitting = [other for other in has if task != "both" and has[other] == count]
-            todo = f"choose --task {fitting[0]}" if fitting else "choose other data"
-            raise UserError(f"the model has {count} {name} classes, the data {has[name]}; {todo}")
+            raise UserError(f"the model has {count} {name} classes, the data {has[name]}; choose other data")
 
 
 def read_test_data(
@@ -173,7 +189,6 @@ def read_test_data(
     Raises:
         UserError: as :func:`open_test_data`; or the data is empty, or of other classes than the model's.
     """
-    task = resolve_task(model, metadata, task)
-    dataset = open_test_data(model, metadata, kind, data, None)
-    check_classes(model, dataset, task)
+    dataset = open_test_data(model, metadata, kind, data, None, task)
+    task = resolve_task(model, metadata, task, dataset)
     return read(dataset, task, images)

@@ -59,7 +59,14 @@ def front_table(document: dict[str, Any]) -> Table:
         f"{document['model']}: error against MACs on {images} images; latency of batch {document['latency']['batch']}"
     )
     tasks = list(document["open"]["error"])
-    columns = ("thresholds", *(f"{task} error" for task in tasks), "skipped", "MACs", "of dense", "latency")
+    columns = (
+        "thresholds",
+        *(f"{task} error" if len(tasks) > 1 else "error" for task in tasks),
+        "skipped",
+        "MACs",
+        "of dense",
+        "latency",
+    )
     table = columned(title, columns, ("thresholds",))
     for point in (document["open"], *(document["points"][i] for i in reversed(document["front"]))):
         errors = [point["error"][task] for task in tasks]

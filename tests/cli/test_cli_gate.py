@@ -261,4 +261,4 @@ def test_other_classes(own, dsn):
     options = ["--option", "classes=5", "--data", "data", "--out", "gated.safetensors", "--image-size", 16]
     status, _, error = dsn("gate", "five.pth", "--arch", ARCH, *options)
     assert status == 2
-    assert "the network tells 5 classes apart, the data has 3 fine ones" in error
+    assert "the network tells 5 classes apart, the data has 3 classes" in error

@@ -155,3 +155,21 @@ def test_num_classes_is_understood():
     assert dsn_models.create("resnet-20", num_classes=7).config.classes == 7
     with pytest.raises(UserError, match="which mean the same; give one"):
         dsn_models.create("resnet-20", classes=3, num_classes=7)
+
+
+def test_a_network_of_one_task_has_one_task(dsn, tmp_path):
+    """The task is told from model and data; no table has a column for it."""
+    write_pictures(tmp_path / "data", 3)
+    (tmp_path / "data" / "coarse.json").write_text('{"class0": "a", "class1": "b", "class2": "b"}')
+    name = dsn_models.save(dsn_models.create("skipnet-38-rnn", stage_units=(1, 1, 1), classes=3), "s.safetensors")
+    data = ("--kind", "folder", "--data", "data")
+    status, out, err = dsn("eval", name, *data)
+    assert status == 0 and "accuracy" in out, err
+    assert not {"coarse", "fine", "branch", "task"} & set((out + err).split())
+    status, out, err = dsn("sweep", name, *data, "--thresholds", 1, "--seconds", 0)
+    assert status == 0 and "fine" not in out and "error" in out, err
+    other = dsn_models.save(dsn_models.create("skipnet-38-rnn", stage_units=(1, 1, 1), classes=9), "o.safetensors")
+    status, _, err = dsn("eval", other, *data)
+    assert (status, "the model has 9 classes, the data 3; choose data of as many classes" in err) == (2, True), err
+    status, _, err = dsn("eval", name, *data, "--task", "coarse")
+    assert status == 2 and "the model has 3 coarse classes, the data 2; choose --task fine" in err
