@@ -14,6 +14,7 @@ from torch import nn
 
 import dsn_models
 from dsn_models.errors import UserError
+from dsn_models.world import hand_on
 
 from . import _C, capture
 from .runtime import RUNNERS, Accelerated, CapturedModel, Part, Target
@@ -107,6 +108,7 @@ def accelerate(
         fast = makers[family](model).to(device)
         if verify:
             check_accelerated(model, fast, type(model).__name__, dtype, device)
+        hand_on(model, fast)
         return fast
     if cuda_graph:
         raise UserError(f"cuda_graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
@@ -132,6 +134,7 @@ def accelerate(
                     raise UserError(f"strict: {whole.summary().splitlines()[-1]}; torch would compute the rest")
                 if verify:
                     check_captured(model, whole, inputs, dtype, device)
+                hand_on(model, whole)
                 return whole
     return _swap_parts(model, makers, dtype, device, example, verify)
 

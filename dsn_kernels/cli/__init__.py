@@ -18,7 +18,7 @@ from dsn_models.distributed import is_first
 from dsn_models.lettering import printable
 
 from ..measure.bench import WrongAnswer
-from . import bench, convert, demo, evaluate, gate, info, report, streams, sweep, timeline, train
+from . import bench, convert, demo, evaluate, gate, info, predict, report, streams, sweep, timeline, train
 
 app = make_app()
 _FUNCTIONS: dict[str, Callable[..., None]] = {
@@ -26,6 +26,7 @@ _FUNCTIONS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "gate": gate.gate,
     "eval": evaluate.evaluate,
+    "predict": predict.predict,
     "bench": bench.bench,
     "timeline": timeline.timeline,
     "sweep": sweep.sweep,

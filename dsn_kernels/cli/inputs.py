@@ -119,6 +119,7 @@ def test_images(model: Any, metadata: dict[str, Any], kind: str | None, data: Pa
         UserError: as :func:`open_test_data`, or the data is empty.
     """
     if kind is None and data is None and metadata.get("recipe", {}).get("data", {}).get("kind") != "navon-sklearn":
+        model.preprocess = None  # noise is no image, and nothing is to be said of its values
         return None
     dataset = open_test_data(model, metadata, kind, data, None)
     if len(dataset) == 0:

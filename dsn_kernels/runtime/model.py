@@ -14,6 +14,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 from dsn_models.errors import UserError
 from dsn_models.gates import zeros_and_ones
 from dsn_models.tensors import hint
+from dsn_models.world import check_range
 
 from ..capture.exported import Captured, PlanSection, TorchSection
 from ..graph import Graph, count_macs
@@ -97,6 +98,7 @@ class CapturedModel(Fixed):
         thresholds: float | Mapping[str, float] | None = None,
     ) -> Any:
         self._check(inputs)
+        check_range(self, inputs[0])
         forced = None if forced_gates is None else self._join(forced_gates, len(inputs[0]))
         limits = self.thresholds if thresholds is None else self._limits(thresholds)
         outputs, last = self._network(inputs)(inputs, limits, forced)

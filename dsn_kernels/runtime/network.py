@@ -16,6 +16,7 @@ from dsn_models.described import card
 from dsn_models.errors import UserError
 from dsn_models.gates import ForcedGates, zeros_and_ones
 from dsn_models.macs import count_macs
+from dsn_models.world import check_range
 
 from .. import graph as graphs
 from ..capture import FAMILIES, Captured, Chosen, canonical, capture
@@ -183,6 +184,7 @@ class Accelerated(Planned):
     ) -> tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
         """The outputs; gates, scores and MACs."""
         self._check(images)
+        check_range(self, images)
         images = images if images.dtype == self.target.dtype else images.float()
         limits = self.thresholds if thresholds is None else self._per_gate(thresholds).to(self.thresholds.device)
         forced = None if forced_gates is None else self._join(forced_gates, images.shape[0])

@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "Train a reference model by a recipe.",
     "gate": "Teach a trained network of yours to skip units.",
     "eval": "Accuracy and layers skipped on a test set.",
+    "predict": "Classes of image files, and what they took.",
     "bench": "Latency and MACs beside dense runtimes.",
     "timeline": "Which layer ran for which image, and what it cost.",
     "sweep": "Gate thresholds; picks those that keep a budget.",

@@ -19,6 +19,7 @@ from .constructors import ConstructedConfig, check_permitted, reconstruct
 from .errors import UserError
 from .files import foreign, is_torch
 from .tensors import FLOATS, check_finite, dtype_name
+from .world import attach
 from .zoo import build, family_of, fields_of
 
 FORMAT = "dsn-kernels/1"
@@ -196,6 +197,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def load(path: str | Path, arch: str | Sequence[str] | None = None) -> nn.Module:
     """The model of a checkpoint, in ``eval()`` mode on the CPU.
 
+    Where the checkpoint says so, ``model.class_names`` has the names of the classes and ``model.preprocess(image)``
+    makes of a picture what the network takes; else they are None. See :mod:`.world`.
+
     A checkpoint of ``dsn gate`` names the function that constructs its network, ``"package.module:function"``, and the
     arguments of the call. Nothing is imported, and nothing called, unless ``arch`` names that function too.
 
@@ -225,6 +229,7 @@ def load(path: str | Path, arch: str | Sequence[str] | None = None) -> nn.Module
     _check_tensors(tensors, model.state_dict(), str(path), fields.get("name"))
     floating = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
     model.to(floating).load_state_dict(tensors)
+    attach(model, _parsed(header, "metadata", path) if "metadata" in header else {})
     return model.eval()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import distributed, zoo
-from ..checkpoints import check, save
+from ..checkpoints import check, read_metadata, save
 from ..data import CoarseFineDataset, open_dataset
 from ..errors import UserError
 from ..selection import set_compute
@@ -295,10 +295,18 @@ def _train(
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
             "test": results,
+            **_start(recipe),
         }
         save(run.model, checkpoint, **facts)
     distributed.wait_for_all()
     return checkpoint
+
+
+def _start(recipe: Recipe) -> dict[str, Any]:
+    """Which network the run began with, and its test results, where its checkpoint has some."""
+    if recipe.init is None:
+        return {}
+    return {"start": {"checkpoint": Path(recipe.init).name, "test": read_metadata(recipe.init).get("test")}}
 
 
 def _images(count: int | None) -> dict[str, Any]:
