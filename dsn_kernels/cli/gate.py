@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from dsn_models import UserError, checkpoints
-from dsn_models.constructors import construct, gate_constructed, put_weights
+from dsn_models.constructors import construct, fitted, gate_constructed, put_weights
 from dsn_models.convert import read_released
 from dsn_models.data import CoarseFineDataset, told_kind
 from dsn_models.distributed import is_first
@@ -40,7 +40,7 @@ from .inputs import import_from_here
 if TYPE_CHECKING:
     from dsn_models.training.recipe import Recipe
 
-_TARGET = re.compile(r"macs=(\d*\.?\d+)")
+_TARGET = re.compile(r"macs=(\d*\.?\d+)\s*(%?)")
 _COST = 80.0  # weight of the squared excess of MACs; so large that a hundredth too many is felt
 
 
@@ -51,10 +51,10 @@ def _share(target: str) -> float:
         UserError: it is another word or no number in (0, 1].
     """
     match = _TARGET.fullmatch(target.strip())
-    share = float(match[1]) if match else 0.0
+    share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < share <= 1:
         raise UserError(
-            f"target is {target!r}; expected macs=S with S in (0, 1], a share of the MACs, such as macs=0.6"
+            f"target is {target!r}; expected macs=S with S in (0, 1], a share of the MACs, such as macs=0.6 or macs=60%"
         )
     return share
 
@@ -158,6 +158,7 @@ def gate(
     run it alone, so that steps become faster as gates shut.
     """
     check_writable(json, weights=False)
+    out = out if out.suffix else out.with_suffix(".safetensors")
     check_writable(out)
     if out.suffix != ".safetensors":
         raise UserError(f"--out is {out}; expected a name that ends in .safetensors")
@@ -187,10 +188,18 @@ def gate(
     )
     set_threads(threads)
     import_from_here()
-    network = construct(arch, options)
-    put_weights(network, read_released(weights)[0], arch, str(weights))
+    given = construct(arch, options)
+    put_weights(given, read_released(weights)[0], arch, str(weights))
 
     def make(train_set: CoarseFineDataset) -> torch.nn.Module:
+        network, options, fresh = fitted(given, arch, recipe.options, _count(train_set, task))
+        if fresh and distillation:
+            raise UserError(
+                f"--distillation is of answers of {weights}, which has other classes than the data; leave it out"
+            )
+        if fresh and is_first():
+            told = f"the data has {_count(train_set, task)} classes, {weights} another number: {fresh} begin anew"
+            console(stderr=True).print(f"note: {told}", soft_wrap=True)
         example = train_set.batch(torch.arange(min(1, len(train_set))))[0]
         chosen_units = "auto" if recipe.gating.units == ("auto",) else recipe.gating.units
         gated, report = gate_constructed(network, arch, options, example, chosen_units, recipe.gating.kind)
@@ -225,6 +234,10 @@ def gate(
         f"{out}: {facts['images_seen']} images in {facts['seconds']:.0f} s; other commands take it with --arch {arch}"
     )
     console().print(told, soft_wrap=True)
+
+
+def _count(data: CoarseFineDataset, task: str) -> int:
+    return data.coarse_classes if task == "coarse" else data.fine_classes
 
 
 def _check_fits(classes: int, data: CoarseFineDataset, task: str) -> None:

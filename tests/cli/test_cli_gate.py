@@ -256,6 +256,19 @@ def test_no_unit(own, dsn):
     assert "the Sequential has no residual unit that keeps its map's shape and runs once" in error
 
 
+def test_a_network_of_other_classes_gets_a_fresh_classifier(own, dsn):
+    write_weights(own / "five.pth", classes=5)
+    arguments = ["five.pth", "--arch", "ownpackage.networks:counted", "--data", "data", *OPTIONS, "--out", "new/gated"]
+    status, _, error = dsn("gate", *arguments, "--option", "num_classes=5")
+    assert status == 0, error
+    assert "the data has 3 classes, five.pth another number: 4.2.weight, 4.2.bias begin anew" in error
+    model = dsn_models.load("new/gated.safetensors", arch="ownpackage.networks:counted")
+    assert model.config.classes == 3 and model.config.options == {"num_classes": 3}
+    assert model.class_names == sorted(["red", "green", "blue"])
+    status, _, error = dsn("gate", *arguments, "--option", "num_classes=5", "--distillation", 1, "--no-resume")
+    assert status == 2 and "--distillation is of answers of five.pth, which has other classes" in error
+
+
 def test_other_classes(own, dsn):
     write_weights(own / "five.pth", classes=5)
     options = ["--option", "classes=5", "--data", "data", "--out", "gated.safetensors", "--image-size", 16]
