@@ -12,7 +12,7 @@ from torch import nn
 
 import dsn_models
 from dsn_models import UserError, checkpoints
-from dsn_models.data import MADE, CoarseFineDataset, open_dataset
+from dsn_models.data import MADE, CoarseFineDataset, open_dataset, told_kind
 from dsn_models.data.held_out import Part
 from dsn_models.errors import expected
 
@@ -77,6 +77,8 @@ def open_test_data(
             section = DataSection.model_validate(metadata["recipe"]["data"]).model_dump()
         except (KeyError, TypeError, ValueError):
             raise UserError("the checkpoint's recipe does not say what data it needs; choose with --kind") from None
+    if kind is None and not section and data is not None and data.is_dir():
+        kind = told_kind(data)
     if kind is None and not section:
         raise UserError("the checkpoint does not say what it was trained on; choose with --kind")
     options: dict[str, Any] = {}

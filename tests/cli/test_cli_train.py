@@ -173,3 +173,15 @@ def test_a_network_of_one_task_has_one_task(dsn, tmp_path):
     assert (status, "the model has 9 classes, the data 3; choose data of as many classes" in err) == (2, True), err
     status, _, err = dsn("eval", name, *data, "--task", "coarse")
     assert status == 2 and "the model has 3 coarse classes, the data 2; choose --task fine" in err
+
+
+def test_a_recipe_of_one_task_need_not_name_it(dsn, tmp_path):
+    write_pictures(tmp_path / "data", 2)
+    (tmp_path / "small.toml").write_text(SMALL.replace('task = "fine"\n', ""))
+    status, out, err = dsn("train", "small.toml", "--data", "data", "--out", "out")
+    assert status == 0 and "fine" not in out + err and "epoch 1" in err, err
+    assert read_metadata("out/small.safetensors")["recipe"]["task"] == "fine"
+    # The data is told from the names in its folder, for a checkpoint that does not say it.
+    bare = dsn_models.save(dsn_models.load("out/small.safetensors"), "bare.safetensors")
+    status, out, err = dsn("eval", bare, "--data", "data")
+    assert status == 0 and "8 test images" in out, err

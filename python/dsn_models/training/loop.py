@@ -20,7 +20,7 @@ from ..checkpoints import check, read_metadata, save
 from ..data import CoarseFineDataset, open_dataset
 from ..errors import UserError
 from ..selection import set_compute
-from .fitting import data_options, model_options
+from .fitting import data_options, model_options, told_task
 from .interruption import BetweenSteps, Interrupted
 from .objectives import Objective, make_objective
 from .recipe import Recipe, load_recipe
@@ -183,8 +183,9 @@ def _scalar_writer(folder: Path, epoch: int, console: Console) -> Any:
     return SummaryWriter(str(folder), purge_step=epoch)
 
 
-def _describe(totals: dict[str, float]) -> str:
-    return "  ".join(f"{key} {value:.4f}" for key, value in totals.items())
+def _describe(totals: dict[str, float], task: str) -> str:
+    """In a line; one task goes without its name."""
+    return "  ".join(f"{key.removeprefix(f'{task}/')} {value:.4f}" for key, value in totals.items())
 
 
 def train(
@@ -238,6 +239,8 @@ def _train(
     device: torch.device,
     network: MakeNetwork | None,
 ) -> Path:
+    if network is None:
+        recipe = recipe.model_copy(update={"task": told_task(recipe)})
     part, options = recipe.data, data_options(recipe) if network is None else recipe.data.options
     options = {**options, "task": recipe.task}
     train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **options)
@@ -280,7 +283,7 @@ def _train(
                 writer.flush()
             if first:
                 save_state(state_path, recipe, run.model, run.optimiser, state)
-            console.print(f"epoch {state.epoch}  {state.seconds:.0f} s  {_describe(totals)}")
+            console.print(f"epoch {state.epoch}  {state.seconds:.0f} s  {_describe(totals, recipe.task)}")
             if interruption.asked:
                 raise KeyboardInterrupt
     checkpoint = out / f"{recipe.name}.safetensors"
