@@ -8,6 +8,7 @@ import pytest
 import dsn_kernels
 import dsn_models
 from dsn_models import errors, functional, gates, tensors
+from dsn_models.training import overriding
 
 PUBLIC = {
     f"{package.__name__}.{name}": getattr(package, name)
@@ -16,7 +17,8 @@ PUBLIC = {
     if callable(getattr(package, name))
 }
 OTHERS = {
-    function.__name__: function for function in (errors.expected, gates.zeros_and_ones, tensors.hint)
+    function.__name__: function
+    for function in (errors.expected, gates.zeros_and_ones, tensors.hint, overriding.parse_setting)
 }  # not of the packages' own names, with examples all the same
 
 

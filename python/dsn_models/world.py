@@ -105,23 +105,27 @@ class Preprocess:
 
 def preprocess_of(config: Any, metadata: Mapping[str, Any]) -> Preprocess | None:
     """What a checkpoint's metadata say of its images; None where they do not say how those are normalised."""
-    data = metadata.get("data")
-    if not isinstance(data, Mapping) or not {"mean", "std"} <= set(data):
-        return None
-    mean, std = data["mean"], data["std"]
+    data, recipe = (_table(metadata, key) for key in ("data", "recipe"))
+    section = _table(recipe, "data")
+    options = _table(section, "options")
+    if str(section.get("kind")).startswith("navon"):  # whose pixels are as they are, where nothing else is said
+        options = {"mean": [0.0] * config.in_channels, "std": [1.0] * config.in_channels, **options}
+    mean, std = (data.get(key, options.get(key)) for key in ("mean", "std"))
     fits = all(isinstance(values, list) and len(values) == config.in_channels for values in (mean, std))
     if not fits or config.in_channels not in (1, 3):
         return None
-    recipe = metadata.get("recipe", {})
-    options = recipe.get("data", {}).get("options", {}) if isinstance(recipe, Mapping) else {}
     resize = data.get("resize", options.get("resize"))
     return Preprocess(config.image_size, config.in_channels, mean, std, resize)
 
 
+def _table(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = content.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
 def class_names_of(config: Any, metadata: Mapping[str, Any]) -> Any:
     """The names of the classes by their number; of two tasks ``{"coarse": names, "fine": names}``. None: not said."""
-    data = metadata.get("data")
-    named = data.get("classes", {}) if isinstance(data, Mapping) else {}
+    named = _table(_table(metadata, "data"), "classes")
     if isinstance(config.classes, tuple):
         counts = dict(zip(("coarse", "fine"), config.classes, strict=True))
         fit = all(isinstance(named.get(task), list) and len(named[task]) == n for task, n in counts.items())

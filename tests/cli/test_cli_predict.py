@@ -10,6 +10,7 @@ from test_cli_train import SMALL, write_pictures
 
 import dsn_kernels
 import dsn_models
+from dsn_kernels.cli.common import ASSETS
 from dsn_models import UserError
 from dsn_models.data import open_dataset
 
@@ -105,6 +106,13 @@ def test_images_of_another_range_get_one_warning(images, told):
         fast(images)
         fast(images)
     assert len(found) == (told is not None) and all(told in str(one.message) for one in found)
+
+
+def test_the_shipped_network_reads_pictures(dsn, pictures):
+    status, out, err = dsn(
+        "predict", ASSETS / "dsn-navon-digits.safetensors", next((pictures / "test").glob("*/0.png"))
+    )
+    assert status == 0 and all(word in out for word in ("coarse class", "fine class", "layers used")), err
 
 
 def test_shapes_that_preprocessing_makes():
