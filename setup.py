@@ -190,7 +190,7 @@ if __name__ == "__main__":
         raise SystemExit(f"error: {error}") from None
     setup(
         packages=find_packages(include=["dsn_kernels*"]) + find_packages("python"),
-        package_dir={"dsn_models": "python/dsn_models"},
+        package_dir={"dsn_command": "python/dsn_command", "dsn_models": "python/dsn_models"},
         ext_modules=[native_extension()],
         cmdclass={"build_ext": BuildNative},
     )

@@ -14,6 +14,7 @@ from torch import nn
 
 import dsn_models
 from dsn_models.errors import UserError
+from dsn_models.world import hand_on
 
 from . import _C, capture
 from .runtime import RUNNERS, Accelerated, CapturedModel, Part, Target
@@ -72,6 +73,12 @@ def accelerate(
     Raises:
         UserError: the kernels would not compute what the model does, nothing in it can be accelerated, a weight holds
             NaN or infinity or is not on the CPU, or dtype, backend, device, cuda_graph or example are not served.
+
+    >>> import torch, dsn_models, dsn_kernels
+    >>> fast = dsn_kernels.accelerate(dsn_models.create("dsn-navon", image_size=16))
+    >>> coarse, fine = fast(torch.rand(2, 1, 16, 16))
+    >>> coarse.shape, fast.last_gates["fine"].dtype
+    (torch.Size([2, 10]), torch.uint8)
     """
     if backend not in _BACKENDS and backend not in RUNNERS:
         raise UserError(f"backend is {backend!r}; expected one of {', '.join(_BACKENDS)}")
@@ -102,6 +109,7 @@ def accelerate(
         fast = makers[family](model).to(device)
         if verify:
             check_accelerated(model, fast, type(model).__name__, dtype, device)
+        hand_on(model, fast)
         return fast
     if cuda_graph:
         raise UserError(f"cuda_graph is for a network of dsn_models as a whole; the model is a {type(model).__name__}")
@@ -128,6 +136,7 @@ def accelerate(
                     raise UserError(f"strict: {whole.summary().splitlines()[-1]}; torch would compute the rest")
                 if verify:
                     check_captured(model, whole, inputs, dtype, device)
+                hand_on(model, whole)
                 return whole
     if decides:
         raise UserError(

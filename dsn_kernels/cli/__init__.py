@@ -1,4 +1,4 @@
-"""The ``dsn`` command: demo, train, gate, eval, bench, timeline, sweep, report, convert, info."""
+"""The ``dsn`` command: what ``dsn_command`` names."""
 
 from __future__ import annotations
 
@@ -6,33 +6,36 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import typer
 
+from dsn_command import COMMANDS, make_app
 from dsn_models import UserError
 from dsn_models.distributed import is_first
 from dsn_models.lettering import printable
 
 from ..measure.bench import WrongAnswer
-from . import bench, convert, demo, evaluate, gate, info, report, streams, sweep, timeline, train
+from . import bench, convert, demo, evaluate, gate, info, predict, report, streams, sweep, timeline, train
 
-app = typer.Typer(
-    name="dsn",
-    help="Networks that decide per image which layers they need, and kernels that compute only those.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command("demo")(demo.demo)
-app.command("train")(train.train)
-app.command("gate")(gate.gate)
-app.command("eval")(evaluate.evaluate)
-app.command("bench")(bench.bench)
-app.command("timeline")(timeline.timeline)
-app.command("sweep")(sweep.sweep)
-app.command("report")(report.report)
-app.command("convert")(convert.convert_command)
-app.command("info")(info.info)
+app = make_app()
+_FUNCTIONS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "train": train.train,
+    "gate": gate.gate,
+    "eval": evaluate.evaluate,
+    "predict": predict.predict,
+    "bench": bench.bench,
+    "timeline": timeline.timeline,
+    "sweep": sweep.sweep,
+    "report": report.report,
+    "convert": convert.convert_command,
+    "info": info.info,
+}
+for _name, _function in _FUNCTIONS.items():
+    app.command(_name, short_help=COMMANDS[_name])(_function)
 
 WRONG, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 # Of an error that names no file: what our own files meet is told where they are written.
@@ -41,12 +44,29 @@ _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
 
 
+# What stands for a value in the help, where an option says nothing more telling.
+_METAVARS = {int: "N", float: "X", Path: "FILE", str: "NAME"}
+
+
+def command() -> Any:
+    """The whole command, every value in its help under a name in capitals."""
+    made: Any = typer.main.get_command(app)
+    for sub in made.commands.values():
+        hints = get_type_hints(sub.callback)
+        for parameter in sub.params:
+            if parameter.name in hints and parameter.metavar is None:
+                kinds = (hints[parameter.name], *get_args(hints[parameter.name]))
+                found = next((name for kind, name in _METAVARS.items() if kind in kinds), None)
+                parameter.metavar = parameter.name.upper() if parameter.param_type_name == "argument" else found
+    return made
+
+
 def _invoke() -> None:
     # Not typer's own main, which has other statuses for Ctrl-C and for a pipe that was closed.
-    command = typer.main.get_command(app)
     words = sys.argv[1:] or ["--help"]
-    with contextlib.suppress(typer.Exit), command.make_context("dsn", words) as context:  # --help is an Exit
-        command.invoke(context)
+    made = command()
+    with contextlib.suppress(typer.Exit), made.make_context("dsn", words) as context:  # --help is an Exit
+        made.invoke(context)
 
 
 def _told(error: OSError) -> tuple[int, str]:
@@ -82,7 +102,9 @@ def _run() -> tuple[int, str]:
     except Exception as error:
         # A bad option: typer brings its own copy of click, whose exceptions it does not all name.
         if hasattr(error, "format_message"):
-            return USAGE, f"{error.format_message().rstrip('.')}; see dsn --help"
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context is not None else "dsn"
+            return USAGE, f"{error.format_message().rstrip('.?')}; see {path} --help"
         if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
             reason = (str(error) or "none left").splitlines()[0]
             return USAGE, f"not enough memory ({reason}); choose a smaller batch or fewer images"

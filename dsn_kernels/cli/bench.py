@@ -23,9 +23,11 @@ from ..measure.networks import gate_counts
 from ..measure.serving import Load, under_load
 from ..report.plots import check_picture, load_figure, picture
 from .common import (
+    BATCH,
     SEEDS,
     ArchOption,
     JsonOption,
+    KindOption,
     PinOption,
     SecondsOption,
     ThreadsOption,
@@ -171,17 +173,24 @@ def bench(
         typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.", show_default=False),
     ] = "",
     arch: ArchOption = None,
-    device: Annotated[str, typer.Option(help="cpu; with --tune a GPU.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, or bfloat16.")] = "float32",
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,64",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="cpu; with --tune a GPU.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(metavar="float32|bfloat16", help="Of the kernels and the dense baselines.")
+    ] = "float32",
+    batch: Annotated[
+        str, typer.Option("--batch", "-b", metavar="N,N", help=f"{BATCH[:-1]}; several with commas.")
+    ] = "1,8,64",
     gates: Annotated[
         str,
         typer.Option(
+            metavar="GATES",
             help="open, shut, trained, paper, random:P (every gate shut with probability P), "
-            "equal:P (the same for all samples of a batch); several."
+            "equal:P (the same for all samples of a batch); several.",
         ),
     ] = "",
-    against: Annotated[str, typer.Option(help="Dense baselines; an empty string for none.")] = ",".join(BASELINES),
+    against: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="Dense baselines; an empty string for none.")
+    ] = ",".join(BASELINES),
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a zoo model's configuration; may be repeated.")
     ] = None,
@@ -190,12 +199,17 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of weights, images and random gates.")] = 0,
     seconds: SecondsOption = 3.0,
-    data: Annotated[Path | None, typer.Option(help="Folder of test images; noise if not given.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Of the data, as for dsn eval.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", metavar="DIR", help="Folder that holds the data; noise if not given.")
+    ] = None,
+    kind: KindOption = None,
     load: Annotated[
         str | None, typer.Option(metavar="qps=N,slo=MS", help="Instead: latency under random arrivals, by load.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="With --load: the curves, as .svg, .png or .pdf.")] = None,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Say why energy was not measured, where it was not.")
+    ] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Peak memory too, each network in a new process.")] = False,
     tune: Annotated[
         bool,
@@ -270,7 +284,7 @@ def bench(
         for table in tables(document):
             console().print(table)
     missing = dict(document["missing"])
-    if "not_available" in document["energy"]:
+    if energy and "not_available" in document["energy"]:
         missing["energy"] = document["energy"]["not_available"]
     for name, reason in missing.items():
         console(stderr=True).print(f"missing: {name}: {reason}", soft_wrap=True)

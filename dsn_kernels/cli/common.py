@@ -27,6 +27,13 @@ MANY = 1_000_000
 DAY = 86_400.0  # seconds
 SEEDS = 2**32 - 1  # scikit-learn's largest
 
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+# One meaning for an option, whichever command has it.
+BATCH = "Images at a time."
+THRESHOLDS = "Thresholds tried, of each task's gates."
+IMAGES = "Test images to use, spread evenly over them; all if not given."
+
 
 def finite(value: float) -> float:
     """Refuses NaN, which passes every comparison with a smallest and a largest value."""
@@ -36,9 +43,12 @@ def finite(value: float) -> float:
 
 
 JsonOption = Annotated[
-    str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file or stdout instead of a table.")
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write JSON to a file, or to stdout for -, instead of a table."),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, max=1024, help="Threads; torch's own choice if not given.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", "-t", min=1, max=1024, help="Threads; torch's own choice if not given.")
+]
 SecondsOption = Annotated[
     float, typer.Option(min=0, max=DAY, callback=finite, help="Of timing per contestant and batch size.")
 ]
@@ -58,11 +68,17 @@ ArchOption = Annotated[
         help="What may construct the network of a checkpoint of dsn gate; several with commas.",
     ),
 ]
-DataOption = Annotated[Path | None, typer.Option(help="Folder that holds the data.")]
+DataOption = Annotated[Path | None, typer.Option("--data", "-d", metavar="DIR", help="Folder that holds the data.")]
+BatchOption = Annotated[int, typer.Option("--batch", "-b", min=1, max=MANY, help=BATCH)]
+ThresholdsOption = Annotated[int, typer.Option(min=0, max=100, help=f"{THRESHOLDS[:-1]}; 0 for none.")]
+ImagesOption = Annotated[int | None, typer.Option("--images", "-n", min=1, max=MANY, help=IMAGES)]
 KindOption = Annotated[
-    str | None, typer.Option(help=f"Of the data: {', '.join(KINDS)}; what it was trained on if not given.")
+    str | None,
+    typer.Option(metavar="KIND", help=f"Of the data: {', '.join(KINDS)}; what it was trained on if not given."),
 ]
-TaskOption = Annotated[str | None, typer.Option(help="Of a model with one task: coarse or fine.")]
+TaskOption = Annotated[
+    str | None, typer.Option(metavar="coarse|fine", help="Of a model with one task, where the data has two.")
+]
 
 # A table that is piped keeps its columns; on a terminal rich knows the width.
 _PIPED_WIDTH = 160
@@ -121,8 +137,8 @@ def check_writable(target: str | Path | None, weights: bool = True) -> None:
     """Refuses a file that cannot be written, before the work whose result it is to hold.
 
     Raises:
-        UserError: the folder is missing or read-only, the path is no regular file, or it is named as a checkpoint
-            and is to hold no ``weights``.
+        UserError: the folder is read-only or cannot be made, the path is no regular file, or it is named as a
+            checkpoint and is to hold no ``weights``.
     """
     if target is None or target == "-":
         return
@@ -131,9 +147,9 @@ def check_writable(target: str | Path | None, weights: bool = True) -> None:
         raise UserError(f"{path} is named as a checkpoint and would hold none; choose another name")
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is a folder or a device; expected a file name, or - for stdout")
-    folder = path.absolute().parent
+    folder = next(parent for parent in path.absolute().parents if parent.exists())  # the others are made
     if not folder.is_dir():
-        raise UserError(f"cannot write {path}: no folder {folder}; make it or choose another place")
+        raise UserError(f"cannot write {path}: {folder} is a file; choose another place")
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write {path}: folder {folder} is read-only; choose another place")
 

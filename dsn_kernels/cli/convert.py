@@ -13,6 +13,7 @@ import dsn_models
 from dsn_models import UserError, checkpoints
 from dsn_models.convert import FORMATS, Normalisation, convert, export_skipnet
 from dsn_models.data.base import check_normalisation
+from dsn_models.data.cifar import CIFAR10_NAMES
 
 from .common import MANY, JsonOption, check_writable, console, split, write_json
 
@@ -42,7 +43,9 @@ def convert_command(
         str | None, typer.Option(metavar="M,M,M", help="What images are normalised by; if not given, what is known.")
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Likewise; given with --mean.")] = None,
-    to: Annotated[str | None, typer.Option(help="skipnet: from a checkpoint of ours to its authors' format.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="skipnet", help="From a checkpoint of ours to its authors' format.")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Convert released weights to a checkpoint; the file is read without running code from it."""
@@ -72,7 +75,7 @@ def convert_command(
         data = {}
         if known is not None:
             check_normalisation(known.mean, known.std, network.config.in_channels)
-            data = {"mean": [*known.mean], "std": [*known.std]}
+            data = {"mean": [*known.mean], "std": [*known.std], **_published(known, network.config)}
             facts["normalisation"] = f"mean {_numbers(known.mean)}, std {_numbers(known.std)} ({known.source})"
         else:
             facts["normalisation"] = "not known; give it by --mean and --std"
@@ -80,6 +83,13 @@ def convert_command(
         checkpoints.save(network, out, source=origin, data=data)
         facts["untrained"] = [*found.notes]
     _report(facts, json)
+
+
+def _published(known: Normalisation, config: Any) -> dict[str, Any]:
+    """What else is known of the images of published networks: CIFAR-10's classes, how ImageNet's are cut out."""
+    if config.classes == 10 and "CIFAR-10" in known.source:
+        return {"classes": {"fine": [*CIFAR10_NAMES["fine"]]}}
+    return {"resize": 256} if config.classes == 1000 and config.image_size == 224 else {}
 
 
 def _told(network: Any, format: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dsn_models import UserError
 from ..measure.records import read, tasks_of
 from ..report.report import report as measure
 from .common import (
+    ASSETS,
     MANY,
     JsonOption,
     SecondsOption,
@@ -29,7 +30,7 @@ from .evaluate import controls_tables
 from .inputs import load_model, open_test_data
 from .report import OpenOption, PicturesOption, check_targets, open_in_browser, write_report
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "dsn-navon-digits.safetensors"
+CHECKPOINT = ASSETS / "dsn-navon-digits.safetensors"
 _BRANCHES = {"coarse": "big digit", "fine": "small digit"}
 
 
@@ -60,7 +61,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
 def demo(
     report: Annotated[Path, typer.Option(help="HTML report to write.")] = Path("dsn-demo.html"),
     checkpoint: Annotated[Path, typer.Option(help="Another network trained on Navon digits.")] = CHECKPOINT,
-    images: Annotated[int, typer.Option(min=64, max=MANY, help="Test digits to classify.")] = 500,
+    images: Annotated[int, typer.Option("--images", "-n", min=64, max=MANY, help="Test images to use.")] = 500,
     seconds: SecondsOption = 1.0,
     pictures: PicturesOption = None,
     open_: OpenOption = False,

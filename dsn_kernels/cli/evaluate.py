@@ -18,8 +18,10 @@ from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
 from .common import (
     MANY,
     ArchOption,
+    BatchOption,
     CheckpointArgument,
     DataOption,
+    ImagesOption,
     JsonOption,
     KindOption,
     TaskOption,
@@ -34,12 +36,12 @@ from .common import (
     steps_shown,
     write_json,
 )
-from .inputs import check_classes, load_checkpoint, open_test_data, resolve_task
+from .inputs import load_checkpoint, open_test_data, resolve_task
 
 
 def results_table(results: dict[str, Any]) -> Table:
     """Accuracy, of tasks of more than five classes also among the five likeliest, layers skipped and, of a network of
-    two branches, the parameters used, per branch, of what ``dsn_models.training.evaluate`` returns."""
+    two branches, the parameters used, of what ``dsn_models.training.evaluate`` returns; of two tasks by task."""
     found = {name: results[name] for name in BRANCHES if name in results}
     shown = {
         "accuracy": ("accuracy", percent),
@@ -48,24 +50,27 @@ def results_table(results: dict[str, Any]) -> Table:
         "parameters": ("parameters used", mega),
     }
     shown = {key: column for key, column in shown.items() if any(key in result for result in found.values())}
-    table = columned(f"{results['images']} test images", ("branch", *(name for name, _ in shown.values())), ("branch",))
+    first = ("task",) if len(found) > 1 else ()
+    table = columned(f"{results['images']} test images", (*first, *(name for name, _ in shown.values())), first)
     for name, result in found.items():
-        table.add_row(name, *(form(result[key]) if key in result else "-" for key, (_, form) in shown.items()))
+        cells = (form(result[key]) if key in result else "-" for key, (_, form) in shown.items())
+        table.add_row(*(name for _ in first), *cells)
     return table
 
 
 def attack_table(results: list[dict[str, Any]]) -> Table:
-    """Accuracy before and under attack, per branch, of what ``robustness.attacked_accuracy`` returns."""
+    """Accuracy before and under attack, of two tasks by task, of what ``robustness.attacked_accuracy`` returns."""
     first = results[0]
     title = f"{first['attack']}, epsilon {first['epsilon']:g}, {first['images']} test images"
-    table = columned(title, ("branch", "skipping", "clean", "attacked", "layers skipped"), ("branch",))
+    named = [name for name in BRANCHES if name in first]
+    task = ("task",) if len(named) > 1 else ()
+    table = columned(title, (*task, "skipping", "clean", "attacked", "layers skipped"), task)
     for result in results:
-        for name in BRANCHES:
-            if name in result:
-                found = result[name]
-                skipped = "-" if "skipped" not in found else percent(found["skipped"])
-                row = (percent(found["clean"]), percent(found["accuracy"]), skipped)
-                table.add_row(name, "on" if result["gated"] else "off", *row)
+        for name in named:
+            found = result[name]
+            skipped = "-" if "skipped" not in found else percent(found["skipped"])
+            row = (percent(found["clean"]), percent(found["accuracy"]), skipped)
+            table.add_row(*(name for _ in task), "on" if result["gated"] else "off", *row)
     return table
 
 
@@ -89,10 +94,10 @@ def evaluate(
     arch: ArchOption = None,
     data: DataOption = None,
     kind: KindOption = None,
-    backend: Annotated[str, typer.Option(help="auto, cpu or reference.")] = "auto",
+    backend: Annotated[str, typer.Option(metavar="auto|cpu|reference", help="What computes.")] = "auto",
     task: TaskOption = None,
-    images: Annotated[int | None, typer.Option(min=1, max=MANY, help="Number of Navon images.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=MANY, help="Images at a time.")] = 250,
+    images: ImagesOption = None,
+    batch: BatchOption = 250,
     resize: Annotated[
         str | None,
         typer.Option(
@@ -100,17 +105,19 @@ def evaluate(
             help="Of images in files: the shorter side, before the centre is cut out; 256 for 224 is usual.",
         ),
     ] = None,
-    attack: Annotated[str | None, typer.Option(help="Also under attack, skipping on and off: fgsm or pgd.")] = None,
+    attack: Annotated[
+        str | None, typer.Option(metavar="fgsm|pgd", help="Also under attack, skipping on and off.")
+    ] = None,
     epsilon: Annotated[
         float, typer.Option(min=0, max=1, callback=finite, help="Largest change of a pixel by the attack, of 1.")
     ] = 8 / 255,
-    steps: Annotated[int, typer.Option(min=1, max=MANY, help="Steps of pgd.")] = 10,
-    attacked_images: Annotated[int, typer.Option(min=1, max=MANY, help="How many test images are attacked.")] = 1000,
+    attack_steps: Annotated[int, typer.Option(min=1, max=MANY, help="Steps of pgd.")] = 10,
+    attack_images: Annotated[int, typer.Option(min=1, max=MANY, help="How many test images are attacked.")] = 1000,
     controls: Annotated[bool, typer.Option("--controls", help="Also under other gates than its own.")] = False,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Accuracy and skip ratio of each branch on a test set; under attack and under other gates, if asked for."""
+    """Accuracy and layers skipped on a test set; under attack and under other gates, if asked for."""
     # Here, because --help needs nothing of training.
     from dsn_models.training.evaluation import evaluate as measure
     from dsn_models.training.robustness import attacked_accuracy
@@ -118,9 +125,8 @@ def evaluate(
     check_writable(json, weights=False)
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint, arch)
-    task = resolve_task(model, metadata, task)
-    dataset = open_test_data(model, metadata, kind, data, images, _pixels(resize))
-    check_classes(model, dataset, task)
+    dataset = open_test_data(model, metadata, kind, data, images, task, _pixels(resize))
+    task = resolve_task(model, metadata, task, dataset)
     automatic = backend == "auto"
     try:
         backend = "cpu" if automatic else backend
@@ -133,8 +139,8 @@ def evaluate(
     attacks: list[dict[str, Any]] = []
     if attack is not None:
         for gated in (True, False) if hasattr(model, "gate_counts") else (True,):
-            options: dict[str, Any] = {"images": attacked_images, "task": task, "gated": gated, "batch": batch}
-            attacks.append(attacked_accuracy(model, dataset, attack, epsilon=epsilon, steps=steps, **options))
+            options: dict[str, Any] = {"images": attack_images, "task": task, "gated": gated, "batch": batch}
+            attacks.append(attacked_accuracy(model, dataset, attack, epsilon=epsilon, steps=attack_steps, **options))
     start = time.perf_counter()
     results = measure(fast, dataset, task=task, batch=batch)
     seconds = time.perf_counter() - start

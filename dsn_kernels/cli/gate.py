@@ -14,7 +14,7 @@ from rich.table import Table
 import dsn_kernels
 from dsn_models import UserError, checkpoints
 from dsn_models.computation import GateMacs, read_gate_costs
-from dsn_models.constructors import construct, gate_constructed, put_weights
+from dsn_models.constructors import construct, fitted, gate_constructed, put_weights
 from dsn_models.convert import read_released
 from dsn_models.data import SIZED, CoarseFineDataset, told_kind
 from dsn_models.distributed import is_first
@@ -22,6 +22,7 @@ from dsn_models.distributed import is_first
 from ..measure import machine
 from ..measure.gate_costs import gate_costs
 from .common import (
+    BATCH,
     MANY,
     SEEDS,
     JsonOption,
@@ -43,7 +44,7 @@ from .inputs import import_from_here
 if TYPE_CHECKING:
     from dsn_models.training.recipe import Recipe
 
-_TARGET = re.compile(r"(macs|latency)=(\d*\.?\d+)")
+_TARGET = re.compile(r"(macs|latency)=(\d*\.?\d+)\s*(%?)")
 _TIMED = 8  # images that gates are timed on
 _COST = 80.0  # weight of the squared excess of MACs; so large that a hundredth too many is felt
 
@@ -55,11 +56,11 @@ def _share(target: str) -> tuple[str, float]:
         UserError: it is another word or no number in (0, 1].
     """
     match = _TARGET.fullmatch(target.strip())
-    share = float(match[2]) if match else 0.0
+    share = float(match[2]) / (100 if match[3] else 1) if match else 0.0
     if match is None or not 0 < share <= 1:
         raise UserError(
             f"target is {target!r}; expected macs=S or latency=S with S in (0, 1], a share of the MACs or of the time, "
-            "such as macs=0.6"
+            "such as macs=0.6 or macs=60%"
         )
     return match[1], share
 
@@ -112,13 +113,24 @@ def _results(facts: dict[str, Any], task: str) -> Table:
 def gate(
     weights: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="A state dict of torch.save or safetensors; no code of it runs."),
+        typer.Argument(metavar="CKPT", help="A state dict of torch.save or safetensors; no code of it runs."),
     ],
     arch: Annotated[str, typer.Option(metavar="PKG.MODULE:FUNCTION", help="The function that constructs the network.")],
     data: Annotated[
-        Path, typer.Option(help="Folder that holds the data: train/CLASS and test/CLASS, or CIFAR's files.")
+        Path,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="DIR",
+            help="Folder that holds the data: train/CLASS and test/CLASS, or CIFAR's files.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The checkpoint to write; an interrupted run's state lies beside it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="The checkpoint to write; an interrupted run's state lies beside it."
+        ),
+    ],
     target: Annotated[
         str,
         typer.Option(
@@ -130,9 +142,12 @@ def gate(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of that function; may be repeated.")
     ] = None,
     units: Annotated[
-        str, typer.Option(help="What may be skipped: auto (residual units), or names and patterns with commas.")
+        str,
+        typer.Option(
+            metavar="NAME,NAME", help="What may be skipped: auto (residual units), or names and patterns with commas."
+        ),
     ] = "auto",
-    gate_kind: Annotated[str, typer.Option(help="pooled, mlp or recurrent.")] = "pooled",
+    gate_kind: Annotated[str, typer.Option(metavar="pooled|mlp|recurrent", help="What decides.")] = "pooled",
     kind: KindOption = None,
     task: Annotated[str, typer.Option(help="Whose classes the network tells: fine or coarse.")] = "fine",
     image_size: Annotated[
@@ -147,13 +162,13 @@ def gate(
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Likewise; given with --mean.")] = None,
     epochs: Annotated[int, typer.Option(min=1, max=MANY, help="Passes over the training images.")] = 8,
     lr: Annotated[float, typer.Option(callback=finite, help="Falls along a cosine; gates learn at twice that.")] = 0.05,
-    batch: Annotated[int, typer.Option(min=2, max=MANY, help="Images at a time.")] = 128,
+    batch: Annotated[int, typer.Option("--batch", "-b", min=2, max=MANY, help=BATCH)] = 128,
     distillation: Annotated[
         float, typer.Option(min=0, callback=finite, help="Weight of the answers of the network as it was given.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the order of images and of the gates' noise.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="What computes.")] = "cpu",
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -163,6 +178,7 @@ def gate(
     run it alone, so that steps become faster as gates shut.
     """
     check_writable(json, weights=False)
+    out = out if out.suffix else out.with_suffix(".safetensors")
     check_writable(out)
     if out.suffix != ".safetensors":
         raise UserError(f"--out is {out}; expected a name that ends in .safetensors")
@@ -195,11 +211,19 @@ def gate(
     )
     set_threads(threads)
     import_from_here()
-    network = construct(arch, options)
-    put_weights(network, read_released(weights)[0], arch, str(weights))
+    given = construct(arch, options)
+    put_weights(given, read_released(weights)[0], arch, str(weights))
 
     def make(train_set: CoarseFineDataset) -> torch.nn.Module:
         images = train_set.batch(torch.arange(min(_TIMED, len(train_set))))[0]
+        network, options, fresh = fitted(given, arch, recipe.options, _count(train_set, task))
+        if fresh and distillation:
+            raise UserError(
+                f"--distillation is of answers of {weights}, which has other classes than the data; leave it out"
+            )
+        if fresh and is_first():
+            told = f"the data has {_count(train_set, task)} classes, {weights} another number: {fresh} begin anew"
+            console(stderr=True).print(f"note: {told}", soft_wrap=True)
         example = images[:1]
         chosen_units = "auto" if recipe.gating.units == ("auto",) else recipe.gating.units
         gated, report = gate_constructed(network, arch, options, example, chosen_units, recipe.gating.kind)
@@ -237,6 +261,10 @@ def gate(
     console().print(told, soft_wrap=True)
 
 
+def _count(data: CoarseFineDataset, task: str) -> int:
+    return data.coarse_classes if task == "coarse" else data.fine_classes
+
+
 def _check_fits(classes: int, data: CoarseFineDataset, task: str) -> None:
     """Refuses data of other classes than the network's.
 
@@ -247,4 +275,5 @@ def _check_fits(classes: int, data: CoarseFineDataset, task: str) -> None:
     if counts[task] != classes:
         other = [name for name, count in counts.items() if count == classes]
         todo = f"choose --task {other[0]}" if other else "choose other data, or give --option what sets the number"
-        raise UserError(f"the network tells {classes} classes apart, the data has {counts[task]} {task} ones; {todo}")
+        which = f"{task} ones" if other else "classes"
+        raise UserError(f"the network tells {classes} classes apart, the data has {counts[task]} {which}; {todo}")

@@ -15,6 +15,7 @@ from ..measure.baselines import BASELINES, check_known
 from ..report.report import Report
 from ..report.report import report as measure
 from .common import (
+    IMAGES,
     MANY,
     ArchOption,
     CheckpointArgument,
@@ -24,6 +25,7 @@ from .common import (
     SecondsOption,
     TaskOption,
     ThreadsOption,
+    ThresholdsOption,
     check_writable,
     console,
     set_threads,
@@ -87,18 +89,22 @@ def report(
     data: DataOption = None,
     kind: KindOption = None,
     task: TaskOption = None,
-    images: Annotated[int, typer.Option(min=2, max=MANY, help="Test images.")] = 10_000,
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("dsn-report.html"),
+    images: Annotated[int, typer.Option("--images", "-n", min=2, max=MANY, help=IMAGES)] = 10_000,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML file to write.")] = Path(
+        "dsn-report.html"
+    ),
     pictures: PicturesOption = None,
-    sweep_steps: Annotated[
-        int, typer.Option(min=0, max=100, help="Thresholds per branch of the sweep; 0 for none.")
-    ] = 3,
+    thresholds: ThresholdsOption = 3,
     controls: Annotated[
         bool, typer.Option("--controls/--no-controls", help="Also under other gates than its own.")
     ] = True,
     seconds: SecondsOption = 1.0,
     against: Annotated[
-        str, typer.Option(help=f"Dense baselines beside eager PyTorch, of {', '.join(BASELINES)}; none if not given.")
+        str,
+        typer.Option(
+            metavar="NAME,NAME",
+            help=f"Dense baselines beside eager PyTorch, of {', '.join(BASELINES)}; none if not given.",
+        ),
     ] = "",
     open_: OpenOption = False,
     threads: ThreadsOption = None,
@@ -111,7 +117,7 @@ def report(
     model, metadata = load_checkpoint(checkpoint, arch)
     test = read_test_data(model, metadata, kind, data, task, images)
     with steps_shown() as show:
-        options: dict[str, Any] = {"sweep_steps": sweep_steps, "seconds": seconds, "against": split(against)}
+        options: dict[str, Any] = {"sweep_steps": thresholds, "seconds": seconds, "against": split(against)}
         options["controls"] = controls
         made = measure(model, Path(checkpoint).stem, test, **options, on_step=show)
     write_report(made, out, json, pictures)

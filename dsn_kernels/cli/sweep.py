@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +22,12 @@ from ..tuning.sweep import sweep as measure
 from ..tuning.sweeper import SweepSettings
 from .common import (
     DAY,
+    IMAGES,
     MANY,
     SEEDS,
+    THRESHOLDS,
     ArchOption,
+    BatchOption,
     CheckpointArgument,
     DataOption,
     JsonOption,
@@ -54,7 +59,14 @@ def front_table(document: dict[str, Any]) -> Table:
         f"{document['model']}: error against MACs on {images} images; latency of batch {document['latency']['batch']}"
     )
     tasks = list(document["open"]["error"])
-    columns = ("thresholds", *(f"{task} error" for task in tasks), "skipped", "MACs", "of dense", "latency")
+    columns = (
+        "thresholds",
+        *(f"{task} error" if len(tasks) > 1 else "error" for task in tasks),
+        "skipped",
+        "MACs",
+        "of dense",
+        "latency",
+    )
     table = columned(title, columns, ("thresholds",))
     for point in (document["open"], *(document["points"][i] for i in reversed(document["front"]))):
         errors = [point["error"][task] for task in tasks]
@@ -89,20 +101,41 @@ def pick_lines(picked: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _beside(checkpoint: str, budget: str) -> Path:
+    """Beside a checkpoint, a name that tells the budget; with a number behind it where that is taken."""
+    told = re.sub(r"[^\w.+]+", "-", budget).strip("-")
+    stem = f"{Path(checkpoint).stem}-{told}"
+    stems = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+    names = (Path(checkpoint).with_name(f"{name}.safetensors") for name in stems)
+    return next(name for name in names if not name.exists())
+
+
 def sweep(
     checkpoint: CheckpointArgument,
     arch: ArchOption = None,
     data: DataOption = None,
     kind: KindOption = None,
     task: TaskOption = None,
-    images: Annotated[int, typer.Option(min=4, max=MANY, help="Test images; half of them pick, half check.")] = 2000,
-    steps: Annotated[int, typer.Option(min=1, max=100, help="Thresholds per branch.")] = 7,
-    batch: Annotated[int, typer.Option(min=1, max=MANY, help="Of the latency.")] = 1,
+    images: Annotated[
+        int, typer.Option("--images", "-n", min=4, max=MANY, help=f"{IMAGES[:-1]}; half of them pick, half check.")
+    ] = 2000,
+    thresholds: Annotated[int, typer.Option(min=1, max=100, help=THRESHOLDS)] = 7,
+    batch: BatchOption = 1,
     budget: Annotated[
-        str | None, typer.Option(help="latency=2ms, macs=0.6 (of dense) or error=+0.5pt: picks thresholds.")
+        str | None,
+        typer.Option(
+            metavar="BUDGET",
+            help="latency=2ms, latency=0.8 (of its own), macs=60% (of dense) or error=+0.5pt.",
+        ),
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Search a threshold of each layer anyway.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Checkpoint for the picked thresholds; CKPT if not given.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Checkpoint for the picked thresholds; CKPT's name with the budget in it if not given."
+        ),
+    ] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Write the picked thresholds into CKPT itself.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Curves, as .svg, .png or .pdf.")] = None,
     seconds: Annotated[float, typer.Option(min=0, max=DAY, callback=finite, help="Of timing per point.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of the split and the timing.")] = 0,
@@ -115,13 +148,17 @@ def sweep(
     if plot is not None:
         check_picture(plot.suffix.removeprefix("."))
     wanted = None if budget is None else Budget(budget)
-    if wanted is None and (per_layer or out is not None):
-        option = "--per-layer" if per_layer else "--out"
+    if out is not None and in_place:
+        raise UserError("--out and --in-place are two places for one checkpoint; give one")
+    if wanted is None and (per_layer or in_place or out is not None):
+        option = "--per-layer" if per_layer else "--in-place" if in_place else "--out"
         raise UserError(f"{option} is for picked thresholds; expected --budget with it")
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint, arch)
     test = read_test_data(model, metadata, kind, data, task, images)
-    settings = SweepSettings(steps=steps, batch=batch, seconds=seconds, budget=wanted, per_layer=per_layer, seed=seed)
+    settings = SweepSettings(
+        steps=thresholds, batch=batch, seconds=seconds, budget=wanted, per_layer=per_layer, seed=seed
+    )
     with steps_shown() as show:
         document = measure(model, Path(checkpoint).stem, test, settings, on_step=show)
     if plot is not None:
@@ -129,7 +166,7 @@ def sweep(
     picked = document.get("pick")
     if picked is not None:
         set_operating_point(model, picked["thresholds"], picked["layer_thresholds"])
-        target = out or Path(checkpoint)
+        target = out or (Path(checkpoint) if in_place else _beside(checkpoint, picked["budget"]))
         facts = {key: picked[key] for key in ("budget", "thresholds", "layer_thresholds")}
         dsn_models.save(model, target, **{**metadata, "operating_point": facts})
         document["checkpoint"] = str(target)

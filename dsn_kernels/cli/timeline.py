@@ -22,18 +22,19 @@ from ..measure.networks import gate_counts
 from ..measure.timeline import Timeline
 from ..measure.timeline import timeline as measure
 from ..report.plots import check_picture, picture
-from ..report.timeline_views import document, kinds, rows, timeline_figure, trace
+from ..report.timeline_views import COLUMNS, cells, document, kinds, timeline_figure, trace
 from .common import (
     MANY,
     SEEDS,
     ArchOption,
+    BatchOption,
     JsonOption,
+    KindOption,
     PinOption,
     ThreadsOption,
     check_writable,
     columned,
     console,
-    mega,
     parse_options,
     percent,
     set_threads,
@@ -44,22 +45,9 @@ from .inputs import load_model, test_images
 
 def table(timeline: Timeline, title: str, top: int) -> Table:
     """The ``top`` steps that took the most, in the network's order, and what the others took together."""
-    every = rows(timeline)
-    costly = sorted(every, key=lambda row: row["share"], reverse=True)[:top]
-    result = columned(title, ("step", "ran", "µs if run", "share", "MACs if run", "GFLOP/s"), ("step",))
-    for row in every:
-        if row in costly:
-            result.add_row(
-                row["name"],
-                percent(row["ran"]),
-                "-" if row["ms_if_run"] is None else f"{1e3 * row['ms_if_run']:.1f}",
-                percent(row["share"]),
-                "-" if row["macs_if_run"] is None else mega(row["macs_if_run"]),
-                "-" if row["gflops"] is None else f"{row['gflops']:.0f}",
-            )
-    if len(every) > len(costly):
-        rest = sum(row["share"] for row in every) - sum(row["share"] for row in costly)
-        result.add_row(f"{len(every) - len(costly)} others", "", "", percent(rest), "", "")
+    result = columned(title, COLUMNS, COLUMNS[:1])
+    for row in cells(timeline, top):
+        result.add_row(*row)
     return result
 
 
@@ -79,8 +67,8 @@ def kind_table(timeline: Timeline, title: str, top: int) -> Table:
 def timeline(
     model: Annotated[str, typer.Argument(metavar="NAME|CKPT", help="A zoo name (random weights) or a checkpoint.")],
     arch: ArchOption = None,
-    batch: Annotated[int, typer.Option(min=1, max=MANY, help="Samples.")] = 8,
-    gates: Annotated[str, typer.Option(help="open, shut, trained, paper, random:P or equal:P.")] = "",
+    batch: BatchOption = 8,
+    gates: Annotated[str, typer.Option(metavar="GATES", help="open, shut, trained, paper, random:P or equal:P.")] = "",
     trace_file: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Trace for ui.perfetto.dev, JSON.")
     ] = None,
@@ -97,8 +85,10 @@ def timeline(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a zoo model's configuration; may be repeated.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Of weights, images and random gates.")] = 0,
-    data: Annotated[Path | None, typer.Option(help="Folder of test images; noise if not given.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Of the data, as for dsn eval.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", metavar="DIR", help="Folder that holds the data; noise if not given.")
+    ] = None,
+    kind: KindOption = None,
     threads: ThreadsOption = None,
     pin: PinOption = None,
     json: JsonOption = None,

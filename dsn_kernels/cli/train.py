@@ -3,45 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dsn_models import UserError, checkpoints
+from dsn_models import checkpoints
 from dsn_models.distributed import is_first
 
-from .common import SEEDS, JsonOption, ThreadsOption, check_writable, console, set_threads, write_json
+from .common import (
+    ASSETS,
+    BATCH,
+    SEEDS,
+    DataOption,
+    JsonOption,
+    ThreadsOption,
+    check_writable,
+    console,
+    set_threads,
+    write_json,
+)
 from .evaluate import results_table
-
-if TYPE_CHECKING:
-    from dsn_models.training.recipe import Recipe
-
-
-def _override(recipe: Recipe, **train_options: Any) -> Recipe:
-    """The recipe with some values of its ``[train]`` section replaced; None leaves one as it is."""
-    from pydantic import ValidationError
-
-    content = recipe.model_dump()
-    content["train"] |= {key: value for key, value in train_options.items() if value is not None}
-    if train_options.get("epochs") is not None:
-        content["train"]["iterations"] = None
-    try:
-        return type(recipe).model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"recipe {recipe.name}: {error.errors()[0]['msg']}") from error
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file (TOML) or the name of a shipped recipe.")],
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the recipe's data.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; runs/RECIPE if not given.")] = None,
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Output folder; runs/RECIPE if not given.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run in the output folder.")] = True,
-    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="The network to begin with, instead of the recipe's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the recipe, such as train.lr=0.01; may be repeated."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Instead of the recipe's; its phases change in proportion.")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps, instead of the recipe's length.")] = None,
     ungated_epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", "-b", help=f"{BATCH[:-1]}, instead of the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=SEEDS, help="Instead of the recipe's.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="What computes.")] = "cpu",
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -51,11 +57,25 @@ def train(
     """
     check_writable(json, weights=False)
     set_threads(threads)
-    from dsn_models.training.recipe import load_recipe  # here, because --help needs no recipe and no pydantic
+    # Here, because --help needs no recipe and no pydantic.
+    from dsn_models.training.overriding import find_checkpoints, override, parse_setting
+    from dsn_models.training.recipe import load_recipe
 
-    chosen = _override(load_recipe(recipe), epochs=epochs, ungated_epochs=ungated_epochs, batch=batch, lr=lr)
-    if seed is not None:
-        chosen = chosen.model_copy(update={"seed": seed})
+    settings = dict(parse_setting(setting) for setting in set_ or [])
+    given = {
+        "train.epochs": epochs,
+        "train.iterations": iterations,
+        "train.ungated_epochs": ungated_epochs,
+        "train.batch": batch,
+        "train.lr": lr,
+        "seed": seed,
+    }
+    settings |= {key: value for key, value in given.items() if value is not None}
+    if init is not None:
+        settings["init"] = str(Path(init).absolute()) if Path(init).is_file() else init
+    chosen = override(load_recipe(recipe), settings)
+    beside = Path(recipe).parent if Path(recipe).is_file() else None
+    chosen = find_checkpoints(chosen, beside, sorted(ASSETS.glob("*.safetensors")))
     from dsn_models.training import train as run  # only here: it needs tensorboard
 
     checkpoint = run(chosen, data, out or Path("runs") / chosen.name, resume=resume, device=device)

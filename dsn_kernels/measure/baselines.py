@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsn_models import UserError
+from dsn_models.errors import expected
 
 from .networks import Outputs, as_outputs
 
@@ -122,7 +123,7 @@ def check_known(names: Iterable[str]) -> None:
     """
     for name in names:
         if name not in BASELINES:
-            raise UserError(f"unknown baseline {name!r}; expected one of {', '.join(BASELINES)}")
+            raise UserError(f"unknown baseline {name!r}; {expected(name, BASELINES)}")
 
 
 def _reason(error: Exception) -> str:

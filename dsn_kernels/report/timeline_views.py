@@ -2,15 +2,115 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from functools import partial
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
+
+from dsn_models.checkpoints import write_atomically
+from dsn_models.errors import UserError
 
 from ..measure.timeline import WHOLE_BATCH, Timeline
-from .plots import PAGE, Colours, blank, styled
+from ..measure.timeline import timeline as measure
+from .plots import FORMATS, PAGE, Colours, blank, picture, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+COLUMNS = ("step", "ran", "µs if run", "share", "MACs if run", "GFLOP/s")
+
+
+class ShownTimeline(Timeline):
+    """A timeline that shows itself: printed, by :meth:`table`, in a notebook, and in files of :meth:`save`.
+
+    >>> import torch, dsn_models, dsn_kernels
+    >>> fast = dsn_kernels.accelerate(dsn_models.create("dsn-navon", image_size=16))
+    >>> dsn_kernels.timeline(fast, torch.rand(2, 1, 16, 16), runs=1).save("trace.json").name
+    'trace.json'
+    """
+
+    def table(self, top: int = 30) -> str:
+        """The ``top`` steps that took the most, in the network's order, as text; what the others took together last."""
+        columns = list(zip(COLUMNS, *cells(self, top), strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        lines = zip(*columns, strict=True)
+        return "\n".join(
+            "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(row_widths))
+            for row_widths in (list(zip(line, widths, strict=True)) for line in lines)
+        )
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{self.table()}"
+
+    def _repr_html_(self) -> str:
+        lines = [("th", COLUMNS), *(("td", row) for row in cells(self, 30))]
+        body = "".join(
+            "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>" for tag, row in lines
+        )
+        return f"<table><caption>{self._title()}</caption>{body}</table>"
+
+    def _title(self) -> str:
+        return f"batch {len(self.ran)}, {self.threads} threads: {self.total_ms:.2f} ms"
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the trace for ui.perfetto.dev (``.json``), or the picture of samples by layers (``.svg``, ``.png``,
+        ``.pdf``).
+
+        Raises:
+            UserError: the name ends otherwise, or the file cannot be written.
+        """
+        path = Path(path)
+        kind = path.suffix.removeprefix(".")
+        if kind == "json":
+            write_atomically(path, json.dumps(trace(self)).encode())
+        elif kind in FORMATS:
+            write_atomically(path, picture(partial(timeline_figure, self), kind))
+        else:
+            raise UserError(f"{path} ends in {path.suffix!r}; expected .json for a trace, or .{', .'.join(FORMATS)}")
+        return path
+
+
+def timeline(fast: Any, images: Tensor, gates: Mapping[str, Tensor] | None = None, *, runs: int = 5) -> ShownTimeline:
+    """Runs an accelerated network on a batch and tells which step ran for which image, and what it cost.
+
+    Args and errors are those of :func:`dsn_kernels.measure.timeline.timeline`.
+
+    >>> import torch, dsn_models, dsn_kernels
+    >>> fast = dsn_kernels.accelerate(dsn_models.create("dsn-navon", image_size=16))
+    >>> found = dsn_kernels.timeline(fast, torch.rand(2, 1, 16, 16), runs=1)
+    >>> print(found.table(top=1).splitlines()[0].split()[:2])
+    ['step', 'ran']
+    """
+    return ShownTimeline(**vars(measure(fast, images, gates, runs=runs)))
+
+
+def cells(timeline: Timeline, top: int) -> list[tuple[str, ...]]:
+    """A table's cells, under :data:`COLUMNS`: the ``top`` steps that took the most, in the network's order, and what
+    the others took together."""
+    every = rows(timeline)
+    costly = sorted(every, key=lambda row: row["share"], reverse=True)[:top]
+    found: list[tuple[str, ...]] = [
+        (
+            row["name"],
+            f"{100 * row['ran']:.1f} %",
+            "-" if row["ms_if_run"] is None else f"{1e3 * row['ms_if_run']:.1f}",
+            f"{100 * row['share']:.1f} %",
+            "-" if row["macs_if_run"] is None else f"{row['macs_if_run'] / 1e6:.2f} M",
+            "-" if row["gflops"] is None else f"{row['gflops']:.0f}",
+        )
+        for row in every
+        if row in costly
+    ]
+    if len(every) > len(costly):
+        rest = sum(row["share"] for row in every) - sum(row["share"] for row in costly)
+        found.append((f"{len(every) - len(costly)} others", "", "", f"{100 * rest:.1f} %", "", ""))
+    return found
 
 
 def rows(timeline: Timeline) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from dsn_models.errors import UserError
 
 from .target import Target
+
+
+def told(name: str, target: Target, layers: Mapping[str, int], macs: int) -> str:
+    """An accelerated network in a line."""
+    gates = ", ".join(f"{count} {name}" for name, count in layers.items())
+    gates = f"gates: {gates}" if gates else "no gates"
+    dtype = str(target.dtype).removeprefix("torch.")
+    return f"<{name}, accelerated: {target.backend}, {dtype}, {gates}, {macs / 1e6:,.2f} M MACs with all open>"
 
 
 class Fixed(nn.Module):

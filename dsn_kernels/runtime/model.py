@@ -13,12 +13,15 @@ from torch.nn import functional as F
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from dsn_models.errors import UserError
+from dsn_models.gates import zeros_and_ones
+from dsn_models.tensors import hint
+from dsn_models.world import check_range
 
 from ..capture.exported import Captured, PlanSection, TorchSection
 from ..graph import Graph, count_macs
 from ..ops import Outputs, refuse_gradients
-from .cuda_graphs import check_forced, check_threshold
-from .fixed import Fixed
+from .cuda_graphs import check_threshold
+from .fixed import Fixed, told
 from .runner import make_runner
 from .target import Target
 
@@ -50,12 +53,17 @@ class CapturedModel(Fixed):
     Args of ``forward``:
         inputs: the model's, each [B, ...], of float32 or the target's dtype. Of other shapes than the first, the
             network is captured when they come; it is kept for the eight shapes that were used last.
-        forced_gates: ``{name: uint8 [B, L]}`` of 0 and 1 for each name in ``layers``, in place of the decisions.
+        forced_gates: ``{name: [B, L]}`` of 0 and 1 of any type, for each name in ``layers``, instead of the decisions.
         thresholds: one number for all gates that plans decide, or ``{name: number}``; those of the model if not given.
 
     Raises:
         UserError: inputs, forced gates or thresholds do not fit or lie on another device, or the model does not run on
             tensors of such shapes.
+
+    >>> import torch, dsn_kernels
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+    >>> dsn_kernels.accelerate(model, example=torch.rand(1, 3, 8, 8))
+    <network of [B, 3, 8, 8], accelerated: cpu, float32, no gates, 0.01 M MACs with all open>
     """
 
     thresholds: Tensor
@@ -94,6 +102,7 @@ class CapturedModel(Fixed):
         thresholds: float | Mapping[str, float] | None = None,
     ) -> Any:
         self._check(inputs)
+        check_range(self, inputs[0])
         forced = None if forced_gates is None else self._join(forced_gates, len(inputs[0]))
         limits = self.thresholds if thresholds is None else self._limits(thresholds)
         # A module's own call takes tens of microseconds where the kernels have filled the caches.
@@ -134,6 +143,11 @@ class CapturedModel(Fixed):
         other = sum(section.macs for section in self._first.sections if isinstance(section, _Torch))
         total = self.dense_macs + other
         return self.dense_macs / total if total else 1.0
+
+    def __repr__(self) -> str:
+        """What it is, in a line: what it takes, its backend, type, gates and MACs."""
+        takes = " and ".join(f"[B, {key.replace('x', ', ')}]" for key in next(iter(self.networks)).split(", "))
+        return told(f"network of {takes}", self.target, self.layers, self._macs(1))
 
     def summary(self) -> str:
         """What runs in kernels, what in torch and why, and what it costs with all gates open and all shut."""
@@ -188,7 +202,8 @@ class CapturedModel(Fixed):
             fits = isinstance(x, Tensor) and x.dim() == 1 + len(shape)
             if not fits or (len(shape) == 3 and x.shape[1] != shape[0]):
                 given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-                raise UserError(f"an input is {given}; expected a batch of tensors such as {_key([shape])}")
+                told = f"{_key([shape])}{hint(x, 1 + len(shape))}"
+                raise UserError(f"an input is {given}; expected a batch of tensors such as {told}")
             if x.dtype not in (torch.float32, self.target.dtype):
                 raise UserError(f"an input is {x.dtype}; expected {torch.float32} or {self.target.dtype}")
             if x.device != self.thresholds.device:
@@ -215,12 +230,7 @@ class CapturedModel(Fixed):
             raise UserError(f"forced_gates is {given}; expected a mapping with {sorted(self.layers)}")
         joined = torch.empty(batch, len(self._columns), dtype=torch.uint8, device=self.thresholds.device)
         for name, count in self.layers.items():
-            gates = forced_gates[name]
-            if not isinstance(gates, Tensor) or gates.dtype != torch.uint8 or list(gates.shape) != [batch, count]:
-                found = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
-                raise UserError(f"forced_gates[{name!r}] is {found}; expected torch.uint8 {[batch, count]}")
-            joined[:, self._of[name]] = gates.to(joined.device)
-        check_forced(joined)
+            joined[:, self._of[name]] = zeros_and_ones(name, forced_gates[name], [batch, count]).to(joined.device)
         return joined
 
     def __getstate__(self) -> dict[str, Any]:

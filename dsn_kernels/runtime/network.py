@@ -14,15 +14,16 @@ from torch.nn import functional as F
 from dsn_models.densenet import check_images
 from dsn_models.described import card
 from dsn_models.errors import UserError
-from dsn_models.gates import ForcedGates
+from dsn_models.gates import ForcedGates, zeros_and_ones
 from dsn_models.macs import count_macs
+from dsn_models.world import check_range
 
 from .. import graph as graphs
 from ..capture import FAMILIES, Captured, Chosen, canonical, capture
 from ..graph import Graph
 from ..ops import Outputs, refuse_gradients
-from .cuda_graphs import check_forced, make_cuda_graphs
-from .fixed import Fixed
+from .cuda_graphs import make_cuda_graphs
+from .fixed import Fixed, told
 from .runner import make_runner
 from .target import CPU, Target
 
@@ -84,6 +85,12 @@ class Result(NamedTuple):
         gates: what each gate did, uint8 [B, L] by name: 1 = open.
         scores: the gates' scores, float32 [B, L] by name.
         macs: multiply-accumulates, counted by the kernels while they ran, int64 [B].
+
+    >>> import torch, dsn_models, dsn_kernels
+    >>> fast = dsn_kernels.accelerate(dsn_models.create("dsn-navon", image_size=16))
+    >>> result = fast.run(torch.rand(2, 1, 16, 16))
+    >>> result.macs.shape
+    torch.Size([2])
     """
 
     outputs: Tensor | tuple[Tensor, ...]
@@ -105,13 +112,21 @@ class Accelerated(Planned):
 
     Args of ``forward``:
         images: [B, in_channels, image_size, image_size], float32 or of the target's dtype.
-        forced_gates: ``{name: uint8 [B, L]}`` of 0 and 1 for each name in ``layers``, in place of the decisions.
+        forced_gates: ``{name: [B, L]}`` of 0 and 1 of any type, for each name in ``layers``, instead of the decisions.
         thresholds: a number, or one for each name; the configuration's if not given.
 
     Raises:
         UserError: images, forced gates or thresholds do not fit or lie on another device, or forced gates hold anything
             but 0 and 1 (on a GPU the host waits to see, unless the call is compiled or captured); on a GPU also: a
             batch is larger than the captured sizes, or a CUDA graph cannot be captured.
+
+    >>> import torch, dsn_models, dsn_kernels
+    >>> fast = dsn_kernels.accelerate(dsn_models.create("skipnet-38-rnn", stage_units=(1, 1, 1)))
+    >>> fast
+    <skipnet-38-rnn, accelerated: cpu, float32, gates: 2 units, 12.50 M MACs with all open>
+    >>> shut = fast(torch.rand(1, 3, 32, 32), forced_gates={"units": torch.zeros(1, 2)})
+    >>> fast.last_gates
+    {'units': tensor([[0, 0]], dtype=torch.uint8)}
     """
 
     thresholds: Tensor
@@ -169,6 +184,7 @@ class Accelerated(Planned):
     ) -> tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
         """The outputs; gates, scores and MACs."""
         self._check(images)
+        check_range(self, images)
         images = images if images.dtype == self.target.dtype else images.float()
         limits = self.thresholds if thresholds is None else self._per_gate(thresholds).to(self.thresholds.device)
         forced = None if forced_gates is None else self._join(forced_gates, images.shape[0])
@@ -195,6 +211,11 @@ class Accelerated(Planned):
         title = f"{self.config.name}, accelerated"
         facts = (self.num_parameters, self.dense_macs, self.last_macs)
         return card(title, self.layers, limits, self.last_gates, *facts)
+
+    def __repr__(self) -> str:
+        """What it is, in a line: its network, backend, type, gates and MACs."""
+        opened = {name: torch.ones(1, count, dtype=torch.uint8) for name, count in self.layers.items()}
+        return told(self.config.name, self.target, self.layers, int(self.macs(opened)[0]))
 
     def summary(self) -> str:
         """A line for each part that runs: its backend, nodes and MACs for each image with all gates open."""
@@ -268,16 +289,13 @@ class Accelerated(Planned):
         if not isinstance(forced_gates, Mapping) or set(forced_gates) != set(self.layers):
             given = str(sorted(forced_gates)) if isinstance(forced_gates, Mapping) else type(forced_gates).__name__
             raise UserError(f"forced_gates is {given}; expected a mapping with {names}")
+        resolved = []
         for name, count in self.layers.items():
-            gates, expected = forced_gates[name], [batch, count]
-            if not isinstance(gates, Tensor) or gates.dtype != torch.uint8 or list(gates.shape) != expected:
-                given = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
-                raise UserError(f"forced_gates['{name}'] is {given}; expected torch.uint8 {expected}")
+            gates = zeros_and_ones(name, forced_gates[name], [batch, count])
+            resolved.append(gates)
             if gates.device != self.thresholds.device:
                 where = f"{gates.device}; expected {self.thresholds.device}"
                 raise UserError(f"forced_gates['{name}'] is on {where}: move it or the model")
         if not self.layers:
             return None
-        forced = torch.cat([forced_gates[name] for name in self.layers], 1)
-        check_forced(forced)
-        return forced
+        return torch.cat(resolved, 1)

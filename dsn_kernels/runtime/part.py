@@ -35,6 +35,11 @@ class Part(Fixed):
         UserError: the part computes something else than its class, or is not served. From a call: x is no batch of
             maps or too small, the threshold is not in [0, 1], or forced gates hold anything but 0 and 1.
         RuntimeError: an argument of a call has the wrong device, dtype or shape; the message names it.
+
+    >>> import torch, dsn_models, dsn_kernels
+    >>> transition = dsn_models.create("dsn-navon", image_size=16).coarse.transitions[0]
+    >>> dsn_kernels.Part(transition).last_macs
+    tensor([], dtype=torch.int64)
     """
 
     limits: Tensor

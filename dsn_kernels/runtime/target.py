@@ -16,6 +16,10 @@ class Target:
         backend: one of :data:`dsn_kernels.runtime.runner.RUNNERS`: ``"cpu"``, ``"cuda"`` or ``"triton"``.
         dtype: of weights and activations. On the CPU float32, or bfloat16: of the products of convolutions alone.
         cuda_graph: replay the launches as CUDA graphs: True, or the batch sizes to capture.
+
+    >>> import dsn_kernels
+    >>> dsn_kernels.Target().backend
+    'cpu'
     """
 
     backend: str = "cpu"

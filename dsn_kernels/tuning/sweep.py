@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -85,5 +86,8 @@ def sweep(
         **machine.facts(),
     }
     if settings.budget is not None:
-        document["pick"] = picked(sweeper, points, settings.budget)
+        budget = settings.budget
+        if budget.relative:
+            budget = dataclasses.replace(budget, own_ms=sweeper.own_ms())
+        document["pick"] = picked(sweeper, points, budget)
     return document

@@ -154,11 +154,15 @@ class Sweeper:
         Timed on some of the images, and by the line from the MACs of these to those of all; in turns with every gate
         open, so that a machine that has become slower or faster since changes nothing.
         """
-        if point.layers is not None:
+        if point.layers:
             self._use(point.layers)
         row, opened = self.time([point, self.opened], data)
         ms = row["median"] + self.ms_per_mac * (point.macs - row["macs"])
         return ms * self.open_ms / opened["median"]
+
+    def own_ms(self) -> float:
+        """Milliseconds of a batch as the network is, by its own thresholds."""
+        return self.measure(Point(self.own, self._record(self.pick), {}), self.pick)
 
     def fit(self, timed: Sequence[Mapping[str, float]]) -> float:
         """Fits ``latency = base_ms + ms_per_mac x MACs``; returns the largest relative deviation of what was timed.

@@ -19,6 +19,7 @@ from .constructors import ConstructedConfig, check_permitted, reconstruct
 from .errors import UserError
 from .files import foreign, is_torch
 from .tensors import FLOATS, check_finite, dtype_name
+from .world import attach
 from .zoo import build, family_of, fields_of
 
 FORMAT = "dsn-kernels/1"
@@ -58,6 +59,11 @@ def save(model: nn.Module, path: str | Path, **metadata: Any) -> Path:
 
     Raises:
         UserError: :func:`load` would refuse the file (see :func:`check`), or it cannot be written.
+
+    >>> import dsn_models
+    >>> path = dsn_models.save(dsn_models.create("lenet"), "lenet.safetensors", note="random weights")
+    >>> dsn_models.read_metadata(path)
+    {'note': 'random weights'}
     """
     path = Path(path)
     family, fields, tensors = _checked(model)
@@ -180,12 +186,19 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
     Raises:
         UserError: as :func:`load`.
+
+    >>> import dsn_models
+    >>> dsn_models.read_metadata(dsn_models.save(dsn_models.create("lenet"), "lenet.safetensors"))
+    {}
     """
     return _parsed(_read(path)[0], "metadata", path)
 
 
 def load(path: str | Path, arch: str | Sequence[str] | None = None) -> nn.Module:
     """The model of a checkpoint, in ``eval()`` mode on the CPU.
+
+    Where the checkpoint says so, ``model.class_names`` has the names of the classes and ``model.preprocess(image)``
+    makes of a picture what the network takes; else they are None. See :mod:`.world`.
 
     A checkpoint of ``dsn gate`` names the function that constructs its network, ``"package.module:function"``, and the
     arguments of the call. Nothing is imported, and nothing called, unless ``arch`` names that function too.
@@ -197,6 +210,11 @@ def load(path: str | Path, arch: str | Sequence[str] | None = None) -> nn.Module
     Raises:
         UserError: the file is missing, cut short, foreign, of another shape than its configuration, or its weights
             hold NaN or infinity; or its constructor is not in ``arch``, cannot be imported or fails.
+
+    >>> import dsn_models
+    >>> path = dsn_models.save(dsn_models.create("lenet"), "lenet.safetensors")
+    >>> dsn_models.load(path).config.name
+    'lenet'
     """
     header, tensors = _read(path)
     fields = _parsed(header, "config", path)
@@ -211,6 +229,7 @@ def load(path: str | Path, arch: str | Sequence[str] | None = None) -> nn.Module
     _check_tensors(tensors, model.state_dict(), str(path), fields.get("name"))
     floating = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
     model.to(floating).load_state_dict(tensors)
+    attach(model, _parsed(header, "metadata", path) if "metadata" in header else {})
     return model.eval()
 
 
@@ -225,6 +244,11 @@ def with_classes(model: nn.Module, classes: int | tuple[int, int], seed: int = 0
 
     Raises:
         UserError: the model is none of ours, or has one task where ``classes`` are of two, or the other way round.
+
+    >>> import dsn_models
+    >>> network, fresh = dsn_models.with_classes(dsn_models.create("lenet"), 3)
+    >>> network.config.classes, len(fresh)
+    (3, 2)
     """
     family, config = family_of(model), cast(Any, model).config
     if isinstance(config.classes, tuple) != isinstance(classes, tuple):

@@ -191,6 +191,42 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], whose: str, w
             own[key].copy_(weights[name])
 
 
+@torch.no_grad()
+def fitted(
+    network: nn.Module, arch: str, options: Mapping[str, Any], classes: int
+) -> tuple[nn.Module, dict[str, Any], str]:
+    """A network with as many classes as data has, by the ``num_classes`` of its constructor.
+
+    Args:
+        network: of ``construct(arch, options)``, with its weights.
+        arch, options: as of :func:`construct`.
+        classes: of the data.
+
+    Returns:
+        The network, the options that construct it, and the names of its fresh tensors, those whose shape the class
+        count sets. All as given, and "", where the network has that many classes, or its constructor takes no
+        ``num_classes`` or sets more by it than a classifier.
+    """
+    same = (network, dict(options), "")
+    if options.get("num_classes") == classes:
+        return same
+    own = network.state_dict()
+    wider = {**options, "num_classes": classes}
+    try:
+        other = construct(arch, wider)
+    except UserError:  # it takes no such argument
+        return same
+    tensors = other.state_dict()
+    fresh = [name for name, tensor in tensors.items() if name not in own or tensor.shape != own[name].shape]
+    alone = [*tensors] == [*own] and all(classes in tensors[name].shape[:1] for name in fresh)
+    if not fresh or not alone:
+        return same
+    for name, tensor in tensors.items():
+        if name not in fresh:
+            tensor.copy_(own[name])
+    return other, wider, ", ".join(fresh)
+
+
 def _near(key: str, tensor: Tensor, names: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
     """Of names on the other side without a partner, one near ``key``; of those of the same shape, if there are any."""
     alike = [name for name in names if tensors[name].shape == tensor.shape] or names

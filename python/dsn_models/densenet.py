@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .described import Described
 from .errors import UserError
+from .tensors import hint
 
 StemKind = Literal["conv3x3", "imagenet"]
 # A unit's convolutions in order, each with the batch norm that its output meets inside the unit, if any.
@@ -60,10 +61,8 @@ def check_images(images: Tensor, in_channels: int, image_size: int, dtype: torch
     if not isinstance(images, Tensor):
         raise UserError(f"images are a {type(images).__name__}; expected a tensor {expected}")
     if images.dim() != 4 or images.shape[1] != in_channels or tuple(images.shape[2:]) != (image_size, image_size):
-        raise UserError(
-            f"images have shape {list(images.shape)}; expected {expected}: "
-            "resize them, or create the model with other image_size or in_channels"
-        )
+        todo = hint(images, 4) or ": resize them, or create the model with other image_size or in_channels"
+        raise UserError(f"images have shape {list(images.shape)}; expected {expected}{todo}")
     if images.dtype != dtype:
         given = str(images.dtype).removeprefix("torch.")
         raise UserError(f"images are {given}; expected {expected}: convert them with images.to({dtype})")

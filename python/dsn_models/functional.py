@@ -41,6 +41,9 @@ def where_open(open: Tensor, computed: Tensor, otherwise: Tensor) -> Tensor:
     Equivalent to, but for the exactness::
 
         torch.lerp(otherwise, computed, open.to(computed.dtype).view(-1, 1, 1, 1))
+
+    >>> where_open(torch.tensor([1, 0]).byte(), torch.ones(2, 1), torch.zeros(2, 1)).tolist()
+    [[1.0], [0.0]]
     """
     if computed.dtype != otherwise.dtype:
         dtype = torch.promote_types(computed.dtype, otherwise.dtype)
@@ -70,6 +73,9 @@ def choose_filters(x: Tensor, mask: Tensor) -> Tensor:
     Equivalent to, but for the exactness::
 
         x * mask.to(x.dtype)[:, :, None, None]
+
+    >>> choose_filters(torch.ones(1, 3), torch.tensor([[1.0, 0.0, 1.0]])).tolist()
+    [[1.0, 0.0, 1.0]]
     """
     return _choose_filters(x, mask)
 

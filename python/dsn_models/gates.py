@@ -195,7 +195,8 @@ def resolve_forced_gates(
     """The forced gates by name after checking, or None for each. ``counts``: number of gates by name.
 
     Raises:
-        UserError: a name is missing or unknown, or a tensor is not uint8 [batch, count] of 0 and 1.
+        UserError: a name is missing or unknown, or a tensor is not [batch, count] of 0 and 1; see
+            :func:`zeros_and_ones`.
     """
     if forced_gates is None:
         return dict.fromkeys(counts)
@@ -203,11 +204,32 @@ def resolve_forced_gates(
         expected = " and ".join(repr(name) for name in counts)
         raise UserError(f"forced_gates is a {type(forced_gates).__name__}; expected a mapping with {expected}")
     check_keys(forced_gates, "forced_gates", counts)
+    resolved: dict[str, Tensor | None] = {}
     for name, count in counts.items():
-        gates, shape = forced_gates[name], [batch, count]
-        if not isinstance(gates, Tensor) or gates.dtype != torch.uint8 or list(gates.shape) != shape:
-            given = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
-            raise UserError(f"forced_gates['{name}'] is {given}; expected torch.uint8 {shape}")
-        if gates.numel() and int(gates.max()) > 1:
-            raise UserError(f"forced_gates['{name}'] holds {int(gates.max())}; expected only 0 and 1")
-    return {name: forced_gates[name] for name in counts}
+        resolved[name] = zeros_and_ones(name, forced_gates[name], [batch, count])
+    return resolved
+
+
+def zeros_and_ones(name: str, gates: object, shape: list[int]) -> Tensor:
+    """Forced gates of any type that holds 0 and 1, as uint8.
+
+    Args:
+        name: theirs, for what is told.
+        gates: bool, or whole or real numbers, of ``shape``. Where a program is compiled or captured, values are not
+            known yet, and everything but 0 stands for 1.
+
+    Raises:
+        UserError: they are no such tensor, or hold another number.
+
+    >>> zeros_and_ones("units", torch.tensor([[True, False]]), [1, 2])
+    tensor([[1, 0]], dtype=torch.uint8)
+    """
+    if not isinstance(gates, Tensor) or gates.dtype.is_complex or list(gates.shape) != shape:
+        given = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
+        raise UserError(f"forced_gates['{name}'] is {given}; expected 0 and 1, such as torch.uint8, {shape}")
+    unknown = torch.compiler.is_compiling() or (gates.is_cuda and torch.cuda.is_current_stream_capturing())
+    if gates.dtype != torch.bool and not gates.is_meta and not unknown:
+        wrong = gates[(gates != 0) & (gates != 1)]
+        if wrong.numel():
+            raise UserError(f"forced_gates['{name}'] holds {wrong[0].item():g}; expected only 0 and 1")
+    return gates if gates.dtype == torch.uint8 else (gates != 0).to(torch.uint8)

@@ -115,6 +115,12 @@ def gate(
     Raises:
         UserError: the model has no such unit or is gated already, a name matches nothing or a module that cannot be
             skipped, or the example, kind or threshold do not fit.
+
+    >>> import torch, dsn_models
+    >>> model = dsn_models.create("resnet-20").eval()
+    >>> gated, report = dsn_models.gate(model, torch.rand(1, 3, 32, 32))
+    >>> gated.gate_counts
+    {'units': 7}
     """
     if kind not in get_args(UnitGateKind):
         raise UserError(f"kind is {kind!r}; expected one of {', '.join(get_args(UnitGateKind))}")
@@ -161,6 +167,12 @@ def gate_filters(
     Raises:
         UserError: the model has no such convolution or is gated already, a name matches nothing or a module that is no
             such convolution, or the example, kind or threshold do not fit.
+
+    >>> import torch, dsn_models
+    >>> model = dsn_models.create("resnet-20").eval()
+    >>> gated, report = dsn_models.gate_filters(model, torch.rand(1, 3, 32, 32))
+    >>> sorted(gated.gate_counts)
+    ['filters']
     """
     if kind not in get_args(FilterGateKind):
         raise UserError(f"kind is {kind!r}; expected one of {', '.join(get_args(FilterGateKind))}")

@@ -26,3 +26,12 @@ def check_finite(name: str, tensor: Tensor, of: str = "") -> None:
     raise UserError(
         f"tensor {name!r}{f' of {of}' if of else ''} holds {what}; its training diverged, take other weights"
     )
+
+
+def hint(x: object, dims: int) -> str:
+    """What to add to a message on a tensor that should have ``dims`` dimensions and lacks the first; else nothing.
+
+    >>> hint(torch.zeros(3, 32, 32), 4)
+    ': add a batch dimension, images[None]'
+    """
+    return ": add a batch dimension, images[None]" if isinstance(x, Tensor) and x.dim() == dims - 1 else ""

@@ -52,6 +52,12 @@ def load_torchvision_densenet121(model: nn.Module, state_dict: Mapping[str, Tens
     Raises:
         UserError: a key is missing or unexpected, a shape does not fit, or a tensor holds NaN or infinity; nothing is
             copied then.
+
+    >>> import torch, dsn_models
+    >>> network = dsn_models.create("densenet-121", classes=3)
+    >>> load_torchvision_densenet121(network, {"features.conv0.weigth": torch.zeros(1)})
+    Traceback (most recent call last):
+    dsn_models.errors.UserError: ...
     """
     if isinstance(model, DualSkippingNetwork):
         prefixes = ["coarse.", "fine."]

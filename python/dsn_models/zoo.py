@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import difflib
 import reprlib
 from collections.abc import Sequence
 from functools import cache
@@ -30,7 +29,7 @@ from . import (
     shake_shake,
     skipnet,
 )
-from .errors import UserError
+from .errors import UserError, expected
 
 Configuration = TypeVar("Configuration")
 
@@ -103,16 +102,18 @@ class Summary(NamedTuple):
 
 
 def names() -> builtins.list[str]:
-    """The names that :func:`create` knows."""
+    """The names that :func:`create` knows.
+
+    >>> import dsn_models
+    >>> "lenet" in dsn_models.names()
+    True
+    """
     return [*_ZOO]
 
 
 def _entry(name: str) -> _Entry:
     if name not in _ZOO:
-        near = difflib.get_close_matches(str(name), _ZOO, n=4, cutoff=0.5)
-        if near:
-            raise UserError(f"unknown model {name!r}; near it: {', '.join(near)} (dsn_models.zoo.list() prints all)")
-        raise UserError(f"unknown model {name!r}; expected one of {', '.join(_ZOO)}")
+        raise UserError(f"unknown model {name!r}; {expected(name, _ZOO)} (dsn_models.zoo.list() prints all)")
     return _ZOO[name]
 
 
@@ -156,7 +157,7 @@ def fields_of(config_type: type[Configuration], fields: dict[str, Any]) -> Confi
     known = [field.name for field in dataclasses.fields(cast(Any, config_type))]
     for key in fields:
         if key not in known:
-            raise UserError(f"unknown option {key!r}; expected one of {', '.join(known)}")
+            raise UserError(f"unknown option {key!r}; {expected(key, known)}")
     values = {key: _tuples(value) for key, value in fields.items()}
     _check_types(config_type, values)
     try:
@@ -211,12 +212,21 @@ def create(name: str, *, classes: int | tuple[int, int] | None = None, **overrid
     Args:
         name: one of :func:`names`.
         classes: class count of a single task, (coarse, fine) of a two-branch network; the zoo's own if not given.
+            ``num_classes`` is another word for it.
         overrides: other fields of the configuration, such as ``image_size``, ``gate`` or ``block_layers``.
 
     Raises:
         UserError: the name, an option or a value is unknown; an unknown name is answered with the near ones.
+
+    >>> import dsn_models
+    >>> dsn_models.create("concat-bc-100", classes=(20, 100)).gate_counts
+    {'coarse': 48, 'fine': 48}
     """
     entry = _entry(name)
+    other = overrides.pop("num_classes", None)
+    if classes is not None and other is not None:
+        raise UserError(f"classes is {classes!r} and num_classes {other!r}, which mean the same; give one")
+    classes = other if classes is None else classes
     if classes is not None:
         pair = isinstance(entry.config.classes, tuple)
         if pair != isinstance(classes, Sequence):

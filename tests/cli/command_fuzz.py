@@ -76,9 +76,17 @@ SOUND = {
     "threads": ("1", "2"),
 }
 # What keeps a case short, where it is not drawn.
-SHORT = {"seconds": "0", "images": "64", "sweep_steps": "0", "runs": "1", "threads": "1", "steps": "1", "batch": "2"}
+SHORT = {
+    "seconds": "0",
+    "images": "64",
+    "thresholds": "1",
+    "runs": "1",
+    "threads": "1",
+    "attack_steps": "1",
+    "batch": "2",
+}
 TIMERS = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
-ONLY = {"steps": ("sweep", "eval"), "batch": ("bench", "timeline", "sweep")}
+ONLY = {"batch": ("bench", "timeline", "sweep")}
 
 
 class Case(NamedTuple):

@@ -17,7 +17,7 @@ DATA = ("--kind", "navon-sklearn", "--images", 6, "--threads", 1)
 
 def test_a_gated_network_is_attacked_with_skipping_on_and_off(dsn, tmp_path):
     dsn_models.save(dsn_models.create("lsn-navon", block_layers=(1, 1)), tmp_path / "lsn.safetensors")
-    options = ("--attack", "fgsm", "--epsilon", 0.1, "--attacked-images", 4)
+    options = ("--attack", "fgsm", "--epsilon", 0.1, "--attack-images", 4)
     status, out, err = dsn("eval", "lsn.safetensors", *DATA, *options, "--json", "-")
     assert status == 0, err
     document = json.loads(out)
@@ -31,7 +31,7 @@ def test_a_gated_network_is_attacked_with_skipping_on_and_off(dsn, tmp_path):
 
 def test_a_network_without_gates_is_attacked_once(dsn, tmp_path):
     dsn_models.save(dsn_models.create("lenet", image_size=64), tmp_path / "lenet.safetensors")
-    arguments = ("--task", "fine", "--attack", "pgd", "--steps", 2, "--json", "-")
+    arguments = ("--task", "fine", "--attack", "pgd", "--attack-steps", 2, "--json", "-")
     status, out, err = dsn("eval", "lenet.safetensors", *DATA, *arguments)
     assert status == 0, err
     assert [set(attack) >= {"fine"} for attack in json.loads(out)["attacks"]] == [True]

@@ -79,7 +79,7 @@ def test_released_weights_in_place_of_a_checkpoint_are_sent_to_convert(dsn, tmp_
         ),
         (["released.pth", "--model", "resnet-20"], "model is 'resnet-20'; a skipnet file is for one of skipnet-38-rnn"),
         (["released.pth", "released.pth"], "released.pth is the file to convert"),
-        (["released.pth", "absent/x.safetensors"], "no folder"),
+        (["released.pth", "released.pth/x.safetensors"], "released.pth is a file"),
         (["released.pth", "--to", "onnx"], "--to is 'onnx'; only 'skipnet' can be written"),
         (["released.pth", "--to", "skipnet", "--classes", "10"], "leave them out with --to"),
         (["released.pth", "x.pth", "--to", "skipnet"], "is no safetensors file"),

@@ -15,7 +15,7 @@ def cases():
         (["bench"], "bench needs NAME|CKPT"),
         (["info", "--colour"], "No such option: --colour"),
         (["bench", "CKPT", "--seed", "x"], "'--seed'"),
-        (["bench", "resnet-1001"], "no checkpoint at resnet-1001; expected a file or one of dsn-navon"),
+        (["bench", "resnet-1001"], "no checkpoint at resnet-1001; near it: resnet-101"),
         (["bench", "resnet-20", "--gates", "shut"], "gates is 'shut', but resnet-20 has no gates; expected open"),
         (["bench", "resnet-20", "--option", "depth"], "option is 'depth'; expected KEY=VALUE"),
         (["bench", "resnet-20", "--option", "depth=20"], "unknown option 'depth'; expected one of name,"),
@@ -34,12 +34,12 @@ def cases():
         (["bench", "CKPT", "--threads", "0"], "'--threads'"),
         (["bench", "CKPT", "--pin", "all"], "pin is 'all'; expected numbers of cores, such as 0,2-3"),
         (["bench", "CKPT", "--pin", "9999"], "which this process may use"),
-        (["bench", "CKPT", "--json", "absent/bench.json"], "no folder"),
+        (["bench", "CKPT", "--json", "tiny.toml/bench.json"], "tiny.toml is a file"),
         (["timeline", "dsn-navon", "--gates", "trained"], "dsn-navon has random weights"),
         (["timeline", "CKPT", "--batch", "0"], "'--batch'"),
         (["timeline", "CKPT", "--picture", "layers.gif"], "picture is '.gif'"),
-        (["timeline", "CKPT", "--trace", "absent/trace.json"], "no folder"),
-        (["timeline", "CKPT", "--costs", "absent/costs.json"], "no folder"),
+        (["timeline", "CKPT", "--trace", "tiny.toml/trace.json"], "tiny.toml is a file"),
+        (["timeline", "CKPT", "--costs", "tiny.toml/costs.json"], "tiny.toml is a file"),
         (["timeline", "CKPT", "--pin", "9999"], "which this process may use"),
         (["info", "--json", "."], "is a folder or a device"),
         (["info", "--json", "/dev/null"], "is a folder or a device"),
@@ -60,7 +60,7 @@ def cases():
         (["train", "CKPT"], "is no TOML"),
         (["demo", "--checkpoint", "absent.safetensors"], "no checkpoint at absent.safetensors"),
         (["demo", "--checkpoint", "CKPT", "--images", "3"], "'--images'"),
-        (["demo", "--checkpoint", "CKPT", "--report", "absent/report.html"], "no folder"),
+        (["demo", "--checkpoint", "CKPT", "--report", "tiny.toml/report.html"], "tiny.toml is a file"),
     ]
 
 

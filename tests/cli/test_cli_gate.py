@@ -142,8 +142,8 @@ def test_an_interrupted_run_goes_on_within_its_epoch(own, dsn, monkeypatch):
         ("eval", ["--data", "data", "--controls"]),
         ("bench", ["--batch", "2", "--gates", "trained,random:0.5", "--against", "eager", "--seconds", "0.05"]),
         ("timeline", ["--batch", "2", "--runs", "1", "--costs", "costs.json"]),
-        ("sweep", ["--data", "data", "--steps", "2", "--seconds", "0.05"]),
-        pytest.param("report", ["--data", "data", "--seconds", "0.05", "--sweep-steps", "0"], marks=pytest.mark.long),
+        ("sweep", ["--data", "data", "--thresholds", "2", "--seconds", "0.05"]),
+        pytest.param("report", ["--data", "data", "--seconds", "0.05", "--thresholds", "0"], marks=pytest.mark.long),
     ],
 )
 def test_commands_take_the_checkpoint(from_folder, dsn, command, options):
@@ -225,7 +225,7 @@ CASES = [
     (["--mean", "0.5,0.5,0.5"], "--std is missing"),
     (["--task", "medium"], "task is 'medium'"),
     (["--lr", "0"], "train.lr is 0.0"),
-    (["--out", "absent/gated.safetensors"], "no folder"),
+    (["--out", "weights.pth/gated.safetensors"], "weights.pth is a file"),
     (["--out", "gated.pth"], "expected a name that ends in .safetensors"),
 ]
 
@@ -286,9 +286,22 @@ def test_no_unit(own, dsn):
     assert "the Sequential has no residual unit that keeps its map's shape and runs once" in error
 
 
+def test_a_network_of_other_classes_gets_a_fresh_classifier(own, dsn):
+    write_weights(own / "five.pth", classes=5)
+    arguments = ["five.pth", "--arch", "ownpackage.networks:counted", "--data", "data", *OPTIONS, "--out", "new/gated"]
+    status, _, error = dsn("gate", *arguments, "--option", "num_classes=5")
+    assert status == 0, error
+    assert "the data has 3 classes, five.pth another number: 4.2.weight, 4.2.bias begin anew" in error
+    model = dsn_models.load("new/gated.safetensors", arch="ownpackage.networks:counted")
+    assert model.config.classes == 3 and model.config.options == {"num_classes": 3}
+    assert model.class_names == sorted(["red", "green", "blue"])
+    status, _, error = dsn("gate", *arguments, "--option", "num_classes=5", "--distillation", 1, "--no-resume")
+    assert status == 2 and "--distillation is of answers of five.pth, which has other classes" in error
+
+
 def test_other_classes(own, dsn):
     write_weights(own / "five.pth", classes=5)
     options = ["--option", "classes=5", "--data", "data", "--out", "gated.safetensors", "--image-size", 16]
     status, _, error = dsn("gate", "five.pth", "--arch", ARCH, *options)
     assert status == 2
-    assert "the network tells 5 classes apart, the data has 3 fine ones" in error
+    assert "the network tells 5 classes apart, the data has 3 classes" in error

@@ -31,7 +31,7 @@ def refused(result, message):
 @pytest.mark.long
 def test_classes_of_any_name_in_a_report(dsn, folder):
     status, out, err = dsn(
-        "report", "folder.safetensors", "--data", "data", "--seconds", 0, "--sweep-steps", 0, "--pictures", "pictures"
+        "report", "folder.safetensors", "--data", "data", "--seconds", 0, "--thresholds", 0, "--pictures", "pictures"
     )
     assert (status, err) == (0, "")
     page = (folder / "dsn-report.html").read_text()
@@ -50,7 +50,7 @@ def test_not_a_number_is_no_number_of_seconds():
 def test_a_class_without_images_is_told_by_its_shortened_name(dsn, folder):
     for path in (folder / "data" / "test" / CLASSES[3]).iterdir():
         path.unlink()
-    status, _, err = dsn("report", "folder.safetensors", "--data", "data", "--seconds", 0, "--sweep-steps", 0)
+    status, _, err = dsn("report", "folder.safetensors", "--data", "data", "--seconds", 0, "--thresholds", 0)
     short = f"{'a' * 19}…{'a' * 19}"
     assert status == 0 and err.splitlines() == [
         f"note: data/test: skipped 1 folder without images ({short!r})",
@@ -109,7 +109,7 @@ def test_recipes_that_do_not_fit(dsn, folder, change, message):
         (["bench", "lenet", "--threads", "999999"], "'--threads'"),
         (["bench", "lenet", "--load", f"qps={'9' * 400},slo=1ms"], "load is"),
         (["eval", "tiny.safetensors", "--epsilon", "nan"], "'--epsilon'"),
-        (["sweep", "tiny.safetensors", "--steps", "100000"], "'--steps'"),
+        (["sweep", "tiny.safetensors", "--thresholds", "100000"], "'--thresholds'"),
         (["train", "tiny.toml", "--lr", "nan"], "finite number"),
         # options of a configuration are of its types
         (["bench", "lenet", "--option", "image_size=many"], "option image_size is 'many'; expected int"),

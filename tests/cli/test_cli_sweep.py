@@ -19,14 +19,14 @@ QUICK = ("--images", 40, "--seconds", 0, "--threads", 1)
 
 def test_sweep_prints_the_front_and_draws_it(dsn, checkpoint, tmp_path):
     before = checkpoint.read_bytes()
-    status, out, err = dsn("sweep", checkpoint, "--steps", 1, *QUICK, "--plot", "curve.svg")
+    status, out, err = dsn("sweep", checkpoint, "--thresholds", 1, *QUICK, "--plot", "curve.svg")
     assert status == 0 and "all open" in out and "of dense" in out, err
     assert (tmp_path / "curve.svg").read_text().startswith("<?xml") and checkpoint.read_bytes() == before
 
 
 @pytest.mark.long
 def test_budget_writes_the_operating_point(dsn, checkpoint, tmp_path):
-    budget = ("--steps", 1, "--budget", "macs=0.9")
+    budget = ("--thresholds", 1, "--budget", "macs=0.9")
     status, out, _ = dsn("sweep", checkpoint, *QUICK, *budget, "--out", "small.safetensors", "--json", "-")
     document = json.loads(out)
     picked = document["pick"]
@@ -38,9 +38,16 @@ def test_budget_writes_the_operating_point(dsn, checkpoint, tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     facts = checkpoints.read_metadata("small.safetensors")
     assert facts["operating_point"]["budget"] == "macs=0.9" and facts["recipe"]["name"] == "tiny"
-    shutil.copy(checkpoint, tmp_path / "own.safetensors")
-    status, out, _ = dsn("sweep", "own.safetensors", *QUICK, *budget)
-    assert status == 0 and "operating point written to own.safetensors" in out and "on fresh images" in out
+    own = tmp_path / "own.safetensors"
+    shutil.copy(checkpoint, own)
+    before = own.read_bytes()
+    for name in ("own-macs-0.9.safetensors", "own-macs-0.9-2.safetensors"):  # nothing is overwritten unasked
+        status, out, _ = dsn("sweep", "own.safetensors", *QUICK, *budget)
+        assert status == 0 and f"operating point written to {name}" in out and "on fresh images" in out
+        assert checkpoints.read_metadata(name)["operating_point"] == facts["operating_point"]
+    assert own.read_bytes() == before
+    status, out, _ = dsn("sweep", "own.safetensors", *QUICK, *budget, "--in-place")
+    assert status == 0 and "operating point written to own.safetensors" in out
     assert checkpoints.read_metadata("own.safetensors")["operating_point"] == facts["operating_point"]
 
 
@@ -49,7 +56,7 @@ def test_report(dsn, checkpoint, tmp_path, monkeypatch):
     opened = []
     browser = type("Browser", (), {"open": lambda self, url: opened.append(url)})()
     monkeypatch.setattr(webbrowser, "get", lambda: browser)
-    status, out, err = dsn("report", checkpoint, *QUICK, "--sweep-steps", 0, "--pictures", "figures", "--open")
+    status, out, err = dsn("report", checkpoint, *QUICK, "--thresholds", 0, "--pictures", "figures", "--open")
     files = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert status == 0 and out == f"report: dsn-report.html\npictures: figures ({len(files)} files)\n", err
     page = (tmp_path / "dsn-report.html").read_text()
@@ -64,7 +71,7 @@ def test_report_without_a_browser_is_written_all_the_same(dsn, checkpoint, tmp_p
         raise webbrowser.Error("could not locate runnable browser")
 
     monkeypatch.setattr(webbrowser, "get", none)
-    status, out, err = dsn("report", checkpoint, *QUICK, "--sweep-steps", 0, "--open", "--json", "-")
+    status, out, err = dsn("report", checkpoint, *QUICK, "--thresholds", 0, "--open", "--json", "-")
     assert status == 2 and err.startswith("dsn: error: no browser found to open dsn-report.html")
     assert err.count("\n") == 1 and (tmp_path / "dsn-report.html").exists()
     assert json.loads(out)["report"] == "dsn-report.html"
@@ -101,9 +108,9 @@ def skipnet():
 @pytest.mark.long
 def test_other_data(dsn, skipnet, cifar):
     options = ("--kind", "cifar-10-jpeg", "--task", "fine", *QUICK, "--data")
-    status, _, err = dsn("report", skipnet, *options, cifar([*range(9), 0, 3]), "--sweep-steps", 0)
+    status, _, err = dsn("report", skipnet, *options, cifar([*range(9), 0, 3]), "--thresholds", 0)
     assert (status, err) == (0, "note: The data holds no image of fine class truck.\n")
-    status, out, err = dsn("sweep", skipnet, *options, cifar([*range(9), 0, 3]), "--steps", 1)
+    status, out, err = dsn("sweep", skipnet, *options, cifar([*range(9), 0, 3]), "--thresholds", 1)
     assert status == 0 and "truck" not in err, err
     for command in ("sweep", "report"):
         status, out, err = dsn(command, skipnet, *options, cifar([]))
@@ -127,18 +134,26 @@ def test_bench_under_load(dsn, tmp_path):
     "arguments, message",
     [
         (("sweep", "CKPT", "--budget", "time=2ms"), "budget is 'time=2ms'"),
-        (("sweep", "CKPT", "--budget", "macs=0.00001", *QUICK, "--steps", 1), "cannot be met; the nearest that can is"),
+        (
+            ("sweep", "CKPT", "--budget", "macs=0.00001", *QUICK, "--thresholds", 1),
+            "cannot be met; the nearest that can is",
+        ),
+        (("sweep", "CKPT", "--in-place"), "--in-place is for picked thresholds; expected --budget with it"),
+        (("sweep", "CKPT", "--budget", "macs=0.9", "--in-place", "--out", "o"), "--out and --in-place are two places"),
         (("sweep", "CKPT", "--per-layer"), "--per-layer is for picked thresholds; expected --budget with it"),
         (("sweep", "CKPT", "--plot", "curve.gif"), "picture is '.gif'"),
         (("sweep", "CKPT", "--task", "fine"), "task is 'fine'"),
         (("sweep", "absent.safetensors"), "no checkpoint at absent.safetensors"),
         (("bench", "CKPT", "--load", "qps=many"), "load is 'qps=many'"),
         (("bench", "CKPT", "--plot", "load.svg"), "expected --load with it"),
-        (("report", "CKPT", "--out", "absent/report.html"), "no folder"),
+        (("report", "CKPT", "--out", f"{__file__}/report.html"), "is a file; choose another place"),
         (("report", "CKPT", "--kind", "cifar-10"), "data folder is None"),
         (("report", "CKPT", "--against", "tvm"), "unknown baseline 'tvm'"),
         (("report", "CKPT", "--pictures", __file__), "is a file; expected a folder for pictures"),
-        (("sweep", "CKPT", *QUICK, "--steps", 1, "--budget", "latency=0.0001ms"), "the nearest that can is latency="),
+        (
+            ("sweep", "CKPT", *QUICK, "--thresholds", 1, "--budget", "latency=0.0001ms"),
+            "the nearest that can is latency=",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value[:4])),
 )

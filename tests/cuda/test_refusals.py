@@ -35,7 +35,7 @@ def refused(call, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"forced_gates": {"fine": 2}}, r"forced gates hold 2; expected 0 \(skip\) and 1 \(run\) only"),
+        ({"forced_gates": {"fine": 2}}, r"forced_gates\['fine'\] holds 2; expected only 0 and 1"),
         ({"forced_gates": {"device": "meta"}}, r"forced_gates\['coarse'\] is on meta; expected cpu: move it"),
         ({"thresholds": 1.5}, "threshold .* 1.5"),
         ({"thresholds": {"coarse": -0.1, "fine": 0.5}}, "threshold .* -0.1"),

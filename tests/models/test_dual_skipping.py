@@ -145,7 +145,7 @@ def test_bad_thresholds_and_forced_gates():
             {"coarse": ones, "fine": ones[:, :5]},
             r"forced_gates\['fine'\] is torch.uint8 \[2, 5\]; expected .* \[2, 6\]",
         ),
-        ({"coarse": ones.bool(), "fine": ones}, r"forced_gates\['coarse'\] is torch.bool"),
+        ({"coarse": ones / 2, "fine": ones}, r"forced_gates\['coarse'\] holds 0.5; expected only 0 and 1"),
         ({"coarse": ones, "fine": ones * 2}, "holds 2; expected only 0 and 1"),
         (ones, "forced_gates is a Tensor"),
     ]:

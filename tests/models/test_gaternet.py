@@ -298,7 +298,7 @@ def test_a_copy_is_masked_by_its_own_gates():
     [
         ({"units": None}, "forced_gates has the keys"),
         (torch.ones(2, 3), "forced_gates is a Tensor"),
-        ({"filters": torch.ones(2, 3)}, r"forced_gates\['filters'\] is torch.float32 \[2, 3\]; expected torch.uint8"),
+        ({"filters": torch.ones(2, 3)}, r"forced_gates\['filters'\] is torch.float32 \[2, 3\]; expected 0 and 1"),
     ],
 )
 def test_forced_gates_are_checked(forced, message):

@@ -367,8 +367,10 @@ def test_forced_gates_of_an_evaluation():
     gated, _ = gate(make_network(), make_images(), threshold=0.9)
     assert all_open(gated, 2)["units"].tolist() == [[1] * 3] * 2
     torch.testing.assert_close(gated(make_images(), forced_gates=all_open(gated, 5)), make_network()(make_images()))
-    with pytest.raises(UserError, match=r"forced_gates\['units'\] is torch.float32 \[5, 3\]; expected torch.uint8"):
-        gated(make_images(), forced_gates={"units": torch.ones(5, 3)})
+    with pytest.raises(UserError, match=r"forced_gates\['units'\] is torch.float32 \[5, 2\]; expected 0 and 1"):
+        gated(make_images(), forced_gates={"units": torch.ones(5, 2)})
+    with pytest.raises(UserError, match=r"forced_gates\['units'\] holds 0.5; expected only 0 and 1"):
+        gated(make_images(), forced_gates={"units": torch.full((5, 3), 0.5)})
     with pytest.raises(UserError, match=r"thresholds has the keys \['fine'\]; expected 'units'"):
         gated(make_images(), thresholds={"fine": 0.5})
 

@@ -171,6 +171,24 @@ def test_a_latency_lands_within_three_percent_where_it_is_no_line(costly, monkey
     assert picked["kept"] and clock(picked["check"]["macs"]["mean"]) == pytest.approx(picked["limit"], rel=0.03)
 
 
+@pytest.mark.long
+def test_a_latency_may_be_a_share_of_its_own(costly, monkeypatch):
+    model, data = costly
+    dense = count_dense(model)
+
+    def time(sweeper, points, data):
+        return [{**dict.fromkeys(("median", "p10", "p90"), 0.1 + p.macs / dense), "macs": p.macs} for p in points]
+
+    monkeypatch.setattr(Sweeper, "time", time)
+    with torch.inference_mode():
+        fast = dsn_kernels.accelerate(model)
+        fast(data.images)
+    picked = sweep(model, "costly", data, quick(steps=3, budget=Budget("latency=95%")))["pick"]
+    own = 0.1 + fast.last_macs.double().mean().item() / dense
+    assert picked["kept"] and picked["budget"] == "latency=95%"
+    assert picked["limit"] == pytest.approx(0.95 * own, rel=0.02)
+
+
 def test_a_budget_that_nobody_can_keep_names_the_nearest(model, data):
     with pytest.raises(UserError, match=r"budget macs=0.0001 cannot be met; the nearest that can is macs=0\.\d+"):
         sweep(model, "tiny", data, quick(budget=Budget("macs=0.0001")))
@@ -308,7 +326,12 @@ def test_refuses(model, data):
         sweep(model, "tiny", data.part(torch.arange(2)), quick())
     with pytest.raises(UserError, match="the test data is empty"):
         read(open_dataset("navon-sklearn", None, False, 0, canvas=16, glyph=4), "both")
-    for text in ("latency=2", "macs=", "error=x", "time=2ms"):
-        with pytest.raises(UserError, match="expected latency=2ms, macs=0.6"):
+    for text in ("macs=", "error=x", "time=2ms", "macs=2ms", "error=5%"):
+        with pytest.raises(UserError, match="expected latency=2ms, latency=0.8"):
             Budget(text)
+    with pytest.raises(UserError, match="expected latency=2ms, or a share"):
+        Budget("latency=2")
     assert Budget("error=+0.5pt").limit == 0.005 and Budget("latency=2ms").limit == 2.0
+    assert Budget("macs=80%").limit == Budget("macs=0.8").limit == 0.8
+    share = Budget("latency=80%", own_ms=5.0)
+    assert share.limit == Budget("latency=0.8", own_ms=5.0).limit == 4.0 and share.amount(3.0) == "0.6"

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, expected
 from . import cars, cifar, cifar_jpeg, cub, folder, idx, navon, svhn
 from .base import CoarseFineDataset
 from .held_out import held_out
@@ -27,7 +27,9 @@ _OPTIONS = {
     "folder": _FILES,
 }
 KINDS = tuple(_OPTIONS)
-_COUNTED = ("navon-idx", "navon-sklearn", "cifar-10-jpeg")  # of which any number of images may be asked for
+#: Kinds whose images are made, in any number.
+MADE = ("navon-idx", "navon-sklearn")
+_COUNTED = (*MADE, "cifar-10-jpeg")  # of which any number of images may be asked for
 
 # What a folder of a kind holds, some of it.
 _TELLING = {
@@ -51,7 +53,7 @@ SIZED = ("cub-200-2011", "stanford-cars", "folder")
 
 
 __all__ = [
-    "KINDS", "SIZED", "CoarseFineDataset", "cars", "cifar", "cifar_jpeg", "cub", "folder", "idx", "navon",
+    "KINDS", "MADE", "SIZED", "CoarseFineDataset", "cars", "cifar", "cifar_jpeg", "cub", "folder", "idx", "navon",
     "open_dataset", "svhn", "told_kind",
 ]  # fmt: skip
 
@@ -70,6 +72,7 @@ def open_dataset(
     *,
     like: Mapping[str, Any] | None = None,
     validation: int = 0,
+    task: str = "both",
     **options: Any,
 ) -> CoarseFineDataset:
     """The data set of a kind.
@@ -77,7 +80,8 @@ def open_dataset(
     Args:
         kind: one of :data:`KINDS`.
         path: the folder that holds it; none is needed for ``"navon-sklearn"``. A ``"folder"`` holds ``train``, ``test``
-            and ``coarse.json``, the map from fine to coarse class names, without which each class is its own.
+            and, for two tasks, ``coarse.json``, the map from fine to coarse class names, without which each class is
+            its own.
         train: the training part, with its augmentation, else the test part.
         images: number of Navon images, or of images read from ``"cifar-10-jpeg"`` archives.
         like: the ``description()`` of the data that a network was trained on, as its checkpoint keeps it. Images are
@@ -85,6 +89,7 @@ def open_dataset(
             Without it the classes of a ``"folder"`` are those of its training part.
         validation: so many images of the training part, drawn at random, are held out: it is without them, and they,
             as they are without augmentation, are the test part. The published test images are then not read.
+        task: "fine" alone needs no coarse classes, and a ``coarse.json`` is then not read.
         options: of the data set's class.
 
     Raises:
@@ -92,14 +97,13 @@ def open_dataset(
             a class is none that ``like`` has, or ``validation`` is of images that are made or leaves none.
     """
     if validation:
-        training = open_dataset(kind, path, True, images, like=like, **options)
+        training = open_dataset(kind, path, True, images, like=like, task=task, **options)
         return held_out(training, validation, train)
     if kind not in KINDS:
-        raise UserError(f"unknown data kind {kind!r}; expected one of {', '.join(KINDS)}")
+        raise UserError(f"unknown data kind {kind!r}; {expected(kind, KINDS)}")
     for key in options:
         if key not in _OPTIONS[kind]:
-            known = ", ".join(_OPTIONS[kind])
-            raise UserError(f"unknown option {key!r} of {kind} data; expected one of {known}")
+            raise UserError(f"unknown option {key!r} of {kind} data; {expected(key, _OPTIONS[kind])}")
     if images is not None and kind not in _COUNTED:
         raise UserError(f"{images} images of {kind} data were asked for; it is read whole, leave the number out")
     like = {} if like is None else like
@@ -112,7 +116,9 @@ def open_dataset(
     if kind == "navon-idx":
         return navon.from_idx(path, train, images, **options)
     if kind == "folder":
-        return _open_folder(Path(path), train, classes, options)
+        if "image_size" not in options:
+            raise UserError("folder data needs image_size, in pixels, such as image_size=224")
+        return _open_folder(Path(path), train, classes, options, task)
     dataset: CoarseFineDataset
     if kind == "cifar-10-jpeg":
         dataset = cifar_jpeg.CIFAR10Jpeg(path, train, images, **options)
@@ -127,7 +133,9 @@ def open_dataset(
     return dataset
 
 
-def _open_folder(path: Path, train: bool, classes: dict[str, Any], options: dict[str, Any]) -> CoarseFineDataset:
+def _open_folder(
+    path: Path, train: bool, classes: dict[str, Any], options: dict[str, Any], task: str
+) -> CoarseFineDataset:
     note = None
     if not train and "fine" not in classes:
         classes["fine"] = list(folder.scan(path / "train")[0])
@@ -135,7 +143,7 @@ def _open_folder(path: Path, train: bool, classes: dict[str, Any], options: dict
             note = f"{path}: classes are numbered as test has them, since neither a checkpoint nor train names them"
     part = path / ("train" if train else "test")
     coarse: Any = path / "coarse.json"
-    if not coarse.exists():
+    if task == "fine" or not coarse.exists():
         coarse = {name: name for name in (*classes.get("fine", ()), *folder.scan(part)[0])}
     dataset = folder.ImageFolder(part, coarse, train=train, classes=classes, **options)
     if note is not None:

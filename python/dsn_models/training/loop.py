@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import distributed, zoo
-from ..checkpoints import check, save
+from ..checkpoints import check, read_metadata, save
 from ..data import CoarseFineDataset, open_dataset
 from ..dual_skipping import BRANCHES
 from ..errors import UserError
 from ..selection import set_compute
+from .fitting import data_options, model_options, told_task
 from .interruption import BetweenSteps, Interrupted
 from .objectives import Objective, make_objective
 from .recipe import Recipe, load_recipe
@@ -72,7 +73,7 @@ class _Run:
     ) -> None:
         self.recipe, self.train_set, self.device = recipe, train_set, device
         torch.manual_seed(recipe.seed)
-        made = zoo.create(recipe.model, **recipe.options) if make is None else make(train_set)
+        made = zoo.create(recipe.model, **model_options(recipe, train_set)) if make is None else make(train_set)
         self.model: nn.Module = made
         self.objective = make_objective(recipe, self.model)
         self.objective.check(self.model, train_set)
@@ -189,8 +190,9 @@ def _scalar_writer(folder: Path, epoch: int, console: Console) -> Any:
     return SummaryWriter(str(folder), purge_step=epoch)
 
 
-def _describe(totals: dict[str, float]) -> str:
-    return "  ".join(f"{key} {value:.4f}" for key, value in totals.items())
+def _describe(totals: dict[str, float], task: str) -> str:
+    """In a line; one task goes without its name."""
+    return "  ".join(f"{key.removeprefix(f'{task}/')} {value:.4f}" for key, value in totals.items())
 
 
 def train(
@@ -244,12 +246,15 @@ def _train(
     device: torch.device,
     network: MakeNetwork | None,
 ) -> Path:
-    part = recipe.data
+    if network is None:
+        recipe = recipe.model_copy(update={"task": told_task(recipe)})
+    part, options = recipe.data, data_options(recipe) if network is None else recipe.data.options
+    options = {**options, "task": recipe.task}
     held: dict[str, Any] = {} if part.validation is None else {"validation": part.validation}
-    train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **held, **part.options)
+    train_set = open_dataset(part.kind, data, True, **_images(part.train_images), **held, **options)
     learned = train_set.description(recipe.task)
     images = _images(part.train_images if held else part.test_images)  # of which the held out ones are a part
-    test_set = open_dataset(part.kind, data, False, **images, **held, like=learned, **part.options)
+    test_set = open_dataset(part.kind, data, False, **images, **held, like=learned, **options)
     run = _Run(recipe, train_set, device, network)
     state_path = out / f"{recipe.name}.state"
     if resume and state_path.is_file():
@@ -289,14 +294,13 @@ def _train(
                 writer.flush()
             if first:
                 save_state(state_path, recipe, run.model, run.optimiser, state)
-            console.print(f"epoch {state.epoch}  {state.seconds:.0f} s  {_describe(totals)}")
+            console.print(f"epoch {state.epoch}  {state.seconds:.0f} s  {_describe(totals, recipe.task)}")
             if interruption.asked:
                 raise KeyboardInterrupt
     checkpoint = out / f"{recipe.name}.safetensors"
     if first:
         run.model.eval()
         results = run.objective.evaluate(run.model, test_set)
-        console.print_json(data=results)
         idle = never_skipped(run.state.history)
         if idle:
             told = "policy.cost, gates.sparsity, skipping.penalty and gater.sparsity make gates shut"
@@ -316,6 +320,7 @@ def _train(
             "history": run.state.history,
             "tested_on": "validation" if held else "test",
             "test": results,
+            **_start(recipe),
         }
         save(run.model, checkpoint, **facts)
     distributed.wait_for_all()
@@ -335,6 +340,13 @@ def never_skipped(history: list[dict[str, float]]) -> list[str]:
             if what == "skipped":
                 told[name] = max(told.get(name, 0.0), value)
     return [name for name, most in told.items() if most == 0]
+
+
+def _start(recipe: Recipe) -> dict[str, Any]:
+    """Which network the run began with, and its test results, where its checkpoint has some."""
+    if recipe.init is None:
+        return {}
+    return {"start": {"checkpoint": Path(recipe.init).name, "test": read_metadata(recipe.init).get("test")}}
 
 
 def _images(count: int | None) -> dict[str, Any]:

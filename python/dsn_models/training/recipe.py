@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import UserError
+from ..errors import UserError, expected
 from ..gated import UnitGateKind
 from ..selection import Compute
 
@@ -294,7 +294,7 @@ def load_recipe(source: str | Path) -> Recipe:
     if not path.is_file():
         path = RECIPES / f"{source}.toml"
     if not path.is_file():
-        raise UserError(f"no recipe {str(source)!r}; expected a TOML file or one of {', '.join(recipe_names())}")
+        raise UserError(f"no recipe {str(source)!r}; {expected(source, recipe_names(), 'a TOML file or ')}")
     try:
         content = tomllib.loads(
             path.read_text(encoding="utf-8-sig")
@@ -303,12 +303,36 @@ def load_recipe(source: str | Path) -> Recipe:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"recipe {path} is no TOML: {error}") from error
+    return validated(content, f"recipe {path}")
+
+
+def validated(content: dict[str, Any], whose: str) -> Recipe:
+    """A recipe from its keys.
+
+    Raises:
+        UserError: a key is unknown, which is answered with the near ones, or missing, or its value does not fit.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "recipe"
-        what = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg'].lower()}, key"
-        raise UserError(
-            f"recipe {path}: {what} {key!r} (given {reprlib.repr(first['input'])}); see docs/training.md"
-        ) from error
+        given = reprlib.repr(first["input"])
+        if first["type"] != "extra_forbidden":
+            raise UserError(
+                f"{whose}: {first['msg'].lower()}, key {key!r} (given {given}); see docs/training.md"
+            ) from error
+        near = expected(key, _keys(Recipe))
+        raise UserError(f"{whose}: unknown key {key!r} (given {given}); {near}; see docs/training.md") from error
+
+
+def _keys(section: type[BaseModel], before: str = "") -> list[str]:
+    """The dotted keys of a recipe."""
+    found = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += _keys(kind, f"{before}{name}.")
+        else:
+            found.append(before + name)
+    return found
