@@ -19,6 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measuring.md")
 
 MACHINE = "intel-xeon-2.50ghz-2-cores"  # whose figures the documents show
+FOREIGN = "amd-epyc-2-cores.foreign"  # and that of networks of others
 # In the order of the tables; a network without gates is only ever open.
 NETWORKS = (
     "concat-bc-100",
@@ -132,7 +133,22 @@ def multiply_adds() -> Iterator[list[str]]:
         yield [f"`{row['model']}`", *(f"{count:,}" for count in counts)]
 
 
-TABLES = {table.__name__: table for table in (performance, baselines, gates, promises, multiply_adds)}
+def foreign() -> Iterator[list[str]]:
+    """Networks that others define: milliseconds beside the dense runtimes, and what gates on their units gain."""
+    yield [
+        *("network", "batch", "ONNX Runtime", "OpenVINO", "ours", "speed"),
+        *("MACs in gated units", "40 % of the gates shut", "realised fraction"),
+    ]
+    for row in read(FOREIGN)["rows"]:
+        ms = {name: milliseconds({"median": time}) for name, time in row["ms"].items()}
+        gated = ["", "", ""]
+        if "gain" in row:
+            gated = [f"{row['gated_share']:.0%}".replace("%", " %"), f"{row['gain']:.2f}x", f"{row['realised']:.2f}"]
+        times = [ms["onnxruntime"], ms["openvino"], ms["dense"], f"{row['speed']['dense']:.2f}x"]
+        yield [f"`{row['network']}`", str(row["batch"]), *times, *gated]
+
+
+TABLES = {table.__name__: table for table in (performance, baselines, gates, promises, foreign, multiply_adds)}
 
 
 def markdown(rows: Iterable[list[str]]) -> str:
