@@ -7,6 +7,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def accelerate(
     example: Any = None,
     verify: bool = True,
     strict: bool = False,
+    cache: str | Path | None = None,
 ) -> nn.Module:
     """Returns a model with the same call and outputs as ``model.eval()`` that runs only what its gates select.
 
@@ -68,6 +70,9 @@ def accelerate(
             does not call as a whole stay in torch, and the spot check compares the whole model's outputs. A model
             that tells its ``example_images``, as one of a checkpoint of ``dsn gate`` does, needs none.
         strict: refuse a model of your own if torch would compute a part of it.
+        cache: a folder in which the export of a model of your own is kept, so that the next process need not make it;
+            one that nobody else writes to, for a file may hold code. What is found there has to pass the spot check in
+            any case, and is exported anew if it does not.
         verify: make the spot check. Backends that play a GPU on the host make none.
 
     Raises:
@@ -119,31 +124,51 @@ def accelerate(
     parts = not decides and any(capture.family_of(module) in makers for module in model.modules())
     inputs = example if isinstance(example, tuple) else () if example is None else (example,)
     if inputs and all(isinstance(x, torch.Tensor) and x.dim() > 1 for x in inputs) and backend != "auto":
-        try:
-            captured, structure, capture_at = capture.capture_model(model, inputs)
-        except UserError:
-            if not parts:
-                raise
-        else:
-            gates = sum(len(plan.emitted.gates) for plan in captured.plans)
-            if captured.plans and (gates or not parts):
-                shapes = tuple(tuple(x.shape[1:]) for x in inputs)
-                own = Target(backend, dtype)
-                whole = CapturedModel(captured, shapes, capture_at, structure, own, _gates_name(model, gates)).to(
-                    device
-                )
-                if strict and whole.kernel_share < 1:
-                    raise UserError(f"strict: {whole.summary().splitlines()[-1]}; torch would compute the rest")
-                if verify:
-                    check_captured(model, whole, inputs, dtype, device)
-                hand_on(model, whole)
-                return whole
+        folder = None if cache is None else Path(cache)
+        whole = _capture(model, inputs, Target(backend, dtype), device, parts, verify, folder)
+        if whole is not None:
+            if strict and whole.kernel_share < 1:
+                raise UserError(f"strict: {whole.summary().splitlines()[-1]}; torch would compute the rest")
+            hand_on(model, whole)
+            return whole
     if decides:
         raise UserError(
             f"the gates of the {type(model).__name__} would be lost; expected images as example, and on a GPU a "
             "backend by name"
         )
     return _swap_parts(model, makers, dtype, device, example, verify)
+
+
+def _capture(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    target: Target,
+    device: torch.device,
+    parts: bool,
+    verify: bool,
+    cache: Path | None,
+    fresh: bool = False,
+) -> CapturedModel | None:
+    """The model, captured; None where its ``parts`` are to be replaced: it says no gate word, or torch refuses it."""
+    try:
+        captured, structure, capture_at, found = capture.capture_model(model, inputs, cache, fresh)
+    except UserError:
+        if parts:
+            return None
+        raise
+    gates = sum(len(plan.emitted.gates) for plan in captured.plans)
+    if not captured.plans or (parts and not gates):
+        return None
+    shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+    whole = CapturedModel(captured, shapes, capture_at, structure, target, _gates_name(model, gates)).to(device)
+    try:
+        if verify or found:
+            check_captured(model, whole, inputs, target.dtype, device)
+    except UserError:
+        if not found:
+            raise
+        return _capture(model, inputs, target, device, parts, verify, cache, fresh=True)
+    return whole
 
 
 def _gates_name(model: Any, gates: int) -> str | None:

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsn_models.errors import UserError
 
 from .emit import Emitted, emit
+from .kept import kept_export
 from .simplify import simplify
 from .translate import Foreign, Step, Zeros, gate_words, module_of, sample_shape, translate
 from .values import Program, Unserved, Value, in_order
@@ -82,31 +84,36 @@ class Captured:
 
 
 def capture_model(
-    model: nn.Module, example: Sequence[Tensor]
-) -> tuple[Captured, TreeSpec, Callable[[Sequence[tuple[int, ...]]], Captured]]:
+    model: nn.Module, example: Sequence[Tensor], cache: Path | None = None, fresh: bool = False
+) -> tuple[Captured, TreeSpec, Callable[[Sequence[tuple[int, ...]]], Captured], bool]:
     """A module, whatever its class, as plans and what torch computes between them.
 
     Args:
         model: in evaluation it is the function that is captured. It is copied, not kept.
         example: what its forward takes, each [B, ...]; their values are not used.
+        cache: a folder in which the export is kept, and perhaps found. See :func:`.kept.kept_export`.
+        fresh: export, whatever is in the folder.
 
     Returns:
-        the network for tensors of these shapes; how the model structures its outputs; and what captures it for others,
-        given the shape of one sample of each.
+        the network for tensors of these shapes; how the model structures its outputs; what captures it for others,
+        given the shape of one sample of each; and whether the export was found in the folder.
 
     Raises:
-        UserError: ``torch.export`` refuses the model, or a gate that it has would be lost; the message says where and
-            why.
+        UserError: ``torch.export`` refuses the model, a gate that it has would be lost, or the folder cannot be used;
+            the message says where and why.
     """
     kept = _copied(model).eval().requires_grad_(False)
 
     def at(shapes: Sequence[tuple[int, ...]]) -> Captured:
         return read(export(kept, [x.new_empty(0, *shape) for x, shape in zip(example, shapes, strict=True)]))
 
-    exported = export(kept, example)
+    if cache is None:
+        exported, found = export(kept, example), False
+    else:
+        exported, found = kept_export(kept, example, cache, export, fresh)
     structure = exported.call_spec.out_spec
     assert structure is not None
-    return read(exported), structure, at
+    return read(exported), structure, at, found
 
 
 def _copied(model: nn.Module) -> nn.Module:
