@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -92,8 +93,8 @@ def console(stderr: bool = False) -> Console:
 
 
 def columned(title: str, columns: Iterable[str], left: Sequence[str] = (), caption: str | None = None) -> Table:
-    """An empty table, its columns aligned to the right but for those of ``left``."""
-    table = Table(title=title, caption=caption)
+    """An empty table, at least as wide as its title; columns but those of ``left`` are aligned to the right."""
+    table = Table(title=title, caption=caption, min_width=cell_len(title))
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right")
     return table

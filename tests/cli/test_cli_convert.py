@@ -37,12 +37,13 @@ def test_a_checkpoint_carries_the_normalisation_known_or_given(dsn, tmp_path):
     export_skipnet(dsn_models.create("skipnet-38-rnn"), tmp_path / "released.pth")
     assert dsn("convert", "released.pth")[0] == 0
     kept = read_metadata("released.safetensors")
-    assert kept["data"] == {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
+    known = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
+    assert kept["data"].items() >= known.items() and kept["data"]["classes"]["fine"][3] == "cat"
     assert kept["source"] == {"file": "released.pth", "format": "skipnet", "arch": "skipnet-38-rnn", "untrained": []}
     status, out, _ = dsn("convert", "released.pth", "--mean", "0.5,0.5,0.5", "--std", "0.25, 0.25, 0.25")
     assert status == 0 and "mean 0.5 0.5 0.5, std 0.25 0.25 0.25 (as given)" in out
     assert "skipnet: the SkipNet authors' SkipNets" in out
-    assert read_metadata("released.safetensors")["data"] == {"mean": [0.5] * 3, "std": [0.25] * 3}
+    assert read_metadata("released.safetensors")["data"].items() >= {"mean": [0.5] * 3, "std": [0.25] * 3}.items()
     export_skipnet(dsn_models.create("skipnet-38-rnn", classes=7), tmp_path / "seven.pth")
     status, out, _ = dsn("convert", "seven.pth")
     assert status == 0 and "not known; give it by --mean and --std" in out
