@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -251,6 +252,9 @@ def gate(
     if not is_first():
         return
     facts = checkpoints.read_metadata(checkpoint)
+    told = told_alike(facts["test"][task].get("ran", []))
+    if told:
+        console(stderr=True).print(told, soft_wrap=True)
     if json is not None:
         write_json({"schema": 1, "checkpoint": str(out), **facts}, json)
         return
@@ -259,6 +263,20 @@ def gate(
         f"{out}: {facts['images_seen']} images in {facts['seconds']:.0f} s; other commands take it with --arch {arch}"
     )
     console().print(told, soft_wrap=True)
+
+
+def told_alike(ran: Sequence[float]) -> str:
+    """A note where gates decide nothing for an image of its own; empty elsewhere.
+
+    Args:
+        ran: of each gate, the fraction of the images for which it was open.
+    """
+    if not ran or not all(part in (0, 1) for part in ran):
+        return ""
+    return (
+        f"note: every gate does the same for all test images: {ran.count(0)} of {len(ran)} units are left out for "
+        "good, the others always run; the saving is real, but no image gets a path of its own"
+    )
 
 
 def _count(data: CoarseFineDataset, task: str) -> int:

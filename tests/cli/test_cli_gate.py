@@ -305,3 +305,12 @@ def test_other_classes(own, dsn):
     status, _, error = dsn("gate", "five.pth", "--arch", ARCH, *options)
     assert status == 2
     assert "the network tells 5 classes apart, the data has 3 classes" in error
+
+
+def test_gates_that_are_alike_for_all_images_are_told():
+    from dsn_kernels.cli.gate import told_alike
+
+    assert told_alike([0.0, 1.0, 0.0, 1.0]).startswith(
+        "note: every gate does the same for all test images: 2 of 4 units"
+    )
+    assert told_alike([0.0, 0.5, 1.0]) == "" and told_alike([]) == ""
