@@ -100,7 +100,8 @@ def main() -> int:
                 known = json.loads(path.read_text())["rows"] if path.exists() else []
                 fresh = {(r["network"], r["batch"]) for r in rows}
                 kept = [r for r in known if (r["network"], r["batch"]) not in fresh]
-                document = {"schema": 1, **machine.facts(), "command": " ".join(sys.argv), "rows": kept + rows}
+                listed = sorted(kept + rows, key=lambda r: (r["network"], r["batch"]))
+                document = {"schema": 1, **machine.facts(), "command": " ".join(sys.argv), "rows": listed}
                 path.write_text(json.dumps(document, indent=2) + "\n")
     return 0
 
