@@ -228,6 +228,9 @@ def zeros_and_ones(name: str, gates: object, shape: list[int]) -> Tensor:
         given = f"{gates.dtype} {list(gates.shape)}" if isinstance(gates, Tensor) else type(gates).__name__
         raise UserError(f"forced_gates['{name}'] is {given}; expected 0 and 1, such as torch.uint8, {shape}")
     unknown = torch.compiler.is_compiling() or (gates.is_cuda and torch.cuda.is_current_stream_capturing())
+    plain = gates.dtype == torch.uint8 and not unknown and not gates.is_meta  # the usual case, in one operation
+    if plain and (gates.numel() == 0 or int(gates.max()) <= 1):
+        return gates
     if gates.dtype != torch.bool and not gates.is_meta and not unknown:
         wrong = gates[(gates != 0) & (gates != 1)]
         if wrong.numel():
