@@ -20,7 +20,9 @@ def test_every_gate_has_a_cost_and_all_of_it_is_the_network(name, tmp_path):
     found = gate_costs(model, dsn_kernels.accelerate(model), make_images(model, 4), runs=2)
     assert {key: len(values) for key, values in found["gates"].items()} == model.gate_counts
     every = [value for values in found["gates"].values() for value in values]
-    assert min(every) >= 0 and max(every) > 0 and found["fixed"] >= 0
+    assert min(every) >= 0 and found["fixed"] >= 0
+    # What filters cost is a difference of two times, which chance may make less than nothing: it is then 0.
+    assert max(every) > 0 or name.startswith("gaternet")
     assert found["dense"] == pytest.approx(found["fixed"] + sum(every))
     (tmp_path / "costs.json").write_text(json.dumps(found))
     costs = read_gate_costs(tmp_path / "costs.json", model.gate_counts)
@@ -47,6 +49,20 @@ def test_steps_go_to_the_gates_that_decide_on_them(monkeypatch):
     found = gate_costs(model, None, make_images(model, 2))
     assert found["gates"]["coarse"][:2] == [1, 2] and found["gates"]["fine"][:2] == [3, 11]
     assert (found["fixed"], found["dense"]) == (5, 22)
+
+
+def test_filters_share_what_their_unit_saves(monkeypatch):
+    """A timeline by hand, in which each open filter takes two milliseconds and all else ten."""
+    model = make_small("gaternet-resnet-20")
+
+    def timed(fast, images, gates, runs):
+        (taken,) = gates.values()
+        return type("Timeline", (), {"ms": 10 + 2 * taken.sum(1, keepdim=True).float()})
+
+    monkeypatch.setattr(module, "timeline", timed)
+    found = gate_costs(model, None, make_images(model, 2))
+    ((name, count),) = model.gate_counts.items()
+    assert found["gates"][name] == pytest.approx([2.0] * count) and found["fixed"] == pytest.approx(10)
 
 
 def test_what_has_no_gates_is_refused():
