@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import logging
@@ -13,9 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import TreeSpec, tree_leaves, tree_map
+from torch.utils._pytree import TreeSpec, tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_models.errors import UserError
@@ -272,6 +274,11 @@ class _Reader:
             )
         return size
 
+    def _is_batch(self, node: fx.Node) -> bool:
+        """Whether a size is that of the batch, whatever it is; others may depend on values."""
+        size = node.meta["val"]
+        return isinstance(size, torch.SymInt) and size.node.expr == self.batch.node.expr
+
     def _read(self, node: fx.Node) -> None:
         if not isinstance(node.meta["val"], (Tensor, tuple, list)):
             return  # a size
@@ -480,8 +487,13 @@ class _Reader:
                     name = f"constant_{len(copies)}"
                     root.register_buffer(name, self.known[node])
                     copies[node] = graph.get_attr(name)
-                elif node.target is torch.ops.aten.sym_size.int:
+                elif node.target is torch.ops.aten.sym_size.int and self._is_batch(node):
                     copies[node] = batch
+                elif node.target is torch.ops.aten.sym_size.int and node.args[0] not in copies:
+                    raise UserError(
+                        f"{module_of(node) or 'the model'}: a size that is not the batch's is read behind a plan, "
+                        "which is not served: run the model itself (backend='reference')"
+                    )
                 else:
                     copies[node] = graph.node_copy(node, enter)
             return copies[node]
@@ -500,18 +512,21 @@ _LOST = "a gate would be lost: run the model itself (backend='reference'), or re
 
 
 def _macs(node: fx.Node) -> int:
-    """Multiply-accumulates of a sample in an operation that torch computes, by torch's own counter."""
+    """Multiply-accumulates of a sample in an operation that torch computes, by torch's own counter.
 
-    def plain(x: Any) -> Any:
-        """A tensor, or a size, as it was exported with, without memory."""
-        if isinstance(x, Tensor):
-            return torch.empty([plain(n) for n in x.shape], dtype=x.dtype, device="meta")
-        return x.node.hint if isinstance(x, torch.SymInt) else x
-
-    args, kwargs = tree_map(plain, fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"]))
-    with FlopCounterMode(display=False) as counter:
-        node.target(*args, **kwargs)  # type: ignore[operator]  # of a call_function
-    return counter.get_total_flops() // (2 * _EXAMPLE)
+    Run anew on the tensors that it was exported with, which have shapes alone: so even an operation whose result's
+    shape depends on values.
+    """
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    modes = {x.fake_mode for x in tree_leaves((args, kwargs, node.meta["val"])) if isinstance(x, FakeTensor)}
+    with contextlib.ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        assert callable(node.target)
+        node.target(*args, **kwargs)
+    flops: Any = counter.get_total_flops()
+    return int(flops.node.hint if isinstance(flops, torch.SymInt) else flops) // (2 * _EXAMPLE)
 
 
 def _placeholders_first(graph: fx.Graph) -> None:

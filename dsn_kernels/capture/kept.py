@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -113,7 +114,7 @@ def _parts(model: nn.Module, example: Sequence[Tensor]) -> Iterator[str | bytes]
     for name, x in (*weights.items(), *((f"input {i}", x[:0]) for i, x in enumerate(example))):
         yield f"{name} {type(x).__name__} {x.dtype} {list(x.shape)}"
     own = {id(x) for x in weights.values()}
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         yield path
         yield from _of_class(type(module))
@@ -126,27 +127,35 @@ def _parts(model: nn.Module, example: Sequence[Tensor]) -> Iterator[str | bytes]
                 yield from _told(value, seen)
 
 
-def _told(x: Any, seen: set[int]) -> Iterator[str | bytes]:
-    """What a value is. Of an object of which only its address can be told, that: nothing is found under it."""
+def _told(x: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
+    """What a value is. Of an object of which only its address can be told, that: nothing is found under it.
+
+    ``seen`` holds by identity what has been told, and keeps it alive, so that nothing else takes its address.
+    """
     if isinstance(x, _PLAIN):
         yield repr(x)
         return
     if id(x) in seen:
-        yield type(x).__qualname__
+        yield f"{type(x).__qualname__} told before as {list(seen).index(id(x))}"
         return
-    seen.add(id(x))
+    seen[id(x)] = x
     if isinstance(x, Tensor):
         yield f"{x.dtype} {list(x.shape)}"
-        yield x.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+        yield x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+    elif isinstance(x, np.ndarray):
+        yield f"{x.dtype} {x.shape}"
+        yield x.tobytes()
     elif isinstance(x, nn.Module | type):
         yield from _of_class(x if isinstance(x, type) else type(x))
     elif isinstance(x, Mapping):
+        yield f"{type(x).__qualname__} of {len(x)}"
         for key, value in x.items():
             yield repr(key)
             yield from _told(value, seen)
     elif isinstance(x, Set):
         yield repr(sorted(map(repr, x)))
     elif isinstance(x, Sequence):
+        yield f"{type(x).__qualname__} of {len(x)}"
         for value in x:
             yield from _told(value, seen)
     elif isinstance(x, functools.partial):
@@ -155,7 +164,12 @@ def _told(x: Any, seen: set[int]) -> Iterator[str | bytes]:
         yield from _told((x.__func__, x.__self__), seen)
     elif isinstance(x, types.FunctionType):
         yield marshal.dumps(x.__code__)
-        yield from _told((x.__defaults__, x.__kwdefaults__, [c.cell_contents for c in x.__closure__ or ()]), seen)
+        yield from _told((x.__defaults__, x.__kwdefaults__, x.__closure__), seen)
+    elif isinstance(x, types.CellType):
+        try:
+            yield from _told(x.cell_contents, seen)
+        except ValueError:  # nothing is in it yet
+            yield "empty"
     elif hasattr(x, "__dict__"):
         yield from _of_class(type(x))
         yield from _told(vars(x), seen)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from ..graph import Window
 from .values import Shape, Value
@@ -129,6 +130,9 @@ def translate(node: fx.Node, args: Any, kwargs: Any, batch: Any) -> Any:
             return args[0]
         if isinstance(args[0], Step) or (isinstance(args[0], Value) and call.is_step):
             return _as_step(call, args[0])
+    by_shape = function in (_view, _zeros, _repeated, _upsample, _upsample_smoothly)  # they read the one that they give
+    if not by_shape and any(isinstance(x, fx.Node) for x in tree_leaves((args, kwargs))):
+        raise Foreign("it computes with a size")
     return function(call, *args, **kwargs)
 
 
@@ -343,6 +347,8 @@ def _sub(call: Call, a: Any, b: Any, alpha: Any = 1) -> Value:
 def _div(call: Call, a: Any, b: Any) -> Value:
     if isinstance(b, Value) or not isinstance(a, Value):
         raise Foreign("it divides by a map")
+    if not isinstance(b, Tensor) and b == 0:
+        raise Foreign("it divides by 0")
     scale = b.detach().double().reciprocal() if isinstance(b, Tensor) else 1 / b
     return _affine(call, _value(a, (1, 3)), scale, 0.0)
 

@@ -1,11 +1,15 @@
 """Exports kept on disk: found again for the same model, made anew for any other, and never believed unchecked."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import dsn_kernels
 from dsn_kernels.capture import exported
+from dsn_kernels.capture.kept import _key
 from dsn_models import gate
 from dsn_models.errors import UserError
 from tests.capture.capture_checks import make_images, settle
@@ -21,6 +25,10 @@ class Unit(nn.Module):
 
     def forward(self, x):
         return x + torch.relu(self.conv(x) + self.shift) * (SCALE + self.slope)
+
+
+def make_scaled(factor):
+    return lambda x: x * factor
 
 
 def make(**options):
@@ -84,6 +92,44 @@ def test_what_no_hash_sees_is_found_by_the_outputs(tmp_path, exports, monkeypatc
     assert len(exports) == 2
     run(make(), tmp_path, verify=False)
     assert len(exports) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.arange(5000), np.arange(5000) + (np.arange(5000) == 2500)),  # which look alike where they are shortened
+        ([partial(max, 1), partial(max, 2)], [partial(max, 1), partial(max, 3)]),
+        ([(1,), (2,)], [(1, 2), ()]),
+        (torch.ones(2), torch.ones(1, 2)),
+        ({"a": 1}, {"a": 2}),
+        (lambda x: x + 1, lambda x: x + 2),
+        (make_scaled(1), make_scaled(2)),
+        (nn.ReLU, nn.SiLU),
+    ],
+    ids=str,
+)
+def test_attributes_are_told_apart(one, other):
+    keys = []
+    for value in (one, other, one):
+        model = make()
+        model[1].told = value
+        keys.append(_key(model, [make_images()]))
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_another_process_finds_it(tmp_path, subprocess_python):
+    """The name does not depend on addresses, the order of sets or what was run before."""
+    code = """
+        from pathlib import Path
+        from tests.capture.test_kept import _key, make, make_images, make_scaled
+        model = make()
+        model[1].told = [{"a", "b", "c"}, make_scaled(3)]
+        Path(FILE).write_text(_key(model, [make_images()]))
+        print("written")
+    """
+    for seed in ("1", "2"):
+        subprocess_python(code.replace("FILE", repr(str(tmp_path / seed))), "written", PYTHONHASHSEED=seed)
+    assert (tmp_path / "1").read_text() == (tmp_path / "2").read_text()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: bytes(len(b))])

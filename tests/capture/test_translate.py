@@ -113,7 +113,7 @@ KERNELS = {
     "avg pool ceil of pixels": module(nn.AvgPool2d, 2, ceil_mode=True, count_include_pad=False),
     "avg pool whole": module(nn.AvgPool2d, SIZE),
     "adaptive to one": module(nn.AdaptiveAvgPool2d, 1),
-    "adaptive to a third": module(nn.Sequential, nn.AvgPool2d((1, 3), 1, (0, 1)), nn.AdaptiveAvgPool2d(SIZE)),
+    "adaptive to a third": module(nn.Sequential, nn.Conv2d(CHANNELS, 4, 1, padding=(0, 1)), nn.AdaptiveAvgPool2d(3)),
     "adaptive max": module(nn.AdaptiveMaxPool2d, 1),
     "mean": function(lambda y: y.mean((2, 3))),
     "mean keepdim": function(lambda y: y.mean((-1, -2), keepdim=True)),
@@ -152,6 +152,8 @@ FOREIGN = {
     "sum": (function(lambda y: y.sum((2, 3))), "sums over"),
     "softmax": (function(lambda y: y.softmax(1)), "softmax"),
     "nearest uneven": (function(lambda y: F.interpolate(y, size=(13, 11))), "enlarges"),
+    "by the batch": (function(lambda y: y / y.shape[0]), "computes with a size"),
+    "by a size of values": (function(lambda y: y * torch.nonzero(y > 1).shape[0]), "computes with a size"),
 }
 
 
@@ -174,3 +176,9 @@ def test_an_operation_left_to_torch(name):
     checked = captured(make)
     assert not checked.whole
     assert reason in checked.fast.summary()
+    for batch in (0, 1, 5):
+        checked.check(make_images(batch, SIZE))
+
+
+def test_a_division_by_0_is_left_to_torch():
+    assert "divides by 0" in captured(function(lambda y: torch.where(y > 9, y / 0, y))).fast.summary()
