@@ -106,7 +106,6 @@ def test_what_no_hash_sees_is_found_by_the_outputs(tmp_path, exports, monkeypatc
         (make_scaled(1), make_scaled(2)),
         (nn.ReLU, nn.SiLU),
     ],
-    ids=str,
 )
 def test_attributes_are_told_apart(one, other):
     keys = []
