@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import logging
@@ -14,10 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses import FakeTensor
+from torch._subclasses import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import TreeSpec, tree_leaves
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsn_models.errors import UserError
@@ -514,19 +514,20 @@ _LOST = "a gate would be lost: run the model itself (backend='reference'), or re
 def _macs(node: fx.Node) -> int:
     """Multiply-accumulates of a sample in an operation that torch computes, by torch's own counter.
 
-    Run anew on the tensors that it was exported with, which have shapes alone: so even an operation whose result's
-    shape depends on values.
+    Run anew without memory on the shapes that it was exported with; sizes that depend on values count as the batch.
     """
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    modes = {x.fake_mode for x in tree_leaves((args, kwargs, node.meta["val"])) if isinstance(x, FakeTensor)}
-    with contextlib.ExitStack() as stack:
-        for mode in modes:
-            stack.enter_context(mode)
-        counter = stack.enter_context(FlopCounterMode(display=False))
-        assert callable(node.target)
-        node.target(*args, **kwargs)
-    flops: Any = counter.get_total_flops()
-    return int(flops.node.hint if isinstance(flops, torch.SymInt) else flops) // (2 * _EXAMPLE)
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return torch.empty([plain(n) for n in x.shape], dtype=x.dtype, device=x.device)
+        if isinstance(x, torch.SymInt):
+            return _EXAMPLE if x.node.hint is None else x.node.hint
+        return x
+
+    with FakeTensorMode(shape_env=ShapeEnv()), FlopCounterMode(display=False) as counter:
+        args, kwargs = tree_map(plain, fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"]))
+        node.target(*args, **kwargs)  # type: ignore[operator]  # of a call_function
+    return counter.get_total_flops() // (2 * _EXAMPLE)
 
 
 def _placeholders_first(graph: fx.Graph) -> None:
