@@ -13,7 +13,7 @@ from dsn_models import UserError
 from dsn_models.checkpoints import read_metadata
 from dsn_models.gates import PooledGate, noisy, set_noise
 from dsn_models.training import Recipe, load_recipe, train
-from dsn_models.training.losses import batch_shaping_loss, distillation_loss, information
+from dsn_models.training.losses import batch_shaping_loss, class_information, distillation_loss, information
 from dsn_models.training.objectives import make_objective
 from dsn_models.training.policy import Policy
 from tests.networks import make_images, make_small
@@ -25,6 +25,17 @@ def test_information():
     halves = torch.tensor([0.0, 1.0]).repeat(3)[:, None]
     assert information(halves).item() == pytest.approx(math.log(2), abs=1e-4)
     assert information(torch.cat([halves, same[:, :1]], 1)).item() == pytest.approx(math.log(2) / 2, abs=1e-4)
+
+
+def test_class_information():
+    labels = torch.tensor([0, 0, 3, 3])  # classes 1 and 2 have no image
+    told = torch.tensor([0.0, 0, 1, 1])[:, None].repeat(1, 3)
+    within = torch.tensor([0.0, 1, 0, 1])[:, None].repeat(1, 3)
+    assert class_information(told, labels).item() == pytest.approx(math.log(2), abs=1e-4)
+    assert class_information(within, labels).item() == pytest.approx(0, abs=1e-4)
+    assert information(within).item() == pytest.approx(math.log(2), abs=1e-4)
+    scores = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    torch.autograd.gradcheck(lambda p: class_information(p, labels), scores)
 
 
 def test_information_drives_images_apart():

@@ -89,6 +89,18 @@ def information(scores: Tensor) -> Tensor:  # [B, L] -> []
     return (_entropy(scores.mean(0)) - _entropy(scores).mean(0)).mean()
 
 
+def class_information(scores: Tensor, labels: Tensor) -> Tensor:  # [B, L], int64 [B] -> []
+    """``H(mean p) - sum_c n_c/B H(mean p over class c)``: what a gate tells of the class, in nats, the mean over gates.
+
+    n_c of the B images are of class c. :func:`information`, of the class in place of the image: 0 where p differs within
+    classes alone, at most that of the image.
+    """
+    member = F.one_hot(labels).to(scores.dtype)  # [B, C]
+    sizes = member.sum(0)
+    means = member.T @ scores / sizes.clamp(min=1)[:, None]
+    return (_entropy(scores.mean(0)) - (sizes[:, None] / len(scores) * _entropy(means)).sum(0)).mean()
+
+
 def _entropy(p: Tensor) -> Tensor:
     p = p.clamp(1e-6, 1 - 1e-6)
     return -(p * p.log() + (1 - p) * (1 - p).log())

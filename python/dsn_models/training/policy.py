@@ -17,7 +17,7 @@ from ..distributed import gather_rows, own_rows, world_size
 from ..errors import UserError
 from ..gates import PooledGate, SemHash, set_noise
 from .evaluation import all_open
-from .losses import batch_shaping_loss, distillation_loss, information, ranking_loss
+from .losses import batch_shaping_loss, class_information, distillation_loss, information, ranking_loss
 from .recipe import Recipe
 
 
@@ -28,6 +28,7 @@ class Policy:
       network without gates, t the target as it falls; per image, the mean over images of this with c its own. With
       ``costs``, measured milliseconds stand for MACs here and in the ranking;
     - ``- information`` times :func:`.losses.information`;
+    - ``- classes`` times :func:`.losses.class_information`;
     - ``shaping`` times :func:`.losses.batch_shaping_loss`;
     - ``ranking`` times :func:`.losses.ranking_loss`, of MACs;
     - ``distillation`` times :func:`.losses.distillation_loss`, summed over the tasks.
@@ -95,9 +96,10 @@ class Policy:
             hardness = gather_rows(F.cross_entropy(served[name][0].detach(), served[name][1], reduction="none"))
             ranked = ranking_loss(hardness, whole[name] * weights / weights.mean(), section.margin)
             loss = loss + section.ranking * ranked
-        for name in scores if section.information or section.shaping else ():
+        for name in scores if section.information or section.classes or section.shaping else ():
             whole_scores = gather_rows(scores[name])
             loss = loss - section.information * information(whole_scores)
+            loss = loss - section.classes * class_information(whole_scores, gather_rows(served[name][1]))
             loss = loss + section.shaping * batch_shaping_loss(whole_scores)
         if self.teacher is not None:
             with torch.no_grad():

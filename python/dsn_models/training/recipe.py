@@ -205,6 +205,7 @@ class PolicySection(Section):
     per: whose MACs: "batch", the mean, so that images may differ; or "image", each one's, the mean of the squares.
     target_end: fraction of the phase over which the target falls from 1.
     information: weight of what a gate tells of the image, which is maximised.
+    classes: weight of what a gate tells of the image's class, which is maximised.
     shaping: weight of the distance between a gate's scores over a batch and a distribution with both ends.
     ranking: weight of the loss on harder images that run fewer MACs than easier ones.
     margin: how many more, as a fraction of what the task's gates decide on, a harder image is to run.
@@ -227,6 +228,7 @@ class PolicySection(Section):
     target: float = Field(1.0, gt=0, le=1)
     target_end: float = Field(0.4, gt=0, le=1)
     information: float = Field(0.0, ge=0)
+    classes: float = Field(0.0, ge=0)
     shaping: float = Field(0.0, ge=0)
     ranking: float = Field(0.0, ge=0)
     margin: float = Field(0.05, ge=0)
