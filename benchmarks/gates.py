@@ -45,6 +45,8 @@ _DENSE = {"ungated_epochs": 16, "compute": "masked"}
 _LONG = {"epochs": 40, "lr": 0.05}
 _DEEP = {"epochs": 120, "lr": 0.05}
 _FITTED = {**_POLICY, "target": 0.58, "noise": 0.1, "information": 0.1, "binary": True}
+# As soft as the target is, most of a gate's freedom goes to telling classes apart.
+_BY_CLASS = {"noise": 0.3, "noise_end": 0.5, "cost": 80.0, "target": 0.6, "target_end": 0.4, "classes": 0.5}
 
 # What each arm changes in its base, table by table.
 ARMS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
@@ -76,6 +78,14 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
             "policy": {**_FITTED, "depth": 0.2},
         },
     ),
+    "digits-deep-classes": (
+        _DIGITS,
+        {
+            "train": {**_DEEP, "ungated_epochs": 30},
+            "gates": {"begin": "open"},
+            "policy": {**_BY_CLASS, "binary": True, "classes": 0.2},
+        },
+    ),
     "digits-deep-dense": (_DIGITS, {"train": {**_DEEP, "ungated_epochs": 120, "compute": "masked"}}),
     "digits-cost": (_DIGITS, {"policy": {**_POLICY, "binary": True}}),
     "digits-information": (_DIGITS, {"policy": {**_POLICY, "binary": True, "information": 0.3}}),
@@ -85,6 +95,9 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "cifar-static": (_CIFAR, {"policy": {"pattern": "cifar-cost"}}),
     "cifar-information": (_CIFAR, {"policy": {**_POLICY, "information": 0.3}}),
     "cifar-shaping": (_CIFAR, {"policy": {**_POLICY, "shaping": 1.0}}),
+    # Gates that tell classes apart, so that units serve some classes and not others.
+    "cifar-classes": (_CIFAR, {"policy": _BY_CLASS}),
+    "cifar-classes-static": (_CIFAR, {"policy": {"pattern": "cifar-classes"}}),
     "cifar-distilled": (_CIFAR, {"policy": {**_POLICY, "information": 0.3, "distillation": 0.5}}),
 }
 
