@@ -38,8 +38,7 @@ void Worker::decide(int64_t g, GateKind kind, float z) {
 
 void Worker::decide(int64_t g, float score) {
   sample.score[g] = score;
-  const bool given = sample.forced && sample.forced[g] != kAsDecided;
-  sample.taken[g] = given ? sample.forced[g] : score > sample.threshold[g];
+  sample.taken[g] = sample.forced ? sample.forced[g] : score > sample.threshold[g];
 }
 
 void run_gate(Worker& w, const Instruction& in) {

@@ -285,8 +285,7 @@ void run(const CompiledPlan& compiled, const BufferSpec& input, const Tensor& im
     const int64_t count = f->numel();
     uint8_t most = 0;  // no branch in the loop: a vector at a time
     for (int64_t i = 0; i < count; ++i) most = std::max(most, values[i]);
-    check(most <= kAsDecided, "run_plan: forced_gates must hold 0 (skip), 1 (run) or 2 (as decided), got ",
-          static_cast<int>(most));
+    check(most <= 1, "run_plan: forced_gates must hold 0 (skip) or 1 (run), got ", static_cast<int>(most));
     // Gates that no instruction decides, such as filter masks, are inputs.
     std::copy_n(values, count, out.gates.mutable_data_ptr<uint8_t>());
   }

@@ -40,9 +40,6 @@ struct MemoryMap {
   void place_buffers(const CompiledPlan& plan, bool streams_take_turns);
 };
 
-// Among the gates that are given: it is decided as if none were.
-constexpr uint8_t kAsDecided = 2;
-
 // Inputs and outputs of one sample.
 struct Sample {
   const float* image;      // [C, H, W]

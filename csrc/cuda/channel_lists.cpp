@@ -1,5 +1,6 @@
 // Which channels hold data and which filters are chosen, as lists that the kernels read, and how filters are stored.
 #include <algorithm>
+#include <set>
 
 #include "cuda/schedule.h"
 
@@ -7,6 +8,7 @@ namespace dsn::cuda {
 namespace {
 
 using Ranges = std::vector<ChannelRange>;
+constexpr int kForced = -1;  // in the place of the instruction that decides a gate
 
 // Whether the chosen filters of convolution i may be stored side by side: every reader goes by the same mask.
 bool read_by_mask(const Plan& plan, size_t i) {
@@ -56,6 +58,13 @@ Listed find_list(std::vector<ChannelList>& lists, const Ranges& ranges) {
 }  // namespace
 
 void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
+  decided_by.assign(static_cast<size_t>(plan.gates), kForced);
+  for (size_t i = 0; i < plan.code.size(); ++i) {
+    const Instruction& in = plan.code[i];
+    const int64_t gates = in.op == Op::kDecide ? in.in_channels : in.op == Op::kGate ? 1 : 0;
+    std::fill_n(decided_by.begin() + in.first_gate, gates, static_cast<int>(i));
+  }
+  listed_behind.resize(plan.code.size());
   convs.resize(plan.code.size());
   inputs.resize(plan.code.size());
   filters.resize(plan.code.size());
@@ -131,11 +140,34 @@ void Schedule::place_lists(const char* op, const Plan& plan, int64_t batch) {
   }
   lists_at = reserve(batch * list_stride * 2);
   counts_at = reserve(batch * range_count * 4);
+  find_making();
+}
+
+// A list is made anew behind each instruction that decides a gate of it, since readers before the next may read its
+// first ranges.
+void Schedule::find_making() {
+  for (size_t l = 0; l < lists.size(); ++l) {
+    std::vector<int> last;  // of each range: the instruction behind which it is known
+    std::set<int> makers;
+    for (const ChannelRange& range : lists[l].ranges) {
+      last.push_back(kForced);
+      for (const int32_t gate : {range.gate, range.both})
+        for (int64_t g = gate; gate >= 0 && g < gate + range.channels; ++g) {
+          makers.insert(decided_by[static_cast<size_t>(g)]);
+          last.back() = std::max(last.back(), decided_by[static_cast<size_t>(g)]);
+        }
+    }
+    for (const int maker : makers) {
+      const auto later = std::find_if(last.begin(), last.end(), [&](int by) { return by > maker; });
+      const Listed made{static_cast<int>(l), static_cast<int>(later - last.begin())};
+      (maker == kForced ? listed_first : listed_behind[static_cast<size_t>(maker)]).push_back(made);
+    }
+  }
 }
 
 // Samples with equal masks behind one another let a block gather a convolution's weights once for all that it walks.
 // That is worth its two launches, and the comparison of each sample with those before it, where even half of it saves
-// more.
+// more, and all masks are known at the start.
 void Schedule::place_groups(const Plan& plan, Element element, int64_t batch, const Machine& machine) {
   double saved = 0;
   for (size_t i = 0; i < plan.code.size(); ++i) {
@@ -147,7 +179,8 @@ void Schedule::place_groups(const Plan& plan, Element element, int64_t batch, co
     const double blocks = static_cast<double>(batch * t.blocks()) / convs[i].walk;
     saved += std::max(0.0, samples - 1) * weights * blocks / machine.l2_rate;
   }
-  grouped = saved / 2 > 2 * kLaunchSeconds + kCompareSeconds * static_cast<double>(batch);
+  const bool known = std::all_of(listed_behind.begin(), listed_behind.end(), [](const Making& m) { return m.empty(); });
+  grouped = known && saved / 2 > 2 * kLaunchSeconds + kCompareSeconds * static_cast<double>(batch);
   if (!grouped) return;
   order_at = reserve(batch * 8);
   alike_at = reserve(batch * 4);

@@ -1,5 +1,5 @@
 // Which filters each mask of a plan chose and which channels of a buffer hold data, as lists: the whole batch's, made
-// once, when the masks are known.
+// when their masks are known.
 #pragma once
 
 #include "cuda/routing.cuh"
@@ -21,9 +21,10 @@ __global__ void __launch_bounds__(kThreadCount) filter_lists_kernel(const __grid
   const uint8_t* masks = p.masks + row;
   for (int l = threadIdx.x / 32; l < p.count; l += kThreadCount / 32) {
     uint16_t* list = p.lists + static_cast<int64_t>(sample) * p.list_stride + p.list[l].at;
+    int32_t* counts = p.counts + static_cast<int64_t>(sample) * p.count_stride + p.list[l].first_count;
     int count = 0, channel = 0;
-    for (int r = p.list[l].first_range; r < p.list[l].first_range + p.list[l].ranges; ++r) {
-      const ChannelRange& range = p.range[r];
+    for (int r = 0; r < p.list[l].ranges; ++r) {
+      const ChannelRange& range = p.range[p.list[l].first_range + r];
       for (int first = 0; first < range.channels; first += 32) {
         const int i = first + lane;
         const bool chosen = i < range.channels && (range.gate < 0 || masks[range.gate + i] != 0) &&
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(kThreadCount) filter_lists_kernel(const __grid
         count += __popc(chosen_lanes);
       }
       channel += range.channels;
-      if (lane == 0) p.counts[static_cast<int64_t>(sample) * p.count_stride + r] = count;
+      if (lane == 0) counts[r] = count;
     }
   }
 }

@@ -33,7 +33,8 @@ class NetworkRun {
     int begin = 0;
     keep(streams_.open(streams));
     if (error_ != cudaSuccess) return error_;
-    if (!s_.lists.empty()) filter_lists();
+    filter_lists(s_.listed_first, call_.forced);
+    if (s_.grouped) group_samples();
     if (streams > 1) keep(streams_.mark(0, &begin));
     for (int s = 1; s < streams && error_ == cudaSuccess; ++s) keep(streams_.wait(s, begin));
     for (bool left = true; left && error_ == cudaSuccess;) {
@@ -88,6 +89,7 @@ class NetworkRun {
       joined_[stream_] = true;
     }
     step(turn.index, in, turn.layer);
+    filter_lists(s_.listed_behind[turn.index], call_.taken);
     if (turn.layer + 1 == launches(turn.index) && finished_[turn.index] == kNotYet)
       keep(streams_.mark(stream_, &finished_[turn.index]));
     return true;
@@ -149,7 +151,8 @@ class NetworkRun {
   }
 
   // In network_planned.cuh: what residual, filter-selecting and gradually updated networks are made of.
-  void filter_lists();
+  void filter_lists(const Making& making, const uint8_t* masks);
+  void group_samples();
   void conv2d(int index, const Instruction& in);
   void resample(int index, const Instruction& in);
   void pointwise(int index, const Instruction& in);
@@ -161,6 +164,10 @@ class NetworkRun {
   void resident_stage(const StageRun& run);
   void resident_bottleneck(const BottleneckRun& run);
   Chosen chosen(const Listed& listed) const;
+  // [B][gates] from the first on that choose an instruction's channels: all are decided by the plan, or none.
+  const uint8_t* mask_of(const Instruction& in) const {
+    return (s_.decided_by[in.out_mask] >= 0 ? call_.taken : call_.forced) + in.out_mask;
+  }
   Map map_of(int64_t buffer) const;
   float* pooled(int64_t buffer) const;
   int32_t positions(int64_t buffer) const;

@@ -23,29 +23,35 @@ int32_t NetworkRun<T>::positions(int64_t buffer) const {
   return static_cast<int32_t>(s_.states[buffer].channels.groups() * kGroup);
 }
 
+// Makes lists of what masks [B][gates] choose; the first that the call forces are what it took, too.
 template <class T>
-void NetworkRun<T>::filter_lists() {
-  for (size_t first = 0; first < s_.lists.size();) {
+void NetworkRun<T>::filter_lists(const Making& making, const uint8_t* masks) {
+  for (size_t first = 0; first < making.size();) {
     FilterListsParams p{};
     p.samples = every_sample();
-    p.masks = call_.forced;
-    if (first == 0) p.taken = call_.taken, p.score = call_.score;
+    p.masks = masks;
+    if (first == 0 && masks != call_.taken) p.taken = call_.taken, p.score = call_.score;
     p.lists = reinterpret_cast<uint16_t*>(call_.workspace + s_.lists_at);
-    p.counts = reinterpret_cast<int32_t*>(call_.workspace + s_.counts_at) + s_.lists[first].first_range;
+    p.counts = reinterpret_cast<int32_t*>(call_.workspace + s_.counts_at);
     p.gates = static_cast<int32_t>(plan_.gates);
     p.list_stride = static_cast<int32_t>(s_.list_stride);
     p.count_stride = static_cast<int32_t>(s_.range_count);
     size_t ranges = 0;
-    for (; first < s_.lists.size() && p.count < kListsAtOnce; ++first) {
-      const ChannelList& list = s_.lists[first];
-      if (ranges + list.ranges.size() > kRangesAtOnce) break;
-      p.list[p.count++] = {static_cast<int32_t>(list.at), static_cast<int32_t>(ranges),
-                           static_cast<int32_t>(list.ranges.size())};
-      for (const ChannelRange& range : list.ranges) p.range[ranges++] = range;
+    for (; first < making.size() && p.count < kListsAtOnce; ++first) {
+      const ChannelList& list = s_.lists[static_cast<size_t>(making[first].list)];
+      const int32_t made = making[first].ranges;
+      if (ranges + static_cast<size_t>(made) > kRangesAtOnce) break;
+      p.list[p.count++] = {static_cast<int32_t>(list.at), static_cast<int32_t>(list.first_range),
+                           static_cast<int32_t>(ranges), made};
+      std::copy_n(list.ranges.begin(), made, p.range + ranges);
+      ranges += static_cast<size_t>(made);
     }
     start<filter_lists_kernel<kThreads>>(call_.batch, 1, kThreads, 0, p);
   }
-  if (!s_.grouped) return;
+}
+
+template <class T>
+void NetworkRun<T>::group_samples() {
   const GroupParams p{call_.forced, alike(), order(), static_cast<int32_t>(call_.batch),
                       static_cast<int32_t>(plan_.gates)};
   start<first_equal_kernel>(ceil_div(call_.batch, kThreads), 1, kThreads, 0, p);
@@ -86,7 +92,7 @@ void NetworkRun<T>::conv2d(int index, const Instruction& in) {
   if (has_constants(in)) p.constants = weights<float>(index, 0, packed_conv2d::kConstants);
   p.inputs = chosen(s_.inputs[index]);
   p.filters = chosen(s_.filters[index]);
-  if (p.filters.list) p.mask = call_.forced + in.out_mask;
+  if (p.filters.list) p.mask = mask_of(in);
   p.off_look = step.off_look;
   p.walk = step.walk;
   if (s_.grouped && step.walk) p.order = order(), p.alike = alike();
@@ -181,7 +187,7 @@ void NetworkRun<T>::resample(int index, const Instruction& in) {
   p.window_columns = static_cast<int32_t>(window.columns);
   p.pad_rows = static_cast<int32_t>(window.pad_rows);
   p.pad_columns = static_cast<int32_t>(window.pad_columns);
-  if (in.out_mask >= 0) p.mask = call_.forced + in.out_mask;
+  if (in.out_mask >= 0) p.mask = mask_of(in);
   p.mask_stride = static_cast<int32_t>(plan_.gates);
   const bool whole = in.op == Op::kSubsample;  // zeros around what it takes
   const int64_t written = whole ? in.out_channels : in.in_channels, offset = whole ? 0 : in.out_offset;

@@ -287,18 +287,18 @@ struct ChannelRange {
   bool operator==(const ChannelRange&) const = default;
 };
 
-constexpr int kListsAtOnce = 96, kRangesAtOnce = 224;  // fit a launch's parameters
+constexpr int kListsAtOnce = 80, kRangesAtOnce = 216;  // fit a launch's parameters
 struct FilterListsParams {
   Samples samples;
   const uint8_t* masks;  // [B][gates]
   uint8_t* taken;        // [B][gates], a copy of masks, or null: already made
   float* score;          // [B][gates], zeros
   uint16_t* lists;       // [B][list_stride]
-  int32_t* counts;       // [B][count_stride], from the first range's on: live channels of a list up to a range's end
+  int32_t* counts;       // [B][count_stride]: live channels of a list up to a range's end
   int32_t gates, list_stride, count_stride;
   int32_t count;  // lists
   struct {
-    int32_t at, first_range, ranges;
+    int32_t at, first_count, first_range, ranges;
   } list[kListsAtOnce];
   ChannelRange range[kRangesAtOnce];
 };

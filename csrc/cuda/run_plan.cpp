@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_plan_cuda(
                                                                  output({0}, aoti_torch_dtype_int64())};
   if (batch == 0) return out;
 
-  check(forced || schedule.lists.empty(), "run_plan: forced_gates must say which filters run, got none");
+  check(forced || schedule.listed_first.empty(), "run_plan: forced_gates must say which filters run, got none");
   check(schedule.weight_bytes <= weights.numel(), "run_plan: weights hold ", weights.numel(), " bytes, the plan needs ",
         schedule.weight_bytes, "; pack them anew");
   const Tensor workspace = empty("run_plan", {schedule.workspace_bytes}, aoti_torch_dtype_uint8(), device,

@@ -116,6 +116,7 @@ struct ChannelList {
 struct Listed {
   int list = -1, ranges = 0;
 };
+using Making = std::vector<Listed>;  // lists to be made, up to the range whose gates are not decided yet
 
 // A gate that is decided by the launch which writes what it reads.
 struct ChainedGate {
@@ -181,6 +182,9 @@ struct Schedule {
   std::vector<std::vector<ChainedGate>> chains;    // of each instruction; empty: gates are launches of their own
   std::vector<ChannelList> lists;
   std::vector<Listed> inputs, filters;  // of each instruction: channels that hold data, filters that are on
+  std::vector<int> decided_by;          // of each gate: the instruction that decides it, -1: the call forces it
+  Making listed_first;                  // made before all instructions, of gates that none decides
+  std::vector<Making> listed_behind;    // of each instruction: made when it has decided
   int64_t list_stride = 0, range_count = 0;
   int64_t lists_at = 0, counts_at = 0;  // uint16 [B][list_stride], int32 [B][range_count]
   int64_t gate_words_at = 0;            // uint64 [gates][word_count], of gates that instructions decide
@@ -197,6 +201,7 @@ struct Schedule {
   int64_t reserve(int64_t bytes);
   void place_states(const Plan& plan, int64_t batch);
   void place_lists(const char* op, const Plan& plan, int64_t batch);
+  void find_making();
   void place_groups(const Plan& plan, Element element, int64_t batch, const Machine& machine);
 };
 

@@ -80,7 +80,7 @@ struct Plan::Checker {
   };
   Plan& plan;
   std::vector<Contents> contents;
-  std::set<int64_t> decided;  // first gates of those that the plan decides, by which filters may be chosen
+  std::set<int64_t> decided;  // gates that the plan decides, by which filters may be chosen
 
   // Whether dst has room for so many channels; those before out_offset are there already.
   bool has_room(const Instruction& in, int64_t channels, bool adds) const {
@@ -90,6 +90,14 @@ struct Plan::Checker {
   void written(const Instruction& in, int64_t channels, bool skippable) {
     const int64_t before = in.out_offset ? contents[in.dst].slices : 0;
     contents[in.dst] = {in.out_offset + channels, before + (skippable ? channels : 0)};
+  }
+
+  // Whether the plan has decided all gates that choose an instruction's channels.
+  bool chosen_by_plan(const Instruction& in) const {
+    const int64_t count = in.op == Op::kConv2d ? in.out_channels : in.in_channels;
+    for (int64_t i = 0; i < count; ++i)
+      if (!decided.count(in.out_mask + i)) return false;
+    return true;
   }
 
   // Whether a tensor begins where those before it, which are one behind another, end.
@@ -116,8 +124,8 @@ struct Plan::Checker {
     const bool all = held.channels == in.in_channels, masked = in.out_mask >= 0;
     const bool within = in.src_offset + in.in_channels <= held.channels;  // what is read is there
     plan.gates = std::max(plan.gates, gates_of(in));
-    if (in.op == Op::kDecide) decided.insert(in.first_gate);
-    plan.needs_masks |= masked && !decided.count(in.out_mask);
+    for (int64_t i = 0; in.op == Op::kDecide && i < in.in_channels; ++i) decided.insert(in.first_gate + i);
+    plan.needs_masks |= masked && !chosen_by_plan(in);
     if (has(in.op, kLogits)) plan.logits = std::max(plan.logits, in.out_offset + in.out_channels);
     if (has(in.op, kWindowed)) {
       const bool pool = has(in.op, kPasses);  // of which no window may be empty

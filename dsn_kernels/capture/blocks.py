@@ -64,7 +64,7 @@ def _layer(value: Value, users: dict[Value, list[Value]], program: Program) -> _
         return None
     x, choice = value.inputs
     gate, computed, otherwise = choice.inputs
-    if otherwise.op != "zeros" or gate.op != "open" or not gate.inputs or len(x.shape) != 3:
+    if otherwise.op != "zeros" or gate.op != "open" or len(x.shape) != 3:
         return None
     score, first = gate.source, _first(computed)
     if score.activation not in _GATES or score.op not in ("linear", "conv") or score.channels != 1 or first is None:

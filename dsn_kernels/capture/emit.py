@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from dsn_models.errors import UserError
-
 from .. import graph as g
 from .gating import Gating, decide_first, gate_of
 from .placing import Place, Places
@@ -32,7 +30,7 @@ class Emitted:
         outputs: what leaves, in order.
         gates: of each of its gates, the module that it belongs to.
         thresholds: above which a score opens each.
-        given: of the gates that are decided elsewhere: the first, how many, and what decides them.
+        given: the gates that are decided before: each with which of the tensors that enter opens it.
         left: of the gates that leave, the first of each of the program's.
     """
 
@@ -40,7 +38,7 @@ class Emitted:
     outputs: list[Output]
     gates: list[str]
     thresholds: list[float]
-    given: list[tuple[int, int, Value]]
+    given: dict[int, int]
     left: list[int]
 
 
@@ -48,7 +46,6 @@ def emit(program: Program) -> Emitted:
     """The graph of a program.
 
     Raises:
-        UserError: torch decides a gate within what another governs.
         Unserved: a recurrent gate that cannot go on from the one before.
     """
     decide_first(program)
@@ -83,8 +80,11 @@ class _Emitter:
             while len(outputs) < len(self.program.outputs) and self.program.outputs[len(outputs)] in done:
                 outputs.append(self._left(self.program.outputs[len(outputs)], self.program.shapes[len(outputs)], left))
                 left += prod(outputs[-1].shape) if outputs[-1].stored else 0
-        opened = [(first, gate_of(value)) for value, first in self.gating.first.items()]
-        given = [(first, gate.channels, gate) for first, gate in opened if gate is not None and not gate.inputs]
+        at = {value: i for i, value in enumerate(self.program.inputs)}
+        given: dict[int, int] = {}
+        for value, first in self.gating.first.items():
+            if (gate := gate_of(value)) and gate.source.is_decision:
+                given |= dict.fromkeys(range(first, first + gate.channels), at[gate.source])
         gates = [self.gating.column(gate) for gate in self.program.gates]
         return Emitted(self.graph, outputs, self.gating.names, self.gating.thresholds, given, gates)
 
@@ -106,21 +106,15 @@ class _Emitter:
         """Adds what decides on a gate, or on the filters of a convolution, unless it is there."""
         if gate < 0 or gate in self.decided:
             return
-        self.decided.add(gate)
-        value = self.opens[gate]
+        run = self.gating.run_of(gate)
+        self.decided |= set(run)
+        value = self.opens[run[0]]
         opened = gate_of(value)
         assert opened is not None
         outer = self.gating.of(value)
-        if not opened.inputs:  # it is given, whatever an outer one is
-            if outer >= 0:
-                raise UserError(
-                    f"{value.where or value.op}: torch decides a gate that lies within what another governs, and would "
-                    "not ask that one; compute it of pooled features, linear maps and a comparison with a number"
-                )
-            return
         self._decide(outer)
-        fields: dict[str, Any] = {"only_if": outer, "where": value.where, "first_gate": gate}
-        fields |= {"src_offset": opened.first, "in_channels": opened.channels}
+        fields: dict[str, Any] = {"only_if": outer, "where": value.where, "first_gate": run[0]}
+        fields |= {"src_offset": opened.first, "in_channels": len(run)}
         self.graph.add(g.Decide(src=self._vector(opened.source), **fields))
 
     def _vector(self, value: Value) -> int:

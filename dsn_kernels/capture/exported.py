@@ -26,7 +26,7 @@ from .emit import Emitted, emit
 from .kept import kept_export
 from .simplify import simplify
 from .translate import Foreign, Step, Zeros, gate_words, module_of, sample_shape, translate
-from .values import Program, Unserved, Value, in_order
+from .values import Program, Unserved, Value, decided_before, in_order
 
 _EXAMPLE = 3  # samples with which a network is exported: a number that it is unlikely to fix
 
@@ -41,12 +41,10 @@ class Decided(NamedTuple):
 
 
 class PlanSection(NamedTuple):
-    """A graph, the names of the tensors that it takes, that open gates of it and that it gives, and its gates that it
-    gives too."""
+    """A graph, the names of the tensors that it takes and that it gives, and its gates that it gives too."""
 
     emitted: Emitted
     takes: list[str]
-    given: list[str]
     gives: list[str]
     decided: list[Decided]
 
@@ -104,7 +102,7 @@ def capture_model(
         UserError: ``torch.export`` refuses the model, a gate that it has would be lost, or the folder cannot be used;
             the message says where and why.
     """
-    kept = _copied(model).eval().requires_grad_(False)
+    kept = copied(model).eval().requires_grad_(False)
 
     def at(shapes: Sequence[tuple[int, ...]]) -> Captured:
         return read(export(kept, [x.new_empty(0, *shape) for x, shape in zip(example, shapes, strict=True)]))
@@ -118,7 +116,7 @@ def capture_model(
     return read(exported), structure, at, found
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
     """A copy; of tensors that a module keeps of its last call, the values alone."""
     kept = [x for module in model.modules() for x in tree_leaves(vars(module)) if isinstance(x, Tensor)]
     return copy.deepcopy(model, {id(x): x.detach() for x in kept if not x.is_leaf})
@@ -326,7 +324,8 @@ class _Reader:
             if len(shape) not in (1, 3):
                 raise Foreign(f"it reads a tensor of {len(shape) + 1} dimensions")
             dtype = node.meta["val"].dtype
-            at.entered[node] = Value("input" if dtype.is_floating_point else "open", [], shape)
+            entered = Value("input", [], shape)
+            at.entered[node] = entered if dtype.is_floating_point else decided_before(entered)
         return at.entered[node]
 
     def sink(self) -> dict[fx.Node, int]:
@@ -374,12 +373,10 @@ class _Reader:
         """Nodes that torch must compute too, and why: it takes single tensors alone from a plan."""
         found = {}
         for node in self.known:
-            given = self.known[node]
-            gate = isinstance(given, Value) and given.op == "open" and not given.inputs and self._origin(node) is node
-            single = (isinstance(given, (Value, Tensor)) and not gate) or node not in self.level
+            single = isinstance(self.known[node], (Value, Tensor)) or node not in self.level
             leaves = any(user in self.level and self.level[user] != self.level.get(node) for user in node.users)
             if not single and (leaves or node in self.outputs):
-                found[node] = f"torch reads {'a gate' if gate else 'several tensors'} of it"
+                found[node] = "torch reads several tensors of it"
         return found
 
     def small_plans(self) -> dict[fx.Node, str]:
@@ -412,9 +409,13 @@ class _Reader:
 
     def _origin(self, node: fx.Node) -> fx.Node:
         """The node whose tensor another passes on as it is."""
-        value = self.known.get(node)
+        value, own = self.known.get(node), node.meta["val"]
         entered = self._at(self.level[node]).entered if node in self.level else {}
-        return next((self._origin(n) for n, v in entered.items() if v is value and n is not node), node)
+        for n, v in entered.items():
+            other = n.meta["val"]
+            if v is value and n is not node and (other.dtype, other.shape) == (own.dtype, own.shape):
+                return self._origin(n)
+        return node
 
     def _leaving(self, level: int) -> list[fx.Node]:
         """The nodes of a level whose tensors others read."""
@@ -439,20 +440,19 @@ class _Reader:
         program.outputs = [value.source if value.op == "flatten" else value for value in values]
         program.shapes = [tuple(node.meta["val"].shape[1:]) for node in leaving]  # () of a number for each sample
         program.gates = [self.known[node] for node in gates]
-        program.inputs = [value for value in at.entered.values() if value.op == "input"]
+        entered = {value.source if value.op == "open" else value: node for node, value in at.entered.items()}
+        program.inputs = list(entered)
         program.values = in_order(program.outputs)
         simplify(program)
-        entered = {value: node for node, value in at.entered.items()}
         program.inputs = [value for value in program.inputs if value in program.values]
         takes = [self._origin(entered[value]).name for value in program.inputs]
         emitted = emit(program)
         self._refuse_lost_gates(level)
-        given = [self._origin(entered[gate]).name for _, _, gate in emitted.given]
         decided = [
             Decided(node.name, first, tuple(node.meta["val"].shape[1:]), node.meta["val"].dtype)
             for node, first in zip(gates, emitted.left, strict=True)
         ]
-        return PlanSection(emitted, takes, given, [node.name for node in leaving], decided)
+        return PlanSection(emitted, takes, [node.name for node in leaving], decided)
 
     def _refuse_lost_gates(self, level: int) -> None:
         """All that a gate governs must be in its own plan: elsewhere it would run whatever the gate says."""

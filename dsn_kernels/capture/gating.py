@@ -43,6 +43,16 @@ class Gating:
                 if value not in sizes or len(governed) < sizes[value]:
                     sizes[value] = len(governed)
                     self._innermost[value] = self.first[where]
+        self._runs: list[range] = []
+        before: tuple[Value, int, int] | None = None  # scores, the first behind those of a run, and the outer gate
+        for value, first in self.first.items():
+            if (gate := gate_of(value)) is None:
+                continue
+            if before == (gate.source, gate.first, self.of(value)) and self._runs[-1].stop == first:
+                self._runs[-1] = range(self._runs[-1].start, first + gate.channels)
+            else:
+                self._runs.append(range(first, first + gate.channels))
+            before = (gate.source, gate.first + gate.channels, self.of(value))
 
     @property
     def count(self) -> int:
@@ -60,6 +70,10 @@ class Gating:
                 return first + gates.index(gate)
         raise Unserved([gate], "torch reads a gate by which nothing runs, or within another's")
 
+    def run_of(self, gate: int) -> range:
+        """The gates around one that scores side by side decide, all where the same outer gate is open."""
+        return next(run for run in self._runs if gate in run)
+
     def of(self, value: Value) -> int:
         """The innermost gate without which nobody needs a value; -1: it is always needed."""
         return self._innermost.get(value, -1)
@@ -70,7 +84,7 @@ def _by_number(values: list[Value]) -> list[Value]:
     masked: dict[Value, list[Value]] = {}
     for value in values:
         gate = gate_of(value)
-        if gate is not None and gate.inputs and value.op != "where":
+        if gate is not None and value.op != "where":
             masked.setdefault(gate.source, []).append(value)
     rank = {value: float(i) for i, value in enumerate(values)}
     for together in masked.values():

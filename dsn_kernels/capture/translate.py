@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from ..graph import Window
-from .values import Shape, Value
+from .values import Shape, Value, decided_before
 
 
 class Foreign(Exception):
@@ -540,7 +540,7 @@ def _split(call: Call, x: Any, sizes: Any, dim: int = 0) -> list[Value]:
 
 @translates("slice.Tensor")
 def _slice(call: Call, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
-    if isinstance(x, Value) and x.op == "open" and x.inputs and dim % 2 == 1 and step == 1:
+    if isinstance(x, Value) and x.op == "open" and dim % 2 == 1 and step == 1:
         first = x.first + max(int(start or 0), -x.channels) % x.channels
         return call.make("open", x.source, number=x.number, first=first)
     x = _value(x, (1, 3))
@@ -688,14 +688,15 @@ def _ne(call: Call, x: Any, number: float) -> Value:
     return x
 
 
-def _opened(gate: Any, count: int) -> None:
-    """Makes sure that a value opens gates: of numbers that enter a plan, those that are not zero."""
+def _gates(gate: Any, count: int) -> Value:
+    """What opens so many gates; of numbers that enter a plan, those that are not zero."""
     if not isinstance(gate, Value) or gate.channels != count or not gate.is_vector:
         raise Foreign("its gate is no number for each sample")
     if gate.op == "input":
-        gate.op = "open"
+        gate = decided_before(gate)
     if gate.op != "open":
         raise Foreign("its gate is no comparison with a threshold")
+    return gate
 
 
 def gate_words() -> None:
@@ -706,15 +707,14 @@ def gate_words() -> None:
         return
 
     def where_open(call: Call, open: Any, computed: Any, otherwise: Any) -> Value:
-        _opened(open, 1)
+        open = _gates(open, 1)
         computed = _value(computed, (1, 3))
         if isinstance(otherwise, Zeros):
             otherwise = call.make("zeros", shape=computed.shape)
         return call.make("where", open, computed, _value(otherwise, (1, 3)))
 
     def choose_filters(call: Call, x: Any, mask: Any) -> Value:
-        _opened(mask, x.channels)
-        return call.make("choose", _value(x), mask)
+        return call.make("choose", _value(x), _gates(mask, x.channels))
 
     _OPS[torch.ops.dsn.where_open.default] = where_open
     _OPS[torch.ops.dsn.choose_filters.default] = choose_filters

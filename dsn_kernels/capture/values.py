@@ -62,6 +62,7 @@ class Value:
         counts_padding: whether an average pool counts zeros around the map.
         cell: of an LSTM; with the projection once it decides a gate.
         block: of dense layers.
+        is_decision: of a tensor that enters: it holds 0 and 1, by which gates open.
     """
 
     op: str
@@ -79,6 +80,7 @@ class Value:
     counts_padding: bool = False
     cell: Cell | Recurrence | None = None
     block: Block | None = None
+    is_decision: bool = False
 
     @property
     def channels(self) -> int:
@@ -99,6 +101,12 @@ class Value:
     @property
     def source(self) -> Value:
         return self.inputs[0]
+
+
+def decided_before(entered: Value) -> Value:
+    """The gates that a tensor opens which enters a plan and holds 0 and 1."""
+    entered.is_decision = True
+    return Value("open", [entered], entered.shape, number=0.5)
 
 
 @dataclass(eq=False, repr=False)

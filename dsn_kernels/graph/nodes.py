@@ -47,6 +47,7 @@ __all__ = [
     "Window",
     "Windowed",
     "chosen_channels",
+    "decided_gates",
 ]
 
 
@@ -467,6 +468,13 @@ class Decide(Node):
 
     def gates_end(self) -> int:
         return max(self.only_if + 1, self.first_gate + self.in_channels)
+
+
+def decided_gates(node: Node) -> range:
+    """The gates of units and filters that a node decides."""
+    if not isinstance(node, (Gate, Decide)):
+        return range(0)
+    return range(node.first_gate, node.first_gate + (node.in_channels if isinstance(node, Decide) else 1))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -16,7 +16,6 @@ from .. import _C
 from ..graph import (
     KEEP_ZERO,
     Conv2d,
-    Decide,
     DenseBlock,
     DenseLayer,
     Gate,
@@ -27,10 +26,12 @@ from ..graph import (
     PathHead,
     Pointwise,
     Pool,
+    PoolSums,
     Reads,
     Stem,
     Store,
     Transition,
+    decided_gates,
     find_reads,
 )
 from .plan import Fields, Plan, fields_of, filled_up
@@ -57,10 +58,33 @@ def lower(graph: Graph, dtype: torch.dtype) -> Plan:
     Raises:
         UserError: a node is of a kind that no GPU kernel serves. What does not fit a device, its schedule refuses.
     """
+    graph = _sum_apart(graph)
     lowering, reads = _Lowering(graph, dtype), find_reads(graph)
     _refuse(graph, reads)
     code = [lowering.instruction(node, read) for node, read in zip(graph.nodes, reads, strict=True)]
     return Plan(graph, code, lowering.packed(), ELEMENTS[dtype])
+
+
+def _sum_apart(graph: Graph) -> Graph:
+    """The pooled vector of what a convolution with a mask writes is a node of its own: its kernel sums nothing."""
+    nodes: list[Node] = []
+    places: list[int] = []  # of each node, and behind the last
+    for node, read in zip(graph.nodes, find_reads(graph), strict=True):
+        places.append(len(nodes))
+        if not isinstance(node, Conv2d) or not node.pool or not _is_chosen(node, read):
+            nodes.append(node)
+            continue
+        channels = graph.maps[node.dst].channels
+        nodes.append(replace(node, pool=False))
+        nodes.append(PoolSums(src=node.dst, in_channels=channels, only_if=node.only_if, where=node.where))
+    places.append(len(nodes))
+    regions = [region._replace(begin=places[region.begin], end=places[region.end]) for region in graph.regions]
+    return Graph(graph.maps, nodes, regions)
+
+
+def _is_chosen(node: Conv2d, read: Reads) -> bool:
+    """Whether it reads or writes by masks."""
+    return bool(read.slices) or max(node.out_mask, read.in_mask) >= 0
 
 
 def _refuse(graph: Graph, reads: list[Reads]) -> None:
@@ -68,7 +92,7 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
     begun: set[int] = set()  # maps of dense blocks that have run
     filled: dict[int, int] = {}  # channels that a map was filled with as a whole
     decided = {-1}  # gates by which instructions may run
-    chosen = {node.first_gate for node in graph.nodes if isinstance(node, Decide)}  # or by which filters may not
+    by_plan = {gate for node in graph.nodes for gate in decided_gates(node)}
     for node, read in zip(graph.nodes, reads, strict=True):
 
         def serve(fits: bool, found: str, node: Node = node) -> None:
@@ -76,9 +100,7 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
                 raise UserError(f"{node.where or node.op} {found}, which the GPU kernels do not serve")
 
         serve(node.only_if in decided, "waits for a gate that no gate node decides")
-        if isinstance(node, (Gate, Decide)):
-            count = node.in_channels if isinstance(node, Decide) else 1
-            decided |= {*range(node.first_gate, node.first_gate + count)}
+        decided |= {*decided_gates(node)}
         if isinstance(node, DenseBlock):
             serve(node.dst not in begun, "is the second dense block on one map")
             serve(node.in_channels == filled.get(node.dst), "leaves part of its map out")
@@ -91,12 +113,13 @@ def _refuse(graph: Graph, reads: list[Reads]) -> None:
             serve(not blocks & touched, "reads or writes the state of a dense block")
             if node.dst >= 0:
                 filled[node.dst] = graph.maps[node.dst].channels
-        serve(getattr(node, "out_mask", -1) not in chosen, "chooses filters by gates that the plan decides")
+        if (mask := getattr(node, "out_mask", -1)) >= 0:
+            gates = {*range(mask, mask + (node.out_channels if isinstance(node, Conv2d) else node.in_channels))}
+            serve(gates <= decided or not gates & by_plan, "chooses filters by gates of which the plan decides a part")
         if isinstance(node, Pool) and node.out_mask >= 0:
             serve(max(map(len, read.channels)) < 2, "puts a third mask on a channel")
-        if isinstance(node, Conv2d) and (read.slices or max(node.out_mask, read.in_mask) >= 0):
-            plain = node.src_offset % _GROUP == 0 and node.activated == 0 and not node.pool
-            serve(plain, "has a mask, and pools or a part of its channels")
+        if isinstance(node, Conv2d) and _is_chosen(node, read):
+            serve(node.src_offset % _GROUP == 0 and node.activated == 0, "has a mask, and reads a part of a map")
         if isinstance(node, Pointwise) and node.src == node.dst and read.slices:
             keeps = node.affine is None and node.activation in KEEP_ZERO
             serve(keeps, "makes filters that are off more than zero, in place")

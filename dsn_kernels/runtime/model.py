@@ -26,7 +26,6 @@ from .runner import make_runner
 from .target import Target
 
 _KEPT = 8  # plans for so many sizes of images
-_AS_DECIDED = 2  # among the gates that a plan is given
 
 # The shapes of one sample of each tensor that the model takes.
 Shapes = tuple[tuple[int, ...], ...]
@@ -54,7 +53,8 @@ class CapturedModel(Fixed):
         inputs: the model's, each [B, ...], of float32 or the target's dtype. Of other shapes than the first, the
             network is captured when they come; it is kept for the eight shapes that were used last.
         forced_gates: ``{name: [B, L]}`` of 0 and 1 of any type, for each name in ``layers``, instead of the decisions.
-        thresholds: one number for all gates that plans decide, or ``{name: number}``; those of the model if not given.
+        thresholds: one number for all gates that plans decide, or ``{name: number}`` of those; those of the model if
+            not given.
 
     Raises:
         UserError: inputs, forced gates or thresholds do not fit or lie on another device, or the model does not run on
@@ -86,6 +86,8 @@ class CapturedModel(Fixed):
             self._of.setdefault(name, []).append(column)
         self.layers: dict[str, int] = {name: len(columns) for name, columns in self._of.items()}
         limits = [limit for plan in first.plans for limit in plan.emitted.thresholds]
+        #: Of each gate, in order, whether torch decides it.
+        self.given = [column in plan.emitted.given for plan in first.plans for column in range(len(plan.emitted.gates))]
         self.register_buffer("thresholds", torch.tensor(limits, dtype=torch.float32), persistent=False)
         self.networks = nn.ModuleDict()
         self._recent: OrderedDict[str, None] = OrderedDict()
@@ -124,7 +126,7 @@ class CapturedModel(Fixed):
 
     @property
     def last_scores(self) -> dict[str, Tensor]:
-        """The gates' scores in the last call, float32 [B, L] by name; 0 of those that torch decides."""
+        """The gates' scores in the last call, float32 [B, L] by name; of those that torch decides, 0 or 1."""
         return self._split(self._last[1])
 
     @property
@@ -213,12 +215,16 @@ class CapturedModel(Fixed):
             refuse_gradients(x)
 
     def _limits(self, thresholds: float | Mapping[str, float]) -> Tensor:
+        theirs = {name for name, given in zip(self._columns, self.given, strict=True) if not given}
         if not isinstance(thresholds, Mapping):
-            return torch.full_like(self.thresholds, check_threshold(thresholds))
-        if unknown := set(thresholds) - set(self.layers):
-            raise UserError(f"thresholds name {sorted(unknown)}; expected some of {sorted(self.layers)}")
-        own = zip(self._columns, self.thresholds.tolist(), strict=True)
-        limits = [check_threshold(thresholds[name]) if name in thresholds else limit for name, limit in own]
+            thresholds = dict.fromkeys(theirs, check_threshold(thresholds))
+        if unknown := set(thresholds) - theirs:
+            told = "have none, since torch decides them" if unknown <= set(self.layers) else "are no gates"
+            raise UserError(f"thresholds name {sorted(unknown)}, which {told}; expected some of {sorted(theirs)}")
+        limits = self.thresholds.tolist()
+        for column, name in enumerate(self._columns):
+            if name in thresholds and not self.given[column]:
+                limits[column] = check_threshold(thresholds[name])
         return torch.tensor(limits, dtype=torch.float32, device=self.thresholds.device)
 
     def _split(self, joined: Tensor) -> dict[str, Tensor]:
@@ -287,9 +293,7 @@ class _Plan(nn.Module):
         emitted = section.emitted
         self.dtype = target.map_dtype
         self.outputs, self.first, self.gates = emitted.outputs, first, len(emitted.gates)
-        self.given = [
-            (first, count, name) for (first, count, _), name in zip(emitted.given, section.given, strict=True)
-        ]
+        self.given = sorted(set(emitted.given.values()))  # of what it takes, decisions
         self.runner = make_runner(emitted.graph, target.dtype, target.backend)
         self.always = self.graph.gates - self.gates  # layers of a lowered graph that have numbers among the gates
 
@@ -307,9 +311,12 @@ class _Plan(nn.Module):
         if len(entering) == 1:
             x = entering[0] if entering[0].dim() == 4 else entering[0][:, :, None, None]
         else:
-            x = torch.cat([each.flatten(1) for each in entering], 1)[:, :, None, None]
+            columns = [each.flatten(1) if each.dim() > 1 else each[:, None] for each in entering]
+            x = torch.cat(columns, 1)[:, :, None, None]
+        for i in self.given:
+            _check_decisions(self.takes[i], entering[i])
         own = slice(self.first, self.first + self.gates)
-        given = self._forced(known, forced, own, batch)
+        given = None if forced is None else forced[:, own]
         if len(limits) != self.gates:
             limits = limits[own]
         if self.always:
@@ -325,19 +332,6 @@ class _Plan(nn.Module):
             known[name] = out.gates[:, gate : gate + count].to(dtype).reshape(batch, *shape)
         return out
 
-    def _forced(self, known: dict[str, Tensor], forced: Tensor | None, own: slice, batch: int) -> Tensor | None:
-        if forced is not None:
-            return forced[:, own]
-        if not self.given:
-            return None
-        joined = torch.full((batch, self.gates), _AS_DECIDED, dtype=torch.uint8)
-        for first, count, name in self.given:
-            gates = known[name].reshape(batch, count)
-            if not ((gates == 0) | (gates == 1)).all():
-                raise UserError(f"{name} opens gates by values between 0 and 1; expected 0 and 1 in evaluation")
-            joined[:, first : first + count] = gates
-        return joined
-
     @staticmethod
     def _output(out: Outputs, shape: tuple[int, ...], first: int, stored: bool, batch: int) -> Tensor:
         if not stored and shape == out.logits.shape[1:]:
@@ -347,6 +341,16 @@ class _Plan(nn.Module):
             return out.logits[:, first : first + count].reshape(batch, *shape)
         values = out.map.flatten(1)
         return values[:, first : first + math.prod(shape)].reshape(batch, *shape)
+
+
+def _check_decisions(name: str, gates: Tensor) -> None:
+    """On a GPU nothing waits for the answer, and whatever asks next is told."""
+    fits = ((gates == 0) | (gates == 1)).all()
+    told = f"{name} opens gates by values between 0 and 1; expected 0 and 1 in evaluation"
+    if gates.device.type != "cpu":
+        torch._assert_async(fits, told)  # type: ignore[call-overload]  # typed without a text
+    elif not fits:
+        raise UserError(told)
 
 
 class _Torch(nn.Module):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..graph import Conv2d, DenseBlock, Gates, Graph, Reads, chosen_channels, gate_columns
+from ..graph import Conv2d, DenseBlock, Gates, Graph, Reads, chosen_channels, decided_gates, gate_columns
 from .group_by_pattern import group_by_patterns
 from .routing import partition
 from .tiles import units_of
@@ -33,7 +33,7 @@ class ChannelLists(nn.Module):
     ``inputs[i]``: the list of the channels that node i reads, -1 where all of them always hold data;
     ``filters[i]``: that of the filters it computes, -1 for all. ``patterns[i]``: of a convolution the pattern of both,
     by which samples that choose alike share tiles; -1 where a sample's own map fills them. A dense block's slices are
-    not among them: it lists its own.
+    not among them: it lists its own. ``gates``: all that choose; ``forced``: whether no node decides some of them.
 
     Args:
         graph: the network.
@@ -65,6 +65,8 @@ class ChannelLists(nn.Module):
         ends = torch.tensor([len(channels) for channels in found], dtype=torch.int32).cumsum(0)
         sizes = ends.diff(prepend=ends.new_zeros(1))
         entries = [gates for channels in found for gates in channels]
+        self.gates = {gate for gates in entries for gate in gates}
+        self.forced = bool(self.gates - {gate for node in graph.nodes for gate in decided_gates(node)})
         # A column of ones follows the gates.
         self.register_buffer("columns", gate_columns(entries, graph.gates), persistent=False)
         self.register_buffer("segments", torch.stack([ends - sizes, sizes], 1).int(), persistent=False)

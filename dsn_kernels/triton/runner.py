@@ -76,7 +76,9 @@ class TritonRunner(nn.Module):
             map=image.new_empty(batch, 0, 1, 1),
             lists=self.lists,
         )
-        if len(self.lists):
+        if self.lists.forced:
+            assert forced is not None
+            run.taken.copy_(forced != 0)
             run.choose()
         for step, done in zip(self.steps, self._done, strict=True):
             step(run)

@@ -101,9 +101,7 @@ class Run:
         return self.maps[buffer]
 
     def choose(self) -> None:
-        """Takes the forced gates as masks and lists what they choose."""
-        assert self.forced is not None
-        self.taken = (self.forced != 0).to(torch.uint8)
+        """Lists what the gates choose that are known so far."""
         self.listed = self.lists.make(self.taken)
 
     def chosen(self, index: int) -> tuple[Tensor | None, Tensor | None]:

@@ -23,8 +23,14 @@ def masked_pools(graph, random, x, y):
         graph.add(g.MaxPool(src=src, dst=dst, in_channels=8, window=WIDE, out_mask=mask))
 
 
-def masked_and_pooled(graph, random, x, y):
-    graph.add(g.Conv2d(src=x, dst=y, window=ONE, out_mask=0, pool=True, **random.conv(8, 8, 1)))
+def masked_part(graph, random, x, y):
+    graph.add(g.Conv2d(src=x, dst=y, src_offset=2, window=ONE, out_mask=0, **random.conv(8, 4, 1)))
+
+
+def decided_in_part(graph, random, x, y):
+    graph.add(g.PoolSums(src=x, in_channels=8))
+    graph.add(g.Decide(src=x, in_channels=4, first_gate=0))
+    graph.add(g.Conv2d(src=x, dst=y, window=ONE, out_mask=0, **random.conv(8, 8, 1)))
 
 
 def filled_twice(graph, random, x, y):
@@ -36,7 +42,8 @@ def filled_twice(graph, random, x, y):
     ("add", "message"),
     [
         (masked_pools, "max_pool puts a third mask on a channel, which the GPU kernels do not serve"),
-        (masked_and_pooled, "conv2d has a mask, and pools or a part of its channels, which"),
+        (masked_part, "conv2d has a mask, and reads a part of a map, which"),
+        (decided_in_part, "conv2d chooses filters by gates of which the plan decides a part, which"),
         (filled_twice, "load fills a map that is filled already, which"),
     ],
 )

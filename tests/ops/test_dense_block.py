@@ -168,7 +168,7 @@ def test_nan_stays_nan():
         ({"forced_gates": torch.zeros(2, 2)}, "run_plan: forced_gates must be Byte, got Float"),
         (
             {"forced_gates": torch.full((2, 2), 3, dtype=torch.uint8)},
-            "must hold 0 .skip., 1 .run. or 2 .as decided., got 3",
+            "must hold 0 .skip. or 1 .run., got 3",
         ),
         ({"layers": -1}, "run_plan: "),
         ({"out_channels": 0}, "run_plan: "),

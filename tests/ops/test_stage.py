@@ -190,7 +190,7 @@ def test_a_gate_at_the_threshold_stays_shut():
         (1, torch.zeros(10), "run_plan: weights hold 10 floats"),
         (2, torch.full((3,), 2.0), r"run_plan: thresholds must lie in \[0, 1\], got 2"),
         (2, torch.zeros(4), "run_plan: thresholds must have shape"),
-        (3, torch.full((2, 3), 3).byte(), r"run_plan: forced_gates must hold 0 \(skip\), 1 \(run\) or 2 .*, got 3"),
+        (3, torch.full((2, 3), 3).byte(), r"run_plan: forced_gates must hold 0 \(skip\) or 1 \(run\), got 3"),
         (3, torch.zeros(1, 3).byte(), "run_plan: forced_gates must have shape"),
         (4, torch.zeros(1, dtype=torch.int32), "run_plan: count is for a GPU"),
         (8, [16, 8, 8], "run_plan: the plan stores a map of 16 x 4 x 4, not of 16 x 8 x 8"),

@@ -71,7 +71,7 @@ class Network {
                                                int forgotten, bool alone) {
     if (weights.size() < schedule_.weight_bytes || workspace.size() < schedule_.workspace_bytes)
       throw std::runtime_error("network: weights or workspace are too small");
-    if (!forced && !schedule_.lists.empty())
+    if (!forced && !schedule_.listed_first.empty())
       throw std::runtime_error("network: forced gates must say which filters run");
     cuda::NetworkCall call;
     call.image = image.data<void>();

@@ -92,8 +92,8 @@ def information(scores: Tensor) -> Tensor:  # [B, L] -> []
 def class_information(scores: Tensor, labels: Tensor) -> Tensor:  # [B, L], int64 [B] -> []
     """``H(mean p) - sum_c n_c/B H(mean p over class c)``: what a gate tells of the class, in nats, the mean over gates.
 
-    n_c of the B images are of class c. :func:`information`, of the class in place of the image: 0 where p differs within
-    classes alone, at most that of the image.
+    n_c of the B images are of class c. :func:`information`, of the class in place of the image: 0 where p differs
+    within classes alone, at most that of the image.
     """
     member = F.one_hot(labels).to(scores.dtype)  # [B, C]
     sizes = member.sum(0)
