@@ -36,6 +36,8 @@ def blocks_of(model: Any) -> list[int]:
         return list(config.block_layers)
     if hasattr(model, "unit_sizes"):
         return [len(model.unit_sizes)]
+    if hasattr(model, "stage_gates"):
+        return list(model.stage_gates)
     first, *others = config.stage_units
     return [first - 1, *others]  # the first unit has no gate
 

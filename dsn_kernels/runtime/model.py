@@ -307,7 +307,8 @@ class _Plan(nn.Module):
         if len(entering) == 1:
             x = entering[0] if entering[0].dim() == 4 else entering[0][:, :, None, None]
         else:
-            x = torch.cat([each.flatten(1) for each in entering], 1)[:, :, None, None]
+            columns = [each.flatten(1) if each.dim() > 1 else each[:, None] for each in entering]
+            x = torch.cat(columns, 1)[:, :, None, None]
         own = slice(self.first, self.first + self.gates)
         given = self._forced(known, forced, own, batch)
         if len(limits) != self.gates:
