@@ -149,7 +149,7 @@ def foreign() -> Iterator[list[str]]:
 
 
 def learned_gates() -> Iterator[list[str]]:
-    """The arms of ``benchmarks/gates.py``: accuracy under own gates and others, beside the dense arm trained as long."""
+    """The arms of ``benchmarks/gates.py``: accuracy under own and other gates, beside the dense arm trained as long."""
     controls = ("own", "another", "static", "open")
     yield [
         *(
