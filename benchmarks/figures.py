@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measuring.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "measuring.md", ROOT / "docs" / "training.md")
 
 MACHINE = "intel-xeon-2.50ghz-2-cores"  # whose figures the documents show
 FOREIGN = "amd-epyc-2-cores.foreign"  # and that of networks of others
@@ -148,7 +148,50 @@ def foreign() -> Iterator[list[str]]:
         yield [f"`{row['network']}`", str(row["batch"]), *times, *gated]
 
 
-TABLES = {table.__name__: table for table in (performance, baselines, gates, promises, foreign, multiply_adds)}
+def learned_gates() -> Iterator[list[str]]:
+    """The arms of ``benchmarks/gates.py``: accuracy under own and other gates, beside the dense arm trained as long."""
+    controls = ("own", "another", "static", "open")
+    yield [
+        *(
+            "arm",
+            "seed",
+            "images seen",
+            "MACs %",
+            "task",
+            "own gates",
+            "another image's",
+            "own gates gain over another's",
+        ),
+        *("one pattern for all", "all open", "dense, trained as long", "latency saved %, batch 1 / 8 / 64"),
+    ]
+    arms: dict[tuple[str, int, str, int], Row] = {}
+    for path in sorted(RESULTS.glob("gates-*.json")):
+        arm, seed = path.stem.removeprefix("gates-").rsplit("-seed", 1)
+        document = json.loads(path.read_text())
+        arms[arm.split("-")[0], document["images_seen"], arm, int(seed)] = document
+    dense = {(*key[:2], key[3]): document for key, document in arms.items() if key[2].endswith("-dense")}
+    for (data, seen, arm, seed), document in sorted(arms.items()):
+        link = f"[`{arm}`](../benchmarks/results/gates-{arm}-seed{seed}.json)"
+        beside = dense.get((data, seen, seed), {"test": {}})["test"]
+        learned = document.get("controls")
+        shown = [link, str(seed), f"{seen:,}", f"{100 * learned['under']['own']['macs']:.1f}" if learned else "100"]
+        for task in (task for task in ("coarse", "fine") if task in document["test"]):
+            found, gain = [""] * len(controls), ""
+            if learned:
+                found = [f"{100 * learned['under'][name][task]['accuracy']:.1f}" for name in controls]
+                values = (100 * learned["under"]["another"][task][key] for key in ("gain", "gain_low", "gain_high"))
+                gain = "{:.1f} ({:.1f} to {:.1f})".format(*values)
+            own, another, *others = found
+            as_long = f"{100 * beside[task]['accuracy']:.1f}" if task in beside else ""
+            rows = document.get("latency", {"rows": []})["rows"] if shown[0] else []
+            saved = " / ".join(f"{100 * row['saved']:.1f}" for row in rows)
+            yield [*shown, task, own, another, gain, *others, as_long, saved]
+            shown = [""] * len(shown)  # of the second task, what both share
+
+
+TABLES = {
+    table.__name__: table for table in (performance, baselines, gates, promises, foreign, multiply_adds, learned_gates)
+}
 
 
 def markdown(rows: Iterable[list[str]]) -> str:

@@ -20,9 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dsn_kernels
 import dsn_models
+from dsn_kernels.capture import networks
 from dsn_kernels.measure import flops, machine
 from dsn_kernels.measure.gates import GateSetting
 from dsn_kernels.measure.networks import count_dense, image_shape, run
+from dsn_models import zoo
 
 GATES = ("open", "random:0.3", "random:0.5", "random:0.7")
 
@@ -57,7 +59,8 @@ def main() -> int:
     options = parser.parse_args()
     facts = machine.facts()
     rows = []
-    for name in options.models or dsn_models.names():
+    planned = [config.name for parts in zoo.FAMILIES.values() if parts.module in networks() for config, _ in parts.zoo]
+    for name in options.models or planned:
         rows.append(counts(name))
         print(f"{name}: {rows[-1]['executed']}{'' if rows[-1]['equal'] else ' DIFFER'}", flush=True)
     options.out.write_text(json.dumps({"schema": 1, "batch": 1, **facts, "rows": rows}, indent=1) + "\n")

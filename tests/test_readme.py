@@ -1,5 +1,6 @@
 """What the README says is what there is."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -78,3 +79,28 @@ def test_a_figure_that_differs_is_found():
 def test_every_table_of_figures_is_shown():
     shown = [name for page in figures.DOCUMENTS for name in re.findall(r"<!-- figures: (\w+) -->", page.read_text())]
     assert sorted(shown) == sorted(figures.TABLES)
+
+
+def test_an_arm_stands_beside_the_dense_one_of_its_seed_that_saw_as_many_images(tmp_path, monkeypatch):
+    def write(arm, seed, seen, **more):
+        test = {"images": 4, "fine": {"accuracy": 0.9 + seed / 100}}
+        document = {"images_seen": seen, "test": test, **more}
+        (tmp_path / f"gates-{arm}-seed{seed}.json").write_text(json.dumps(document))
+
+    under = {name: {"macs": 0.5, "fine": {"accuracy": 0.8}} for name in ("own", "static", "open")}
+    under["another"] = {"macs": 0.5, "fine": {"accuracy": 0.7, "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15}}
+    latency = {"rows": [{"saved": 0.4}, {"saved": 0.45}]}
+    for seed in (0, 1):
+        write("digits-dense", seed, 8)
+        write("digits-cost", seed, 8, controls={"under": under}, latency=latency)
+    write("digits-long", 0, 16, controls={"under": under})
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    head, *rows = figures.learned_gates()
+    told = {(re.search("`(.*)`", row[0])[1], row[1]): dict(zip(head, row, strict=True)) for row in rows}
+    assert len(told) == 5 and told["digits-dense", "1"]["MACs %"] == "100"
+    row = told["digits-cost", "1"]
+    assert row["own gates"] == "80.0" and row["own gates gain over another's"] == "10.0 (5.0 to 15.0)"
+    assert row["MACs %"] == "50.0" and row["dense, trained as long"] == "91.0"
+    assert row["latency saved %, batch 1 / 8 / 64"] == "40.0 / 45.0"
+    assert told["digits-cost", "0"]["dense, trained as long"] == "90.0"
+    assert told["digits-long", "0"]["dense, trained as long"] == told["digits-long", "0"][head[-1]] == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from dsn_models import UserError
 from dsn_models.data import CoarseFineDataset
 from dsn_models.data.base import Batch, Clusters
 from dsn_models.dual_skipping import BRANCHES
+from dsn_models.tensors import TOP, among_largest
 
 from .networks import as_outputs, gate_counts, open_gates
 
@@ -93,6 +94,7 @@ class Record:
         scores: likewise, float32 [N, L].
         macs: executed, float64 [N].
         clusters: what the images share, None of independent ones.
+        among_five: by task of more than five classes, whether the label is among the five largest logits, bool [N].
     """
 
     losses: dict[str, Tensor]
@@ -102,6 +104,7 @@ class Record:
     scores: dict[str, Tensor]
     macs: Tensor
     clusters: Clusters | None = None
+    among_five: dict[str, Tensor] = field(default_factory=dict)
 
     def correct(self, task: str) -> Tensor:
         """bool [N]."""
@@ -143,6 +146,7 @@ def record(
     kept: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in (tasks, tasks, counts, counts)]
     losses, predictions, gates, scores = kept
     macs = []
+    among_five: dict[str, list[Tensor]] = {}
     for indices in torch.arange(len(data.images)).split(batch):
         images = data.images[indices]
         options: dict[str, Any] = {} if thresholds is None else {"thresholds": dict(thresholds)}
@@ -152,13 +156,15 @@ def record(
         for name, logits in zip(tasks, outputs, strict=True):
             losses[name].append(F.cross_entropy(logits.double(), data.labels[name][indices], reduction="none"))
             predictions[name].append(logits.argmax(1))
+            if logits.shape[1] > TOP:
+                among_five.setdefault(name, []).append(among_largest(logits, data.labels[name][indices]))
         for name in counts:
             gates[name].append(fast.last_gates[name].clone())
             scores[name].append(fast.last_scores[name].clone())
         macs.append(executed)
         on_batch(min(1.0, (int(indices[-1]) + 1) / len(data.images)))
-    joined = [{name: torch.cat(parts) for name, parts in found.items()} for found in kept]
-    return Record(joined[0], joined[1], data.labels, joined[2], joined[3], torch.cat(macs), data.clusters)
+    joined = [{name: torch.cat(parts) for name, parts in found.items()} for found in (*kept, among_five)]
+    return Record(joined[0], joined[1], data.labels, joined[2], joined[3], torch.cat(macs), data.clusters, joined[4])
 
 
 def counted(fast: Any, images: Tensor, options: dict[str, Any]) -> tuple[tuple[Tensor, ...], Tensor]:

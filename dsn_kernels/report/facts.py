@@ -36,6 +36,8 @@ def blocks_of(model: Any) -> list[int]:
         return list(config.block_layers)
     if hasattr(model, "unit_sizes"):
         return [len(model.unit_sizes)]
+    if hasattr(model, "stage_gates"):
+        return list(model.stage_gates)
     first, *others = config.stage_units
     return [first - 1, *others]  # the first unit has no gate
 
@@ -69,6 +71,8 @@ def facts(model: Any, fast: Any, name: str, data: Labelled, kept: Record, opened
     for task, number in zip(data.labels, sizes, strict=True):
         wrong, wrong_open = (share_interval(~one.correct(task), data.clusters) for one in (kept, opened))
         tasks[task] = {"error": wrong, "open_error": wrong_open}
+        if task in kept.among_five:
+            tasks[task]["top5"] = share_interval(kept.among_five[task], data.clusters)
         names, ran = class_names(data, task, number), ran_by_class(model, kept, task, number)
         classes[task] = [_class_row(label, names[label], kept, task, ran[label], blocks) for label in range(number)]
         missing = [shortened(row["name"]) for row in classes[task] if row["images"] == 0]

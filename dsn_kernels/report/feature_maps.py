@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dsn_models.dual_skipping import BRANCHES, DualSkippingNetwork
-from dsn_models.resnet import ResNet
-from dsn_models.skipnet import SkipNet
+from dsn_models.resnet import OnResNet, ResNet
 
 
 def _points(model: Any) -> Iterator[tuple[str, str, nn.Module]]:
@@ -21,14 +20,15 @@ def _points(model: Any) -> Iterator[tuple[str, str, nn.Module]]:
             for i, block in enumerate(getattr(model, branch).blocks):
                 yield branch, f"transition {i}" if i else "shared", block
         return
-    network = getattr(model, "backbone", model)
-    if isinstance(network, ResNet | SkipNet):
+    network: Any = getattr(model, "backbone", model)
+    if isinstance(network, ResNet | OnResNet):
+        residual: Any = network
         first = 0
-        for stage, units in enumerate(network.config.stage_units):
-            unit: Any = network.units[first]
+        for stage, units in enumerate(residual.config.stage_units):
+            unit = residual.units[first]
             yield "", f"stage {stage}" if stage else "shared", unit.shortcut
             first += units
-        yield "", f"stage {len(network.config.stage_units)}", network.head
+        yield "", f"stage {len(residual.config.stage_units)}", residual.head
 
 
 @torch.inference_mode()

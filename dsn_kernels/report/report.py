@@ -21,6 +21,7 @@ from dsn_models.statistics import embed_gates, gate_kinds, principal_gates
 from ..measure.baselines import check_known
 from ..measure.networks import gate_counts
 from ..measure.records import Labelled, LabelledDataset, Record, class_names, record
+from ..tuning.operating_point import moves_thresholds
 from ..tuning.sweep import sweep
 from ..tuning.sweeper import SweepSettings
 from .compare import compare
@@ -103,7 +104,7 @@ def report(
     document["latency"] = compare(model, fast, data.images, sizes, seconds, on_step, against)
     missing = {name: reason for row in document["latency"] for name, reason in row["missing"].items()}
     document["notes"] += [f"Not timed: {name}, {reason}." for name, reason in missing.items()]
-    if sweep_steps > 0 and len(data.images) > 3:
+    if sweep_steps > 0 and len(data.images) > 3 and moves_thresholds(model):
         some = data.part(torch.linspace(0, len(data.images) - 1, min(2 * _SWEPT, len(data.images))).long())
         document["sweep"] = sweep(model, name, some, SweepSettings(steps=sweep_steps, seconds=0.2), on_step=on_step)
     if controls and len(data.images) >= LEAST_IMAGES:

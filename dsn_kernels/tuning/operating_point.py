@@ -34,6 +34,11 @@ def own_thresholds(model: Any) -> dict[str, float]:
     return dict.fromkeys(names, float(config.threshold))
 
 
+def moves_thresholds(model: Any) -> bool:
+    """Whether its kernels take thresholds: torch decides the gates of one that halts, between plans."""
+    return not hasattr(model, "pondered")
+
+
 class GateScale:
     """Thresholds and scores of hard gates beyond where these are clipped.
 

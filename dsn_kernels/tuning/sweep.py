@@ -14,7 +14,7 @@ from dsn_models import UserError
 
 from ..measure import machine
 from ..measure.records import Labelled
-from .operating_point import own_thresholds
+from .operating_point import moves_thresholds, own_thresholds
 from .pick import picked
 from .points import pareto, summarise
 from .sweeper import Sweeper, SweepSettings
@@ -48,9 +48,15 @@ def sweep(
         ``pick`` if a budget is given, with its figures on both halves.
 
     Raises:
-        UserError: the network has no gates, there are too few images, or the budget cannot be met.
+        UserError: the network has no gates, its kernels do not decide them, there are too few images, or the budget
+            cannot be met.
     """
     own_thresholds(model)
+    if not moves_thresholds(model):
+        raise UserError(
+            f"torch decides the gates of {name}, between the kernels, at the threshold that it was made with; a sweep "
+            "needs gates that the kernels decide"
+        )
     if len(data.images) < 4 * settings.batch:
         wanted = 4 * settings.batch
         raise UserError(f"there are {len(data.images)} images; expected {wanted} or more for batch {settings.batch}")

@@ -121,7 +121,7 @@ class GateMacs(NamedTuple):
 def gate_macs(model: nn.Module) -> GateMacs:
     """The MACs that each gate of a gated network decides on, for one image of its configuration's size.
 
-    A network that was made to skip (:mod:`.gating`) tells them itself, of an image like its example.
+    A network that has ``gate_macs`` tells them itself, such as one that was made to skip (:mod:`.gating`).
 
     Raises:
         UserError: the model has no gates.
@@ -133,7 +133,7 @@ def gate_macs(model: nn.Module) -> GateMacs:
         gates = {UNITS: units.residuals.double()}
         return GateMacs(units.fixed + int(units.gates.sum()), gates, units.dense)
     if isinstance(model, DualSkippingNetwork):
-        counts = _macs_by_module(model)
+        counts = macs_by_module(model)
         gates = {
             name: torch.tensor(
                 [
@@ -146,7 +146,7 @@ def gate_macs(model: nn.Module) -> GateMacs:
             for name in BRANCHES
         }
     elif isinstance(model, GaterNet):
-        counts, filters = _macs_by_module(model), torch.zeros(model.num_gates, dtype=torch.float64)
+        counts, filters = macs_by_module(model), torch.zeros(model.num_gates, dtype=torch.float64)
         for point in model.gate_points:
             for conv in point.convolutions:
                 filters[conv.gates] = counts[f"backbone.{conv.conv}"] / (conv.gates.stop - conv.gates.start)
@@ -212,7 +212,7 @@ def read_gate_costs(path: str | Path, counts: Mapping[str, int]) -> GateMacs:
 
 
 @torch.no_grad()
-def _macs_by_module(model: nn.Module) -> dict[str, int]:
+def macs_by_module(model: nn.Module) -> dict[str, int]:
     """MACs of each convolution and linear layer by its path, for one image, on the meta device."""
     network: Any = copy.deepcopy(model).eval().to("meta", torch.float32)
     counts: dict[str, int] = {}

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from .described import Described
 from .errors import UserError
 from .gates import ForcedGates, check_keys, noisy_decision, resolve_forced_gates
 from .resnet import ZOO as BACKBONES
-from .resnet import ResidualUnit, ResNet, ResNetConfig, make_resnet_head, make_resnet_stem, make_units
+from .resnet import OnResNet, ResidualUnit, ResNetConfig, config_on, make_resnet_head, make_resnet_stem, make_units
 from .selection import Compute, run_gated
 
 SkipGateKind = Literal["rnn", "ff-1", "ff-2"]
@@ -126,7 +126,7 @@ class RecurrentGate(nn.Module):
         return self.proj(state[0]).squeeze(1).sigmoid(), state
 
 
-class SkipNet(Described, nn.Module):
+class SkipNet(OnResNet, Described, nn.Module):
     """The network. With x_i the merged output of unit i, F its residual, S its shortcut and the first unit ungated:
 
     ``x_{i+1} = g_i ReLU(S(x_i) + F(x_i)) + (1 - g_i) S(x_i)``, equation 1; ``g_i = 1(score_i > threshold)``.
@@ -233,22 +233,6 @@ class SkipNet(Described, nn.Module):
 
         return decide
 
-    def load_backbone(self, backbone: ResNet) -> None:
-        """Copies the weights of a residual network of the same shape, in place; the gates are left as they are.
-
-        Raises:
-            UserError: stem, units or head differ in shape.
-        """
-        shape = [field.name for field in dataclasses.fields(ResNetConfig) if field.name != "name"]
-        for name in shape:
-            given, wanted = getattr(backbone.config, name), getattr(self.config, name)
-            if given != wanted:
-                raise UserError(
-                    f"backbone {backbone.config.name} has {name} {given}; {self.config.name} needs {wanted}"
-                )
-        for part in ("stem", "units", "head"):
-            getattr(self, part).load_state_dict(getattr(backbone, part).state_dict())
-
     def open_gates(self, score: float = 0.75) -> None:
         """Biases every gate towards ``score``, in (0, 1): the network begins close to the ungated one.
 
@@ -280,18 +264,6 @@ class SkipNet(Described, nn.Module):
             return [self.control.proj]
         return [gate.linear for gate in self.gates if isinstance(gate, FeedForwardGate)]
 
-    def dense_equivalent(self) -> ResNet:
-        """The same weights without gates: every unit runs. Shares this network's parameters."""
-        fields = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(ResNetConfig)}
-        dense = ResNet(ResNetConfig(**fields))
-        dense.stem, dense.units, dense.head = self.stem, nn.Sequential(*self.units), self.head
-        return dense.train(self.training)
-
-
-def _gated(backbone: ResNetConfig, name: str, **changes: Any) -> SkipNetConfig:
-    fields = {field.name: getattr(backbone, field.name) for field in dataclasses.fields(ResNetConfig)}
-    return SkipNetConfig(**{**fields, "name": name, **changes})
-
 
 _CIFAR_GATES: tuple[tuple[int, str, SkipGateKind], ...] = (
     *((depth, "rnn", "rnn") for depth in (38, 74, 110, 152)),
@@ -304,7 +276,7 @@ ZOO = (
         for d, label, gate in _CIFAR_GATES
     ),
     *(
-        (_gated(config, f"skipnet-{config.name.removeprefix('resnet-')}-rnn-imagenet"), dataset)
+        (config_on(SkipNetConfig, config, name=f"skipnet-{config.name.removeprefix('resnet-')}-rnn-imagenet"), dataset)
         for config, dataset in BACKBONES
         if dataset == "ImageNet"
     ),

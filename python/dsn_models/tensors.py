@@ -1,4 +1,4 @@
-"""What weights must be, wherever they come from or go to."""
+"""What weights must be, wherever they come from or go to, and what logits tell."""
 
 from __future__ import annotations
 
@@ -35,3 +35,11 @@ def hint(x: object, dims: int) -> str:
     ': add a batch dimension, images[None]'
     """
     return ": add a batch dimension, images[None]" if isinstance(x, Tensor) and x.dim() == dims - 1 else ""
+
+
+TOP = 5  # of the top-5 error, which is told of a task of more classes than that
+
+
+def among_largest(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether an image's label is among its five largest logits: [B, classes] and int64 [B] to bool [B]."""
+    return (logits.topk(TOP, 1).indices == labels[:, None]).any(1)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import (
+    adaptive_time,
     densenet,
     dual_skipping,
     gaternet,
@@ -69,6 +70,9 @@ FAMILIES: dict[str, Family] = {
     "densenet": Family(densenet.DenseNetConfig, densenet.DenseNet, "DenseNet, CVPR 2017", densenet.ZOO),
     "resnet": Family(resnet.ResNetConfig, resnet.ResNet, "ResNet, CVPR 2016", resnet.ZOO),
     "skipnet": Family(skipnet.SkipNetConfig, skipnet.SkipNet, "SkipNet, ECCV 2018", skipnet.ZOO),
+    "adaptive_time": Family(
+        adaptive_time.AdaptiveTimeConfig, adaptive_time.AdaptiveTimeNetwork, "ACT, CVPR 2017", adaptive_time.ZOO
+    ),
     "gaternet": Family(gaternet.GaterNetConfig, gaternet.GaterNet, "GaterNet, CVPR 2019", gaternet.ZOO),
     "shake_shake": Family(
         shake_shake.ShakeShakeConfig, shake_shake.ShakeShake, "Shake-Shake, ICLR workshop 2017", shake_shake.ZOO

@@ -26,6 +26,17 @@ def test_controls_of_a_dual_network(dsn, checkpoint):
         assert word in out
 
 
+@pytest.mark.long
+def test_controls_of_a_network_that_halts(dsn):
+    sizes = {"stage_units": (2, 2), "stage_widths": (4, 8), "stem_width": 4, "image_size": 64, "in_channels": 1}
+    dsn_models.save(dsn_models.create("act-32", **sizes), "act.safetensors")
+    status, out, err = dsn("eval", "act.safetensors", *DATA, "--task", "fine", "--controls", "--json", "-")
+    assert status == 0, err
+    result = json.loads(out)
+    assert result["backend"] == "cpu" and result["fine"]["ran"] == [1.0, 1.0]  # it begins by running all of its units
+    assert set(result["controls"]["under"]) == {"own", "another", "random", "static", "open"}
+
+
 def test_a_network_without_gates_has_no_controls(dsn):
     dsn_models.save(dsn_models.create("lenet", image_size=64), "lenet.safetensors")
     status, out, err = dsn("eval", "lenet.safetensors", *DATA, "--task", "fine", "--controls")

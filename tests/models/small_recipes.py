@@ -96,3 +96,20 @@ batch = 8
 schedule = "step"
 milestones = [4]
 """
+
+ACT = f"""
+name = "tiny"
+model = "act-32"
+task = "fine"
+[options]
+in_channels = 1
+image_size = 16
+stem_width = 4
+stage_units = [3, 3, 3]
+stage_widths = [4, 8, 8]
+{_DATA}
+[train]
+iterations = 30
+batch = 8
+lr = 0.2
+"""

@@ -8,6 +8,7 @@ import torch
 
 import dsn_models
 from dsn_models import UserError, zoo
+from dsn_models.adaptive_time import AdaptiveTimeNetwork
 from dsn_models.checkpoints import read_metadata
 from dsn_models.data import CoarseFineDataset, open_dataset
 from dsn_models.gaternet import GaterNet
@@ -75,7 +76,7 @@ class Noise(CoarseFineDataset):
 def beginning(recipe, model):
     """What the recipe's ``init`` stands for: a model like its own, or the network that gates are added to."""
     before = Path(recipe.init).stem
-    gated = isinstance(model, (SkipNet, GaterNet))
+    gated = isinstance(model, (SkipNet, GaterNet, AdaptiveTimeNetwork))
     if gated and (before not in recipe_names() or load_recipe(before).model != recipe.model):
         return model.backbone if isinstance(model, GaterNet) else model.dense_equivalent()
     return model

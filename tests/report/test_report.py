@@ -68,7 +68,13 @@ def test_facts(made, model, data):
     assert document["sampled"]["what"] == "digits" and document["sampled"]["sources"] == len(sources)
     assert f"The images are made of {len(sources)} digits and share them" in made.page
     assert document["thresholds"] == {"coarse": 0.5, "fine": 0.5}
+    with torch.no_grad():
+        logits = dict(zip(("coarse", "fine"), model(data.images), strict=True))
     for task, labels in data.labels.items():
+        hits = sum(int(label) in row.topk(5).indices for row, label in zip(logits[task], labels, strict=True))
+        top5 = document["tasks"][task]["top5"]
+        assert top5["mean"] == pytest.approx(hits / 40) and top5["low"] < top5["mean"] < top5["high"]
+        assert f"top 5: {100 * top5['mean']:.1f} %" in made.page  # as dsn eval tells it
         wrong = (kept.predictions[task] != labels).double().mean().item()
         assert document["tasks"][task]["error"]["mean"] == pytest.approx(wrong)
         classes = document["classes"][task]

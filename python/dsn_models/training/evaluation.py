@@ -11,8 +11,7 @@ from torch import nn
 from ..computation import used_parameters
 from ..data import CoarseFineDataset
 from ..dual_skipping import BRANCHES, DualSkippingNetwork, Thresholds
-
-_TOP = 5
+from ..tensors import TOP, among_largest
 
 
 @torch.no_grad()
@@ -55,9 +54,8 @@ def evaluate(
         outputs = model(images.to(device), **options)
         for name, logits in zip(tasks, outputs if task == "both" else (outputs,), strict=True):
             correct[name] += int((logits.argmax(1).cpu() == labels[name]).sum())
-            if logits.shape[1] > _TOP:
-                hits = logits.topk(_TOP, 1).indices.cpu() == labels[name][:, None]
-                among_five[name] = among_five.get(name, 0) + int(hits.sum())
+            if logits.shape[1] > TOP:
+                among_five[name] = among_five.get(name, 0) + int(among_largest(logits.cpu(), labels[name]).sum())
         gates: dict[str, torch.Tensor] = getattr(model, "last_gates", {})
         for name, taken in zip(tasks, gates.values(), strict=False):
             ran[name] = ran.get(name, 0) + taken.sum(0, dtype=torch.int64).cpu()

@@ -178,6 +178,15 @@ class SkippingSection(Section):
     baseline: bool = False
 
 
+class HaltingSection(Section):
+    """Adaptive computation time. See ``dsn_models.training.objectives.adaptive_time``.
+
+    ponder: tau, the weight of the ponder cost.
+    """
+
+    ponder: float = Field(0.01, ge=0)
+
+
 class GatingSection(Section):
     """What ``dsn gate`` made of a network of the user's, whose constructor is the recipe's ``model``.
 
@@ -272,6 +281,7 @@ class Recipe(Section):
     skipping: SkippingSection = Field(default_factory=lambda: SkippingSection.model_validate({}))
     gater: GaterSection = Field(default_factory=lambda: GaterSection.model_validate({}))
     lsn: LsnSection = Field(default_factory=lambda: LsnSection.model_validate({}))
+    halting: HaltingSection = Field(default_factory=lambda: HaltingSection.model_validate({}))
     gating: GatingSection = Field(default_factory=lambda: GatingSection.model_validate({}))
     policy: PolicySection = Field(default_factory=lambda: PolicySection.model_validate({}))
 

@@ -13,6 +13,7 @@ from torch import nn
 from ... import zoo
 from ...errors import UserError
 from ..recipe import FAMILY_TABLES, OptimiserSection, Recipe
+from .adaptive_time import AdaptiveTimeObjective
 from .base import GATED_PHASES, Objective, Phase
 from .constructed import ConstructedObjective
 from .dual_skipping import DualSkippingObjective
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "skipnet": SkipNetObjective,
     "gaternet": GaterNetObjective,
     "layer_skippable": LayerSkippableObjective,
+    "adaptive_time": AdaptiveTimeObjective,
     "constructed": ConstructedObjective,
 }
 
