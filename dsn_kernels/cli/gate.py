@@ -15,8 +15,8 @@ from rich.table import Table
 import dsn_kernels
 from dsn_models import UserError, checkpoints
 from dsn_models.computation import GateMacs, read_gate_costs
-from dsn_models.constructors import construct, fitted, gate_constructed, put_weights
-from dsn_models.convert import read_released
+from dsn_models.constructors import ZOO, fitted, gate_constructed
+from dsn_models.convert import Normalisation
 from dsn_models.data import SIZED, CoarseFineDataset, told_kind
 from dsn_models.distributed import is_first
 
@@ -40,12 +40,14 @@ from .common import (
     write_json,
 )
 from .convert import given_normalisation
-from .inputs import import_from_here
+from .given import Given, given_network
 
 if TYPE_CHECKING:
     from dsn_models.training.recipe import Recipe
 
 _TARGET = re.compile(r"(macs|latency)=(\d*\.?\d+)\s*(%?)")
+_OTHER = (".pth", ".pt", ".th", ".ckpt", ".bin", ".tar", ".pkl")  # of other programs' weights
+_MISSED = 0.02  # above a target is a miss
 _TIMED = 8  # images that gates are timed on
 _COST = 80.0  # weight of the squared excess of MACs; so large that a hundredth too many is felt
 
@@ -76,13 +78,14 @@ def _costs(gated: Any, images: torch.Tensor, file: Path | None, measured: bool) 
     return read_gate_costs(file, gated.gate_counts)
 
 
-def _data_options(kind: str, image_size: int | None, mean: str | None, std: str | None) -> dict[str, Any]:
+def _data_options(
+    kind: str, given: Given, image_size: int | None, normalisation: Normalisation | None
+) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    given = given_normalisation(mean, std)
-    if given is not None:
-        options |= {"mean": [*given.mean], "std": [*given.std]}
+    if normalisation is not None:
+        options |= {"mean": [*normalisation.mean], "std": [*normalisation.std]}
     if kind in SIZED:
-        options["image_size"] = image_size or 224
+        options["image_size"] = image_size or given.image_size or 224
     elif image_size is not None:
         raise UserError(f"--image-size is for images in files; {kind} data has a size of its own, leave it out")
     return options
@@ -114,9 +117,10 @@ def _results(facts: dict[str, Any], task: str) -> Table:
 def gate(
     weights: Annotated[
         Path,
-        typer.Argument(metavar="CKPT", help="A state dict of torch.save or safetensors; no code of it runs."),
+        typer.Argument(
+            metavar="CKPT", help="Weights of torch.save or safetensors, of which no code runs, or a checkpoint of ours."
+        ),
     ],
-    arch: Annotated[str, typer.Option(metavar="PKG.MODULE:FUNCTION", help="The function that constructs the network.")],
     data: Annotated[
         Path,
         typer.Option(
@@ -132,6 +136,13 @@ def gate(
             "--out", "-o", metavar="FILE", help="The checkpoint to write; an interrupted run's state lies beside it."
         ),
     ],
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PKG.MODULE:FUNCTION",
+            help="What constructs the network, of files that dsn convert does not know.",
+        ),
+    ] = None,
     target: Annotated[
         str,
         typer.Option(
@@ -150,18 +161,19 @@ def gate(
     ] = "auto",
     gate_kind: Annotated[str, typer.Option(metavar="pooled|mlp|recurrent", help="What decides.")] = "pooled",
     kind: KindOption = None,
-    task: Annotated[str, typer.Option(help="Whose classes the network tells: fine or coarse.")] = "fine",
+    task: Annotated[str, typer.Option(metavar="coarse|fine", help="Of data with two tasks: whose classes.")] = "fine",
     image_size: Annotated[
-        int | None, typer.Option(min=1, max=MANY, help="Of folders of images, in pixels; 224 if not given.")
+        int | None, typer.Option(min=1, max=MANY, help="Of folders of images, in pixels; the network's, or 224.")
     ] = None,
     mean: Annotated[
         str | None,
         typer.Option(
-            metavar="M,M,M", help="What the network's images are normalised by; if not given, the data set's own."
+            metavar="M,M,M", help="What its images are normalised by; if not given, what is known of it, or the data's."
         ),
     ] = None,  # fmt: skip
     std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Likewise; given with --mean.")] = None,
     epochs: Annotated[int, typer.Option(min=1, max=MANY, help="Passes over the training images.")] = 8,
+    iterations: Annotated[int | None, typer.Option(min=1, max=MANY, help="Steps, instead of --epochs.")] = None,
     lr: Annotated[float, typer.Option(callback=finite, help="Falls along a cosine; gates learn at twice that.")] = 0.05,
     batch: Annotated[int, typer.Option("--batch", "-b", min=2, max=MANY, help=BATCH)] = 128,
     distillation: Annotated[
@@ -179,10 +191,8 @@ def gate(
     run it alone, so that steps become faster as gates shut.
     """
     check_writable(json, weights=False)
-    out = out if out.suffix else out.with_suffix(".safetensors")
+    out = _named(out)
     check_writable(out)
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out is {out}; expected a name that ends in .safetensors")
     word, share = _share(target)
     costs_file = out.with_suffix(".costs.json") if word == "latency" else None
     check_writable(None if costs_file is None else str(costs_file), weights=False)
@@ -192,14 +202,21 @@ def gate(
     if chosen is None:
         raise UserError(f"the names in {data} do not tell what data it holds; choose with --kind")
     options = json_format.loads(json_format.dumps(parse_options(option or [])))  # as a checkpoint keeps them
+    set_threads(threads)
+    given = given_network(weights, arch, options)
+    normalisation = given_normalisation(mean, std) or given.normalisation
+    told = _told(given, normalisation, chosen)
+    if told and is_first():
+        console(stderr=True).print(told, soft_wrap=True)
+    length = {"epochs": epochs} if iterations is None else {"iterations": iterations}
     recipe = _recipe(
         name=out.stem,
-        model=arch,
+        model=given.arch,
         task=task,
         seed=seed,
-        options=options,
-        data={"kind": chosen, "options": _data_options(chosen, image_size, mean, std)},
-        train={"epochs": epochs, "batch": batch, "lr": lr, "clip": 2.0, "compute": "selected"},
+        options=given.options,
+        data={"kind": chosen, "options": _data_options(chosen, given, image_size, normalisation)},
+        train={**length, "batch": batch, "lr": lr, "clip": 2.0, "compute": "selected"},
         gating={"weights": str(weights), "units": split(units), "kind": gate_kind},
         policy={
             "noise": 1.0,
@@ -210,14 +227,13 @@ def gate(
             "teacher": str(weights) if distillation else None,
         },
     )
-    set_threads(threads)
-    import_from_here()
-    given = construct(arch, options)
-    put_weights(given, read_released(weights)[0], arch, str(weights))
 
     def make(train_set: CoarseFineDataset) -> torch.nn.Module:
         images = train_set.batch(torch.arange(min(_TIMED, len(train_set))))[0]
-        network, options, fresh = fitted(given, arch, recipe.options, _count(train_set, task))
+        own = given.options
+        if given.arch == ZOO and images.shape[2] != own["image_size"]:
+            own = {**own, "image_size": images.shape[2]}
+        network, own, fresh = fitted(given.network, given.arch, own, _count(train_set, task))
         if fresh and distillation:
             raise UserError(
                 f"--distillation is of answers of {weights}, which has other classes than the data; leave it out"
@@ -227,7 +243,7 @@ def gate(
             console(stderr=True).print(f"note: {told}", soft_wrap=True)
         example = images[:1]
         chosen_units = "auto" if recipe.gating.units == ("auto",) else recipe.gating.units
-        gated, report = gate_constructed(network, arch, options, example, chosen_units, recipe.gating.kind)
+        gated, report = gate_constructed(network, given.arch, own, example, chosen_units, recipe.gating.kind)
         _check_fits(gated.config.classes, train_set, task)
         costs = _costs(gated, images, costs_file, resume and out.with_suffix(".state").exists())
         least, of = costs.fixed / costs.dense, "MACs are" if costs_file is None else "time is"
@@ -258,11 +274,45 @@ def gate(
     if json is not None:
         write_json({"schema": 1, "checkpoint": str(out), **facts}, json)
         return
-    console().print(_results(facts, task))
-    told = (
-        f"{out}: {facts['images_seen']} images in {facts['seconds']:.0f} s; other commands take it with --arch {arch}"
-    )
-    console().print(told, soft_wrap=True)
+    shown = console()
+    shown.print(_results(facts, task))
+    shown.print(reached(target, facts, task), soft_wrap=True)
+    leave = f"; other commands take it with --arch {arch}" if arch else ""
+    shown.print(f"{out}: {facts['images_seen']} images in {facts['seconds']:.0f} s{leave}", soft_wrap=True)
+
+
+def _named(out: Path) -> Path:
+    """With the suffix of a checkpoint.
+
+    Raises:
+        UserError: it has that of another file of weights, or is no name of a run.
+    """
+    if out.suffix in _OTHER:
+        raise UserError(f"--out is {out}; expected a name that ends in .safetensors, or has no ending")
+    out = out if out.suffix == ".safetensors" else out.with_name(f"{out.name}.safetensors")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", out.stem):
+        raise UserError(f"--out is {out}; expected a name of letters, digits, points, dashes and underscores")
+    return out
+
+
+def _told(given: Given, normalisation: Normalisation | None, kind: str) -> str:
+    """What was recognised in a file, and how its images are normalised."""
+    if not given.told:
+        return ""
+    if normalisation is None:
+        return f"{given.told}; normalisation not known, so that of {kind} data (--mean and --std give another)"
+    numbers = " and std ".join(" ".join(f"{x:g}" for x in xs) for xs in (normalisation.mean, normalisation.std))
+    return f"{given.told}; normalised by mean {numbers} ({normalisation.source})"
+
+
+def reached(target: str, facts: dict[str, Any], task: str) -> str:
+    """What a run reached of its target and, where it missed, what would help."""
+    word, share = _share(target)
+    counted = facts["test"][task]["macs"] if word == "macs" else facts["history"][-1]["latency"]
+    found = f"target {target}: {percent(counted)} of the {'MACs' if word == 'macs' else 'time'}"
+    if counted <= share + _MISSED:
+        return f"{found}, reached"
+    return f"{found}, missed; more --epochs help, and a higher --lr"
 
 
 def told_alike(ran: Sequence[float]) -> str:

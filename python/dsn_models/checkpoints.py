@@ -17,7 +17,7 @@ from torch import nn
 
 from .constructors import ConstructedConfig, check_permitted, reconstruct
 from .errors import UserError
-from .files import foreign, is_torch
+from .files import foreign, is_safetensors, is_torch
 from .tensors import FLOATS, check_finite, dtype_name
 from .world import attach
 from .zoo import build, family_of, fields_of
@@ -166,6 +166,18 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
             f"as written by dsn_models.save; convert released weights first: dsn convert {path}"
         )
     return header, tensors
+
+
+def read_family(path: str | Path) -> str | None:
+    """The family of the network in a checkpoint of ours; None of any other file, or of none."""
+    if not Path(path).is_file() or not is_safetensors(path):
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except SafetensorError:
+        return None
+    return header.get("family") if header.get("format") == FORMAT else None
 
 
 def _parsed(header: Mapping[str, str], key: str, path: str | Path) -> dict[str, Any]:

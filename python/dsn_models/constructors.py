@@ -6,9 +6,11 @@ anywhere: nothing is imported that the user has not named too.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,7 +24,10 @@ from .gating import GateReport, gate
 from .skipnet import check_threshold
 from .units import Units
 from .wrappers import COUNTER, bare
+from .zoo import FAMILIES, family_of
 
+#: What constructs the networks of the zoo: code of ours, which needs nobody's leave.
+ZOO = "dsn_models.zoo:network"
 _TOLD = 5  # differences between weights and network
 
 
@@ -31,7 +36,7 @@ class ConstructedConfig:
     """How to construct a gated network again that is none of the zoo's.
 
     Attributes:
-        name: what tables call it, its constructor's.
+        name: what tables call it: a zoo network's own name, else its constructor's.
         arch: the constructor, ``"package.module:function"``.
         options: its keyword arguments, plain values.
         classes: of its one task.
@@ -72,6 +77,23 @@ class ConstructedConfig:
         """Units of each stage: of those in a row, how many lie in the same module."""
         stages = itertools.groupby(self.units, lambda unit: unit.rpartition(".")[0])
         return tuple(len([*units]) for _, units in stages)
+
+
+def zoo_options(network: Any) -> dict[str, Any]:
+    """What :data:`ZOO` makes a network of the zoo of again, as a checkpoint keeps it.
+
+    Raises:
+        UserError: the network is none of the zoo's, or has gates.
+    """
+    family, fields = family_of(network), dataclasses.asdict(network.config)
+    if family not in FAMILIES or getattr(network, "gate_counts", None):
+        raise UserError(
+            f"{network.config.name} has gates already; give the network without them that it was made of, or move "
+            "what its gates do: dsn sweep CKPT --budget macs=0.6"
+        )
+    classes = fields.pop("classes")
+    kept: dict[str, Any] = json.loads(json.dumps({"family": family, "num_classes": classes, **fields}))
+    return kept
 
 
 def construct(arch: str, options: Mapping[str, Any]) -> nn.Module:
@@ -137,10 +159,10 @@ def check_permitted(arch: str, permitted: str | Sequence[str] | None, where: str
         where: the file.
 
     Raises:
-        UserError: ``arch`` is not among ``permitted``.
+        UserError: ``arch`` is not among ``permitted``, nor :data:`ZOO`.
     """
     names = [permitted] if isinstance(permitted, str) else [*(permitted or ())]
-    if arch in names:
+    if arch in (ZOO, *names):
         return
     if not names:
         raise UserError(
@@ -263,7 +285,7 @@ def gate_constructed(
         raise UserError(f"{arch} constructs a network that gives {given} for one image; expected logits [1, classes]")
     gated, report = gate(network, example, units, kind)
     gated.config = ConstructedConfig(
-        name=arch.rpartition(":")[2],
+        name=str(options["name"]) if arch == ZOO else arch.rpartition(":")[2],
         arch=arch,
         options=dict(options),
         classes=logits.shape[1],

@@ -239,6 +239,20 @@ def create(name: str, *, classes: int | tuple[int, int] | None = None, **overrid
     return build(entry.family, {**dataclasses.asdict(entry.config), **overrides})
 
 
+def network(family: str, num_classes: int, **fields: Any) -> nn.Module:
+    """A freshly initialised model by keywords, as ``dsn gate`` keeps what constructs a network of ours.
+
+    Args:
+        family: one of :data:`FAMILIES`.
+        num_classes: of its one task.
+        fields: the others of its configuration.
+
+    Raises:
+        UserError: as :func:`build`.
+    """
+    return build(family, {**fields, "classes": num_classes})
+
+
 def summarise(name: str) -> Summary:
     """What :func:`list` prints of one model. It is counted without weights or data, on torch's meta device.
 
