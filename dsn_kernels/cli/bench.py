@@ -11,6 +11,7 @@ import torch
 import typer
 from rich.table import Table
 
+import dsn_kernels
 from dsn_models import UserError
 from dsn_models.checkpoints import write_atomically
 
@@ -20,7 +21,9 @@ from ..measure.bench import BenchSettings, Images, noise
 from ..measure.bench import bench as measure
 from ..measure.gates import GateSetting
 from ..measure.networks import gate_counts
+from ..measure.records import record
 from ..measure.serving import Load, under_load
+from ..report.headlines import Accuracy, Timing, gates_line, kernels_line, started_from
 from ..report.plots import check_picture, load_figure, picture
 from .common import (
     BATCH,
@@ -44,10 +47,11 @@ from .common import (
     steps_shown,
     write_json,
 )
-from .inputs import load_model, test_images
+from .inputs import load_model, read_test_data, test_images
 from .tune import tune_backends
 
 _IMAGES_SERVED = 64  # requests cycle through so many images
+_IMAGES_CLASSIFIED = 1000  # for the accuracy
 
 
 def _integers(text: str, option: str) -> list[int]:
@@ -119,6 +123,37 @@ def tables(document: dict[str, Any]) -> list[Table]:
     return [ours, others]
 
 
+def headlines(document: dict[str, Any], accuracy: Accuracy | None) -> list[str]:
+    """What the last of the gates that are not all open save, and what the kernels gain with all of them open."""
+    if not document["rows"]:
+        return []
+    gates = [row["gates"] for row in document["rows"] if row["gates"] != "open"]
+    chosen = [row for row in document["rows"] if row["gates"] == (gates[-1] if gates else "open")]
+    rows = [
+        Timing(
+            row["batch"],
+            *(row["latency_saved"], row["latency_saved_called"]),
+            *(row["best_baseline"], row["open_speedup"], row["open_speedup_called"]),
+        )
+        for row in chosen
+    ]
+    tried = [name for name in BASELINES if any(name in row["baselines_ms"] for row in chosen)]
+    macs_saved = sum(row["macs_saved"] for row in chosen) / len(chosen)
+    told = gates_line(rows, macs_saved, accuracy, gates[-1]) if gates else ""
+    return [line for line in (told, kernels_line(rows, tried)) if line]
+
+
+def _accuracy(network: Any, metadata: dict[str, Any], kind: str | None, data: Path | None) -> Accuracy:
+    """On some of the test images, under the network's own gates and all of them open."""
+    test = read_test_data(network, metadata, kind, data, None, _IMAGES_CLASSIFIED)
+    fast = dsn_kernels.accelerate(network)
+    own, opened = (
+        {task: kept.correct(task).double().mean().item() for task in kept.labels}
+        for kept in (record(fast, test), record(fast, test, all_open=True))
+    )
+    return Accuracy(own, opened, started_from(metadata))
+
+
 def load_table(document: dict[str, Any]) -> Table:
     """Latency percentiles of each network at each load."""
     title = f"{document['model']} under load, batches of up to {document['max_batch']}: ms to the answer"
@@ -185,7 +220,7 @@ def bench(
         typer.Option(
             metavar="GATES",
             help="open, shut, trained, paper, random:P (every gate shut with probability P), "
-            "equal:P (the same for all samples of a batch); several.",
+            "equal:P (the same for all samples of a batch); several. Of a checkpoint open,trained if not given.",
         ),
     ] = "",
     against: Annotated[
@@ -244,7 +279,8 @@ def bench(
     if not Path(model).exists() and "trained" in split(gates):
         raise UserError(f"gates trained: {model} has random weights; expected a checkpoint")
     other = None if baseline_model is None else load_model(baseline_model, seed, arch=arch)[0]
-    chosen = split(gates) or (["open", "random:0.5"] if gate_counts(network) else ["open"])
+    own = "trained" if Path(model).exists() else "random:0.5"
+    chosen = split(gates) or (["open", own] if gate_counts(network) else ["open"])
     settings = BenchSettings(
         batches=list(dict.fromkeys(_integers(batch, "batch"))),
         gates=[GateSetting(text) for text in dict.fromkeys(chosen)],
@@ -255,6 +291,12 @@ def bench(
         memory=memory,
     )
     images = test_images(network, metadata, kind, data)
+    accuracy = None
+    if "trained" in chosen and images is None:
+        told = "note: no --data, so images are noise, and what trained gates do to noise is not what they do to images"
+        console(stderr=True).print(told, soft_wrap=True)
+    elif chosen[-1] == "trained" and wanted is None:
+        accuracy = _accuracy(network, metadata, kind, data)
     if wanted is not None:
         _under_load(network, model, wanted, settings, images, plot, json)
         return
@@ -278,9 +320,14 @@ def bench(
         )
     if options:
         document["options"] = options
+    if accuracy is not None:
+        document["accuracy"] = accuracy._asdict()
+    document["headlines"] = headlines(document, accuracy)
     if json is not None:
         write_json(document, json)
     else:
+        for line in document["headlines"]:
+            console().print(line, soft_wrap=True)
         for table in tables(document):
             console().print(table)
     missing = dict(document["missing"])

@@ -12,6 +12,7 @@ from dsn_models import UserError
 from dsn_models.checkpoints import write_atomically
 
 from ..measure.baselines import BASELINES, check_known
+from ..report.headlines import started_from
 from ..report.report import Report
 from ..report.report import report as measure
 from .common import (
@@ -63,6 +64,8 @@ def write_report(made: Report, html: Path, json: str | None, pictures: Path | No
     if json is not None:
         write_json({**made.document, "report": str(html)}, json)
         return
+    for line in made.document["headlines"]:
+        console().print(line, soft_wrap=True)
     for line in made.document["notes"]:
         console(stderr=True).print(f"note: {line}", soft_wrap=True)
     console().print(f"report: {html}", soft_wrap=True)
@@ -100,25 +103,26 @@ def report(
     ] = True,
     seconds: SecondsOption = 1.0,
     against: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME,NAME",
-            help=f"Dense baselines beside eager PyTorch, of {', '.join(BASELINES)}; none if not given.",
+            help=f"Dense baselines beside eager PyTorch, of {', '.join(BASELINES)}; installed runtimes if not given.",
         ),
-    ] = "",
+    ] = None,
     open_: OpenOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
     """One HTML file: accuracy, layers skipped by class, gates, images, features, thresholds, latency and MACs."""
     check_targets(out, json, pictures)
-    check_known(split(against))
+    others = None if against is None else split(against)
+    check_known(others or ())
     set_threads(threads)
     model, metadata = load_checkpoint(checkpoint, arch)
     test = read_test_data(model, metadata, kind, data, task, images)
     with steps_shown() as show:
-        options: dict[str, Any] = {"sweep_steps": thresholds, "seconds": seconds, "against": split(against)}
-        options["controls"] = controls
+        options: dict[str, Any] = {"sweep_steps": thresholds, "seconds": seconds, "against": others}
+        options |= {"controls": controls, "started": started_from(metadata)}
         made = measure(model, Path(checkpoint).stem, test, **options, on_step=show)
     write_report(made, out, json, pictures)
     if open_:

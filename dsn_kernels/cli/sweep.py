@@ -1,4 +1,4 @@
-"""``dsn sweep``: gate thresholds against error, MACs and latency, and the thresholds that keep a budget."""
+"""``dsn sweep``: gate thresholds against accuracy, MACs and latency, and the thresholds that keep a budget."""
 
 from __future__ import annotations
 
@@ -53,15 +53,14 @@ def _thresholds(thresholds: dict[str, float] | None) -> str:
 
 
 def front_table(document: dict[str, Any]) -> Table:
-    """The Pareto front, from all gates open to the fewest MACs; errors with their 95 % confidence intervals."""
+    """The Pareto front, from all gates open to the fewest MACs; accuracy with its 95 % confidence interval."""
     images = document["images"]["pick"]
-    title = (
-        f"{document['model']}: error against MACs on {images} images; latency of batch {document['latency']['batch']}"
-    )
+    batch = document["latency"]["batch"]
+    title = f"{document['model']}: accuracy against MACs on {images} images; latency of batch {batch}"
     tasks = list(document["open"]["error"])
     columns = (
         "thresholds",
-        *(f"{task} error" if len(tasks) > 1 else "error" for task in tasks),
+        *(f"{task} accuracy" if len(tasks) > 1 else "accuracy" for task in tasks),
         "skipped",
         "MACs",
         "of dense",
@@ -72,7 +71,7 @@ def front_table(document: dict[str, Any]) -> Table:
         errors = [point["error"][task] for task in tasks]
         table.add_row(
             _thresholds(point["thresholds"]),
-            *(f"{percent(e['mean'])} ({100 * e['low']:.1f} to {100 * e['high']:.1f})" for e in errors),
+            *(f"{percent(1 - e['mean'])} ({100 - 100 * e['high']:.1f} to {100 - 100 * e['low']:.1f})" for e in errors),
             " / ".join(percent(skipped["mean"]) for skipped in point["skipped"].values()),
             mega(point["macs"]["mean"]),
             percent(point["macs_fraction"]),
@@ -83,20 +82,21 @@ def front_table(document: dict[str, Any]) -> Table:
 
 def pick_lines(picked: dict[str, Any]) -> list[str]:
     """What was picked, and what it did to fresh images."""
-    scale, unit = {"latency": (1, " ms"), "macs": (100, " % of dense"), "error": (100, " points")}[picked["kind"]]
+    scale, unit = {"latency": (1, " ms"), "macs": (100, " % of dense"), "error": (-100, " points")}[picked["kind"]]
+    word = "accuracy" if picked["kind"] == "error" else picked["kind"]
     check, limit = picked["check"], scale * picked["limit"]
     found, fresh = scale * picked["pick"]["cost"], scale * check["cost"]
     layers = picked["layer_thresholds"] is not None
     lines = [
         f"budget {picked['budget']}: {'a threshold per layer' if layers else _thresholds(picked['thresholds'])}",
-        f"{picked['kind']} {found:.3g}{unit} where it was picked, {fresh:.3g}{unit} on fresh images, "
+        f"{word} {found:.3g}{unit} where it was picked, {fresh:.3g}{unit} on fresh images, "
         f"of {limit:.3g}{unit}: {'kept' if picked['kept'] else 'NOT KEPT'}",
-        f"mean error on fresh images {percent(check['mean_error'])}, "
-        f"{percent(picked['check_open_error'])} with all gates open",
+        f"{'mean ' * (len(picked['thresholds']) > 1)}accuracy on fresh images {percent(1 - check['mean_error'])}, "
+        f"{percent(1 - picked['check_open_error'])} with all gates open",
     ]
     if picked["pick"]["cost"] < (1 - TOLERANCE) * picked["limit"] and picked["kind"] != "error":
         beyond = picked["next_better"]
-        nearer = f"the nearest that makes fewer errors is {picked['kind']}={beyond}" if beyond else "no more is needed"
+        nearer = f"the nearest that is right more often is {word}={beyond}" if beyond else "no more is needed"
         lines.append(f"no thresholds are better between {found:.3g}{unit} and the budget; {nearer}")
     return lines
 
@@ -125,7 +125,7 @@ def sweep(
         str | None,
         typer.Option(
             metavar="BUDGET",
-            help="latency=2ms, latency=0.8 (of its own), macs=60% (of dense) or error=+0.5pt.",
+            help="latency=2ms, latency=0.8 (of its own), macs=60% (of dense) or accuracy=-0.5pt (of all open).",
         ),
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Search a threshold of each layer anyway.")] = False,
@@ -142,7 +142,7 @@ def sweep(
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Gate thresholds against error, layers skipped, MACs and latency; with --budget, picks and keeps the best."""
+    """Gate thresholds against accuracy, layers skipped, MACs and latency; with --budget, picks and keeps the best."""
     for target in (json, plot, out):
         check_writable(target)
     if plot is not None:

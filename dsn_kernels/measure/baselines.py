@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import io
 import logging
 import warnings
@@ -113,6 +114,11 @@ BASELINES: dict[str, Callable[[nn.Module, Tensor], Made]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }
+
+
+def runtimes() -> tuple[str, ...]:
+    """Of the baselines that need a package of their own, those whose package is installed."""
+    return tuple(name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name) is not None)
 
 
 def check_known(names: Iterable[str]) -> None:

@@ -130,7 +130,7 @@ def bench(
 
     - ``macs_saved`` = 1 - macs_executed / macs_open, ``latency_saved`` = 1 - ours_ms / ours_open_ms (medians), both
       against the same network with all gates open, and ``realised_fraction`` = latency_saved / macs_saved;
-    - ``speedup_vs_best`` = median of the fastest baseline / median of ours;
+    - ``speedup_vs_best`` = median of the fastest baseline / median of ours; ``open_speedup``, of it / all gates open;
     - ``gflops`` = 2 macs_executed x batch / median of ours;
     - ``noise``, :meth:`~dsn_kernels.measure.noise.Noise.spread` of ours; ``speedup_interval`` and
       ``latency_saved_interval``, 95 %; ``speedup_called`` and ``latency_saved_called``, whether noise does not explain

@@ -77,12 +77,16 @@ class Timed:
         opened = self.latencies["ours open"]
         row = bench_row(facts, self.latencies[name], opened, others, macs[gates], macs["open"], macs_dense)
         against_best = self.ratio(name, row["best_baseline"]) if others else None
+        open_best = self.ratio("ours open", row["best_baseline"]) if others else None
         against_open = self.ratio(name, "ours open")
         return row | {
             "rounds": self.noise.rounds,
             "noise": self.noise.spread(name),
             "speedup_interval": against_best.interval if against_best else None,
             "speedup_called": against_best.called if against_best else None,
+            "open_speedup": open_best.value if open_best else None,
+            "open_speedup_interval": open_best.interval if open_best else None,
+            "open_speedup_called": open_best.called if open_best else None,
             "latency_saved_interval": [1 - 1 / against_open.low, 1 - 1 / against_open.high],
             "latency_saved_called": against_open.called,
             "energy_mj": self._millijoules(name, facts["batch"]),

@@ -38,9 +38,9 @@ def compare(
     Returns:
         Per batch size, milliseconds as ``Latency.as_dict``: ``dense_ms`` of the dense network in eager PyTorch,
         ``baselines_ms`` of it run otherwise, ``open_ms`` of ``fast`` with every gate open, ``skipping_ms`` as the gates
-        decide; ``missing``, why a baseline is not among them; and ``speedup``, the ratio of the medians of the fastest
-        of the former, ``fastest``, and of skipping, with its 95 % ``speedup_interval`` and whether it is more than
-        noise, ``speedup_called``.
+        decide; ``missing``, why a baseline is not among them; and three ratios of medians, each with its 95 % interval
+        (``NAME_interval``) and whether it is more than noise (``NAME_called``): ``gates``, of every gate open over
+        skipping; ``kernels``, of the fastest of the former, ``fastest``, over every gate open; ``speedup``, both.
     """
     dense = dense_network(model).eval()
     rows = []
@@ -58,12 +58,14 @@ def compare(
         timer.run(seconds, on_round=partial(on_step, f"timing batch {batch}"))
         times = {name: latency.as_dict() for name, latency in timer.latencies().items()}
         fastest = min(("dense", *baselines), key=lambda name: times[name]["median"])
-        value = times[fastest]["median"] / times["skipping"]["median"]
-        ratio = Noise(timer.turns).ratio(value, "skipping", fastest)
+        noise = Noise(timer.turns)
         row: dict[str, Any] = {"batch": batch, **{f"{name}_ms": times[name] for name in ("dense", "open", "skipping")}}
         row |= {"baselines_ms": {name: times[name] for name in baselines}, "missing": missing, "fastest": fastest}
-        told = {"speedup": ratio.value, "speedup_interval": ratio.interval, "speedup_called": ratio.called}
-        rows.append(row | told)
+        compared = {"gates": ("skipping", "open"), "kernels": ("open", fastest), "speedup": ("skipping", fastest)}
+        for key, (ours, other) in compared.items():
+            ratio = noise.ratio(times[other]["median"] / times[ours]["median"], ours, other)
+            row |= {key: ratio.value, f"{key}_interval": ratio.interval, f"{key}_called": ratio.called}
+        rows.append(row)
     return rows
 
 

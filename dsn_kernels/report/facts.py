@@ -77,7 +77,7 @@ def facts(model: Any, fast: Any, name: str, data: Labelled, kept: Record, opened
         classes[task] = [_class_row(label, names[label], kept, task, ran[label], blocks) for label in range(number)]
         missing = [shortened(row["name"]) for row in classes[task] if row["images"] == 0]
         if missing:
-            notes.append(f"The data holds no image of {task} class {', '.join(missing)}.")
+            notes.append(f"The data holds no image of {f'{task} ' * (len(data.labels) > 1)}class {', '.join(missing)}.")
     executed = mean_interval(kept.macs, data.clusters)
     dense = count_dense(model)
     opened_macs = opened.macs.mean().item()
@@ -163,7 +163,7 @@ def _kinds(gates: Tensor) -> dict[str, int]:
 
 def _macs_rows(fast: Any, dense: int, kept: Record, opened: Record) -> dict[str, float]:
     """MACs per image, by what they are."""
-    rows = {"dense": float(dense), "every gate open": opened.macs.mean().item()}
+    rows = {"dense": float(dense), "all gates open": opened.macs.mean().item()}
     if hasattr(fast, "macs"):
         layers = layer_counts(fast, kept.gates, len(kept.macs))
         rows["as papers count"] = sum((layer.ran * layer.dense).mean().item() for layer in layers)

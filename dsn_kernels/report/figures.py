@@ -48,12 +48,12 @@ def latency_figure(rows: Sequence[Mapping[str, Any]], colours: Colours) -> Figur
     figure, axes = _axes(colours)
     names = list(dict.fromkeys(name for row in rows for name in row["baselines_ms"]))
     series: list[tuple[str, str, str, list[Any]]] = [
-        ("dense, PyTorch", colours.dense, "", [row["dense_ms"] for row in rows])
+        ("dense, eager PyTorch", colours.dense, "", [row["dense_ms"] for row in rows])
     ]
     for name, hatch in zip(names, cycle(("///", "...", "xxx")), strict=False):
         series.append((f"dense, {name}", colours.dense, hatch, [row["baselines_ms"].get(name) for row in rows]))
-    series.append(("ours, every gate open", colours.open, "", [row["open_ms"] for row in rows]))
-    series.append(("ours, skipping", colours.skipping, "", [row["skipping_ms"] for row in rows]))
+    series.append(("ours, all gates open", colours.open, "", [row["open_ms"] for row in rows]))
+    series.append(("ours, own gates", colours.skipping, "", [row["skipping_ms"] for row in rows]))
     width = 0.8 / len(series)
     for i, (label, colour, hatch, latencies) in enumerate(series):
         heights = [0.0 if ms is None else ms["median"] / row["batch"] for ms, row in zip(latencies, rows, strict=True)]

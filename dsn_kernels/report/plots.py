@@ -97,7 +97,7 @@ def _saved(figure: Figure, kind: str) -> bytes:
 
 
 class Measure(NamedTuple):
-    """What a sweep's error is drawn against: in words, the axis' label, and its value at a point."""
+    """What a sweep's accuracy is drawn against: in words, the axis' label, and its value at a point."""
 
     words: str
     label: str
@@ -116,9 +116,10 @@ SWEEP_MEASURES = {
 
 
 def sweep_panel(document: dict[str, Any], key: str, colours: Colours, axes: Axes | None = None) -> Figure:
-    """Mean error against one of :data:`SWEEP_MEASURES`: every point of a sweep, the Pareto front as a line.
+    """Mean accuracy against one of :data:`SWEEP_MEASURES`: every point of a sweep, the Pareto front as a line.
 
-    The square is every gate forced open; bars are 95 % confidence intervals. Dual Skipping Networks, figure 4.
+    The square is every gate forced open, the ring the network's own thresholds; bars are 95 % confidence intervals.
+    Dual Skipping Networks, figure 4.
 
     Args:
         document: of :func:`dsn_kernels.tuning.sweep.sweep`.
@@ -131,16 +132,18 @@ def sweep_panel(document: dict[str, Any], key: str, colours: Colours, axes: Axes
     points, opened, measure = document["points"], document["open"], SWEEP_MEASURES[key].value
     batch = document["latency"]["batch"]
     styled(axes, colours).set_xlabel(SWEEP_MEASURES[key].label.replace("a batch", f"batch {batch}"))
-    axes.scatter([measure(p) for p in points], [100 * p["mean_error"] for p in points], 8, colours.open)
+    axes.scatter([measure(p) for p in points], [_accuracy(p) for p in points], 8, colours.open)
     front = sorted((points[i] for i in document["front"]), key=measure)
     style: dict[str, Any] = {"color": colours.skipping, "marker": "o", "markersize": 3, "capsize": 2}
     if key == "latency":
         style["xerr"] = [point["latency_ms"]["high"] - point["latency_ms"]["mean"] for point in front]
-    errors = [100 * point["mean_error"] for point in front]
     widths = list(zip(*(_half_widths(point) for point in front), strict=True))
-    axes.errorbar([measure(point) for point in front], errors, yerr=widths, elinewidth=0.7, **style)
-    axes.scatter([measure(opened)], [100 * opened["mean_error"]], 40, colours.dense, marker="s")
-    axes.set_ylabel("mean error, %")
+    axes.errorbar([measure(point) for point in front], [*map(_accuracy, front)], yerr=widths, elinewidth=0.7, **style)
+    axes.scatter([measure(opened)], [_accuracy(opened)], 40, colours.dense, marker="s")
+    own = [point for point in points if point["thresholds"] == document["own_thresholds"]]
+    ring: dict[str, Any] = {"facecolors": "none", "edgecolors": colours.ink, "linewidths": 1.5}
+    axes.scatter([measure(p) for p in own], [_accuracy(p) for p in own], 90, **ring)
+    axes.set_ylabel("mean accuracy, %" if len(opened["error"]) > 1 else "accuracy, %")
     return cast("Figure", axes.figure)
 
 
@@ -177,10 +180,14 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _accuracy(point: dict[str, Any]) -> float:
+    return 100 * (1 - float(point["mean_error"]))
+
+
 def _half_widths(point: dict[str, Any]) -> tuple[float, float]:
-    """How far the mean error's interval reaches at most below and above, in per cent: the mean of the tasks'."""
+    """How far the mean accuracy's interval reaches at most below and above, in per cent: the mean of the tasks'."""
     errors = list(point["error"].values())
     return (
-        100 * _mean([error["mean"] - error["low"] for error in errors]),
         100 * _mean([error["high"] - error["mean"] for error in errors]),
+        100 * _mean([error["mean"] - error["low"] for error in errors]),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from dsn_models.controls import controls as measure_controls
 from dsn_models.lettering import shortened
 from dsn_models.statistics import embed_gates, gate_kinds, principal_gates
 
-from ..measure.baselines import check_known
+from ..measure.baselines import check_known, runtimes
 from ..measure.networks import gate_counts
 from ..measure.records import Labelled, LabelledDataset, Record, class_names, record
 from ..tuning.operating_point import moves_thresholds
@@ -37,9 +38,11 @@ from .figures import (
     latency_figure,
     macs_figure,
 )
+from .headlines import Accuracy, Timing, gates_line, kernels_line
 from .page import by_block, png, template
 from .plots import SWEEP_MEASURES, sweep_panel
 
+EAGER = "eager PyTorch"
 _EMBEDDED = 500  # images whose gates are embedded in the plane; t-SNE takes seconds for them
 _SWEPT = 1000
 _SECTIONS = {
@@ -66,7 +69,8 @@ def report(
     controls: bool = True,
     batches: Sequence[int] = (1, 8, 64),
     seconds: float = 1.0,
-    against: Sequence[str] = (),
+    against: Sequence[str] | None = (),
+    started: Mapping[str, float] = MappingProxyType({}),
     cards: int = 6,
     on_step: Callable[[str, float], None] = lambda text, fraction: None,
 ) -> Report:
@@ -80,7 +84,9 @@ def report(
         controls: also under other gates than its own (:mod:`dsn_models.controls`), where there are images enough.
         batches: sizes to time; those of more images than there are are left out.
         seconds: of timing per contestant and batch size.
-        against: baselines to time beside the dense network in eager PyTorch, of ``baselines.BASELINES``.
+        against: baselines to time beside the dense network in eager PyTorch, of ``baselines.BASELINES``; None for the
+            runtimes that are installed.
+        started: accuracy by task of the network that training began with, where that is known.
         cards: of the easiest, and of the hardest images.
         on_step: told what is going on, and which part of it is done.
 
@@ -88,6 +94,7 @@ def report(
         UserError: the model has no gates, nothing in it can be accelerated, a baseline is unknown, or there are fewer
             than two images.
     """
+    against = runtimes() if against is None else against
     check_known(against)
     if not gate_counts(model):
         raise UserError(f"{name} has no gates to report on; expected a gated network")
@@ -97,12 +104,13 @@ def report(
     model = model.eval()
     fast: Any = dsn_kernels.accelerate(model)
     kept = record(fast, data, on_batch=lambda done: on_step("classifying", done))
-    opened = record(fast, data, all_open=True, on_batch=lambda done: on_step("classifying, every gate open", done))
+    opened = record(fast, data, all_open=True, on_batch=lambda done: on_step("classifying, all gates open", done))
     on_step("comparing with PyTorch", 0.0)
     document = facts(model, fast, name, data, kept, opened)
     sizes = [batch for batch in batches if batch <= len(data.images)]
     document["latency"] = compare(model, fast, data.images, sizes, seconds, on_step, against)
     missing = {name: reason for row in document["latency"] for name, reason in row["missing"].items()}
+    document["headlines"] = headlines(document, [name for name in against if name not in missing], started)
     document["notes"] += [f"Not timed: {name}, {reason}." for name, reason in missing.items()]
     if sweep_steps > 0 and len(data.images) > 3 and moves_thresholds(model):
         some = data.part(torch.linspace(0, len(data.images) - 1, min(2 * _SWEPT, len(data.images))).long())
@@ -125,6 +133,21 @@ def report(
         galleries=_galleries(model, data, kept, groups),
     )
     return Report(page, document, [drawing for drawn in sections.values() for drawing in drawn])
+
+
+def headlines(document: Mapping[str, Any], others: Sequence[str], started: Mapping[str, float]) -> list[str]:
+    """What the gates save, and what the kernels gain beside eager PyTorch and ``others``."""
+    rows = []
+    for row in document["latency"]:
+        best = EAGER if row["fastest"] == "dense" else row["fastest"]
+        gates = (1 - 1 / row["gates"], row["gates_called"])
+        rows.append(Timing(row["batch"], *gates, best, row["kernels"], row["kernels_called"]))
+    own, opened = (
+        {task: 1 - found[key]["mean"] for task, found in document["tasks"].items()} for key in ("error", "open_error")
+    )
+    accuracy = Accuracy(own, opened, started)
+    gates_told = gates_line(rows, document["macs_saved"]["gates"], accuracy)
+    return [line for line in (gates_told, kernels_line(rows, [EAGER, *others])) if line]
 
 
 _DRAWN = ("sweep", "features")  # sections that are left out where there is nothing to draw
@@ -156,13 +179,14 @@ def _drawings(
     if "sweep" in document:
         for key, measure in SWEEP_MEASURES.items():
             draw = partial(sweep_panel, document["sweep"], key)
-            yield "sweep", Drawing(f"sweep-{key}", f"Error against {measure.words}.", draw)
+            yield "sweep", Drawing(f"sweep-{key}", f"Accuracy against {measure.words}.", draw)
     yield from _gate_drawings(model, data, kept)
     blocks = blocks_of(model)
     for task, rows in document["classes"].items():
         ran = ran_by_class(model, kept, task, len(rows))
         draw = partial(classes_figure, ran, blocks, [row["name"] for row in rows], document["unit_one"])
-        yield "classes", Drawing(f"classes-{task}", f"{task}: how much each class skipped.", draw)
+        named = ("classes", "How") if len(document["classes"]) == 1 else (f"classes-{task}", f"{task}: how")
+        yield "classes", Drawing(named[0], f"{named[1]} much each class skipped.", draw)
     ends = list(groups.values())
     chosen = torch.cat([ends[0][:2], ends[1][:2]])
     maps = feature_maps(model, data.images[chosen])
@@ -190,8 +214,10 @@ def _gate_drawings(model: Any, data: Labelled, kept: Record) -> Iterator[tuple[s
         labels = kept.labels[task].numpy()[some]
         names = class_names(data, task, int(kept.labels[task].max()) + 1)
         for method, places in (("PCA", principal_gates(patterns)), ("t-SNE", embed_gates(patterns))):
+            whose = f"{task} class" if len(kept.labels) > 1 else "class"
             caption = (
-                f"{name}: {len(some)} images by their {len(patterns)} gate patterns, {method}; colour: {task} class."
+                f"{name}: {len(some)} images laid out by their {len(patterns)} gate patterns, alike ones near each "
+                f"other ({method}); where the colours, one per {whose}, lie apart, the gates tell classes apart."
             )
             draw = partial(embedding_figure, places[pattern.ravel()], labels, names)
             yield "gates", Drawing(f"{method.lower()}-{name}", caption, draw)
@@ -215,16 +241,17 @@ def _galleries(
 
 
 def _card(model: Any, data: Labelled, kept: Record, index: int, image: Tensor) -> dict[str, Any]:
-    answers = []
+    answers: list[dict[str, Any]] = []
     for task, labels in kept.labels.items():
         names = class_names(data, task, 1 + int(max(labels.max(), kept.predictions[task].max())))
         label, predicted = int(labels[index]), int(kept.predictions[task][index])
         answer = {"label": shortened(names[label]), "predicted": shortened(names[predicted])}
-        answers.append({"task": task, **answer, "wrong": label != predicted})
+        whose = f"{task}: " if len(kept.labels) > 1 else ""
+        answers.append({"task": whose, **answer, "wrong": label != predicted})
     used = []
     for name, gates in kept.gates.items():
         taken = gates[index]
         cells = by_block(cells_of(model, taken[None])[0].tolist(), blocks_of(model))
         used.append({"name": name, "ran": int(taken.sum()), "of": len(taken), "blocks": cells})
-    alt = ", ".join(f"{answer['task']} class {answer['label']}" for answer in answers)
+    alt = ", ".join(f"{answer['task']}class {answer['label']}" for answer in answers)
     return {"index": index, "png": png(image), "alt": alt, "answers": answers, "used": used}

@@ -24,7 +24,7 @@ def pick(sweeper: Sweeper, points: Sequence[Point], budget: Budget) -> Found:
     if not within:
         nearest = min(points, key=lambda point: sweeper.cost(point, kind))
         told = budget.amount(sweeper.cost(nearest, kind))
-        raise UserError(f"budget {budget.text} cannot be met; the nearest that can is {kind}={told}")
+        raise UserError(f"budget {budget.text} cannot be met; the nearest that can is {budget.word}={told}")
     best = min(within, key=lambda point: sweeper.value(point, kind))
     better = [p for p in points if sweeper.cost(p, kind) > limit and sweeper.value(p, kind) < sweeper.value(best, kind)]
     if not better:

@@ -273,6 +273,8 @@ def told(found: dict[str, Any]) -> tuple[list[ControlTable], list[str]]:
     """What :func:`controls` found, for people: accuracy under each control, what the gates depend on, and for each task
     a line on whether harder images run more."""
     tasks = [name for name in BRANCHES if name in found["under"]["own"]]
+    two = len(tasks) > 1  # one task goes without its name
+    columns = [f"{task}{what}" for task in tasks for what in ("", ": own gain")] if two else ["accuracy", "own gain"]
     rows = []
     for control, words in CONTROLS.items():
         under, cells = found["under"][control], []
@@ -282,7 +284,7 @@ def told(found: dict[str, Any]) -> tuple[list[ControlTable], list[str]]:
         rows.append((words, f"{100 * under['macs']:.1f} %", *cells))
     accuracy = ControlTable(
         f"the same {found['images']} test images under other gates; in %, with 95 % intervals",
-        ("gates", "MACs", *(f"{task}{what}" for task in tasks for what in ("", ": own gain"))),
+        ("gates", "MACs", *columns),
         rows,
         left=1,
     )
@@ -291,19 +293,21 @@ def told(found: dict[str, Any]) -> tuple[list[ControlTable], list[str]]:
         between = sum(0.05 <= rate <= 0.95 for rate in gates["open"])
         for task in tasks if name not in tasks else (name,):
             bits = (f"{sum(gates[task][key]) / len(gates['open']):.3f}" for key in ("class", "loss"))
-            rows.append((name, task, f"{between} of {len(gates['open'])}", *bits))
+            named = (name, task) if two else (name,)
+            rows.append((*named, f"{between} of {len(gates['open'])}", *bits))
     depends = ControlTable(
         "what the gates depend on: mutual information in bits, mean over the gates",
-        ("gates", "task", "open for 5 to 95 % of the images", "with the class", "with the loss"),
+        ("gates", *(["task"] if two else []), "open for 5 to 95 % of the images", "with the class", "with the loss"),
         rows,
-        left=2,
+        left=2 if two else 1,
     )
     lines = []
     for task, hard in found["difficulty"].items():
         words = "all images take as many MACs"
         if hard["correlation"] is not None:
             words = "{correlation:+.2f} ({low:+.2f} to {high:+.2f})".format(**hard)
-        lines.append(f"{task}: rank correlation of an image's MACs with its loss: {words}")
+        whose = f"{task}: rank" if two else "Rank"
+        lines.append(f"{whose} correlation of an image's MACs with its loss: {words}")
     return [accuracy, depends], lines
 
 

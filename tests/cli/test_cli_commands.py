@@ -17,6 +17,8 @@ def test_demo_as_a_new_user(dsn, checkpoint, tmp_path):
     status, out, err = dsn("demo", "--checkpoint", checkpoint, "--images", 64, "--seconds", 0, "--threads", 1)
     assert status == 0, err
     told = ("accuracy", "layers skipped", "dense", "executed", "batch", "same gates as PyTorch", "another image's")
+    assert out.startswith("Its own gates save, beside the same kernels with all gates open: time ")
+    assert out.splitlines()[1].startswith("Kernels, all gates open, beside ")
     for text in (*told, "dsn-demo.html"):
         assert text in out
     assert "Traceback" not in err
@@ -117,8 +119,12 @@ def test_bench(dsn, checkpoint, tmp_path):
     assert document["model"] == str(checkpoint) and document["threads"] == 1 and document["missing"] == {}
     assert [row["gates"] for row in document["rows"]] == gates.split(",") * 2
     assert "batch 2, gates paper" in err
-    status, out, _ = dsn("bench", checkpoint, *options)
-    assert status == 0 and "random:0.5" in out and "channels_last" in out and "speed-up" in out
+    status, out, err = dsn("bench", checkpoint, *options)
+    assert status == 0 and "channels_last" in out and "speed-up" in out and "trained" in out
+    first, second = out.splitlines()[:2]
+    assert first.startswith("Its trained gates save, beside the same kernels with all gates open: time ")
+    assert "Coarse accuracy " in first and " with all gates open)" in first
+    assert second.startswith("Kernels, all gates open, beside the fastest of eager, channels_last: ")
 
 
 @pytest.mark.long
@@ -127,8 +133,10 @@ def test_bench_by_name_and_without_data(dsn, bare_checkpoint):
     status, out, _ = dsn("bench", "dsn-navon", "--gates", "shut", *options)
     (row,) = json.loads(out)["rows"]
     assert status == 0 and row["best_baseline"] is None
-    status, out, _ = dsn("bench", bare_checkpoint, "--gates", "trained", *options)
-    assert status == 0 and len(json.loads(out)["rows"]) == 1
+    status, out, err = dsn("bench", bare_checkpoint, *options)
+    document = json.loads(out)
+    assert status == 0 and [row["gates"] for row in document["rows"]] == ["open", "trained"]
+    assert "note: no --data, so images are noise" in err and len(document["headlines"]) == 1
 
 
 @pytest.mark.long

@@ -177,6 +177,8 @@ def test_a_users_network(task):
     assert set(found["difficulty"]) == set(tasks) and set(found["gates"]) == {"units"}
     assert found["under"]["open"]["macs"] > found["under"]["own"]["macs"] >= found["under"]["static"]["macs"]
     tables, lines = controls.told(found)
+    words = " ".join([*tables[0].columns, *tables[1].columns, *lines])
+    assert ("fine" in words) == (task == "both")
     assert len(tables[0].rows[0]) == 2 + 2 * len(tasks) and len(tables[1].rows) == len(lines) == len(tasks)
 
 

@@ -332,6 +332,8 @@ def test_refuses(model, data):
     with pytest.raises(UserError, match="expected latency=2ms, or a share"):
         Budget("latency=2")
     assert Budget("error=+0.5pt").limit == 0.005 and Budget("latency=2ms").limit == 2.0
+    below = Budget("accuracy=-0.5pt")
+    assert (below.kind, below.limit, below.amount(0.01)) == ("error", 0.005, "-1.00pt")
     assert Budget("macs=80%").limit == Budget("macs=0.8").limit == 0.8
     share = Budget("latency=80%", own_ms=5.0)
     assert share.limit == Budget("latency=0.8", own_ms=5.0).limit == 4.0 and share.amount(3.0) == "0.6"
