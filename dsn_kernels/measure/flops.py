@@ -154,6 +154,8 @@ def graph_layers(
     only = next(iter(layers), "")  # a network of one branch does not name it
     seen: Counter[str] = Counter()
     stems = 0
+    # A gate is named by what it decides on, so that it is counted as that is.
+    governed = {node.only_if: node.where for node in reversed(graph.nodes) if node.only_if >= 0}
     works = zip(trace(graph, gates), trace(graph, torch.ones(1, graph.gates, dtype=torch.uint8)), strict=True)
     for work, opened in works:
         node = graph.nodes[work.index]
@@ -163,7 +165,8 @@ def graph_layers(
             stems += 1
             dense = dense if stems == 1 else 0
         gate = work.gate - firsts[branch] if work.gate >= 0 else -1
-        where = node.where or ".".join(word for word in (part, node.branch) if word)
+        where = node.where or governed.get(getattr(node, "first_gate", -1)) if work.op == "gate" else node.where
+        where = where or ".".join(word for word in (part, node.branch) if word)
         key = f"{where}.{work.op}" if where else work.op
         yield work, LayerCount(f"{key}.{seen[key]}", branch, gate, dense, work.ran.double(), work.macs)
         seen[key] += 1

@@ -42,6 +42,17 @@ def blocks_of(model: Any) -> list[int]:
     return [first - 1, *others]  # the first unit has no gate
 
 
+def cell_names(model: Any) -> list[str]:
+    """Of each cell of a strip, the layer or unit that it stands for, numbered as in timelines."""
+    if hasattr(model, "unit_sizes"):
+        return [str(name) for name in model.unit_sizes]
+    units = getattr(model.config, "units", None)
+    if units is not None:
+        return list(units)
+    layers, count = hasattr(model.config, "block_layers"), sum(blocks_of(model))
+    return [f"layer.{i}" if layers else f"units.{i + 1}" for i in range(count)]
+
+
 def cells_of(model: Any, gates: Tensor) -> Tensor:
     """What a strip shows, float64 [N, cells]: gates, or of filters the fraction of each unit's that is on."""
     gates = gates.double()
@@ -100,6 +111,7 @@ def facts(model: Any, fast: Any, name: str, data: Labelled, kept: Record, opened
             "both": 1 - executed["mean"] / dense,
         },
         "macs_rows": _macs_rows(fast, dense, kept, opened),
+        "cells": by_block(cell_names(model), blocks),
         "ran": {key: by_block(cells_of(model, gates).mean(0).tolist(), blocks) for key, gates in kept.gates.items()},
         "kinds": {key: _kinds(gates) for key, gates in kept.gates.items()},
         "classes": classes,

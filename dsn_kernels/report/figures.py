@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _SIZE = (4.6, 3.0)  # inches; text stays readable where a phone shows it 340 pixels wide
 _LEGEND_CLASSES = 20
+_TICKS = 15
+_NUMBER = re.compile(r"\d+")
 
 
 class Drawing(NamedTuple):
@@ -81,16 +84,30 @@ def macs_figure(rows: Mapping[str, float], colours: Colours) -> Figure:
     return figure
 
 
-def classes_figure(ran: np.ndarray, blocks: Sequence[int], names: Sequence[str], unit: str, colours: Colours) -> Figure:
-    """How much each class skipped of each layer: ``ran`` [classes, layers] in [0, 1], NaN of a class without images."""
+def classes_figure(
+    ran: np.ndarray,
+    blocks: Sequence[int],
+    names: Sequence[str],
+    unit: str,
+    colours: Colours,
+    cells: Sequence[str] = (),
+) -> Figure:
+    """How much each class skipped of each layer: ``ran`` [classes, layers] in [0, 1], NaN of a class without images.
+
+    ``names`` are the classes', ``cells`` the layers', of which the numbers are shown.
+    """
     figure, axes = _axes(colours, (_SIZE[0], float(np.clip(0.22 * len(ran) + 0.9, 2.2, 6.0))))
-    cells = (0.5, ran.shape[1] + 0.5, len(ran) - 0.5, -0.5)
+    edges = (0.5, ran.shape[1] + 0.5, len(ran) - 0.5, -0.5)
     image = axes.imshow(
-        100 * (1 - ran), extent=cells, cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="none"
+        100 * (1 - ran), extent=edges, cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="none"
     )
     for edge in np.cumsum(blocks)[:-1]:
         axes.axvline(edge + 0.5, color=colours.ink, linewidth=0.8)
     axes.set_xlabel(unit)
+    if cells and all(_NUMBER.search(cell) for cell in cells):
+        step = -(-len(cells) // _TICKS)
+        numbers = [_NUMBER.findall(cell)[-1] for cell in cells[::step]]
+        axes.set_xticks(range(1, len(cells) + 1, step), numbers, fontsize=8)
     if len(ran) <= _LEGEND_CLASSES:
         axes.set_yticks(range(len(ran)), [plain(name) for name in names], fontsize=8)
     else:

@@ -26,7 +26,7 @@ from ..tuning.operating_point import moves_thresholds
 from ..tuning.sweep import sweep
 from ..tuning.sweeper import SweepSettings
 from .compare import compare
-from .facts import blocks_of, cells_of, facts, ran_by_class
+from .facts import blocks_of, cell_names, cells_of, facts, ran_by_class
 from .feature_maps import feature_maps
 from .figures import (
     Drawing,
@@ -184,7 +184,9 @@ def _drawings(
     blocks = blocks_of(model)
     for task, rows in document["classes"].items():
         ran = ran_by_class(model, kept, task, len(rows))
-        draw = partial(classes_figure, ran, blocks, [row["name"] for row in rows], document["unit_one"])
+        draw = partial(
+            classes_figure, ran, blocks, [row["name"] for row in rows], document["unit_one"], cells=cell_names(model)
+        )
         named = ("classes", "How") if len(document["classes"]) == 1 else (f"classes-{task}", f"{task}: how")
         yield "classes", Drawing(named[0], f"{named[1]} much each class skipped.", draw)
     ends = list(groups.values())

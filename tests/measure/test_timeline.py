@@ -77,6 +77,14 @@ def test_steps_and_macs_are_those_of_the_meter(name, threads):
     assert found.threads == threads and {span.thread for span in found.spans} <= set(range(threads))
 
 
+def test_a_gate_is_named_by_what_it_decides_on():
+    fast = build("skipnet-38-rnn")
+    steps = timeline(fast, make_images(fast, 1), runs=1)
+    governed = {gate: step.partition(".conv2d")[0] for step, gate in zip(steps.steps, steps.gates, strict=True)}
+    gates = [step for step in steps.steps if step.endswith(".gate.0")]
+    assert gates == [f"{governed[i]}.gate.0" for i in range(len(gates))] and len(gates) == fast.layers["units"]
+
+
 def test_spans_lie_in_the_call_and_threads_do_one_thing_at_a_time(threads):
     fast = build("skipnet-38-rnn")
     found = timeline(fast, make_images(fast, 7), half(fast, 7), runs=3)

@@ -9,7 +9,8 @@ def test_gates_and_kernels_have_a_line_each():
     accuracy = Accuracy({"fine": 0.812}, {"fine": 0.82}, {"fine": 0.818})
     assert gates_line(ROWS, 0.331, accuracy) == (
         "Its own gates save, beside the same kernels with all gates open: time 31.2 % at batch 1, 1.0 % at batch 8 "
-        "(within noise); MACs 33.1 %. Accuracy 81.2 % (82.0 % with all gates open, 81.8 % of the network it began with)."
+        "(within noise); MACs 33.1 %. Accuracy 81.2 % (82.0 % with all gates open, 81.8 % of the network "
+        "it began with)."
     )
     assert kernels_line(ROWS, ["eager", "openvino"]) == (
         "Kernels, all gates open, beside the fastest of eager, openvino: 1.30x the speed of openvino at batch 1, 0.98x "

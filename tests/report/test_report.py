@@ -228,6 +228,13 @@ def test_other_families(name, options):
     assert made.document["notes"][-1] == note and note in made.page and "sweep" in made.document
     cells = {"skipnet-38-rnn": 5, "gaternet-resnet-20": 9, "lsn-navon": 4}
     assert sum(len(block) for block in next(iter(made.document["ran"].values()))) == cells[name]
+    assert [len(block) for block in made.document["cells"]] == [
+        len(block) for block in next(iter(made.document["ran"].values()))
+    ]
+    if name == "skipnet-38-rnn":  # its cells are numbered as in its timeline
+        steps = dsn_kernels.timeline(dsn_kernels.accelerate(model), images, runs=1).steps
+        gated = dict.fromkeys(step.rpartition(".gate")[0] for step in steps if ".gate" in step)
+        assert [cell for block in made.document["cells"] for cell in block] == [*gated]
     assert Reader(made.page).open == []
     shown = re.sub(r"<style>.*?</style>|class=", "", made.page, flags=re.S)
     assert bool(re.search(r"\b(fine|coarse|branch)\b", shown)) == (len(tasks) > 1)  # one task has no name
