@@ -11,12 +11,6 @@ from ..data import SIZED, CoarseFineDataset
 from .recipe import Recipe
 
 
-def told_task(recipe: Recipe) -> str:
-    """The recipe's task; of a model of one task, where the recipe does not say which, the fine one."""
-    single = not isinstance(zoo.configuration(recipe.model)[1]["classes"], tuple)
-    return "fine" if single and recipe.task == "both" else recipe.task
-
-
 def data_options(recipe: Recipe) -> dict[str, Any]:
     """The options of the recipe's data; images in files are cut to the model's size where they do not say theirs."""
     options = dict(recipe.data.options)

@@ -21,10 +21,10 @@ from ..data import CoarseFineDataset, open_dataset
 from ..dual_skipping import BRANCHES
 from ..errors import UserError
 from ..selection import set_compute
-from .fitting import data_options, model_options, told_task
+from .fitting import data_options, model_options
 from .interruption import BetweenSteps, Interrupted
 from .objectives import Objective, make_objective
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, load_recipe, told_task
 from .schedule import Span, make_optimiser, make_scheduler, spans
 from .state import RunState, restore_state, save_state
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .. import zoo
 from ..errors import UserError, expected
 from ..gated import UnitGateKind
 from ..selection import Compute
@@ -318,6 +319,12 @@ def load_recipe(source: str | Path) -> Recipe:
     return validated(content, f"recipe {path}")
 
 
+def told_task(recipe: Recipe) -> str:
+    """The recipe's task; of a model of one task, where the recipe does not say which, the fine one."""
+    single = not isinstance(zoo.configuration(recipe.model)[1]["classes"], tuple)
+    return "fine" if single and recipe.task == "both" else recipe.task
+
+
 def validated(content: dict[str, Any], whose: str) -> Recipe:
     """A recipe from its keys.
 
@@ -325,7 +332,7 @@ def validated(content: dict[str, Any], whose: str) -> Recipe:
         UserError: a key is unknown, which is answered with the near ones, or missing, or its value does not fit.
     """
     try:
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "recipe"
@@ -336,6 +343,7 @@ def validated(content: dict[str, Any], whose: str) -> Recipe:
             ) from error
         near = expected(key, _keys(Recipe))
         raise UserError(f"{whose}: unknown key {key!r} (given {given}); {near}; see docs/training.md") from error
+    return recipe.model_copy(update={"task": told_task(recipe)}) if recipe.model in zoo.names() else recipe
 
 
 def _keys(section: type[BaseModel], before: str = "") -> list[str]:
