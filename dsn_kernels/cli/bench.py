@@ -151,7 +151,7 @@ def _accuracy(network: Any, metadata: dict[str, Any], kind: str | None, data: Pa
         {task: kept.correct(task).double().mean().item() for task in kept.labels}
         for kept in (record(fast, test), record(fast, test, all_open=True))
     )
-    return Accuracy(own, opened, started_from(metadata))
+    return Accuracy(own, opened, started_from(metadata), len(test.images))
 
 
 def load_table(document: dict[str, Any]) -> Table:

@@ -146,7 +146,14 @@ def load_checkpoint(source: str, arch: str | None = None) -> tuple[nn.Module, di
     """
     if not Path(source).exists():
         near = sorted(str(path) for path in Path(source).parent.glob("*.safetensors"))
-        told = expected(source, near) if near else "expected a file written by dsn train or dsn gate"
+        whole = f"{source}.safetensors"
+        told = (
+            f"near it: {whole}"
+            if whole in near
+            else expected(source, near)
+            if near
+            else "expected a file written by dsn train or dsn gate"
+        )
         raise UserError(f"no checkpoint at {source}; {told}")
     return load_model(source, arch=arch)
 

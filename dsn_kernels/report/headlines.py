@@ -28,11 +28,12 @@ class Timing(NamedTuple):
 
 class Accuracy(NamedTuple):
     """Accuracies by task: of the network, of the same with all gates open, and of the network that it began with, as
-    its checkpoint tells; empty where it does not."""
+    its checkpoint tells; empty where it does not. The former two are of ``images`` test images."""
 
     own: Mapping[str, float]
     opened: Mapping[str, float]
     started: Mapping[str, float]
+    images: int
 
 
 def gates_line(rows: Sequence[Timing], macs_saved: float, accuracy: Accuracy | None, gates: str = "own") -> str:
@@ -74,8 +75,7 @@ def _accuracies(accuracy: Accuracy) -> str:
         if task in accuracy.started:
             beside.append(f"{_percent(accuracy.started[task])} of the network it began with")
         parts.append(f"{name} {_percent(own)} ({', '.join(beside)})")
-    text = ", ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
+    return f"On {accuracy.images:,} test images {', '.join(parts)}."
 
 
 def _percent(fraction: float) -> str:

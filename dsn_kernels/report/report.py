@@ -145,7 +145,7 @@ def headlines(document: Mapping[str, Any], others: Sequence[str], started: Mappi
     own, opened = (
         {task: 1 - found[key]["mean"] for task, found in document["tasks"].items()} for key in ("error", "open_error")
     )
-    accuracy = Accuracy(own, opened, started)
+    accuracy = Accuracy(own, opened, started, document["images"])
     gates_told = gates_line(rows, document["macs_saved"]["gates"], accuracy)
     return [line for line in (gates_told, kernels_line(rows, [EAGER, *others])) if line]
 

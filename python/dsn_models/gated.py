@@ -188,6 +188,7 @@ class GatedNetwork(nn.Module):
         gate_macs: the MACs of an image like the example: the fixed ones, gates included, and those of each gate.
         config: how to construct it again (:class:`.constructors.ConstructedConfig`), which checkpoints keep and
             measurements ask for the shape of images; None of one that was gated without.
+        fresh_classifier: whether the network, as it is, knows nothing of the classes yet; the classifier begins anew.
 
     Raises:
         UserError: forced gates or thresholds do not fit.
@@ -202,6 +203,7 @@ class GatedNetwork(nn.Module):
         self.name, self.gate_macs = name, gate_macs
         self.trace = trace
         self._config: Any = None
+        self.fresh_classifier = False
 
     def forward(
         self,

@@ -123,7 +123,7 @@ def test_bench(dsn, checkpoint, tmp_path):
     assert status == 0 and "channels_last" in out and "speed-up" in out and "trained" in out
     first, second = out.splitlines()[:2]
     assert first.startswith("Its trained gates save, beside the same kernels with all gates open: time ")
-    assert "Coarse accuracy " in first and " with all gates open)" in first
+    assert " test images coarse accuracy " in first and " with all gates open)" in first
     assert second.startswith("Kernels, all gates open, beside the fastest of eager, channels_last: ")
 
 

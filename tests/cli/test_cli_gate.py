@@ -221,7 +221,7 @@ CASES = [
     (["--units", "0"], "units has '0', but 0 maps [1, 3, 16, 16] to [1, 8, 8, 8]"),
     (["--gate-kind", "spiral"], "gating.kind is 'spiral'"),
     (["--data", "absent"], "data folder is absent"),
-    (["--data", "ownpackage"], "do not tell what data it holds; choose with --kind"),
+    (["--data", "ownpackage"], "do not tell what data it holds: choose with --kind; pictures lie in train/CLASS"),
     (["--mean", "0.5,0.5,0.5"], "--std is missing"),
     (["--task", "medium"], "task is 'medium'"),
     (["--lr", "0"], "train.lr is 0.0"),

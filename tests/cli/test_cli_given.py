@@ -31,6 +31,7 @@ def test_released_weights_need_no_constructor(data, dsn):
     assert "normalised by mean 0.485 0.456 0.406 and std 0.229 0.224 0.225 (ImageNet's, of the published" in error
     assert "the data has 3 classes, released.th another number: head.2.weight, head.2.bias begin anew" in error
     assert "new/gated.safetensors: 48 images" in out and "--arch" not in out
+    assert "as it was given" not in out + error  # it does not know these classes
     model = dsn_models.load("new/gated.safetensors")  # nothing but our own code constructs it
     assert (model.config.name, model.config.classes, model.config.image_size) == ("resnet-14", 3, 16)
     assert model.class_names == ["blue", "green", "red"] and model.preprocess.mean == (0.485, 0.456, 0.406)
@@ -98,7 +99,44 @@ def test_a_mistake_is_one_line(data, dsn, words, told):
 
 
 @pytest.mark.parametrize(
-    ("macs", "words"), [(0.71, "71.0 % of the MACs, reached"), (0.9, "90.0 % of the MACs, missed; more --epochs help")]
+    ("words", "told"),
+    [
+        (
+            ["eval", "gated.safetensors"],
+            "expected an existing folder that holds pictures as test/CLASS/*.jpg; name one",
+        ),
+        (["bench", "gated.safetensors", "--data", "absent"], "data folder is absent; expected an existing folder"),
+        (["report", "gated", "--data", "data"], "no checkpoint at gated; near it: gated.safetensors"),
+        (["predict", "gated.safetensors"], "Missing argument 'FILE...'; see dsn predict --help"),
+        (["predict", "gated.safetensors", "data"], "cannot be read as an image: it is a folder; name a file in it"),
+        (
+            ["sweep", "gated.safetensors", "--data", "data", "--budget", "accuracy=0.8"],
+            "or accuracy=-0.5pt (of all gates",
+        ),
+        (["eval", "released.th", "--data", "data"], "convert its weights first: dsn convert released.th"),
+        (["gate", "released.th", "--data", "data/train", "--out", "x"], "pictures lie in train/CLASS and test/CLASS"),
+        (["gate", "released.th", "--out", "x"], "Missing option '--data'"),
+    ],
+)
+def test_a_slip_on_the_road_is_told(data, dsn, words, told):
+    from dsn_models.constructors import ZOO, gate_constructed, zoo_options
+
+    network = dsn_models.create("resnet-20", classes=3, **SMALL).eval()
+    gated, _ = gate_constructed(network, ZOO, zoo_options(network), torch.rand(1, 3, 16, 16), "auto", "pooled")
+    recipe = {"task": "fine", "data": {"kind": "folder", "options": {"image_size": 16}}}
+    normalised = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    dsn_models.save(gated, "gated.safetensors", recipe=recipe, data=normalised)
+    status, out, error = dsn(*words)
+    assert (status, out, error.count("\n")) == (2, "", 1) and told in error
+
+
+@pytest.mark.parametrize(
+    ("macs", "words"),
+    [
+        (0.71, "71.0 % of the MACs, reached"),
+        (0.5, "reached, and more than that; dsn sweep CKPT --budget macs=0.7 opens gates"),
+        (0.9, "90.0 % of the MACs, missed; more --epochs help"),
+    ],
 )
 def test_what_was_reached_is_told(macs, words):
     from dsn_kernels.cli.gate import reached

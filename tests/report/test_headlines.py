@@ -6,11 +6,11 @@ ROWS = [Timing(1, 0.312, True, "openvino", 1.296, True), Timing(8, 0.01, False, 
 
 
 def test_gates_and_kernels_have_a_line_each():
-    accuracy = Accuracy({"fine": 0.812}, {"fine": 0.82}, {"fine": 0.818})
+    accuracy = Accuracy({"fine": 0.812}, {"fine": 0.82}, {"fine": 0.818}, 1000)
     assert gates_line(ROWS, 0.331, accuracy) == (
         "Its own gates save, beside the same kernels with all gates open: time 31.2 % at batch 1, 1.0 % at batch 8 "
-        "(within noise); MACs 33.1 %. Accuracy 81.2 % (82.0 % with all gates open, 81.8 % of the network "
-        "it began with)."
+        "(within noise); MACs 33.1 %. On 1,000 test images accuracy 81.2 % (82.0 % with all gates open, 81.8 % of "
+        "the network it began with)."
     )
     assert kernels_line(ROWS, ["eager", "openvino"]) == (
         "Kernels, all gates open, beside the fastest of eager, openvino: 1.30x the speed of openvino at batch 1, 0.98x "
@@ -24,9 +24,10 @@ def test_what_is_not_known_is_left_out():
         "Its random:0.5 gates save, beside the same kernels with all gates open: MACs 50.0 %."
     )
     assert kernels_line([ROWS[0]._replace(best=None)], []) == ""
-    two = Accuracy({"coarse": 0.9, "fine": 0.8}, {"coarse": 0.9, "fine": 0.8}, {})
+    two = Accuracy({"coarse": 0.9, "fine": 0.8}, {"coarse": 0.9, "fine": 0.8}, {}, 64)
     assert gates_line([], 0.0, two).endswith(
-        "Coarse accuracy 90.0 % (90.0 % with all gates open), fine accuracy 80.0 % (80.0 % with all gates open)."
+        "On 64 test images coarse accuracy 90.0 % (90.0 % with all gates open), "
+        "fine accuracy 80.0 % (80.0 % with all gates open)."
     )
 
 

@@ -66,7 +66,7 @@ def test_facts(made, model, data):
     assert f"MACs {100 * saved['gates']:.1f} %." in first  # not what pooling first saves
     assert second.startswith("Kernels, all gates open, beside the fastest of eager PyTorch, channels_last: ")
     assert first in made.page and made.page.index(first) < made.page.index(second)
-    assert f"the kernels do {100 * saved['fused']:.1f} % fewer MACs than the dense network" in made.page
+    assert f"the kernels do\n{100 * saved['fused']:.1f} % fewer MACs than the dense network" in made.page
     sources = read_clusters(data)
     assert document["sampled"]["what"] == "digits" and document["sampled"]["sources"] == len(sources)
     assert f"The images are made of {len(sources)} digits and share them" in made.page

@@ -112,7 +112,9 @@ def open_dataset(
     if kind == "navon-sklearn":
         return navon.from_sklearn(train, images, **options)
     if path is None or not Path(path).is_dir():
-        raise UserError(f"data folder is {path}; expected an existing folder that holds {kind} data")
+        holds = "pictures as test/CLASS/*.jpg" if kind == "folder" else f"{kind} data"
+        given = "; name one with --data" if path is None else ""
+        raise UserError(f"data folder is {path}; expected an existing folder that holds {holds}{given}")
     if kind == "navon-idx":
         return navon.from_idx(path, train, images, **options)
     if kind == "folder":
@@ -124,11 +126,12 @@ def open_dataset(
         dataset = cifar_jpeg.CIFAR10Jpeg(path, train, images, **options)
     else:
         dataset = _READERS[kind](path, train, **options)
+    two = task == "both"
     for task, own in dataset.class_names.items():
         wanted = [folder.same_name(name) for name in classes.get(task, own)]
         if wanted != [*own]:
             raise UserError(
-                f"{kind} has the {task} classes {', '.join(own)}; the network was trained on {', '.join(wanted)}"
+                f"{kind} has the {f'{task} ' * two}classes {', '.join(own)}; the network was trained on {', '.join(wanted)}"
             )
     return dataset
 

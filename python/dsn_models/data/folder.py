@@ -134,7 +134,7 @@ class ImageFolder(ListedImages):
             coarse_map = read_coarse_map(coarse_map)
         images, notes = scan(root)
         if not images:
-            raise UserError(f"no image in {root}; expected sub-folders of images, one per fine class")
+            raise UserError(f"no image in {root}; expected sub-folders of images, one per class")
         known = {task: [same_name(name) for name in names] for task, names in (classes or {}).items()}
         fine = known.get("fine") or list(images)
         _refuse_unknown(images, fine, "fine", root)

@@ -30,9 +30,12 @@ class ConstructedObjective(SingleTaskObjective):
 
     @torch.no_grad()
     def check(self, model: Any, dataset: CoarseFineDataset) -> None:
-        """As of every family; notes how many training images the network knows already."""
+        """As of every family; notes how many training images the network knows already, if it knows their classes."""
         super().check(model, dataset)
         self.given: nn.Module = model.dense_equivalent().eval().requires_grad_(False)
+        self._policy = Policy(self.recipe, model, self.given if self.recipe.policy.distillation else None)
+        if model.fresh_classifier:
+            return
         count = min(_TRIED, len(dataset))
         images, *labels = dataset.batch(torch.arange(count) * len(dataset) // count)
         right = accuracy(self.given(images), dict(zip(("coarse", "fine"), labels, strict=True))[self.recipe.task])
@@ -40,8 +43,6 @@ class ConstructedObjective(SingleTaskObjective):
             f"as it was given the network is right for {100 * right:.1f} % of {count} training images; if that is few, "
             "its images were normalised, or its classes numbered, in another way (--mean and --std set the former)"
         )
-        teacher = self.given if self.recipe.policy.distillation else None
-        self._policy = Policy(self.recipe, model, teacher)
 
     def phases(self) -> list[Phase]:
         return self.gated_phases()
@@ -68,10 +69,11 @@ class ConstructedObjective(SingleTaskObjective):
 
     def evaluate(self, model: Any, dataset: CoarseFineDataset) -> dict[str, Any]:
         """As of one task, with ``macs`` (of those of the network without gates) and, under ``given``, the accuracy of
-        the network before it was trained to skip."""
+        the network before it was trained to skip, where it knew the classes."""
         result = super().evaluate(model, dataset)
         task = self.recipe.task
         ran = {model.name: torch.tensor(result[task]["ran"], dtype=torch.float64)}
         result[task]["macs"] = (model.gate_macs.executed(ran) / model.gate_macs.dense).item()
-        result["given"] = {task: evaluate(self.given, dataset, task=task)[task]}
+        if not model.fresh_classifier:
+            result["given"] = {task: evaluate(self.given, dataset, task=task)[task]}
         return result
