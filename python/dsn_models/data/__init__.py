@@ -131,7 +131,8 @@ def open_dataset(
         wanted = [folder.same_name(name) for name in classes.get(task, own)]
         if wanted != [*own]:
             raise UserError(
-                f"{kind} has the {f'{task} ' * two}classes {', '.join(own)}; the network was trained on {', '.join(wanted)}"
+                f"{kind} has the {f'{task} ' * two}classes {', '.join(own)}; the network was trained on "
+                f"{', '.join(wanted)}"
             )
     return dataset
 
