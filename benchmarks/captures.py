@@ -6,8 +6,8 @@ Of networks that others define, as ``benchmarks/foreign.py`` has them: seconds o
 example, an image of 224 x 224, takes with its spot check, in a process that has captured nothing before; and in another
 process that finds the export in ``cache=``. Of networks of the zoo: seconds of CPU that their planner takes, and that
 export takes, without spot check, in a process that has captured another network both ways before; and the time of a run
-by export as a multiple of that by the planner, medians of runs in turns. All gates are open; those of a GaterNet are as
-it decides, because by its planner forced gates spare it the gater. All of it is float32 on one thread.
+by export as a multiple of that by the planner, medians of runs in turns. All gates are open. All of
+it is float32 on one thread; the CPU seconds of others' networks are medians of three processes.
 Leaves ``benchmarks/results/MACHINE.captures.json`` after each network, and takes up where it was stopped: networks that
 are in the file are measured again only if they are asked for by name.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ ZOO = (
 )
 FIRST = "densenet-40"  # what a process captures before it is asked
 BATCHES = (1, 8)
+REPEATS = 3
 
 
 def seconds_of(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -75,9 +77,9 @@ def by_export(model: nn.Module, images: torch.Tensor) -> Any:
     return CapturedModel(captured, (tuple(images.shape[1:]),), at, structure, Target("cpu", torch.float32))
 
 
-def open_call(fast: Any, images: torch.Tensor, decided: bool) -> Callable[[], Any]:
-    """A run with all gates open, or as they are ``decided``."""
-    if decided or not fast.layers:
+def open_call(fast: Any, images: torch.Tensor) -> Callable[[], Any]:
+    """A run with all gates open."""
+    if not fast.layers:
         return lambda: fast(images)
     gates = {name: torch.ones(len(images), count, dtype=torch.uint8) for name, count in fast.layers.items()}
     return lambda: fast(images, forced_gates=gates)
@@ -90,13 +92,12 @@ def measure_zoo(name: str, seconds: float) -> dict[str, Any]:
     images = [torch.randn(8, m.config.in_channels, *[m.config.image_size] * 2) for m in (first, model)]
     by_planner(first)
     by_export(first, images[0])
-    row: dict[str, Any] = {"gates": "decided" if name.startswith("gaternet") else "open"}
+    row: dict[str, Any] = {}
     row["planner_seconds"], own = seconds_of(lambda: by_planner(model))
     row["export_seconds"], other = seconds_of(lambda: by_export(model, images[1]))
     for batch in BATCHES:
-        both = {"planner": own, "export": other}
-        x, decided = images[1][:batch], row["gates"] == "decided"
-        timer = InterleavedTimer({way: open_call(fast, x, decided) for way, fast in both.items()})
+        x = images[1][:batch]
+        timer = InterleavedTimer({"planner": open_call(own, x), "export": open_call(other, x)})
         timer.run(seconds)
         times = {way: latency.median for way, latency in timer.latencies().items()}
         row[f"batch_{batch}"] = {"ms": times, "ratio": times["export"] / times["planner"]}
@@ -116,9 +117,13 @@ def measure(name: str, seconds: float) -> tuple[str, dict[str, Any]]:
     """The list that a network belongs to, and its row."""
     if name in ZOO:
         return "zoo", {"network": name, **in_another_process(name, "--one", "--seconds", str(seconds))}
-    with tempfile.TemporaryDirectory() as folder:
-        fresh, cached = (in_another_process(name, "--one", "--cache", folder)["seconds"] for _ in range(2))
-    return "foreign", {"network": name, "fresh_seconds": fresh, "cached_seconds": cached}
+    taken: list[list[float]] = []
+    for _ in range(REPEATS):
+        with tempfile.TemporaryDirectory() as folder:
+            taken.append([in_another_process(name, "--one", "--cache", folder)["seconds"] for _ in range(2)])
+    fresh, cached = zip(*taken, strict=True)
+    row = {"network": name, "fresh_seconds": statistics.median(fresh), "cached_seconds": statistics.median(cached)}
+    return "foreign", {**row, "all_seconds": taken}
 
 
 def keep(path: Path, kind: str, row: dict[str, Any]) -> None:
