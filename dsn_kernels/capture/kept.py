@@ -33,7 +33,7 @@ def kept_export(
     export: Callable[[nn.Module, Sequence[Tensor]], ExportedProgram],
     fresh: bool = False,
 ) -> tuple[ExportedProgram, bool]:
-    """``export(model, example)``, read from a folder if it was kept there, which takes a half to a third of the time.
+    """``export(model, example)``, read from a folder if it was kept there, which takes less time.
 
     A file is named by a hash of what decides the graph: the versions of torch and of our plans; of each module its
     class, with the files that define it, and its attributes; the values of tensors that are no weights; names, shapes
