@@ -235,7 +235,7 @@ void filter_lists(Buffer masks, Buffer lists, Buffer counts, Buffer first, Buffe
   p.counts = counts.data<int32_t>();
   p.gates = p.list_stride = 70;
   p.count_stride = p.count = 1;
-  p.list[0] = {0, 0, 1};
+  p.list[0] = {0, 0, 0, 1};
   p.range[0] = {70, 0};
   start<filter_lists_kernel<kThreads>>(p, batch, kThreads, 0);
   const GroupParams g{masks.data<uint8_t>(), first.data<int32_t>(), order.data<int64_t>(), batch, 70};
