@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..graph import decided_gates, nodes
+from ..graph import nodes
 from .gate import take
 from .step import Facts, Run, Step
 from .support import launch, register
@@ -95,7 +95,6 @@ class Decide(Step, serves=[nodes.Decide]):
         super().__init__(node, index, facts)
         self.src_offset = node.src_offset
         self.columns = slice(node.first_gate, node.first_gate + node.in_channels)
-        self.chooses = not facts.lists.gates.isdisjoint(decided_gates(node))
 
     def forward(self, run: Run) -> None:
         sums, own = run.maps[self.src].sums, self.columns
@@ -110,5 +109,3 @@ class Decide(Step, serves=[nodes.Decide]):
             self._words(run),
             run.pixels(self.src),
         )
-        if self.chooses:
-            run.choose()

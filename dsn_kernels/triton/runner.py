@@ -82,6 +82,8 @@ class TritonRunner(nn.Module):
             run.choose()
         for step, done in zip(self.steps, self._done, strict=True):
             step(run)
+            if step.chooses:
+                run.choose()
             for map in done:
                 run.maps.pop(map, None)
         return Outputs(run.logits, run.map, run.taken, run.scores, run.macs)

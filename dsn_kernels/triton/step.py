@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsn_models.errors import UserError
 
-from ..graph import Affine, DenseBlock, Graph, Node, find_reads, pooled_maps
+from ..graph import Affine, DenseBlock, Graph, Node, decided_gates, find_reads, pooled_maps
 from . import resample
 from .channel_lists import ChannelLists, Listed
 from .layout import Channels, pad
@@ -168,6 +168,7 @@ class Step(nn.Module):
         self.pool = node.dst in facts.pooled
         lists = facts.lists
         self.inputs, self.filters, self.pattern = lists.inputs[index], lists.filters[index], lists.patterns[index]
+        self.chooses = not lists.gates.isdisjoint(decided_gates(node))  # lists are made anew behind it
         self._lists: dict[str, int] = {}
 
     def _inputs(self, run: Run, m: Map, layout: Channels) -> tuple[Tensor | None, Tensor | None, int]:
